@@ -1,0 +1,66 @@
+"""Prepare the data of a run ahead of time, and print what there is of it.
+
+    python launch/prepare_data.py
+    python launch/prepare_data.py --config run.yaml --set data.workers=8
+
+A training run prepares whatever is missing by itself; this serves a login node with a network, or
+a large corpus. It may be killed and called again.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from sparsecl import config
+from sparsecl.data.prepare import PreparedData, prepare
+from sparsecl.engine.run_config import RunConfig
+from sparsecl.errors import UserError
+
+
+def main() -> int:
+    """Parse, load, prepare, print. Returns the exit code."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--config", type=Path, help="run config; default: the embedded one")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override")
+    parser.add_argument("--verify", action="store_true", help="check the sha256 of token files")
+    options = parser.parse_args()
+    try:
+        run = config.load(RunConfig, options.config, options.set)
+        prepared = prepare(
+            run.data,
+            run.tokenizer,
+            context=run.model.resolved().context,
+            seed=run.seed,
+            show_progress=sys.stderr.isatty(),
+            verify=options.verify,
+        )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(table(prepared))
+    return 0
+
+
+def table(prepared: PreparedData) -> str:
+    """One line per domain: documents, MB and tokens of both splits, bytes per token."""
+    head = ("domain", "documents", "MB", "train tokens", "validation", "bytes/token")
+    lines = ["{:<16}{:>11}{:>9}{:>14}{:>12}{:>13}".format(*head)]
+    for domain in prepared.domains:
+        train, validation = domain.train, domain.validation
+        num_bytes = train.num_bytes + validation.num_bytes
+        num_tokens = train.num_tokens + validation.num_tokens
+        lines.append(
+            f"{domain.name:<16}{train.num_documents + validation.num_documents:>11,}"
+            f"{num_bytes / 1e6:>9.2f}{train.num_tokens:>14,}{validation.num_tokens:>12,}"
+            f"{num_bytes / num_tokens:>13.2f}"
+        )
+    vocabulary = prepared.tokenizer
+    lines.append(
+        f"tokenizer {vocabulary.kind}, {vocabulary.vocab_size} ids, "
+        f"{vocabulary.digest[:12]}; data {prepared.fingerprint[:12]}"
+    )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""Train a sparse GPT over a sequence of text domains and measure what it forgets.
+
+    deepspeed launch/train.py --ds_config ds_configs/zero2.json
+    deepspeed --num_gpus 8 launch/train.py --ds_config ds_configs/zero3.json \
+        --config launch/configs/corpora.yaml --set precision=bf16
+
+Without --config it trains launch/configs/demo.yaml: minutes on two CPU cores.
+"""
+
+import argparse
+import os
+import sys
+import traceback
+import warnings
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:  # works from a checkout that was never installed
+    sys.path.insert(0, str(ROOT))
+
+from sparsecl import config as configs  # noqa: E402
+from sparsecl.errors import InvariantError, UserError  # noqa: E402
+
+DEMO = ROOT / "launch" / "configs" / "demo.yaml"
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, default=DEMO, help="run config (YAML)")
+    parser.add_argument("--ds_config", type=Path, required=True, help="DeepSpeed config (JSON)")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides"
+    )
+    parser.add_argument("--run_dir", type=Path, help="run folder; default runs/<name>-<digest>")
+    parser.add_argument("--resume", choices=("auto", "never", "must"), default="auto")
+    parser.add_argument("--dry_run", action="store_true", help="show what would run, then stop")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the launcher
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    """Returns the exit code; see sparsecl/errors.py."""
+    args = parse()
+    first = int(os.environ.get("RANK", "0")) == 0
+    quiet()
+    try:
+        train(args, first)
+    except (UserError, InvariantError) as error:
+        if first:
+            print(f"sparsecl: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except Exception:
+        traceback.print_exc()
+        return InvariantError.exit_code
+    return 0
+
+
+def train(args: argparse.Namespace, first: bool) -> None:
+    """Check, then train, then draw."""
+    # The config is read before torch is imported, so a typo costs a second.
+    from sparsecl.engine.run_config import RunConfig
+
+    config = configs.load(RunConfig, args.config, args.set)
+
+    from sparsecl import dist
+    from sparsecl.engine import run
+    from sparsecl.experiments.plots import forgetting_plot
+
+    prepared = run.check(config, args.ds_config, args.run_dir)
+    if args.dry_run:
+        if first:
+            print(run.dry_run(prepared))
+        return
+    summary = run.run(prepared, resume=args.resume)
+    if summary is not None:
+        picture = prepared.run_dir / "forgetting.png"
+        forgetting_plot(prepared.run_dir, picture)
+        print(f"\nResults    {prepared.run_dir / 'results.json'}")
+        print(f"Picture    {picture}")
+        print(f"Watch      tensorboard --logdir {prepared.run_dir}")
+    dist.shutdown()
+
+
+def quiet() -> None:
+    """Silence what libraries say about hardware that is not there."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", message=".*Transformer Engine and Apex.*")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""Tokens -> training sequences and evaluation windows, by index alone.
+
+A sequence is named by its number in the phase. Which tokens number k holds depends on the seed,
+the phase and the domain; who reads it depends on the parallel layout. So the order of the data
+is the same for every layout, and a resumed run needs to know nothing but its step.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsecl.data.permutation import Permutation
+from sparsecl.data.token_store import TokenStore
+from sparsecl.errors import DataError
+from sparsecl.seeding import stream
+
+NO_TARGET = -1
+"""Target of a position that predicts nothing (padding)."""
+
+
+class PhaseStream:
+    """Endless training sequences of one phase.
+
+    The tokens are parted into chunks that start every `context` tokens and overlap by one: the
+    last token of a chunk is predicted there and is the first input of the next. An epoch visits
+    every chunk once, in an order of its own; fewer than `context` tokens at the end are left out.
+
+    Args:
+        store: training tokens of the domain.
+        context: inputs per sequence.
+        seed: seed of the run.
+        phase: 0-based; the same domain in another phase has another order.
+        domain_name: part of the order's name.
+    """
+
+    def __init__(
+        self, store: TokenStore, *, context: int, seed: int, phase: int, domain_name: str
+    ) -> None:
+        self.num_chunks = (store.num_tokens - 1) // context
+        if self.num_chunks < 1:
+            raise DataError(
+                f"domain {domain_name}: train has {store.num_tokens} tokens, one sequence of "
+                f"context {context} needs {context + 1}; give more text or a smaller context"
+            )
+        self._store = store
+        self._context = context
+        self._names = (seed, "data_order", phase, domain_name)
+
+    def rows(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Sequences `indices` [n] of the phase, each >= 0, as token ids [n, context + 1]."""
+        chunks = self.chunks(np.asarray(indices, dtype=np.int64))
+        columns = chunks[:, None] * self._context + np.arange(self._context + 1)
+        return self._store.take(columns)
+
+    def chunks(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Chunk [n] that each sequence [n] reads; a bijection within an epoch."""
+        if len(indices) and indices.min() < 0:
+            raise ValueError(f"indices must be >= 0, got {indices.min()}")
+        epochs, positions = np.divmod(indices, self.num_chunks)
+        result = np.empty_like(indices)
+        for epoch in np.unique(epochs):
+            rng = stream(*self._names, int(epoch))
+            here = epochs == epoch
+            result[here] = Permutation(self.num_chunks, rng)(positions[here])
+        return result
+
+
+def sample_indices(
+    step: int, *, sequences: int, micro: int, dp_rank: int, dp_size: int, micro_step: int
+) -> NDArray[np.int64]:
+    """Sequences of the phase that one rank reads for one micro-batch, [micro].
+
+    Step s reads s * sequences .. (s + 1) * sequences - 1 in total, each by one rank once.
+
+    Args:
+        step: optimizer step within the phase, 0-based.
+        sequences: sequences per optimizer step, over all ranks; a multiple of micro * dp_size.
+        micro: sequences per rank and micro-batch.
+        micro_step: 0-based micro-batch within the step.
+
+    Raises:
+        ValueError: if the batch does not divide, or a position is outside it.
+    """
+    per_micro_step = micro * dp_size
+    if per_micro_step < 1 or sequences % per_micro_step:
+        raise ValueError(f"sequences={sequences} is no multiple of {micro=} * {dp_size=}")
+    if not (step >= 0 and 0 <= dp_rank < dp_size and 0 <= micro_step < sequences // per_micro_step):
+        raise ValueError(f"no such micro-batch: {step=}, {dp_rank=} of {dp_size}, {micro_step=}")
+    start = step * sequences + micro_step * per_micro_step + dp_rank * micro
+    return np.arange(start, start + micro, dtype=np.int64)
+
+
+class EvaluationWindows:
+    """Consecutive windows that predict every token but the first exactly once, in order.
+
+    `len()` is the number of windows; the last one is padded with token 0 and NO_TARGET.
+    """
+
+    def __init__(self, store: TokenStore, *, context: int, max_tokens: int | None) -> None:
+        predicted = max(0, store.num_tokens - 1)
+        self.num_targets = predicted if max_tokens is None else min(predicted, max_tokens)
+        if self.num_targets < 1 or context < 1:
+            raise DataError(
+                f"validation has {store.num_tokens} tokens, {max_tokens=}, {context=}: "
+                f"nothing to predict"
+            )
+        self._store = store
+        self._context = context
+
+    def __len__(self) -> int:
+        return -(-self.num_targets // self._context)
+
+    def rows(self, i: int, j: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Windows i..j-1 as (inputs, targets), each [j - i, context]; target NO_TARGET = none."""
+        if not 0 <= i <= j <= len(self):
+            raise IndexError(f"windows {i}..{j} are outside 0..{len(self)}")
+        inputs = np.arange(i * self._context, j * self._context, dtype=np.int64)
+        padded = inputs >= self.num_targets
+        tokens = self._store.take(np.where(padded, 0, inputs))
+        targets = self._store.take(np.where(padded, 0, inputs + 1))
+        shape = (j - i, self._context)
+        return (
+            np.where(padded, 0, tokens).reshape(shape),
+            np.where(padded, NO_TARGET, targets).reshape(shape),
+        )
+
+
+def evaluation_windows(
+    store: TokenStore, *, context: int, max_tokens: int | None = None
+) -> EvaluationWindows:
+    """Windows over the first `max_tokens` predicted tokens of `store`; None: all of them."""
+    return EvaluationWindows(store, context=context, max_tokens=max_tokens)

@@ -1,0 +1,258 @@
+"""Domains of a config -> tokens on disk, one call.
+
+Three kinds of cache entries below data.cache_dir, each keyed by what decides its content:
+
+    text/        documents of a domain, without duplicates, parted into train and validation
+    tokenizers/  the tokenizer, trained on the training text of all domains
+    tokens/      a domain's tokens; keyed by the text's sha256, so touching a file rebuilds nothing
+"""
+
+import json
+import os
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from sparsecl.data import cache, tokenizer_training
+from sparsecl.data.config import DataConfig, DomainConfig, TokenizerConfig
+from sparsecl.data.documents import SPLITS, write_texts
+from sparsecl.data.sources import open_source
+from sparsecl.data.token_store import TokenStore, open_store
+from sparsecl.data.tokenize import write_tokens
+from sparsecl.data.tokenizer import BytesTokenizer, Tokenizer, load, read_model
+from sparsecl.errors import DataError
+from sparsecl.files import sha256_text
+
+
+@dataclass(frozen=True)
+class DomainData:
+    """One domain, ready to be read.
+
+    Attributes:
+        manifest: {"text": .., "tokens": ..}: source, counts and sha256 of both entries.
+        entropy_rate: best possible loss in nats per token, for synthetic sources; else None.
+    """
+
+    name: str
+    train: TokenStore
+    validation: TokenStore
+    manifest: dict[str, Any]
+    entropy_rate: float | None
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """All domains of a run in the order of the phases.
+
+    Attributes:
+        fingerprint: sha256 over the names, the tokens and the tokenizer. Equal on every machine
+            that prepares equal text; paths and times have no part in it.
+    """
+
+    tokenizer: Tokenizer
+    domains: tuple[DomainData, ...]
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A domain's text entry."""
+
+    domain: DomainConfig
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        return sha256_text(json.dumps([self.manifest[split]["sha256"] for split in SPLITS]))
+
+
+def prepare(
+    data: DataConfig,
+    tokenizer: TokenizerConfig,
+    *,
+    context: int,
+    seed: int,
+    show_progress: bool = False,
+    verify: bool = False,
+) -> PreparedData:
+    """Build what is not in the cache yet, then open everything.
+
+    Any number of processes may call this at once: one builds, the others wait. A killed call is
+    repeated from the first unfinished domain.
+
+    Args:
+        context: model inputs per sequence; both splits of a domain need one token more.
+        seed: of the run; only synthetic sources without a seed of their own use it.
+        show_progress: bars on stderr.
+        verify: compare the sha256 of every token file, not only its size.
+
+    Raises:
+        UserError: or one of its kinds, for whatever the user can mend.
+    """
+    root = Path(data.cache_dir)
+    texts = [_text(data, domain, seed, root, show_progress) for domain in data.domains]
+    folder = _tokenizer(tokenizer, texts, root, show_progress)
+    vocabulary = load(folder)
+    domains = tuple(
+        _tokens(text, folder, vocabulary, data.workers, root, show_progress, verify)
+        for text in texts
+    )
+    for domain in domains:
+        _check_length(domain, context)
+    return PreparedData(vocabulary, domains, _fingerprint(domains))
+
+
+def _text(
+    data: DataConfig, domain: DomainConfig, seed: int, root: Path, show_progress: bool
+) -> _Text:
+    limit = data.max_document_bytes
+    source = open_source(domain, seed=seed, max_document_bytes=limit)
+    key: dict[str, Any] = {"source": source.key, "max_train_bytes": domain.max_train_bytes}
+    if not source.has_validation:
+        key["validation_share"] = data.validation_share
+    if not source.atomic:
+        key["max_document_bytes"] = limit
+
+    def build(folder: Path) -> dict[str, Any]:
+        with closing(_bar(f"{domain.name}: text", None, show_progress)) as progress:
+            written = write_texts(
+                source,
+                folder,
+                validation_share=data.validation_share,
+                max_document_bytes=limit,
+                max_train_bytes=domain.max_train_bytes,
+                progress=progress,
+            )
+        return {**written, "key": key, "entropy_per_byte": source.entropy_rate}
+
+    entry = cache.entry_path(root, "text", domain.name, key)
+    text = _Text(domain, entry, cache.build_once(entry, build))
+    _check_not_empty(text)
+    return text
+
+
+def _tokenizer(
+    config: TokenizerConfig, texts: list[_Text], root: Path, show_progress: bool
+) -> Path:
+    """Folder of the run's tokenizer."""
+    if config.kind == "bytes" or config.model is not None:
+        ready = BytesTokenizer() if config.model is None else read_model(Path(config.model))
+        key: Any = ready.digest
+    else:
+        ready = None
+        # Sorted by content: the order of the phases must not change the tokenizer.
+        texts = sorted(texts, key=lambda text: text.digest)
+        key = [config.vocab_size, config.train_bytes, [text.digest for text in texts]]
+
+    def build(folder: Path) -> dict[str, Any]:
+        trained = ready or _train(config, texts, show_progress)
+        trained.save(folder)
+        return {"kind": trained.kind, "digest": trained.digest, "key": key}
+
+    entry = cache.entry_path(root, "tokenizers", config.kind, key)
+    cache.build_once(entry, build)
+    return entry
+
+
+def _train(config: TokenizerConfig, texts: list[_Text], show_progress: bool) -> Tokenizer:
+    def chosen() -> Any:
+        with closing(_bar("tokenizer: training text", None, show_progress)) as progress:
+            for text in texts:
+                for document in tokenizer_training.training_texts(text.folder, config.train_bytes):
+                    progress.update(len(document))
+                    yield document
+
+    return tokenizer_training.train(chosen(), config.vocab_size)
+
+
+def _tokens(
+    text: _Text,
+    tokenizer_folder: Path,
+    vocabulary: Tokenizer,
+    workers: int,
+    root: Path,
+    show_progress: bool,
+    verify: bool,
+) -> DomainData:
+    name = text.domain.name
+    num_bytes = sum(text.manifest[split]["bytes"] for split in SPLITS)
+    used_workers = workers or min(4, len(os.sched_getaffinity(0)))
+
+    def build(folder: Path) -> dict[str, Any]:
+        with closing(_bar(f"{name}: tokens", num_bytes, show_progress)) as progress:
+            return write_tokens(
+                text.folder, tokenizer_folder, folder, workers=used_workers, progress=progress
+            )
+
+    entry = cache.entry_path(root, "tokens", name, [text.digest, vocabulary.digest])
+    manifest = cache.build_once(entry, build)
+    stores = {}
+    if manifest.get("tokenizer") != vocabulary.digest:
+        raise DataError(
+            f"{entry}: tokens are of tokenizer {str(manifest.get('tokenizer'))[:12]}, the run has "
+            f"{vocabulary.digest[:12]}; delete the folder"
+        )
+    for split in SPLITS:
+        stores[split] = open_store(
+            entry, split, manifest, vocab_size=vocabulary.vocab_size, verify=verify
+        )
+    per_byte = text.manifest["entropy_per_byte"]
+    return DomainData(
+        name=name,
+        train=stores["train"],
+        validation=stores["validation"],
+        manifest={"text": text.manifest, "tokens": manifest},
+        entropy_rate=None if per_byte is None else _per_token(per_byte, stores["validation"]),
+    )
+
+
+def _per_token(per_byte: float, store: TokenStore) -> float:
+    """Nats per token. End-of-text tokens are no symbols of the source and are not counted.
+
+    Under kind: bytes this is exactly the rate per symbol. Otherwise it is the rate per byte
+    times the mean bytes of a token: tokens and text determine each other, so no model can do
+    better on average over a long text.
+    """
+    return per_byte * store.num_bytes / (store.num_tokens - store.num_documents)
+
+
+def _check_not_empty(text: _Text) -> None:
+    """A split without a document cannot be mended by a smaller context: say what can be done."""
+    counts = {split: text.manifest[split]["documents"] for split in SPLITS}
+    for split in SPLITS:
+        if counts[split]:
+            continue
+        dropped = text.manifest["dropped"]
+        total = sum(counts.values())
+        raise DataError(
+            f"domain {text.domain.name}: {split} has no documents ({total} in all, "
+            f"{dropped['duplicate']} duplicates and {dropped['empty']} empty ones dropped); give "
+            f"validation text of its own, more documents, another data.validation_share, or "
+            f"cut them by separator or a smaller data.max_document_bytes"
+        )
+
+
+def _check_length(domain: DomainData, context: int) -> None:
+    for split, store in (("train", domain.train), ("validation", domain.validation)):
+        if store.num_tokens < context + 1:
+            raise DataError(
+                f"domain {domain.name}: {split} has {store.num_tokens} tokens, one sequence of "
+                f"context {context} needs {context + 1}; give more text or a smaller model.context"
+            )
+
+
+def _fingerprint(domains: tuple[DomainData, ...]) -> str:
+    parts = []
+    for domain in domains:
+        tokens = domain.manifest["tokens"]
+        digests = [tokens[split]["sha256"] for split in SPLITS]
+        parts.append([domain.name, tokens["tokenizer"], tokens["dtype"], *digests])
+    return sha256_text(json.dumps(parts))
+
+
+def _bar(label: str, total: int | None, show: bool) -> tqdm:
+    return tqdm(desc=label, total=total, unit="B", unit_scale=True, disable=not show, leave=False)

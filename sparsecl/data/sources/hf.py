@@ -1,0 +1,119 @@
+"""Source `hf`: Hugging Face datasets, from the hub or from a local folder.
+
+The only file that imports `datasets`, and only when such a domain is read. Code that comes with a
+dataset is never run: `trust_remote_code` is not passed, and `datasets` refuses without it.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sparsecl.data.config import DomainConfig
+from sparsecl.data.sources.readers import join_fields
+from sparsecl.data.sources.source import Source
+from sparsecl.errors import DataError, MissingInputError, UserError
+
+# What Dataset.save_to_disk and DatasetDict.save_to_disk leave in a folder.
+_SAVED_MARKS = ("state.json", "dataset_dict.json")
+
+
+def open_source(domain: DomainConfig, *, seed: int, max_document_bytes: int) -> Source:
+    """Describe a dataset; it is loaded when its texts are read.
+
+    Raises:
+        UserError: if a dataset of the hub has no revision.
+        MissingInputError: if `path` looks like a local folder and is none.
+    """
+    del seed, max_document_bytes
+    path = str(domain.path)
+    folder = Path(path)
+    if folder.is_dir():
+        stamps = [_stamp(folder, p) for p in sorted(folder.rglob("*")) if p.is_file()]
+        if not stamps:
+            raise MissingInputError(f"domain {domain.name}: path: {path} is an empty folder")
+    elif folder.exists():
+        raise MissingInputError(
+            f"domain {domain.name}: path: {path} is a file; give its folder, or use source: files"
+        )
+    elif path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise MissingInputError(f"domain {domain.name}: path: {path}: no such folder")
+    elif not domain.revision:
+        raise UserError(
+            f"domain {domain.name}: path: {path} is on the hub and needs `revision` (a commit or "
+            f"tag), so that a repeated run reads the same text"
+        )
+    else:
+        stamps = []
+    key = {
+        "source": "hf",
+        "path": str(folder.resolve()) if stamps else path,
+        "files": stamps,
+        "fields": list(_names(domain)),
+        "config_name": domain.config_name,
+        "split": domain.split,
+        "validation_split": domain.validation_split,
+        "revision": domain.revision,
+        "data_files": list(domain.data_files),
+    }
+    has_validation = domain.validation_split is not None
+
+    def texts(split: str) -> Iterator[str]:
+        name = domain.split if split == "train" else domain.validation_split
+        return _documents(domain, name) if name is not None else iter(())
+
+    return Source(key=key, texts=texts, has_validation=has_validation)
+
+
+def _names(domain: DomainConfig) -> tuple[str, ...]:
+    return domain.columns or (domain.text_field,)
+
+
+def _stamp(folder: Path, path: Path) -> list[Any]:
+    status = path.stat()
+    return [str(path.relative_to(folder)), status.st_size, status.st_mtime_ns]
+
+
+def _documents(domain: DomainConfig, split: str) -> Iterator[str]:
+    where = f"domain {domain.name}: {domain.path}: split {split}"
+    names = _names(domain)
+    try:
+        for number, record in enumerate(_load(domain, split)):
+            yield join_fields(record, f"{where}: row {number}", names)
+    except UserError:
+        raise
+    except OSError as error:  # includes every failure to reach or find a dataset
+        raise MissingInputError(f"{where}: {_first_line(error)}") from error
+    except (ValueError, KeyError, RuntimeError, NotImplementedError) as error:
+        raise DataError(f"{where}: {_first_line(error)}") from error
+
+
+def _load(domain: DomainConfig, split: str) -> Any:
+    """Rows of a split as dictionaries, lazily."""
+    # Not before here: reading it takes a second, and it looks at the environment once.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    import datasets
+
+    path = str(domain.path)
+    if any((Path(path) / mark).is_file() for mark in _SAVED_MARKS):
+        saved = datasets.load_from_disk(path)
+        if isinstance(saved, datasets.DatasetDict):
+            if split not in saved:
+                raise DataError(f"domain {domain.name}: split={split!r}; it has {sorted(saved)}")
+            return saved[split]
+        if split != "train":
+            raise DataError(f"domain {domain.name}: split={split!r}: {path} holds one split, train")
+        return saved
+    return datasets.load_dataset(
+        path,
+        domain.config_name,
+        split=split,
+        revision=domain.revision,
+        streaming=domain.streaming,
+        data_files=list(domain.data_files) or None,
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

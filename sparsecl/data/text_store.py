@@ -1,0 +1,86 @@
+"""Documents on disk: all texts end to end in one file, their lengths in another.
+
+<split>.text      UTF-8 bytes of all documents, nothing between them
+<split>.lengths   little-endian uint32, bytes of each document
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+LENGTH = np.dtype("<u4")
+
+
+class TextWriter:
+    """Append documents to a split; use as a context manager.
+
+    Attributes:
+        num_documents: documents written.
+        num_bytes: UTF-8 bytes written.
+    """
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self.num_documents = 0
+        self.num_bytes = 0
+        self._text = open(folder / f"{split}.text", "wb")
+        self._lengths = open(folder / f"{split}.lengths", "wb")
+        self._digest = hashlib.sha256()
+
+    def append(self, document: bytes) -> None:
+        """Write one document of valid UTF-8, under 4 GiB."""
+        length = LENGTH.type(len(document)).tobytes()
+        self._text.write(document)
+        self._lengths.write(length)
+        # The length first, so that moving a boundary changes the digest.
+        self._digest.update(length)
+        self._digest.update(document)
+        self.num_documents += 1
+        self.num_bytes += len(document)
+
+    def summary(self) -> dict[str, Any]:
+        """Counts and sha256 of what was written; the split's part of the manifest."""
+        return {
+            "documents": self.num_documents,
+            "bytes": self.num_bytes,
+            "sha256": self._digest.hexdigest(),
+        }
+
+    def __enter__(self) -> "TextWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in (self._text, self._lengths):
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+
+
+def lengths(folder: Path, split: str) -> np.ndarray:
+    """Bytes of each document, int64 [num_documents]."""
+    return np.fromfile(folder / f"{split}.lengths", dtype=LENGTH).astype(np.int64)
+
+
+def spans(folder: Path, split: str, target: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Runs of whole documents of about `target` bytes, in order.
+
+    Yields:
+        Offset of the run in `<split>.text`, and the lengths of its documents, int64 [n], n >= 1.
+    """
+    sizes = lengths(folder, split)
+    ends = np.cumsum(sizes)
+    first, offset = 0, 0
+    while first < len(sizes):
+        last = max(first + 1, int(np.searchsorted(ends, offset + target, side="right")))
+        yield offset, sizes[first:last]
+        first, offset = last, int(ends[last - 1])
+
+
+def read_span(folder: Path, split: str, offset: int, sizes: np.ndarray) -> list[str]:
+    """The documents of one span."""
+    with open(folder / f"{split}.text", "rb") as file:
+        file.seek(offset)
+        return [file.read(int(size)).decode() for size in sizes]

@@ -1,0 +1,207 @@
+"""Who am I among the ranks: the tensor-parallel (tp) and data-parallel (dp) place of this process.
+
+World ranks are laid out tp first: rank = dp_rank * tp_size + tp_rank, as in Megatron-core. All
+functions work in a single process without a process group (tp and dp are then of size 1).
+"""
+
+import datetime
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as torch_dist
+from megatron.core import parallel_state
+
+from sparsecl.errors import UserError
+
+COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)  # data preparation of a rank may take long
+
+
+def rank() -> int:
+    """World rank, also before `init` (from the launcher's environment)."""
+    return torch_dist.get_rank() if is_initialized() else int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Number of processes of the run."""
+    return torch_dist.get_world_size() if is_initialized() else int(os.environ.get("WORLD_SIZE", 1))
+
+
+def is_initialized() -> bool:
+    """True after `init` and before `shutdown`."""
+    return torch_dist.is_available() and torch_dist.is_initialized()
+
+
+def device() -> torch.device:
+    """The device of this rank: its own GPU where CUDA is present, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def check_sizes(tensor: int) -> None:
+    """Raise UserError unless the world divides into tensor-parallel groups of size `tensor`."""
+    if world_size() % tensor:
+        raise UserError(
+            f"parallel.tensor={tensor} does not divide the number of processes, {world_size()}. "
+            f"Start a multiple of {tensor} processes, or lower parallel.tensor."
+        )
+
+
+def init(tensor: int = 1) -> None:
+    """Join the process group and form the tp and dp groups. Collective over the world.
+
+    The place comes from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as every launcher sets them;
+    without them the process is alone.
+    """
+    check_sizes(tensor)
+    os.environ.setdefault("RANK", "0")
+    os.environ.setdefault("LOCAL_RANK", "0")
+    os.environ.setdefault("WORLD_SIZE", "1")
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(device())
+    if not torch_dist.is_initialized():
+        # gloo beside nccl: small agreements and CPU tensors need no GPU.
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        torch_dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=tensor, create_gloo_process_groups=False
+    )
+
+
+def shutdown() -> None:
+    """Leave the groups, so that a process can `init` again with other sizes."""
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    if is_initialized():
+        torch_dist.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _grouped() -> bool:
+    return is_initialized() and parallel_state.model_parallel_is_initialized()
+
+
+def tp_size() -> int:
+    """Number of ranks that share one copy of the model."""
+    return parallel_state.get_tensor_model_parallel_world_size() if _grouped() else 1
+
+
+def tp_rank() -> int:
+    """Which slice of each split weight this rank holds."""
+    return parallel_state.get_tensor_model_parallel_rank() if _grouped() else 0
+
+
+def dp_size() -> int:
+    """Number of copies of the model."""
+    return parallel_state.get_data_parallel_world_size() if _grouped() else 1
+
+
+def dp_rank() -> int:
+    """Which copy of the model this rank belongs to."""
+    return parallel_state.get_data_parallel_rank() if _grouped() else 0
+
+
+def tp_group() -> torch_dist.ProcessGroup | None:
+    """The ranks that share my copy of the model; None in a lone process."""
+    return parallel_state.get_tensor_model_parallel_group() if _grouped() else None
+
+
+def dp_group() -> torch_dist.ProcessGroup | None:
+    """The ranks that hold the same slice of the model as I; None in a lone process."""
+    return parallel_state.get_data_parallel_group() if _grouped() else None
+
+
+def all_reduce(
+    tensor: torch.Tensor, *, group: torch_dist.ProcessGroup | None = None, op: str = "sum"
+) -> torch.Tensor:
+    """Reduce `tensor` in place over `group` (default: the world) and return it. Collective.
+
+    Args:
+        op: "sum", "max" or "min".
+    """
+    if is_initialized() and torch_dist.get_world_size(group) > 1:
+        ops = {
+            "sum": torch_dist.ReduceOp.SUM,
+            "max": torch_dist.ReduceOp.MAX,
+            "min": torch_dist.ReduceOp.MIN,
+        }
+        torch_dist.all_reduce(tensor, op=ops[op], group=group)
+    return tensor
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """The `value` of every rank, in rank order, on all ranks. Collective over the world.
+
+    For small facts of our own processes (pickled by torch), never for anything read from a file.
+    """
+    if not is_initialized() or world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    torch_dist.all_gather_object(values, value)
+    return values
+
+
+def agree(action: Callable[[], Any], *, only_first: bool = False) -> Any:
+    """Run `action` on all ranks, or on rank 0 alone, and fail on all ranks if it fails on one.
+
+    Collective over the world. Without it, ranks that succeeded would wait for ever in their next
+    collective.
+
+    Returns:
+        This rank's result; with `only_first`, rank 0's result, on all ranks.
+
+    Raises:
+        The exception of the first rank that failed: the same on all ranks if it is a UserError.
+    """
+    result, problem = None, None
+    if not only_first or rank() == 0:
+        try:
+            result = action()
+        except Exception as error:  # whatever it is, every rank must hear of it
+            problem = error
+    told = problem if problem is None or isinstance(problem, UserError) else repr(problem)
+    reports = gather_objects((told, result if only_first else None))
+    for place, (found, _) in enumerate(reports):
+        if isinstance(found, UserError):
+            raise found
+        if found is not None:
+            raise RuntimeError(f"rank {place}: {found}") from problem
+    return reports[0][1] if only_first else result
+
+
+def barrier() -> None:
+    """Wait until all ranks are here. Collective over the world."""
+    all_reduce(torch.zeros(1))
+
+
+class DeepSpeedMpu:
+    """The groups under the names that DeepSpeed's `mpu=` argument asks for.
+
+    Megatron-core dropped the `model_parallel` names; here model parallel is tensor parallel.
+    """
+
+    get_model_parallel_rank = staticmethod(tp_rank)
+    get_model_parallel_world_size = staticmethod(tp_size)
+    get_model_parallel_group = staticmethod(tp_group)
+    get_tensor_model_parallel_rank = staticmethod(tp_rank)
+    get_tensor_model_parallel_world_size = staticmethod(tp_size)
+    get_tensor_model_parallel_group = staticmethod(tp_group)
+    get_data_parallel_rank = staticmethod(dp_rank)
+    get_data_parallel_world_size = staticmethod(dp_size)
+    get_data_parallel_group = staticmethod(dp_group)
+
+    @staticmethod
+    def get_tensor_model_parallel_src_rank() -> int:
+        """World rank of the first rank of my tp group."""
+        return dp_rank() * tp_size()

@@ -1,0 +1,92 @@
+"""Model, optimizer and DeepSpeed engine, put together; their masks guarded from the start."""
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sparsecl import dist
+from sparsecl.engine.run_config import RunConfig
+from sparsecl.errors import UserError
+from sparsecl.model.build import build_gpt
+from sparsecl.model.gpt import GPT
+from sparsecl.optim.build import build_optimizer
+from sparsecl.optim.masking import MaskGuard
+from sparsecl.optim.slices import Slices
+from sparsecl.sparse.registry import sparse_parameters
+from sparsecl.topology.layer import LayerTopology
+
+
+@dataclass
+class Built:
+    """Everything that holds state and takes steps."""
+
+    engine: Any
+    """The DeepSpeed engine."""
+
+    model: GPT
+    slices: Slices
+    guard: MaskGuard
+    topologies: Mapping[str, LayerTopology]
+    """Global topology by layer name; empty for a dense model."""
+
+
+def build(config: RunConfig, ds_config: Mapping[str, Any], *, vocab_size: int) -> Built:
+    """Build this rank's share of the run. Collective over the world; `dist.init` has run.
+
+    Args:
+        ds_config: resolved (engine/ds_config.py): no "auto" is left in it.
+
+    Raises:
+        UserError: if the model or the precision does not fit the machine.
+    """
+    check_precision(config)
+    model = build_gpt(config.model, config.topology, vocab_size=vocab_size, seed=config.seed)
+    return attach(model, config, ds_config)
+
+
+def attach(model: GPT, config: RunConfig, ds_config: Mapping[str, Any]) -> Built:
+    """Give an initialised model to DeepSpeed and guard its masks. Collective over the world."""
+    sparse = sparse_parameters(model)
+    topologies = {
+        name.removesuffix(".weight"): parameter.topology for name, parameter in sparse.items()
+    }
+    engine = _initialize(model, config, ds_config)
+    slices = Slices(engine)
+    if slices.stage == 0 and config.precision != "fp32":
+        slices.sync_masters()
+    dead = {name: found.dead for name, found in sparse_parameters(engine.module).items()}
+    guard = MaskGuard(slices, dead, role=config.topology.role)
+    return Built(engine, model, slices, guard, topologies)
+
+
+def check_precision(config: RunConfig) -> None:
+    """Raise UserError if this machine cannot run the config's precision."""
+    if config.precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("precision=fp16 needs a GPU. Use fp32 or bf16 on the CPU.")
+
+
+def _initialize(model: GPT, config: RunConfig, ds_config: Mapping[str, Any]) -> Any:
+    # DeepSpeed logs a page per rank; what matters to a user is in the run's own header.
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    deepspeed.init_distributed(
+        dist_backend="nccl" if torch.cuda.is_available() else "gloo",
+        auto_mpi_discovery=False,
+        verbose=False,
+    )
+    given = "optimizer" in ds_config
+    optimizer = None if given else build_optimizer(config.optimizer, model)
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=optimizer,
+        model_parameters=[p for p in model.parameters() if p.requires_grad] if given else None,
+        mpu=dist.DeepSpeedMpu(),  # pyright: ignore[reportArgumentType]
+        config=dict(ds_config),
+    )
+    return engine

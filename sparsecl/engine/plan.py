@@ -1,0 +1,152 @@
+"""From the config to numbers: phases, steps, batches. All checks across parts happen here."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sparsecl.engine.ds_config import accumulation
+from sparsecl.engine.run_config import PhasesConfig, RunConfig, StageConfig
+from sparsecl.errors import UserError
+from sparsecl.model.config import ModelShape, check_tensor_parallel
+from sparsecl.optim.schedule import lr_factor
+
+DEFAULT_STEPS = 200
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Steps [begin, end) of a phase, with their own learning-rate curve."""
+
+    name: str
+    begin: int
+    end: int
+    lr_scale: float
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One domain's turn."""
+
+    index: int
+    domain: int
+    num_steps: int
+    stages: tuple[Stage, ...]
+
+    def stage(self, step: int) -> Stage:
+        """The stage that `step` of this phase belongs to."""
+        return next(stage for stage in self.stages if stage.begin <= step < stage.end)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the run will do, resolved for the number of ranks at hand."""
+
+    shape: ModelShape
+    domains: tuple[str, ...]
+    phases: tuple[Phase, ...]
+    dp_size: int
+    micro: int
+    """Sequences per rank and micro-batch."""
+
+    accumulation: int
+    tokens_per_step: int
+
+    @property
+    def order(self) -> list[int]:
+        """Index of the domain trained in each phase."""
+        return [phase.domain for phase in self.phases]
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run (an upper bound if the first phase has patience)."""
+        return sum(phase.num_steps for phase in self.phases)
+
+
+def make_plan(config: RunConfig, *, world_size: int) -> Plan:
+    """Resolve and check a config.
+
+    Raises:
+        UserError: one line with the keys, the values and the way out.
+    """
+    tensor = config.parallel.tensor
+    if world_size % tensor:
+        raise UserError(
+            f"parallel.tensor={tensor} does not divide the number of processes, {world_size}. "
+            f"Start a multiple of {tensor} processes, or lower parallel.tensor."
+        )
+    shape = config.model.resolved()
+    check_tensor_parallel(shape, tensor)
+    dp_size = world_size // tensor
+    micro = config.batch.micro or _automatic_micro(config.batch.sequences, dp_size)
+    if config.phases.patience and not config.eval.every:
+        raise UserError("phases.patience needs evaluations inside the phase: set eval.every > 0.")
+    tokens_per_step = config.batch.sequences * shape.context
+    return Plan(
+        shape=shape,
+        domains=tuple(domain.name for domain in config.data.domains),
+        phases=_phases(config, tokens_per_step),
+        dp_size=dp_size,
+        micro=micro,
+        accumulation=accumulation(config.batch.sequences, micro, dp_size),
+        tokens_per_step=tokens_per_step,
+    )
+
+
+def learning_rate(config: RunConfig, phase: Phase, step: int) -> float:
+    """The learning rate of `step` of a phase; every stage has its own curve."""
+    stage = phase.stage(step)
+    factor = lr_factor(
+        config.schedule,
+        phase=phase.index,
+        step=step - stage.begin,
+        num_steps=stage.end - stage.begin,
+    )
+    return config.optimizer.lr * stage.lr_scale * factor
+
+
+def _automatic_micro(sequences: int, dp_size: int) -> int:
+    """The largest micro-batch up to 8 that divides the batch; 1 if none does (then checked)."""
+    fitting = (size for size in range(8, 0, -1) if sequences % (size * dp_size) == 0)
+    return next(fitting, 1)
+
+
+def _phases(config: RunConfig, tokens_per_step: int) -> tuple[Phase, ...]:
+    names = [domain.name for domain in config.data.domains]
+    order = list(config.phases.order) or names
+    for name in order:
+        if name not in names:
+            raise UserError(f"phases.order: no domain is named {name!r}; there are {names}")
+    return tuple(
+        Phase(index, names.index(name), steps, _stages(config.phases.stages, steps))
+        for index, (name, steps) in enumerate(
+            zip(order, _steps(config.phases, len(order), tokens_per_step), strict=True)
+        )
+    )
+
+
+def _steps(config: PhasesConfig, num_phases: int, tokens_per_step: int) -> Sequence[int]:
+    key = "tokens" if config.tokens is not None else "steps"
+    given = config.tokens if config.tokens is not None else config.steps
+    values = given if isinstance(given, tuple) else (given or DEFAULT_STEPS,) * num_phases
+    if len(values) != num_phases:
+        raise UserError(
+            f"phases.{key} has {len(values)} numbers for {num_phases} phases; give one number, or "
+            "one per phase"
+        )
+    if key == "steps":
+        return values
+    return [-(-tokens // tokens_per_step) for tokens in values]
+
+
+def _stages(configs: tuple[StageConfig, ...], num_steps: int) -> tuple[Stage, ...]:
+    stages, begin, share = [], 0, 0.0
+    for config in configs:
+        share += config.share
+        end = num_steps if config is configs[-1] else round(share * num_steps)
+        if end <= begin:
+            raise UserError(
+                f"phases.stages: stage {config.name!r} gets no step of {num_steps}; "
+                "raise its share or the steps of the phase"
+            )
+        stages.append(Stage(config.name, begin, end, config.lr_scale))
+        begin = end
+    return tuple(stages)

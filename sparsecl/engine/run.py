@@ -1,0 +1,338 @@
+"""One run from a config to results.json: checks, data, model, resume, training, results.
+
+Order matters: everything that a user can get wrong is checked before the run folder exists.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sparsecl import config as configs
+from sparsecl import dist
+from sparsecl.checkpoint.publish import candidates, newest_valid
+from sparsecl.data.prepare import PreparedData, prepare
+from sparsecl.engine import display, ds_config, state
+from sparsecl.engine.build import Built, build, check_precision
+from sparsecl.engine.plan import Plan, make_plan
+from sparsecl.engine.run_config import RunConfig
+from sparsecl.engine.run_folder import RunFolder, versions
+from sparsecl.engine.train import Position, Trainer
+from sparsecl.errors import CannotCreateError, DataError, MissingInputError, UserError
+from sparsecl.files import sha256_text, write_json
+from sparsecl.log import RunLog
+from sparsecl.methods.base import Methods
+from sparsecl.methods.build import build_methods
+from sparsecl.metrics.records import read_records
+from sparsecl.metrics.summary import summarize
+from sparsecl.metrics.table import report
+from sparsecl.model.flops import count_parameters
+from sparsecl.model.shapes import layer_shapes
+from sparsecl.topology.build import build_topologies
+from sparsecl.topology.report import topology_digest
+
+Resume = Literal["auto", "never", "must"]
+
+# Settings that change what is written down, not what is computed.
+FREE_ON_RESUME = ("name", "log", "checkpoint", "data.workers", "data.cache_dir", "parallel")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked run, before any work."""
+
+    config: RunConfig
+    plan: Plan
+    deepspeed: ds_config.Resolved
+    run_dir: Path
+
+
+def check(config: RunConfig, ds_path: Path, run_dir: Path | None) -> Prepared:
+    """All checks that need neither data nor process group; the same result on every rank.
+
+    Raises:
+        UserError: one line.
+    """
+    plan = make_plan(config, world_size=dist.world_size())
+    beta1, beta2 = config.optimizer.betas
+    resolved = ds_config.resolve(
+        ds_path,
+        ds_config.RunNumbers(
+            precision=config.precision,
+            sequences=config.batch.sequences,
+            micro=plan.micro,
+            dp_size=plan.dp_size,
+            clip=config.optimizer.clip,
+            lr=config.optimizer.lr,
+            betas=(beta1, beta2),
+            eps=config.optimizer.eps,
+            weight_decay=config.optimizer.weight_decay,
+        ),
+    )
+    check_precision(config)
+    # An empty layer is found here, on the numbers, long before the model is built.
+    build_topologies(config.topology, layer_shapes(plan.shape), seed=config.seed)
+    return Prepared(config, plan, resolved, run_dir or default_run_dir(config, ds_path))
+
+
+def default_run_dir(config: RunConfig, ds_path: Path) -> Path:
+    """runs/<name>-<digest>: another config or another DeepSpeed JSON is another folder."""
+    digest = sha256_text(configs.digest(config) + ds_path.read_text(encoding="utf-8"))
+    return Path("runs") / f"{config.name}-{digest[:8]}"
+
+
+def dry_run(prepared: Prepared) -> str:
+    """The resolved config, parameters, FLOPs and memory per rank, as text."""
+    config, plan = prepared.config, prepared.plan
+    vocab = 257 if config.tokenizer.kind == "bytes" else config.tokenizer.vocab_size
+    topologies = build_topologies(config.topology, layer_shapes(plan.shape), seed=config.seed)
+    counts = count_parameters(plan.shape, vocab, topologies)
+    stage = prepared.deepspeed.stage
+    head = display.header(
+        config,
+        plan,
+        counts,
+        topologies,
+        stage=stage,
+        world_size=dist.world_size(),
+        data=", ".join(plan.domains),
+    )
+    price = display.costs(config, plan, counts, vocab=vocab, stage=stage)
+    return "\n".join([configs.dump(config), head, price, f"  Run folder: {prepared.run_dir}"])
+
+
+def run(prepared: Prepared, *, resume: Resume = "auto") -> dict[str, Any] | None:
+    """Train, or go on training, or show what is finished. Collective over the world.
+
+    Returns:
+        The summary of results.json on rank 0, None elsewhere.
+
+    Raises:
+        UserError: the same on all ranks.
+    """
+    config = prepared.config
+    dist.init(config.parallel.tensor)
+    folder = _claim(prepared.run_dir, resume)
+    try:
+        if dist.agree(lambda: folder is not None and folder.is_complete(), only_first=True):
+            return _show_finished(folder)
+        # Rank 0 first, so that the others (on this machine) find the data ready.
+        dist.agree(lambda: _prepare_data(prepared) and None, only_first=True)
+        data: PreparedData = dist.agree(lambda: _prepare_data(prepared))
+        trainer = _assemble(prepared, data, folder, resume)
+        trainer.run()
+        return _finish(trainer, folder)
+    except UserError:
+        if folder is not None:
+            folder.discard_if_new()
+        raise
+    finally:
+        if folder is not None:
+            folder.close()
+
+
+def _claim(run_dir: Path, resume: Resume) -> RunFolder | None:
+    """Lock the run folder on rank 0; all ranks fail if it cannot be had."""
+    claimed: list[RunFolder] = []
+
+    def claim() -> None:
+        folder = RunFolder(run_dir)
+        claimed.append(folder)
+        if resume == "never" and folder.has_run():
+            folder.close()
+            raise CannotCreateError(
+                f"--run_dir {run_dir}: holds a run already, and --resume never does not touch it. "
+                "Give another folder, or --resume auto."
+            )
+        if resume == "must" and not candidates(folder.checkpoints):
+            folder.discard_if_new()
+            raise MissingInputError(f"--resume must: no checkpoint in {folder.checkpoints}")
+
+    dist.agree(claim, only_first=True)
+    return claimed[0] if claimed else None
+
+
+def _prepare_data(prepared: Prepared) -> PreparedData:
+    config = prepared.config
+    return prepare(
+        config.data,
+        config.tokenizer,
+        context=prepared.plan.shape.context,
+        seed=config.seed,
+        show_progress=dist.rank() == 0,
+    )
+
+
+def _assemble(
+    prepared: Prepared, data: PreparedData, folder: RunFolder | None, resume: Resume
+) -> Trainer:
+    """Build everything and put it where the last checkpoint left it."""
+    config, plan = prepared.config, prepared.plan
+    built = build(config, prepared.deepspeed.config, vocab_size=data.tokenizer.vocab_size)
+    methods = build_methods(config.methods)
+    identity = {
+        "config": configs.to_dict(config),
+        "data": data.fingerprint,
+        "tokenizer": data.tokenizer.digest,
+        "topology": {name: found.digest for name, found in built.topologies.items()},
+    }
+    found, notes = dist.agree(lambda: _find_checkpoint(prepared.run_dir, resume), only_first=True)
+    position, scalars_bytes = None, None
+    if found is not None:
+        saved = dist.agree(lambda: state.restore(found, built, methods))
+        _check_identity(found, saved, identity)
+        position = Position(**saved["position"])
+        scalars_bytes = int(saved["scalars_bytes"])
+        built.guard.checks = int(saved["audit_checks"])
+    log = None
+    if folder is not None:
+        tokens = position.step * plan.tokens_per_step if position else 0
+        log = _open_log(prepared, folder, data, built, scalars_bytes, tokens)
+        for note in notes:
+            log.say(f"  {note}")
+        if found is not None:
+            log.say(f"  resumed from {found.name}")
+    trainer = Trainer(
+        config,
+        plan,
+        data,
+        built,
+        methods,
+        log=log,
+        checkpoints=prepared.run_dir / "checkpoints",
+        identity=identity,
+        position=position,
+    )
+    if found is not None:
+        built.guard.audit(trainer.step)  # a checkpoint with a revived weight ends here
+    return trainer
+
+
+def _find_checkpoint(run_dir: Path, resume: Resume) -> tuple[Path | None, list[str]]:
+    if resume == "never":
+        return None, []
+    root = run_dir / "checkpoints"
+    found, notes = newest_valid(root)
+    if found is None and candidates(root):
+        raise DataError(f"{root}: no checkpoint is valid. {notes[0]}. Start in another --run_dir.")
+    return found, notes
+
+
+def _check_identity(
+    folder: Path, saved: Mapping[str, Any], identity: Mapping[str, Any]
+) -> None:
+    """Raise unless the checkpoint was made by this very run."""
+    changed = [
+        line
+        for line in configs.differences(saved["config"], dict(identity["config"]))
+        if not line.startswith(FREE_ON_RESUME)
+    ]
+    if changed:
+        raise UserError(
+            f"{folder}: the config differs from the checkpoint's: {'; '.join(changed)}. "
+            "Use the same config, or another --run_dir."
+        )
+    for key in ("tokenizer", "data"):
+        if saved[key] != identity[key]:
+            raise DataError(
+                f"{folder}: the {key} changed since the checkpoint (digest {saved[key][:12]}, now "
+                f"{identity[key][:12]}). Restore it, or start in another --run_dir."
+            )
+    for name, digest in identity["topology"].items():
+        if saved["topology"].get(name) != digest:
+            raise DataError(
+                f"{folder}: topology digest of {name} is "
+                f"{str(saved['topology'].get(name))[:12]}, this config gives {digest[:12]}"
+            )
+
+
+def _open_log(
+    prepared: Prepared,
+    folder: RunFolder,
+    data: PreparedData,
+    built: Built,
+    scalars_bytes: int | None,
+    tokens: int,
+) -> RunLog:
+    """Open the writers on rank 0 and, in a new run, write the header everywhere."""
+    config, plan = prepared.config, prepared.plan
+    folder.describe(configs.dump(config))
+    log = RunLog(folder.path, resume_at=scalars_bytes, purge_tokens=tokens)
+    counts = count_parameters(plan.shape, data.tokenizer.vocab_size, built.topologies)
+    sizes = {d.name: (d.train.num_tokens, d.validation.num_tokens) for d in data.domains}
+    kind = f"{config.tokenizer.kind} vocabulary {data.tokenizer.vocab_size}"
+    log.say(
+        display.header(
+            config,
+            plan,
+            counts,
+            built.topologies,
+            stage=prepared.deepspeed.stage,
+            world_size=dist.world_size(),
+            data=display.data_line(sizes, kind),
+        )
+    )
+    for warning in prepared.deepspeed.warnings:
+        log.say(f"  warning: {warning}")
+    log.say(f"  folder      {folder.path}   (watch: tensorboard --logdir {folder.path})")
+    log.say()
+    if scalars_bytes is None:
+        density = {"masked": counts.density_masked, "model": counts.density_model}
+        log.record(
+            "run",
+            name=config.name,
+            domains=list(plan.domains),
+            order=plan.order,
+            density=density,
+            parameters={"live": counts.live, "total": counts.total},
+            versions=versions(),
+            digests={
+                "config": configs.digest(config),
+                "data": data.fingerprint,
+                "tokenizer": data.tokenizer.digest,
+                "topology": topology_digest(built.topologies),
+            },
+            entropy_rate={
+                d.name: d.entropy_rate for d in data.domains if d.entropy_rate is not None
+            },
+            config=display.flat_hparams(config),
+        )
+        log.scalars({f"topology/density_{k}": v for k, v in density.items()}, tokens=0)
+        for name, pixels in display.mask_pictures(built.topologies).items():
+            log.image(f"masks/{name}", pixels, tokens=0)
+    return log
+
+
+def _finish(trainer: Trainer, folder: RunFolder | None) -> dict[str, Any] | None:
+    """Write results.json and print the tables, on rank 0. Local."""
+    log = trainer.log
+    if log is None or folder is None:
+        return None
+    log.sync()
+    summary = summarize(read_records(folder.path))
+    final = {"final_loss/" + d: v for d, v in _last_row(summary).items()}
+    final |= {f"forgetting/{k}": v for k, v in summary["forgetting"].items() if _is_number(v)}
+    log.hparams(display.flat_hparams(trainer.config), final)
+    write_json(folder.path / "results.json", summary)
+    log.say()
+    log.say(report(summary))
+    log.close()
+    return summary
+
+
+def _show_finished(folder: RunFolder | None) -> dict[str, Any] | None:
+    if folder is None:
+        return None
+    summary = json.loads((folder.path / "results.json").read_text(encoding="utf-8"))
+    print(report(summary))
+    print(f"\nThis run was finished before. To run it again, remove {folder.path} or give --run_dir.")
+    return summary
+
+
+def _last_row(summary: Mapping[str, Any]) -> dict[str, float]:
+    return dict(zip(summary["domains"], summary["matrix"]["loss"][-1], strict=True))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)

@@ -1,0 +1,189 @@
+"""The run config: every part's own config joined, and nothing else."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sparsecl.data.config import DataConfig, TokenizerConfig
+from sparsecl.methods.config import MethodsConfig
+from sparsecl.model.config import ModelConfig
+from sparsecl.optim.config import AuditConfig, OptimizerConfig, ScheduleConfig
+from sparsecl.topology.config import TopologyConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """A part of a phase with its own learning-rate curve."""
+
+    name: str = "train"
+    """For the log."""
+
+    share: float = 1.0
+    """Share of the phase's steps; the shares of a phase add up to 1."""
+
+    lr_scale: float = 1.0
+    """Multiplies the learning rate in this stage."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.share <= 1.0:
+            raise ValueError(f"share must be in (0, 1], got {self.share}")
+        if not self.lr_scale > 0.0:
+            raise ValueError(f"lr_scale must be > 0, got {self.lr_scale}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhasesConfig:
+    """How long each domain is trained, in which order, and what happens at the borders."""
+
+    steps: int | tuple[int, ...] | None = None
+    """Optimizer steps per phase; one number, or one per phase. 200 if neither this nor tokens."""
+
+    tokens: int | tuple[int, ...] | None = None
+    """Training tokens per phase, in place of steps; rounded up to whole steps."""
+
+    order: tuple[str, ...] = ()
+    """Domain trained in each phase; a domain may come again. Empty = the order of data.domains."""
+
+    stages: tuple[StageConfig, ...] = (StageConfig(),)
+    """The stages of every phase, in order."""
+
+    patience: int = 0
+    """First phase only: end it after this many evaluations of its domain without improvement
+    (0 = off; needs eval.every). Its steps or tokens are then the upper limit."""
+
+    min_improvement: float = 0.01
+    """Nats per token that count as an improvement for patience."""
+
+    optimizer_state: Literal["keep", "reset"] = "keep"
+    """At a phase border: keep the optimizer's moments, or start them at zero."""
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.tokens is not None:
+            raise ValueError("steps and tokens are both given; give one of them")
+        for name in ("steps", "tokens"):
+            value = getattr(self, name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            if value == () or any(number is not None and number < 1 for number in numbers):
+                raise ValueError(f"{name} must be >= 1, got {value}")
+        if not self.stages or abs(sum(stage.share for stage in self.stages) - 1.0) > 1e-6:
+            raise ValueError("stages: the shares must add up to 1")
+        if self.patience < 0:
+            raise ValueError(f"patience must be >= 0 evaluations, got {self.patience}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    """Sizes of a batch, in sequences of `model.context` tokens."""
+
+    sequences: int = 16
+    """Global sequences per optimizer step."""
+
+    micro: int | None = None
+    """Sequences per rank and micro-batch; the rest is gradient accumulation. null = the largest
+    number up to 8 that divides the batch for the ranks at hand."""
+
+    def __post_init__(self) -> None:
+        if self.sequences < 1:
+            raise ValueError(f"sequences must be >= 1, got {self.sequences}")
+        if self.micro is not None and self.micro < 1:
+            raise ValueError(f"micro must be >= 1 sequences or null, got {self.micro}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Validation of every domain."""
+
+    every: int = 50
+    """Optimizer steps between evaluations inside a phase; 0 = at phase ends only."""
+
+    tokens: int | None = 65536
+    """Validation tokens per domain, from the start of its stream; null = all."""
+
+    batch: int = 16
+    """Sequences per rank and forward pass."""
+
+    def __post_init__(self) -> None:
+        if self.every < 0:
+            raise ValueError(f"every must be >= 0 steps, got {self.every}")
+        if self.tokens is not None and self.tokens < 1:
+            raise ValueError(f"tokens must be >= 1 or null, got {self.tokens}")
+        if self.batch < 1:
+            raise ValueError(f"batch must be >= 1 sequences, got {self.batch}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When the state is saved; the end of a phase always is."""
+
+    every: int = 0
+    """Optimizer steps between checkpoints inside a phase; 0 = at phase ends only."""
+
+    keep: int = 2
+    """Checkpoints kept; older ones are removed after a newer one is published."""
+
+    def __post_init__(self) -> None:
+        if self.every < 0:
+            raise ValueError(f"every must be >= 0 steps, got {self.every}")
+        if self.keep < 1:
+            raise ValueError(f"keep must be >= 1 checkpoints, got {self.keep}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """How often training scalars are recorded."""
+
+    every: int = 10
+    """Optimizer steps between records."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"every must be >= 1 step, got {self.every}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How the model is split; data parallelism takes the remaining ranks."""
+
+    tensor: int = 1
+    """Ranks that share one copy of the model (tensor parallel size)."""
+
+    def __post_init__(self) -> None:
+        if self.tensor < 1:
+            raise ValueError(f"tensor must be >= 1, got {self.tensor}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides what a run computes, but for what DeepSpeed owns."""
+
+    name: str = "run"
+    """Name of the run, in its folder's name and in tables."""
+
+    seed: int = 0
+    """Seed of every named random stream: masks, initial weights, order of the data."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    topology: TopologyConfig = field(default_factory=TopologyConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    phases: PhasesConfig = field(default_factory=PhasesConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    methods: MethodsConfig = field(default_factory=MethodsConfig)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of weights and activations; masters and moments are fp32 always."""
+
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        allowed = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+        if not self.name or not set(self.name) <= allowed or self.name.startswith("."):
+            raise ValueError(
+                f"name must be made of letters, digits, '.', '_' and '-', got {self.name!r}"
+            )
+        if self.seed < 0:
+            raise ValueError(f"seed must be >= 0, got {self.seed}")

@@ -1,0 +1,111 @@
+"""The run folder: made, locked, and described. The only interface to everything offline."""
+
+import fcntl
+import importlib.metadata
+import os
+import platform
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+from typing import IO
+
+from sparsecl.errors import CannotCreateError
+from sparsecl.files import atomic_open, write_json
+
+VERSIONED = ("torch", "deepspeed", "megatron-core", "numpy", "datasets", "sentencepiece")
+
+
+class RunFolder:
+    """A run folder held by this process until it ends.
+
+    The lock is the kernel's (flock), so it is gone when its owner is, however it died.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Make the folder if needed and lock it.
+
+        Raises:
+            CannotCreateError: no permission, no space, or another run holds it.
+        """
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self._is_new = not path.exists()
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock: IO[str] = open(path / ".lock", "a+", encoding="utf-8")
+        except OSError as error:
+            raise CannotCreateError(
+                f"--run_dir {path}: cannot be written ({error.strerror})"
+            ) from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            owner = self._lock.read().strip() or "another process"
+            raise CannotCreateError(
+                f"--run_dir {path}: in use by {owner}. Wait for it, or use another folder."
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self._lock.flush()
+
+    def has_run(self) -> bool:
+        """True if a run has begun here."""
+        return (self.path / "scalars.jsonl").exists()
+
+    def is_complete(self) -> bool:
+        """True if a run has ended here."""
+        return (self.path / "results.json").exists()
+
+    def describe(self, config_yaml: str) -> None:
+        """Write config.yaml and environment.json."""
+        with atomic_open(self.path / "config.yaml") as file:
+            file.write(config_yaml)
+        write_json(self.path / "environment.json", environment())
+
+    def discard_if_new(self) -> None:
+        """Remove the folder if this process made it and no run has begun in it."""
+        if self._is_new and not self.has_run():
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        self._lock.close()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    found = {"python": platform.python_version()}
+    for name in VERSIONED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def environment() -> dict[str, object]:
+    """Versions, host, cores and the state of the code, as JSON-safe values."""
+    return {
+        "versions": versions(),
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "cores": os.cpu_count(),
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the code that runs, "-dirty" if it was changed; None outside a checkout."""
+    try:
+        result = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None

@@ -1,0 +1,202 @@
+"""What a checkpoint holds of a run, and putting it back.
+
+Tensors go through slices and are named in global coordinates: fp32 masters, the optimizer's
+elementwise state, and the slice tensors of methods. Low-precision weights are not saved: they are
+the masters, rounded. Numbers go into the manifest's `state`.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparsecl import dist
+from sparsecl.checkpoint.manifest import ParameterEntry, Piece
+from sparsecl.checkpoint.publish import publish
+from sparsecl.checkpoint.reader import Reader
+from sparsecl.engine.build import Built
+from sparsecl.errors import DataError
+from sparsecl.methods.base import Methods
+from sparsecl.optim.slices import Slice, Slices, is_counted
+
+MASTER = "master"
+SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
+
+
+def save(
+    root: Path, built: Built, methods: Methods, state: Mapping[str, Any], *, step: int, keep: int
+) -> Path:
+    """Publish a checkpoint of the run. Collective over the world.
+
+    Args:
+        state: position and whatever else the engine wants back, JSON-safe.
+    """
+    tensors, pieces = {}, []
+    method_tensors, method_values = methods.state_dict()
+    for item in built.slices:
+        if not _writes(built.slices, item):
+            continue
+        states = {MASTER: item.master, **built.slices.moments(item)}
+        states |= {key: value[item.name] for key, value in method_tensors.items()}
+        for key, value in states.items():
+            piece = Piece(
+                file=f"rank_{dist.rank()}.safetensors",
+                state=key,
+                name=item.name,
+                tp_rank=dist.tp_rank() if _partition_dim(item.param) >= 0 else 0,
+                start=item.start,
+                numel=item.numel,
+            )
+            tensors[piece.key] = value
+            pieces.append(piece)
+    return publish(
+        root,
+        step,
+        tensors,
+        pieces,
+        _parameters(built),
+        {**state, "optimizer": _optimizer_state(built), "methods": method_values},
+        keep=keep,
+    )
+
+
+def restore(folder: Path, built: Built, methods: Methods) -> dict[str, Any]:
+    """Load a verified checkpoint into the run, from any layout. Collective over the world.
+
+    Returns:
+        The manifest's `state`.
+
+    Raises:
+        DataError: if the checkpoint is of another model or topology.
+    """
+    reader = Reader(folder)
+    if reader.manifest.parameters != _parameters(built):
+        raise DataError(f"{folder}: its parameters are not those of this model config")
+    slices = {item.name: item for item in built.slices}
+    own = {item.name: built.slices.moments(item) for item in built.slices}
+    states = [key for key in reader.states() if key != MASTER and "." not in key]
+    numbers = reader.manifest.state["optimizer"]
+    _make_optimizer_state(built.slices, states, numbers)
+    method_tensors = {key: {} for key in reader.states() if "." in key}
+    for name, param in built.engine.module.named_parameters():
+        local = _local(reader, MASTER, name)
+        _set_weight(param, local, slices.get(name))
+        if name not in slices:
+            continue
+        item = slices[name]
+        own = built.slices.moments(item)
+        item.master.copy_(item.part(local))
+        for key in states:
+            if reader.has(key, name):
+                own[key].copy_(item.part(_local(reader, key, name)))
+        for key, tensors in method_tensors.items():
+            if reader.has(key, name):
+                value = item.part(_local(reader, key, name))
+                tensors[name] = value.clone().to(item.master.device)
+    methods.load_state_dict(method_tensors, reader.manifest.state["methods"])
+    _restore_numbers(built, numbers)
+    return reader.manifest.state
+
+
+def reset_moments(slices: Slices) -> None:
+    """Forget the optimizer's state, as before the first step. Local."""
+    for item in slices:
+        for moment in slices.moments(item).values():
+            moment.zero_()
+    for state in slices.optimizer.state.values():
+        if "step" in state:
+            state["step"] = state["step"] * 0
+    for group in slices.optimizer.param_groups:
+        if "step" in group:
+            group["step"] = 0
+
+
+def _writes(slices: Slices, item: Slice) -> bool:
+    """One rank writes each piece: replicas over dp (stage 0) and tp are written once."""
+    return is_counted(item.param) and (slices.partitioned or dist.dp_rank() == 0)
+
+
+def _partition_dim(param: torch.nn.Parameter) -> int:
+    return int(getattr(param, "partition_dim", -1))
+
+
+def _parameters(built: Built) -> dict[str, ParameterEntry]:
+    entries = {}
+    for name, param in built.engine.module.named_parameters():
+        shape = list(param.ds_shape if hasattr(param, "ds_id") else param.shape)
+        dim = _partition_dim(param)
+        if dim >= 0:
+            shape[dim] *= dist.tp_size()
+        entries[name] = ParameterEntry(tuple(shape), dim)
+    return entries
+
+
+def _local(reader: Reader, state: str, name: str) -> torch.Tensor:
+    return reader.read_local(state, name, tp_rank=dist.tp_rank(), tp_size=dist.tp_size())
+
+
+def _set_weight(param: Any, local: torch.Tensor, item: Slice | None) -> None:
+    """Write the forward pass's copy of a parameter."""
+    if not hasattr(param, "ds_id"):
+        param.data.copy_(local)
+        return
+    if item is not None:
+        item.weight.copy_(item.part(local))
+    if param.data.shape == local.shape:  # a small parameter that ZeRO-3 keeps gathered
+        param.data.copy_(local)
+
+
+def _optimizer_state(built: Built) -> dict[str, Any]:
+    """The numbers beside the tensors. Every group has taken the same number of steps."""
+    optimizer = built.slices.optimizer
+    scalars = {}
+    for state in optimizer.state.values():
+        for key, value in state.items():
+            if not torch.is_tensor(value):
+                scalars[key] = {"value": value, "tensor": False}
+            elif value.dim() == 0:
+                scalars[key] = {"value": value.item(), "tensor": True}
+        break
+    scaler = _scaler(built)
+    return {
+        "scalars": scalars,
+        "group_step": next((g["step"] for g in optimizer.param_groups if "step" in g), None),
+        "scaler": {key: getattr(scaler, key) for key in SCALER_FIELDS if hasattr(scaler, key)},
+        "counters": {key: getattr(built.engine, key) for key in COUNTERS},
+    }
+
+
+def _make_optimizer_state(slices: Slices, states: list[str], numbers: Mapping[str, Any]) -> None:
+    """Create what the optimizer would create at its first step, to be filled."""
+    slices.optimizer.state.clear()
+    if not states:
+        return
+    for stepped in {id(item.stepped): item.stepped for item in slices}.values():
+        made: dict[str, Any] = {key: torch.zeros_like(stepped) for key in states}
+        for key, scalar in numbers["scalars"].items():
+            value = scalar["value"]
+            made[key] = (
+                torch.tensor(value, dtype=torch.float32, device=stepped.device)
+                if scalar["tensor"]
+                else value
+            )
+        slices.optimizer.state[stepped] = made
+
+
+def _restore_numbers(built: Built, numbers: Mapping[str, Any]) -> None:
+    if numbers["group_step"] is not None:
+        for group in built.slices.optimizer.param_groups:
+            group["step"] = numbers["group_step"]
+    scaler = _scaler(built)
+    for key, value in numbers["scaler"].items():
+        if hasattr(scaler, key):
+            setattr(scaler, key, value)
+    for key, value in numbers["counters"].items():
+        setattr(built.engine, key, value)
+
+
+def _scaler(built: Built) -> Any:
+    wrapper = built.engine.optimizer
+    return getattr(wrapper, "loss_scaler", None) or getattr(wrapper, "loss_scale_config", None)

@@ -1,0 +1,347 @@
+"""The loop: phases over domains, steps inside a phase, and what happens at the borders.
+
+The engine owns the loop, DeepSpeed owns backward and step, methods answer hooks. Everything that a
+resume needs is in `Position`; nothing else crosses a step, so a resumed run repeats an
+uninterrupted one bit for bit on the same layout.
+"""
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sparsecl import dist, seeding
+from sparsecl.data.batches import PhaseStream, evaluation_windows, sample_indices
+from sparsecl.data.prepare import PreparedData
+from sparsecl.engine import state
+from sparsecl.engine.build import Built
+from sparsecl.engine.display import Progress
+from sparsecl.engine.evaluate import evaluate, mean_squared_gradients
+from sparsecl.engine.plan import Phase, Plan, learning_rate
+from sparsecl.engine.run_config import RunConfig
+from sparsecl.errors import InvariantError
+from sparsecl.log import RunLog
+from sparsecl.methods.base import Methods, SliceTensors
+from sparsecl.optim.build import set_lr
+from sparsecl.optim.slices import Slices
+
+
+@dataclass
+class Position:
+    """Where the run is: the next step to take, and what early stopping has seen."""
+
+    phase: int = 0
+    phase_step: int = 0
+    step: int = 0
+    """Optimizer steps done in the whole run."""
+
+    started: bool = False
+    """The evaluation before training is done."""
+
+    best_loss: float = 1e30
+    num_bad: int = 0
+    train_seconds: float = 0.0
+    seconds: float = 0.0
+    """Wall time of the run up to its last checkpoint, over all restarts."""
+
+
+class Trainer:
+    """One run on this rank. All methods are collective over the world unless they say otherwise."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        plan: Plan,
+        data: PreparedData,
+        built: Built,
+        methods: Methods,
+        *,
+        log: RunLog | None,
+        checkpoints: Path,
+        identity: dict[str, Any],
+        position: Position | None = None,
+    ) -> None:
+        """Join the parts.
+
+        Args:
+            log: rank 0's writers; None on other ranks.
+            identity: what a resume compares: config, fingerprints and digests.
+            position: where to go on; None = at the beginning.
+        """
+        self.config, self.plan, self.data = config, plan, data
+        self.built, self.methods = built, methods
+        self.log, self.checkpoints, self.identity = log, checkpoints, identity
+        self.position = position or Position()
+        self.begun = time.monotonic() - self.position.seconds
+        self.stream = self._stream()
+
+    # What methods see (methods/base.py, MethodContext).
+
+    @property
+    def phase(self) -> int:
+        """0-based phase."""
+        return self.position.phase
+
+    @property
+    def domain(self) -> str:
+        """Name of the domain that this phase trains."""
+        return self.plan.domains[self.plan.phases[self.phase].domain]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done in the whole run."""
+        return self.position.step
+
+    @property
+    def slices(self) -> Slices:
+        """This rank's slices."""
+        return self.built.slices
+
+    def generator(self, *names: str | int) -> np.random.Generator:
+        """A named random stream of the run. Local."""
+        return seeding.stream(self.config.seed, *names)
+
+    def mean_squared_gradients(self, *, num_sequences: int) -> SliceTensors:
+        """Mean squared gradient over sequences of this phase, on slices."""
+        calls = -(-num_sequences // dist.dp_size())
+        mine = np.arange(calls) * dist.dp_size() + dist.dp_rank()
+        whole = mean_squared_gradients(
+            self.built.engine, self.stream.rows(mine), list(mine < num_sequences), num_sequences
+        )
+        return {item.name: item.part(whole[item.name]).clone() for item in self.slices}
+
+    # The loop.
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained so far."""
+        return self.position.step * self.plan.tokens_per_step
+
+    def run(self) -> None:
+        """Train to the end of the last phase."""
+        if not self.position.started:
+            self._evaluate_all("start", phase=-1)
+            self.position.started = True
+        while self.position.phase < len(self.plan.phases):
+            self._run_phase(self.plan.phases[self.position.phase])
+        if self.log:
+            self.log.record("end", seconds=self._seconds(), tokens_per_second=self._speed())
+
+    def _run_phase(self, phase: Phase) -> None:
+        if self.position.phase_step == 0:
+            self._begin_phase(phase)
+        progress = Progress(
+            f"phase {phase.index} {self.domain}",
+            total=phase.num_steps,
+            done=self.position.phase_step,
+            show=self.log is not None,
+        )
+        try:
+            stopped = False
+            while self.position.phase_step < phase.num_steps and not stopped:
+                stopped = self._step_and_watch(phase, progress)
+        finally:
+            progress.close()
+        self._end_phase(phase)
+
+    def _begin_phase(self, phase: Phase) -> None:
+        if phase.index and self.config.phases.optimizer_state == "reset":
+            state.reset_moments(self.slices)
+        self.stream = self._stream()
+        self._record("phase", event="start", domain=self.domain)
+        self.methods.phase_start(self)
+
+    def _end_phase(self, phase: Phase) -> None:
+        self._evaluate_all("phase_end", phase=phase.index)
+        self._audit()
+        self.methods.phase_end(self)
+        self._record("phase", event="end", domain=self.domain)
+        self.position.phase, self.position.phase_step = phase.index + 1, 0
+        self._save()
+
+    def _step_and_watch(self, phase: Phase, progress: Progress) -> bool:
+        """One step with everything that may follow it. Returns True if the phase ends early."""
+        config, position = self.config, self.position
+        last = position.phase_step + 1 == phase.num_steps
+        audited = last or _due(position.step + 1, config.audit.every)
+        logged = last or _due(position.step + 1, config.log.every)
+        begin = time.monotonic()
+        lr = learning_rate(config, phase, position.phase_step)
+        loss, grad_norm = self._train_step(lr, audited=audited, logged=logged)
+        position.phase_step += 1
+        position.step += 1
+        if logged:
+            self._log_step(loss, grad_norm, lr)
+        # Logging has waited for the device, so the clock is honest at least there.
+        position.train_seconds += time.monotonic() - begin
+        progress.advance(
+            **({"loss": f"{float(loss):.3f}", "tok/s": f"{self._speed():,.0f}"} if logged else {})
+        )
+        stopped = False
+        if not last:
+            if _due(position.phase_step, config.eval.every):
+                stopped = self._evaluate_all("during", phase=phase.index)
+            if audited:
+                self._audit()
+            if _due(position.phase_step, config.checkpoint.every) and not stopped:
+                self._save()
+        return stopped
+
+    def _train_step(
+        self, lr: float, *, audited: bool, logged: bool
+    ) -> tuple[torch.Tensor, float | None]:
+        """Returns the mean loss of this rank's tokens, and the gradient norm if `logged`."""
+        engine, plan, batch = self.built.engine, self.plan, self.config.batch
+        set_lr(self.slices.optimizer, lr)
+        total = torch.zeros((), device=dist.device())
+        norm = None
+        for micro_step in range(plan.accumulation):
+            indices = sample_indices(
+                self.position.phase_step,
+                sequences=batch.sequences,
+                micro=plan.micro,
+                dp_rank=dist.dp_rank(),
+                dp_size=plan.dp_size,
+                micro_step=micro_step,
+            )
+            rows = self.methods.batch(self, self.stream.rows(indices))
+            tokens = torch.from_numpy(rows).to(dist.device())
+            losses, _ = engine(tokens[:, :-1], tokens[:, 1:])
+            loss = losses.mean()
+            total += loss.detach() / plan.accumulation
+            extra = self.methods.extra_loss(self)
+            engine.backward(loss if extra is None else loss + extra)
+            if micro_step + 1 == plan.accumulation:
+                self.methods.after_backward(self)
+                if audited:
+                    self.built.guard.audit_gradients()
+                norm = self.slices.grad_norm() if logged else None
+            engine.step()
+        self.methods.after_step(self)
+        return total, norm
+
+    # What is written down.
+
+    def _log_step(self, loss: torch.Tensor, grad_norm: float | None, lr: float) -> None:
+        dist.all_reduce(loss, group=dist.dp_group()).div_(self.plan.dp_size)
+        value = float(loss)
+        if not math.isfinite(value):
+            raise InvariantError(
+                f"step {self.step}: the training loss is {value}. Lower optimizer.lr, or turn on "
+                "clipping (optimizer.clip)."
+            )
+        finite = grad_norm is not None and math.isfinite(grad_norm)
+        self._record(
+            "train",
+            loss=value,
+            lr=lr,
+            grad_norm=grad_norm if finite else None,  # fp16 steps that overflow have none
+            tokens_per_second=self._speed(),
+            seconds=self._seconds(),
+        )
+        if self.log:
+            values = {"loss": value, "learning_rate": lr, "tokens_per_second": self._speed()}
+            if grad_norm is not None and finite:
+                values["live_gradient_norm"] = grad_norm
+            self.log.scalars({f"train/{key}": v for key, v in values.items()}, tokens=self.tokens)
+            self.log.scalars({"progress/phase": self.phase}, tokens=self.tokens)
+
+    def _evaluate_all(self, at: str, *, phase: int) -> bool:
+        """Score every domain. Returns True if patience has run out in the first phase."""
+        losses = {}
+        for domain in self.data.domains:
+            windows = evaluation_windows(
+                domain.validation,
+                context=self.plan.shape.context,
+                max_tokens=self.config.eval.tokens,
+            )
+            score = evaluate(
+                self.built.engine,
+                windows,
+                self.data.tokenizer.bytes_per_token,
+                batch=self.config.eval.batch,
+            )
+            losses[domain.name] = score.loss
+            self._record("eval", phase=phase, at=at, domain=domain.name, **asdict(score))
+            if self.log:
+                bits = score.loss_sum / math.log(2) / max(1, score.num_bytes)
+                self.log.scalars(
+                    {
+                        f"validation_loss/{domain.name}": score.loss,
+                        f"validation_bits_per_byte/{domain.name}": bits,
+                        f"validation_accuracy/{domain.name}": score.num_correct / score.num_tokens,
+                    },
+                    tokens=self.tokens,
+                )
+        if self.log:
+            text = "  ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
+            self.log.say(f"  step {self.step:>6}  validation loss  {text}")
+        return at == "during" and self._out_of_patience(losses[self.domain])
+
+    def _out_of_patience(self, loss: float) -> bool:
+        phases, position = self.config.phases, self.position
+        if position.phase != 0 or not phases.patience:
+            return False
+        if loss < position.best_loss - phases.min_improvement:
+            position.best_loss, position.num_bad = loss, 0
+        else:
+            position.num_bad += 1
+        return position.num_bad >= phases.patience
+
+    def _audit(self) -> None:
+        guard = self.built.guard
+        try:
+            guard.audit(self.step)
+        finally:  # a violation ends the run, and its record says so too
+            self._record("audit", checks=guard.checks, nonzero=guard.nonzero)
+            if self.log:
+                self.log.scalars({"audit/nonzero_absent": guard.nonzero}, tokens=self.tokens)
+
+    def _save(self) -> None:
+        self.position.seconds = self._seconds()
+        here = {
+            **self.identity,
+            "position": asdict(self.position),
+            "scalars_bytes": self.log.sync() if self.log else 0,
+            "audit_checks": self.built.guard.checks,
+        }
+        state.save(
+            self.checkpoints,
+            self.built,
+            self.methods,
+            here,
+            step=self.step,
+            keep=self.config.checkpoint.keep,
+        )
+
+    def _record(self, kind: str, **values: Any) -> None:
+        """Write one line of scalars.jsonl. Local; nothing happens on ranks other than 0."""
+        if self.log:
+            place = {"phase": self.phase, "step": self.step, "tokens": self.tokens}
+            self.log.record(kind, **{**place, **values})
+
+    def _stream(self) -> PhaseStream:
+        phase = self.plan.phases[min(self.position.phase, len(self.plan.phases) - 1)]
+        domain = self.data.domains[phase.domain]
+        return PhaseStream(
+            domain.train,
+            context=self.plan.shape.context,
+            seed=self.config.seed,
+            phase=phase.index,
+            domain_name=domain.name,
+        )
+
+    def _speed(self) -> float:
+        """Training tokens per second, evaluations and checkpoints left out."""
+        return self.tokens / max(self.position.train_seconds, 1e-9)
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self.begun
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

@@ -1,0 +1,89 @@
+"""What the run writes: text for people, scalars.jsonl for tools, TensorBoard for the browser.
+
+Only rank 0 writes. scalars.jsonl is the single source of every figure of a report; TensorBoard is
+a picture of it. After a resume both continue where the checkpoint left them: lines written after
+the checkpoint are cut off, so a resumed run has the same records as one that never stopped.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from sparsecl.errors import CannotCreateError
+
+
+def complain(text: str) -> None:
+    """Print one line on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class RunLog:
+    """The writers of one run folder, on rank 0."""
+
+    def __init__(self, folder: Path, *, resume_at: int | None = None, purge_tokens: int = 0) -> None:
+        """Open the logs.
+
+        Args:
+            folder: the run folder; it exists.
+            resume_at: size in bytes that scalars.jsonl had at the checkpoint; None = begin anew.
+            purge_tokens: TensorBoard drops events at or after this many tokens (resume only).
+        """
+        from torch.utils.tensorboard import SummaryWriter  # slow import, wanted on rank 0 only
+
+        self.folder = folder
+        self.path = folder / "scalars.jsonl"
+        if resume_at is None:
+            self._jsonl = open(self.path, "w", encoding="utf-8")
+        else:
+            if not self.path.exists() or self.path.stat().st_size < resume_at:
+                raise CannotCreateError(
+                    f"{self.path} is shorter than at the checkpoint; cannot go on with its record"
+                )
+            os.truncate(self.path, resume_at)
+            self._jsonl = open(self.path, "a", encoding="utf-8")
+        purge = None if resume_at is None else purge_tokens + 1
+        self.tensorboard = SummaryWriter(str(folder / "tb"), purge_step=purge, flush_secs=30)
+
+    def say(self, text: str = "") -> None:
+        """Print on stdout, without tearing a progress bar, and append to log.txt."""
+        tqdm.write(text)
+        with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
+            file.write(text + "\n")
+
+    def record(self, kind: str, **values: Any) -> None:
+        """Append one line to scalars.jsonl. Values are JSON-safe and finite."""
+        line = json.dumps({"kind": kind, **values}, allow_nan=False)
+        self._jsonl.write(line + "\n")
+
+    def scalars(self, values: Mapping[str, float], *, tokens: int) -> None:
+        """Write TensorBoard scalars `group/name` at `tokens`, the run's common axis."""
+        for tag, value in values.items():
+            self.tensorboard.add_scalar(tag, value, tokens, walltime=time.time())
+
+    def image(self, tag: str, pixels: np.ndarray, *, tokens: int) -> None:
+        """Write a TensorBoard picture [height, width] of numbers in [0, 1]."""
+        self.tensorboard.add_image(tag, pixels[None], tokens, dataformats="CHW")
+
+    def hparams(self, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Write the table of hyper-parameters with the run's final metrics."""
+        self.tensorboard.add_hparams(dict(config), dict(metrics), run_name=".")
+
+    def sync(self) -> int:
+        """Make everything durable. Returns the size of scalars.jsonl in bytes."""
+        self._jsonl.flush()
+        os.fsync(self._jsonl.fileno())
+        self.tensorboard.flush()
+        return self.path.stat().st_size
+
+    def close(self) -> None:
+        """Flush and close all writers."""
+        self.sync()
+        self._jsonl.close()
+        self.tensorboard.close()

@@ -1,0 +1,136 @@
+"""What a method is: answers to the engine's hooks.
+
+The engine owns the loop, DeepSpeed owns backward and step. A method never calls either; it may
+read and change what the hooks hand to it. Projection onto the topology comes after every method.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from sparsecl.optim.slices import Slices
+
+SliceTensors = dict[str, torch.Tensor]
+"""Parameter name -> flat tensor of this rank's slice of it."""
+
+
+class MethodContext(Protocol):
+    """What the engine shows to a method."""
+
+    phase: int
+    """0-based."""
+
+    domain: str
+    """The domain that this phase trains."""
+
+    step: int
+    """Optimizer steps done in the whole run."""
+
+    slices: Slices
+    """This rank's slices."""
+
+    def generator(self, *names: str | int) -> np.random.Generator:
+        """A named random stream of the run: the same on all ranks, whatever the layout."""
+        ...
+
+    def mean_squared_gradients(self, *, num_sequences: int) -> SliceTensors:
+        """Mean over training sequences of this phase of the squared gradient. Collective.
+
+        The gradient is that of one sequence's mean loss per token with data labels (the empirical
+        Fisher per sequence), not of a batch mean: the mean's square is not the mean square.
+        """
+        ...
+
+
+class Method:
+    """A method that does nothing. Hooks are called on all ranks, in the order given here."""
+
+    name = "none"
+
+    def phase_start(self, context: MethodContext) -> None:
+        """Before the first step of a phase; not called again on a resume inside it."""
+
+    def batch(self, context: MethodContext, rows: np.ndarray) -> np.ndarray:
+        """Change this rank's micro-batch, int64 [sequences, context + 1]."""
+        return rows
+
+    def extra_loss(self, context: MethodContext) -> torch.Tensor | None:
+        """A differentiable term added to the micro-batch's mean loss."""
+        return None
+
+    def after_backward(self, context: MethodContext) -> None:
+        """Gradients are reduced, not yet clipped. Change them through `slices.grad`."""
+
+    def after_step(self, context: MethodContext) -> None:
+        """The optimizer has stepped and absent weights are absent."""
+
+    def phase_end(self, context: MethodContext) -> None:
+        """After the last step of a phase and its evaluation."""
+
+    def state_dict(self) -> tuple[Mapping[str, SliceTensors], Mapping[str, Any]]:
+        """Slice tensors by state name, and JSON-safe values: all that a resume needs."""
+        return {}, {}
+
+    def load_state_dict(
+        self, tensors: Mapping[str, SliceTensors], values: Mapping[str, Any]
+    ) -> None:
+        """Take back what `state_dict` gave."""
+
+
+class Methods(Method):
+    """All methods of a run, asked one after the other."""
+
+    def __init__(self, methods: Iterable[Method]) -> None:
+        self.methods = list(methods)
+
+    def __bool__(self) -> bool:
+        return bool(self.methods)
+
+    def phase_start(self, context: MethodContext) -> None:
+        for method in self.methods:
+            method.phase_start(context)
+
+    def batch(self, context: MethodContext, rows: np.ndarray) -> np.ndarray:
+        for method in self.methods:
+            rows = method.batch(context, rows)
+        return rows
+
+    def extra_loss(self, context: MethodContext) -> torch.Tensor | None:
+        terms = [method.extra_loss(context) for method in self.methods]
+        given = [term for term in terms if term is not None]
+        return torch.stack(given).sum() if given else None
+
+    def after_backward(self, context: MethodContext) -> None:
+        for method in self.methods:
+            method.after_backward(context)
+
+    def after_step(self, context: MethodContext) -> None:
+        for method in self.methods:
+            method.after_step(context)
+
+    def phase_end(self, context: MethodContext) -> None:
+        for method in self.methods:
+            method.phase_end(context)
+
+    def state_dict(self) -> tuple[Mapping[str, SliceTensors], Mapping[str, Any]]:
+        tensors: dict[str, SliceTensors] = {}
+        values: dict[str, Any] = {}
+        for method in self.methods:
+            own_tensors, own_values = method.state_dict()
+            tensors |= {f"{method.name}.{key}": value for key, value in own_tensors.items()}
+            values[method.name] = dict(own_values)
+        return tensors, values
+
+    def load_state_dict(
+        self, tensors: Mapping[str, SliceTensors], values: Mapping[str, Any]
+    ) -> None:
+        for method in self.methods:
+            prefix = f"{method.name}."
+            own = {
+                key.removeprefix(prefix): value
+                for key, value in tensors.items()
+                if key.startswith(prefix)
+            }
+            method.load_state_dict(own, values.get(method.name, {}))

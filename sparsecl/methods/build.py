@@ -1,0 +1,13 @@
+"""From the config to the methods of a run."""
+
+from sparsecl.methods.base import Method, Methods
+from sparsecl.methods.config import MethodsConfig
+from sparsecl.methods.ewc import Ewc
+
+
+def build_methods(config: MethodsConfig) -> Methods:
+    """The methods whose block is in the config, in a fixed order."""
+    methods: list[Method] = []
+    if config.ewc is not None:
+        methods.append(Ewc(config.ewc))
+    return Methods(methods)

@@ -1,0 +1,40 @@
+"""Options of the comparison methods; every one is off unless its block is there.
+
+Kept apart from the methods so that a config is read and checked without importing torch.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class EwcConfig:
+    """How strongly and in which form earlier weights are held."""
+
+    strength: float = 1.0e4
+    """lambda; depends on the problem, sweep 1e0..1e6. 0 is plain training, bit for bit."""
+
+    variant: Literal["separate", "online"] = "separate"
+    """One anchor per domain, or a decaying Fisher with the latest anchor."""
+
+    gamma: float = 0.9
+    """Decay of the old Fisher (online only)."""
+
+    sequences: int = 256
+    """Training sequences of a phase over which its Fisher is averaged."""
+
+    def __post_init__(self) -> None:
+        if not self.strength >= 0.0:
+            raise ValueError(f"strength must be >= 0, got {self.strength}")
+        if not 0.0 <= self.gamma <= 1.0:
+            raise ValueError(f"gamma must be in [0, 1], got {self.gamma}")
+        if self.sequences < 1:
+            raise ValueError(f"sequences must be >= 1, got {self.sequences}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodsConfig:
+    """Mechanisms beside the topology. The core experiment uses none."""
+
+    ewc: EwcConfig | None = None
+    """Elastic weight consolidation."""

@@ -1,0 +1,283 @@
+"""What a run wrote down: scalars.jsonl read back into typed records.
+
+This file is the only reader of scalars.jsonl; every score in sparsecl is computed from what it
+returns. A run that was killed and resumed repeats some steps. The later lines are the true ones,
+because the weights were rewound too: reading drops whatever lies after the step resumed from.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparsecl.errors import DataError, MissingInputError
+
+SCALARS = "scalars.jsonl"
+START_PHASE = -1  # the phase written on evaluations that come before any training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One domain's validation text, scored once."""
+
+    phase: int
+    at: str
+    step: int
+    tokens: int
+    domain: str
+    loss_sum: float
+    """Summed next-token loss in nats; NaN after a divergence."""
+    num_tokens: int
+    num_bytes: int
+    num_correct: int
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return self.loss_sum / self.num_tokens
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Comparable across tokenizers; NaN if the bytes were not counted."""
+        return self.loss_sum / (math.log(2.0) * self.num_bytes) if self.num_bytes else math.nan
+
+    @property
+    def accuracy(self) -> float:
+        """Share of tokens whose most likely prediction was right."""
+        return self.num_correct / self.num_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPoint:
+    """One logged training step; `tokens` counts from the start of the run."""
+
+    phase: int
+    step: int
+    tokens: int
+    loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseMark:
+    """Begin or end of one phase on the token axis."""
+
+    phase: int
+    event: str
+    step: int
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecords:
+    """Everything offline metrics know about one run."""
+
+    name: str
+    domains: tuple[str, ...]
+    order: tuple[int, ...]
+    """order[p] = index of the domain trained in phase p, for all planned phases."""
+    header: dict[str, Any]
+    """The record of kind "run" as written: config, density, parameters, versions, digests."""
+    evaluations: tuple[Evaluation, ...]
+    train: tuple[TrainPoint, ...]
+    phases: tuple[PhaseMark, ...]
+    audit_checks: int
+    audit_nonzero: int
+    seconds: float | None
+    """Wall clock of the whole run; None until it has ended."""
+    tokens_per_second: float | None
+    warnings: tuple[str, ...]
+
+
+def read_records(path: Path | str) -> RunRecords:
+    """Read a run folder, or a scalars.jsonl directly.
+
+    Raises:
+        MissingInputError: if there is no such file or folder.
+        DataError: if it is empty, holds no "run" record, or a line that is not the last is broken.
+    """
+    file = _scalars_file(Path(path))
+    warnings: list[str] = []
+    reader = _Reader()
+    for number, record in _lines(file, warnings):
+        try:
+            reader.take(record)
+        except ValueError as error:
+            raise DataError(f"{file}:{number}: {error}") from None
+    if reader.header is None:
+        raise DataError(f'{file}: no record of kind "run": not the scalars of a training run')
+    return reader.finish(warnings, default_name=file.resolve().parent.name)
+
+
+def _scalars_file(path: Path) -> Path:
+    if path.is_dir():
+        if not (path / SCALARS).is_file():
+            raise MissingInputError(f"{path}: no {SCALARS} in it, so this is not a run folder")
+        return path / SCALARS
+    if not path.is_file():
+        raise MissingInputError(f"{path}: no such run folder or file")
+    return path
+
+
+def _lines(file: Path, warnings: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, record). The last line may be torn: its writer was killed."""
+    try:
+        lines = file.read_bytes().splitlines()
+    except OSError as error:
+        raise MissingInputError(f"{file}: cannot be read ({error.strerror})") from None
+    numbered = [(i, line) for i, line in enumerate(lines, start=1) if line.strip()]
+    if not numbered:
+        raise DataError(f"{file}: the file is empty, the run has not written anything")
+    for number, line in numbered:
+        try:
+            record = json.loads(line)
+        except ValueError:  # JSONDecodeError and UnicodeDecodeError
+            record = None
+        if isinstance(record, dict):
+            yield number, record
+        elif number == numbered[-1][0]:
+            warnings.append(f"{file}:{number}: the last line is incomplete and was ignored")
+        else:
+            raise DataError(f"{file}:{number}: not a JSON object")
+
+
+class _Reader:
+    """Collects records in order and rewinds where a resumed run repeats itself."""
+
+    def __init__(self) -> None:
+        self.header: dict[str, Any] | None = None
+        self.domains: tuple[str, ...] = ()
+        self.order: tuple[int, ...] = ()
+        # (step, slot, entry); steps never fall, so a rewind only pops from the end.
+        self.entries: list[tuple[int, tuple[Any, ...], Any]] = []
+        self.end: dict[str, float | None] = {}
+
+    def take(self, record: dict[str, Any]) -> None:
+        """Add one record. Raises ValueError if a known kind has a missing or odd value."""
+        kind = record.get("kind")
+        if kind == "run":
+            self._take_run(record)
+        elif kind == "end":
+            self.end = {key: _optional(record, key) for key in ("seconds", "tokens_per_second")}
+        elif kind in ("train", "eval", "audit", "phase"):
+            if self.header is None:
+                raise ValueError(f'kind "{kind}" comes before kind "run"')
+            self._take_entry(kind, record)
+
+    def _take_run(self, record: dict[str, Any]) -> None:
+        domains, order = _domains_and_order(record)
+        if self.header is not None and (domains, order) != (self.domains, self.order):
+            raise ValueError("a second run with other domains or another order is in the same file")
+        self.header, self.domains, self.order = record, domains, order
+        self.end = {}
+
+    def _take_entry(self, kind: str, record: dict[str, Any]) -> None:
+        step = _integer(record, "step")
+        while self.entries and self.entries[-1][0] > step:
+            self.entries.pop()
+        if kind == "eval":
+            entry = self._evaluation(record, step)
+            slot = (kind, entry.phase, entry.at, entry.domain, step)
+        elif kind == "train":
+            entry = TrainPoint(
+                phase=self._phase(record),
+                step=step,
+                tokens=_integer(record, "tokens"),
+                loss=_real(record, "loss"),
+            )
+            slot = (kind, step)
+        elif kind == "phase":
+            entry = PhaseMark(
+                phase=self._phase(record),
+                event=str(record.get("event")),
+                step=step,
+                tokens=_integer(record, "tokens"),
+            )
+            slot = (kind, entry.phase, entry.event)
+        else:
+            entry = (_integer(record, "checks"), _integer(record, "nonzero"))
+            slot = (kind, step)
+        self.entries.append((step, slot, entry))
+
+    def _evaluation(self, record: dict[str, Any], step: int) -> Evaluation:
+        domain, at = record.get("domain"), record.get("at")
+        if domain not in self.domains:
+            raise ValueError(f"domain {domain!r} is not one of {', '.join(self.domains)}")
+        num_tokens = _integer(record, "num_tokens")
+        if num_tokens < 1:
+            raise ValueError(f"num_tokens must be >= 1, got {num_tokens}")
+        return Evaluation(
+            phase=START_PHASE if at == "start" else self._phase(record),
+            at=str(at),
+            step=step,
+            tokens=_integer(record, "tokens"),
+            domain=domain,
+            loss_sum=_real(record, "loss_sum"),
+            num_tokens=num_tokens,
+            num_bytes=_integer(record, "num_bytes"),
+            num_correct=_integer(record, "num_correct"),
+        )
+
+    def _phase(self, record: dict[str, Any]) -> int:
+        phase = _integer(record, "phase")
+        if not 0 <= phase < len(self.order):
+            raise ValueError(f"phase {phase} is outside the {len(self.order)} phases of the run")
+        return phase
+
+    def finish(self, warnings: list[str], *, default_name: str) -> RunRecords:
+        """Freeze. Of two records for one slot the later one is kept."""
+        assert self.header is not None
+        entries = list({slot: entry for _, slot, entry in self.entries}.values())
+        audits = [entry for entry in entries if isinstance(entry, tuple)]
+        return RunRecords(
+            name=str(self.header.get("name") or default_name),
+            domains=self.domains,
+            order=self.order,
+            header=self.header,
+            evaluations=tuple(e for e in entries if isinstance(e, Evaluation)),
+            train=tuple(e for e in entries if isinstance(e, TrainPoint)),
+            phases=tuple(e for e in entries if isinstance(e, PhaseMark)),
+            audit_checks=audits[-1][0] if audits else 0,
+            audit_nonzero=max((nonzero for _, nonzero in audits), default=0),
+            seconds=self.end.get("seconds"),
+            tokens_per_second=self.end.get("tokens_per_second"),
+            warnings=tuple(warnings),
+        )
+
+
+def _domains_and_order(record: dict[str, Any]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    domains, order = record.get("domains"), record.get("order")
+    if not isinstance(domains, list) or not all(isinstance(name, str) for name in domains):
+        raise ValueError(f"domains must be a list of names, got {domains!r}")
+    if not domains or len(set(domains)) < len(domains):
+        raise ValueError(f"domains must be distinct names, at least one, got {domains}")
+    if not isinstance(order, list) or not all(
+        type(index) is int and 0 <= index < len(domains) for index in order
+    ):
+        raise ValueError(f"order must list indices of the {len(domains)} domains, got {order!r}")
+    return tuple(domains), tuple(order)
+
+
+def _integer(record: dict[str, Any], key: str) -> int:
+    value = record.get(key)
+    if type(value) is not int:
+        raise ValueError(f"{key} must be an integer, got {value!r}")
+    return value
+
+
+def _real(record: dict[str, Any], key: str) -> float:
+    """A number; null stands for a value that was not finite, and infinity becomes NaN too."""
+    if key not in record:
+        raise ValueError(f"{key} is missing")
+    value = record[key]
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{key} must be a number, got {value!r}")
+    return float(value) if math.isfinite(value) else math.nan
+
+
+def _optional(record: dict[str, Any], key: str) -> float | None:
+    value = _real(record, key) if key in record else math.nan
+    return value if math.isfinite(value) else None

@@ -1,0 +1,142 @@
+"""All figures of one run in one JSON-safe dict: the content of results.json.
+
+The engine writes what `summarize` returns, and offline tools call the same function on the same
+scalars.jsonl, so that a recomputed figure equals the stored one to the last bit.
+"""
+
+import math
+from typing import Any
+
+from sparsecl.errors import DataError
+from sparsecl.metrics import forgetting, speed, transfer
+from sparsecl.metrics.matrix import FloatArray, ResultMatrix
+from sparsecl.metrics.records import RunRecords
+
+SCORES = ("loss", "bits_per_byte", "accuracy")
+
+
+def summarize(records: RunRecords) -> dict[str, Any]:
+    """Compute everything; a value that is undefined or not finite is None.
+
+    `order` is the whole plan; `phases.finished` says how many of its phases the matrix has. All
+    figures are those of a run that ends with the last finished phase.
+
+    Raises:
+        DataError: if the run has no evaluation of the matrix at all.
+    """
+    matrix = ResultMatrix.from_records(records)
+    if not any(e.at in ("start", "phase_end") for e in records.evaluations):
+        raise DataError(f"{records.name}: no evaluations yet, so there is nothing to compute")
+    header = records.header
+    return json_safe(
+        {
+            "name": records.name,
+            "domains": list(records.domains),
+            "order": list(records.order),
+            "phases": {"finished": matrix.num_phases, "planned": len(records.order)},
+            "matrix": {name: getattr(matrix, name).tolist() for name in (*SCORES, "perplexity")},
+            "forgetting": {
+                **forgetting_figures(matrix.loss, matrix.order),
+                "per_domain": _by_name(matrix, forgetting.per_domain(matrix.loss, matrix.order)),
+                "NF_per_domain": _by_name(matrix, forgetting.normalised(matrix.loss, matrix.order)),
+            },
+            # The same definitions on bits per byte, for runs whose tokenizers differ.
+            "forgetting_bits_per_byte": {
+                name: value
+                for name, value in forgetting_figures(matrix.bits_per_byte, matrix.order).items()
+                if name != "NF"  # its guard is a number of nats per token
+            },
+            "bwt": transfer.bwt(matrix.loss, matrix.order),
+            "fwt": transfer.fwt(matrix.loss, matrix.order),
+            "averages": {name: _averages(getattr(matrix, name), matrix) for name in SCORES},
+            "learning_speed": _learning_speed(records),
+            "audit": {"checks": records.audit_checks, "nonzero": records.audit_nonzero},
+            "density": header.get("density", {}),
+            "parameters": header.get("parameters", {}),
+            "digests": header.get("digests", {}),
+            "versions": header.get("versions", {}),
+            "config": header.get("config", {}),
+            "tokens_per_second": records.tokens_per_second,
+            "seconds": records.seconds,
+            "warnings": [*records.warnings, *_gaps(records, matrix)],
+        }
+    )
+
+
+def forgetting_figures(loss: FloatArray, order: tuple[int, ...]) -> dict[str, float | None]:
+    """Every averaged definition by its name; lower is better."""
+    return {
+        "F_last": forgetting.f_last(loss, order),
+        "F_std": forgetting.f_std(loss, order),
+        "F_seed": forgetting.f_seed(loss, order),
+        "NF": forgetting.mean_normalised(loss, order),
+    }
+
+
+def matrix_of(summary: dict[str, Any]) -> ResultMatrix:
+    """The result matrix inside a summary, or inside a results.json; None becomes NaN."""
+    loss = summary["matrix"]["loss"]
+    return ResultMatrix.from_arrays(
+        summary["domains"],
+        summary["order"][: len(loss) - 1],
+        *(summary["matrix"][name] for name in SCORES),
+    )
+
+
+def json_safe(value: Any) -> Any:
+    """Copy `value` with None for every float that JSON cannot hold."""
+    if isinstance(value, dict):
+        return {key: json_safe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_safe(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _by_name(matrix: ResultMatrix, values: list[float | None]) -> dict[str, float | None]:
+    return dict(zip(matrix.domains, values, strict=True))
+
+
+def _averages(scores: FloatArray, matrix: ResultMatrix) -> dict[str, Any]:
+    """`final`: last row over trained domains (ACC); `seen`, `all`: one value for each row."""
+    return {
+        "final": transfer.acc(scores, matrix.order),
+        "seen": transfer.average_seen(scores, matrix.order),
+        "all": transfer.average_all(scores, matrix.order),
+    }
+
+
+def _learning_speed(records: RunRecords) -> dict[str, Any]:
+    phases = [
+        {
+            "phase": curve.phase,
+            "domain": curve.domain,
+            "source": curve.source,
+            "tokens": curve.tokens[-1],
+            "first_loss": curve.loss[0],
+            "last_loss": curve.loss[-1],
+            "area": speed.area(curve),
+            "tokens_to_half": speed.tokens_to_half(curve),
+        }
+        for curve in speed.phase_curves(records)
+    ]
+    areas = [phase["area"] for phase in phases]
+    known = len(areas) > 0 and None not in areas
+    return {"mean_area": forgetting.mean(areas) if known else None, "phases": phases}
+
+
+def _gaps(records: RunRecords, matrix: ResultMatrix) -> list[str]:
+    """What is missing from the matrix, in words."""
+    finished, planned = matrix.num_phases, len(records.order)
+    notes = []
+    if finished < planned:
+        later = any(e.at == "phase_end" and e.phase >= finished for e in records.evaluations)
+        gap = f"; not all domains were scored after phase {finished}" if later else ""
+        notes.append(f"partial run: {finished} of {planned} phases are finished{gap}")
+    scored = {e.domain for e in records.evaluations if e.at == "start"}
+    if len(scored) < len(records.domains):
+        notes.append("row 0 (before training) was not fully measured; FWT and NF need it")
+    if any(not math.isfinite(e.loss_sum) for e in records.evaluations):
+        notes.append("some losses are not finite: the run diverged; figures that need them are -")
+    return notes

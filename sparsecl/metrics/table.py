@@ -1,0 +1,170 @@
+"""The scores of one run as text for a terminal: plain ASCII, at most WIDTH columns."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sparsecl.metrics.forgetting import exposed_rows
+from sparsecl.metrics.summary import matrix_of
+
+WIDTH = 100
+MAX_NAME = 12  # a column of the matrix; longer domain names are clipped
+
+# (key in the summary, meaning). One definition, one line, one direction.
+FIGURES = (
+    ("F_last", "rise of the loss since each domain's own training; lower is better"),
+    ("F_std", "same, but since the best row from its training on; lower is better"),
+    ("F_seed", "since the best row after any phase, last domain counted too; lower is better"),
+    ("NF", "share of what was learned that was lost again; lower is better"),
+    ("BWT", "effect of later phases on earlier domains, = -F_last; higher is better"),
+    ("FWT", "lead of a domain over row 0 just before its own training; higher is better"),
+)
+
+
+def report(summary: dict[str, Any], width: int = WIDTH) -> str:
+    """Everything a reader wants of one run: what it was, the matrix, the figures, the audit."""
+    parts = [
+        "\n".join(_heading(summary)),
+        matrix_table(summary, width),
+        figures_table(summary),
+        "\n".join(_speed_lines(summary)),
+        audit_line(summary),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def matrix_table(summary: dict[str, Any], width: int = WIDTH) -> str:
+    """Losses, rows in time and columns by domain, split into blocks that fit `width`.
+
+    Brackets mark the domain trained just before the row was measured.
+    """
+    matrix = matrix_of(summary)
+    labels = ["before training"]
+    for phase, index in enumerate(matrix.order):
+        labels.append(f"after {phase} {clip(matrix.domains[index], MAX_NAME)}")
+    rows = [[number(loss) for loss in row] for row in matrix.loss.tolist()]
+    for phase, index in enumerate(matrix.order):
+        rows[phase + 1][index] = f"[{rows[phase + 1][index]}]"
+    # A space keeps the digits of cells without brackets in line with the others.
+    rows = [[cell if cell.endswith("]") else cell + " " for cell in row] for row in rows]
+    foot = _domain_lines(summary)
+    title = "Validation loss, nats per token (lower is better). [ ] = the domain just trained."
+    return "\n".join([title, "", *_blocks(matrix.domains, labels, rows, foot, width)])
+
+
+def figures_table(summary: dict[str, Any]) -> str:
+    """Forgetting by name of its definition, then transfer; nats per token except NF."""
+    values = {**summary["forgetting"], "BWT": summary["bwt"], "FWT": summary["fwt"]}
+    lines = ["Forgetting and transfer, nats per token (NF: a share)", ""]
+    lines += [f"  {name:<7}{number(values[name]):>8}   {meaning}" for name, meaning in FIGURES]
+    return "\n".join(lines)
+
+
+def audit_line(summary: dict[str, Any]) -> str:
+    """How often absent weights were checked, and what was found."""
+    audit = summary["audit"]
+    if not audit["checks"]:
+        return "audit: no checks were recorded"
+    return f"audit: {audit['checks']} checks, {audit['nonzero']} nonzero absent entries"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Fixed point; "-" for None and NaN, no negative zero."""
+    if value is None or value != value:
+        return "-"
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text
+
+
+def clip(name: str, length: int) -> str:
+    """Shorten a name in its middle: both ends tell runs apart."""
+    if len(name) <= length:
+        return name
+    tail = (length - 2) // 2
+    return f"{name[: length - 2 - tail]}..{name[len(name) - tail :]}"
+
+
+def _heading(summary: dict[str, Any]) -> list[str]:
+    phases, config = summary["phases"], summary["config"]
+    lines = [f"run {summary['name']}: {phases['finished']} of {phases['planned']} phases finished"]
+    topology = config.get("topology")
+    if isinstance(topology, dict):
+        words = [str(topology[key]) for key in ("kind", "role") if topology.get(key) is not None]
+        lines.append(f"topology: {', '.join(words)}; seed {config.get('seed', '-')}")
+    density, parameters = summary["density"], summary["parameters"]
+    if density:
+        lines.append(
+            f"density: {number(density.get('masked'))} of the masked matrices, "
+            f"{number(density.get('model'))} of the model"
+        )
+    if parameters:
+        lines.append(f"parameters: {parameters.get('live')} live of {parameters.get('total')}")
+    if summary["seconds"] is not None:
+        speed = number(summary["tokens_per_second"], 0)
+        lines.append(f"time: {number(summary['seconds'], 0)} seconds, {speed} tokens per second")
+    return lines + [f"note: {warning}" for warning in summary["warnings"]]
+
+
+def _domain_lines(summary: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """The rows under the matrix: what is known of each domain at the end."""
+    matrix = matrix_of(summary)
+    lines = [
+        ("final bits per byte", matrix.bits_per_byte[-1].tolist()),
+        ("final accuracy", matrix.accuracy[-1].tolist()),
+    ]
+    if matrix.num_phases:
+        exposed = exposed_rows(matrix.order)
+        names = [name for i, name in enumerate(matrix.domains) if i in exposed]
+        for label, key in (
+            ("forgotten, nats", "per_domain"),
+            ("forgotten, share", "NF_per_domain"),
+        ):
+            values = summary["forgetting"][key]
+            # "-" for the domain trained last: nothing came after it that could erase it.
+            lines.append((label, [values[n] if n in names else None for n in matrix.domains]))
+    return [(label, [number(value) + " " for value in values]) for label, values in lines]
+
+
+def _blocks(
+    domains: Sequence[str],
+    labels: list[str],
+    rows: list[list[str]],
+    foot: list[tuple[str, list[str]]],
+    width: int,
+) -> list[str]:
+    """Lay out columns right-aligned, as many to a block as fit."""
+    names = [clip(name, MAX_NAME) + " " for name in domains]
+    left = max(len(label) for label in [*labels, *(label for label, _ in foot)]) + 1
+    cell = max(len(text) for text in [*names, *(text for row in rows for text in row)]) + 1
+    per_block = max(1, (width - left) // cell)
+    lines: list[str] = []
+    for start in range(0, len(names), per_block):
+        part = slice(start, start + per_block)
+
+        def line(label: str, texts: list[str], part: slice = part) -> str:
+            return (label.ljust(left) + "".join(t.rjust(cell) for t in texts[part])).rstrip()
+
+        lines += [""] if start else []
+        lines.append(line("", names))
+        lines += [line(label, row) for label, row in zip(labels, rows, strict=True)]
+        lines.append("-" * (left + cell * len(names[part]) - 1))
+        lines += [line(label, texts) for label, texts in foot]
+    return lines
+
+
+def _speed_lines(summary: dict[str, Any]) -> list[str]:
+    """Learning speed by phase; nothing if no curve was recorded."""
+    phases = summary["learning_speed"]["phases"]
+    if not phases:
+        return []
+    lines = [
+        "Learning speed in each phase (mean loss: area under the curve / tokens; lower is better)",
+        "",
+        f"  {'phase':<18}{'first':>9}{'last':>9}{'mean':>9}{'tokens to half':>17}  measured on",
+    ]
+    for phase in phases:
+        label = f"{phase['phase']} {clip(phase['domain'], MAX_NAME)}"
+        lines.append(
+            f"  {label:<18}{number(phase['first_loss']):>9}{number(phase['last_loss']):>9}"
+            f"{number(phase['area']):>9}{number(phase['tokens_to_half'], 0):>17}  {phase['source']}"
+        )
+    return lines

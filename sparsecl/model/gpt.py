@@ -1,0 +1,189 @@
+"""GPT on a topology: pre-norm blocks, GELU, learned positions, tied embedding, no biases.
+
+B = batch, T = tokens, W = width, H = heads and D = head width; `_local` = this tensor-parallel
+rank's share. After nanoGPT (https://github.com/karpathy/nanoGPT). Differs: q, k and v are separate
+matrices (a topology is drawn for each), the linears may be sparse, and there is no dropout, which
+would be a hidden regulariser in a study of forgetting.
+"""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from sparsecl import dist
+from sparsecl.model.config import ModelShape, check_tensor_parallel
+from sparsecl.model.shapes import block_shapes
+from sparsecl.model.vocabulary import NO_TARGET, VocabularyEmbedding, best_token, cross_entropy
+from sparsecl.sparse.linear import (
+    ColumnParallelSparseLinear,
+    Role,
+    RowParallelSparseLinear,
+    SparseLinear,
+    mark_tensor_parallel,
+)
+from sparsecl.sparse.parallel import copy_to_tensor_parallel
+from sparsecl.topology.layer import LayerTopology
+
+
+class Attention(nn.Module):
+    """Causal self-attention; heads are split over tp."""
+
+    def __init__(self, linears: Mapping[str, SparseLinear], head_width: int) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (linears[kind] for kind in ("q", "k", "v", "o"))
+        self.head_width = head_width
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, W] -> [B, T, W]. Collective over tp."""
+        x = copy_to_tensor_parallel(x)  # once for the three readers
+        # [B, T, W_local] -> [B, H_local, T, D]
+        q, k, v = (
+            linear(x).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+            for linear in (self.q, self.k, self.v)
+        )
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.o(y.transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    """Two linears with a GELU between; hidden units are split over tp."""
+
+    def __init__(self, linears: Mapping[str, SparseLinear]) -> None:
+        super().__init__()
+        self.up, self.down = linears["up"], linears["down"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, W] -> [B, T, W]. Collective over tp."""
+        return self.down(F.gelu(self.up(copy_to_tensor_parallel(x))))
+
+
+class Block(nn.Module):
+    """One layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, linears: Mapping[str, SparseLinear], shape: ModelShape) -> None:
+        super().__init__()
+        self.norm1 = layer_norm(shape.width)
+        self.attention = Attention(linears, shape.head_width)
+        self.norm2 = layer_norm(shape.width)
+        self.mlp = Mlp(linears)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, W] -> [B, T, W]. Collective over tp."""
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class Positions(nn.Module):
+    """Learned position features [context, W]."""
+
+    def __init__(self, context: int, width: int) -> None:
+        super().__init__()
+        self.weight = mark_tensor_parallel(nn.Parameter(torch.empty(context, width)), -1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Features [T, W] of the positions of tokens [B, T]."""
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        # A lookup, not a slice: the result must not be a view of the parameter, because ZeRO-3
+        # frees the gathered parameter when this module returns.
+        return F.embedding(places, self.weight)
+
+
+class GPT(nn.Module):
+    """A language model. Weights are uninitialised until `initialize` of init.py has run.
+
+    Parameter names: embedding.weight, positions.weight, norm.weight, and in layers.{i}:
+    norm1.weight, attention.{q,k,v,o}.weight, norm2.weight, mlp.{up,down}.weight.
+    """
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        *,
+        vocab_size: int,
+        topologies: Mapping[str, LayerTopology],
+        role: Role = "topology",
+        activation_checkpointing: bool = False,
+    ) -> None:
+        """Allocate this rank's share, on the CPU in fp32.
+
+        Args:
+            vocab_size: token ids in use; the embedding is padded above it.
+            topologies: by layer name; a layer that is not named is dense.
+
+        Raises:
+            UserError: if the tensor-parallel size does not divide heads or hidden units.
+        """
+        super().__init__()
+        check_tensor_parallel(shape, dist.tp_size())
+        self.shape = shape
+        self.vocab_size = vocab_size
+        self.activation_checkpointing = activation_checkpointing
+        self.embedding = VocabularyEmbedding(vocab_size, shape.width)
+        self.positions = Positions(shape.context, shape.width)
+        self.layers = nn.ModuleList(
+            Block(block_linears(shape, index, topologies, role), shape)
+            for index in range(shape.layers)
+        )
+        self.norm = layer_norm(shape.width)
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Score each next token. Collective over tp: all ranks pass the same tokens.
+
+        Args:
+            tokens: int64 [B, T], T at most the context.
+            targets: int64 [B, T], the token that follows each position; -1 = no target.
+
+        Returns:
+            Loss fp32 [B, T] in nats, 0 where there is no target; and, in eval mode only (None in
+            training), bool [B, T]: the most likely token is the target.
+        """
+        assert tokens.shape[1] <= self.shape.context, (tokens.shape, self.shape.context)
+        logits = self.embedding(self.features(tokens))
+        correct = None
+        if not self.training:
+            # Before the loss, which may overwrite the logits.
+            best = best_token(logits, self.embedding.vocab_start_index)
+            correct = (best == targets) & (targets != NO_TARGET)
+        return cross_entropy(logits, targets), correct
+
+    def features(self, tokens: Tensor) -> Tensor:
+        """Normed features of the last layer: int64 [B, T] -> [B, T, W]. Collective over tp."""
+        x = self.embedding(tokens) + self.positions(tokens)
+        recompute = self.activation_checkpointing and torch.is_grad_enabled()
+        for layer in self.layers:
+            if recompute:
+                # Nothing random happens in a block, so the generator need not be saved.
+                x = checkpoint(layer, x, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = layer(x)
+        return self.norm(x)
+
+
+def layer_norm(width: int) -> nn.LayerNorm:
+    """LayerNorm with a gain and no bias, whole on every tp rank."""
+    norm = nn.LayerNorm(width, bias=False)
+    mark_tensor_parallel(norm.weight, -1)
+    return norm
+
+
+def block_linears(
+    shape: ModelShape, index: int, topologies: Mapping[str, LayerTopology], role: Role
+) -> dict[str, SparseLinear]:
+    """The six linears of block `index` by kind, this rank's slices."""
+    linears: dict[str, SparseLinear] = {}
+    for layer in block_shapes(shape, index):
+        # Row-parallel closes what column-parallel opens: one all-reduce per pair.
+        split = (
+            RowParallelSparseLinear if layer.kind in ("o", "down") else ColumnParallelSparseLinear
+        )
+        linears[layer.kind] = split(
+            layer,
+            topologies.get(layer.name),
+            tp_rank=dist.tp_rank(),
+            tp_size=dist.tp_size(),
+            role=role,
+        )
+    return linears

@@ -1,0 +1,103 @@
+"""Initial weights: drawn on the global matrix, masked and scaled there, then sliced.
+
+O = out_features, I = in_features, global. Every parameter has its own random stream, named after
+it, so its bits depend on (seed, name, global shape) only: not on the tensor-parallel size, the rank
+or the order of modules. Scales are those of GPT-2: std 0.02, and 1/sqrt(2 * layers) of it for the
+matrices that write into the residual stream.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from sparsecl import dist, seeding
+from sparsecl.model.config import ModelConfig
+from sparsecl.model.gpt import GPT
+from sparsecl.sparse.linear import SparseLinear
+from sparsecl.topology.layer import LayerTopology
+
+RESIDUAL_KINDS = ("o", "down")
+
+
+def initialize(model: GPT, config: ModelConfig, *, seed: int) -> None:
+    """Fill every parameter of the local model, in place. The model must be on the CPU in fp32."""
+    residual_std = config.init_std / math.sqrt(2 * model.shape.layers)
+    for name, module in model.named_modules():
+        if isinstance(module, SparseLinear):
+            std = residual_std if module.shape.kind in RESIDUAL_KINDS else config.init_std
+            fill_linear(module, seed=seed, std=std, corrected=config.density_corrected_init)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            assert module.bias is None, name
+    _fill_embedding(model, config.init_std, seed)
+    positions = draw(
+        "positions.weight", model.positions.weight.shape, seed=seed, std=config.init_std
+    )
+    _assign(model.positions.weight, positions)
+
+
+def draw(name: str, shape: Sequence[int], *, seed: int, std: float) -> NDArray[np.float32]:
+    """Normal values with standard deviation std for the global parameter `name`."""
+    rng = seeding.stream(seed, "init", name)
+    values = rng.standard_normal(tuple(shape), dtype=np.float32)
+    values *= np.float32(std)
+    return values
+
+
+def fill_linear(linear: SparseLinear, *, seed: int, std: float, corrected: bool) -> None:
+    """Fill the local slice of one linear.
+
+    Args:
+        std: of the dense matrix, before the correction for density.
+        corrected: scale rows by their live fan-in; see `mask_and_correct`.
+    """
+    shape = linear.shape
+    values = draw(
+        f"{shape.name}.weight", (shape.out_features, shape.in_features), seed=seed, std=std
+    )
+    # In role "update" the absent entries take part in the forward pass: they start as in a dense
+    # model, and so does the scale.
+    if linear.topology is not None and linear.role == "topology":
+        mask_and_correct(values, linear.topology, corrected=corrected)
+    _assign(linear.weight, tp_slice(values, linear.partition_dim, linear.tp_rank, linear.tp_size))
+
+
+def mask_and_correct(
+    values: NDArray[np.float32], topology: LayerTopology, *, corrected: bool
+) -> None:
+    """Zero the absent weights of values [O, I], in place, and restore the scale of the outputs.
+
+    With `corrected`, row r is multiplied by sqrt(I / live inputs of r): the variance of the output
+    is then that of the dense layer at any density. The factor is exactly 1 for a full row, so an
+    all-live mask gives the bits of a dense layer. A row without live weights stays 0.
+    """
+    values[~topology.mask()] = 0.0
+    if corrected:
+        degrees = np.maximum(topology.row_degrees(), 1)
+        values *= np.sqrt(topology.in_features / degrees).astype(np.float32)[:, None]
+
+
+def tp_slice(
+    values: NDArray[np.float32], dim: int, tp_rank: int, tp_size: int
+) -> NDArray[np.float32]:
+    """The share of one rank of a global array that is split on `dim` (-1 = not split)."""
+    return values if dim < 0 else np.split(values, tp_size, axis=dim)[tp_rank]
+
+
+def _fill_embedding(model: GPT, std: float, seed: int) -> None:
+    embedding = model.embedding
+    # Only rows of real tokens are drawn: the amount of padding depends on the tp size.
+    real = draw("embedding.weight", (model.vocab_size, model.shape.width), seed=seed, std=std)
+    values = np.zeros((embedding.num_embeddings, model.shape.width), dtype=np.float32)
+    values[: model.vocab_size] = real
+    _assign(embedding.weight, tp_slice(values, 0, dist.tp_rank(), dist.tp_size()))
+
+
+def _assign(parameter: nn.Parameter, values: NDArray[np.float32]) -> None:
+    assert tuple(parameter.shape) == values.shape, (parameter.shape, values.shape)
+    with torch.no_grad():
+        parameter.copy_(torch.from_numpy(values))

@@ -1,0 +1,119 @@
+"""The two vocabulary-parallel ends of the model: tied embedding and cross entropy.
+
+B = batch, T = tokens, W = width, V = padded vocabulary; V_local = V / tp. Megatron-core supplies
+both at tp > 1. In a process without tensor parallelism torch's own functions are used, so that no
+process group is needed; the two agree to fp32 rounding (the sums over V are ordered differently).
+"""
+
+import torch
+import torch.nn.functional as F
+from megatron.core import ModelParallelConfig
+from megatron.core.tensor_parallel import VocabParallelEmbedding, vocab_parallel_cross_entropy
+from torch import Tensor, nn
+
+from sparsecl import dist
+from sparsecl.model.config import padded_vocabulary
+from sparsecl.sparse.linear import mark_tensor_parallel
+from sparsecl.sparse.parallel import copy_to_tensor_parallel
+
+NO_TARGET = -1  # target id of a position that is not predicted
+
+
+class VocabularyEmbedding(VocabParallelEmbedding):
+    """Tokens to features and features to logits, by one matrix [V_local, W].
+
+    Both directions are one module because ZeRO-3 gathers a parameter around the forward call of its
+    own module: a tied head elsewhere would find an empty tensor. The dtype of the input chooses.
+    """
+
+    weight: nn.Parameter
+
+    def __init__(self, vocab_size: int, width: int) -> None:
+        """Allocate the slice of this rank, uninitialised.
+
+        Args:
+            vocab_size: token ids in use; rows above are padding and never win probability.
+        """
+        # Allocated on the CPU and filled by init.py: the same bits at every tp size.
+        config = ModelParallelConfig(
+            tensor_model_parallel_size=dist.tp_size(),
+            use_cpu_initialization=True,
+            perform_initialization=False,
+        )
+        super().__init__(
+            padded_vocabulary(vocab_size, dist.tp_size()),
+            width,
+            init_method=torch.nn.init.zeros_,  # required by the signature, not called
+            config=config,
+            tp_group=dist.tp_group(),
+        )
+        self.vocab_size = vocab_size
+        mark_tensor_parallel(self.weight, 0)
+
+    @property
+    def num_real_local(self) -> int:
+        """Rows of this rank that belong to a token; the rest is padding."""
+        return min(max(self.vocab_size - self.vocab_start_index, 0), self.weight.shape[0])
+
+    def forward(self, input_: Tensor) -> Tensor:
+        """Embed token ids, or score features. Collective over tp.
+
+        Args:
+            input_: int64 [B, T] token ids, or float [B, T, W] features (equal on all tp ranks).
+
+        Returns:
+            [B, T, W] embeddings, or fp32 [B, T, V_local] logits with padding at -inf.
+        """
+        if input_.is_floating_point():
+            return self._logits(input_)
+        if dist.tp_size() == 1:
+            return F.embedding(input_, self.weight)
+        return super().forward(input_)
+
+    def _logits(self, features: Tensor) -> Tensor:
+        logits = F.linear(copy_to_tensor_parallel(features), self.weight).float()
+        # Behind autograd's back on purpose: the softmax of -inf is 0, so the gradient that arrives
+        # for these columns is 0 already, and no copy of the logits is spent on saying so.
+        logits.detach()[..., self.num_real_local :] = float("-inf")
+        return logits
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Loss of each position. Collective over tp. May overwrite `logits`.
+
+    Args:
+        logits: fp32 [B, T, V_local].
+        targets: int64 [B, T], NO_TARGET where nothing is predicted.
+
+    Returns:
+        fp32 [B, T] in nats, 0 where there is no target.
+    """
+    if dist.tp_size() == 1:
+        flat = F.cross_entropy(
+            logits.flatten(0, -2), targets.flatten(), ignore_index=NO_TARGET, reduction="none"
+        )
+        return flat.view(targets.shape)
+    loss = vocab_parallel_cross_entropy(logits, targets)
+    return loss.masked_fill(targets == NO_TARGET, 0.0)
+
+
+@torch.no_grad()
+def best_token(logits: Tensor, first_id: int) -> Tensor:
+    """The most likely token of each position, the lowest id on a tie. Collective over tp.
+
+    Only one value and one id per position travel, never the logits.
+
+    Args:
+        logits: [B, T, V_local].
+        first_id: token id of the first local column.
+
+    Returns:
+        int64 [B, T], equal on every tp rank.
+    """
+    best, index = logits.max(dim=-1)  # torch gives the first of equal maxima
+    index = index + first_id
+    if dist.tp_size() == 1:
+        return index
+    overall = dist.all_reduce(best.clone(), group=dist.tp_group(), op="max")
+    index = index.masked_fill(best < overall, torch.iinfo(index.dtype).max)
+    return dist.all_reduce(index, group=dist.tp_group(), op="min")

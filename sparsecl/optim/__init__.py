@@ -1,0 +1,1 @@
+"""The optimizer side: slices of parameters, masked state, schedule."""

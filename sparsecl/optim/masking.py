@@ -1,0 +1,142 @@
+"""Absent weights stay absent: projection after every step, and the audit that proves it.
+
+Three lines of defence, each enough in exact arithmetic, all kept:
+
+1. The gradient of an absent weight is removed inside the layer's backward (sparse/masked.py), so
+   DeepSpeed reduces, clips and accumulates zeros. With zero moments, zero is then a fixed point of
+   every elementwise optimizer (AdamW's decay: 0 - lr * wd * 0 = 0).
+2. After each step of the optimizer, and before DeepSpeed copies masters to low precision, masters
+   and moments are projected onto the topology, by selection (0 * NaN would be NaN).
+3. The audit counts what is not zero in every copy, on every rank. It never repairs.
+
+Role `update` keeps absent weights at their initial value in place of zero, so weight decay and
+momentum cannot move them either.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from sparsecl import dist
+from sparsecl.errors import InvariantError
+from sparsecl.optim.slices import Slice, Slices
+
+
+@dataclass(frozen=True)
+class _Guarded:
+    """One slice of a layer on a topology."""
+
+    item: Slice
+    dead: torch.Tensor  # bool [numel] on the master's device, True = absent
+    anchor: torch.Tensor | None  # fp32 [numel], initial values; None = zero (role topology)
+
+    def project(self, moments: Mapping[str, torch.Tensor]) -> None:
+        if self.anchor is None:
+            self.item.master.masked_fill_(self.dead, 0.0)
+        else:
+            master = self.item.master
+            torch.where(self.dead, self.anchor, master, out=master)
+        for moment in moments.values():
+            moment.masked_fill_(self.dead, 0.0)
+
+    def count(self, tensor: torch.Tensor, anchored: bool) -> torch.Tensor:
+        """Absent entries of `tensor` [numel] that differ from what they must be; NaN differs."""
+        if anchored and self.anchor is not None:
+            expected = self.anchor.to(device=tensor.device, dtype=tensor.dtype)
+        else:
+            expected = torch.zeros((), device=tensor.device, dtype=tensor.dtype)
+        return ((tensor != expected) & self.dead.to(tensor.device)).sum()
+
+
+class MaskGuard:
+    """Holds the absent weights of one run at zero (or at their initial value) and audits them."""
+
+    def __init__(
+        self,
+        slices: Slices,
+        dead: Mapping[str, torch.Tensor],
+        *,
+        role: Literal["topology", "update"] = "topology",
+    ) -> None:
+        """Take the masks, remember initial values (role update), and hook the optimizer. Local.
+
+        Args:
+            slices: this rank's slices.
+            dead: parameter name -> bool [local shape], True = absent; dense layers are left out.
+            role: what an absent weight is held at: zero, or its initial value.
+        """
+        self.slices = slices
+        self.checks = 0
+        self.nonzero = 0
+        self._grad_counts: dict[tuple[str, str], torch.Tensor] = {}
+        self._guarded: list[_Guarded] = []
+        for item in slices:
+            if item.name in dead:
+                anchor = item.master.clone() if role == "update" else None
+                mask = item.part(dead[item.name]).to(item.master.device)
+                self._guarded.append(_Guarded(item, mask, anchor))
+        self._hook = slices.optimizer.register_step_post_hook(self._after_step)
+
+    def close(self) -> None:
+        """Remove the hook from the optimizer."""
+        self._hook.remove()
+
+    @torch.no_grad()
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        # ZeRO steps one group at a time, so only what was just stepped is projected.
+        stepped = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
+        for guarded in self._guarded:
+            if id(guarded.item.stepped) in stepped:
+                guarded.project(self.slices.moments(guarded.item))
+
+    @torch.no_grad()
+    def audit_gradients(self) -> None:
+        """Count nonzero gradients of absent weights, for the next `audit`. Local.
+
+        Call between backward and step: gradients do not exist at other times.
+        """
+        for guarded in self._guarded:
+            gradient = self.slices.grad(guarded.item)
+            if gradient is not None:
+                key = (guarded.item.name, "gradient")
+                self._grad_counts[key] = guarded.count(gradient, anchored=False)
+
+    @torch.no_grad()
+    def audit(self, step: int) -> int:
+        """Count absent entries that are not what they must be, in every copy on every rank.
+
+        Collective over the world.
+
+        Returns:
+            0, always.
+
+        Raises:
+            InvariantError: naming layer, copy and rank, if any entry is wrong.
+        """
+        counts, self._grad_counts = self._grad_counts, {}
+        for guarded in self._guarded:
+            item = guarded.item
+            counts[item.name, "weight"] = guarded.count(item.weight, anchored=True)
+            counts[item.name, "master"] = guarded.count(item.master, anchored=True)
+            for key, moment in self.slices.moments(item).items():
+                counts[item.name, key] = guarded.count(moment, anchored=False)
+        total = torch.zeros(1, dtype=torch.int64, device=dist.device())
+        for count in counts.values():
+            total += count.to(total.device)
+        nonzero = int(dist.all_reduce(total))
+        self.checks += 1
+        self.nonzero += nonzero
+        if nonzero:
+            here = [f"{name} ({copy}): {int(n)}" for (name, copy), n in counts.items() if n]
+            found = [
+                f"rank {rank}: {'; '.join(lines)}"
+                for rank, lines in enumerate(dist.gather_objects(here))
+                if lines
+            ]
+            raise InvariantError(
+                f"audit at step {step}: {nonzero} absent entries are not absent. "
+                + " | ".join(found)
+            )
+        return nonzero

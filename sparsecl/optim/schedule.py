@@ -1,0 +1,29 @@
+"""Learning rate as a pure function of the place inside a phase."""
+
+import math
+
+from sparsecl.optim.config import ScheduleConfig
+
+
+def lr_factor(config: ScheduleConfig, *, phase: int, step: int, num_steps: int) -> float:
+    """Share of the peak learning rate in use at `step` of a phase.
+
+    Args:
+        phase: 0-based.
+        step: 0-based optimizer step inside the phase.
+        num_steps: optimizer steps of the phase (its largest number, if it may stop early).
+
+    Returns:
+        A number in (0, 1]: (step + 1) / warm-up steps while warming up, then the decay, which
+        reaches `final` at the last step.
+    """
+    warms_up = config.rewarm or phase == 0
+    warmup_steps = round(config.warmup * num_steps) if warms_up else 0
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if config.kind == "constant":
+        return 1.0
+    progress = min(1.0, (step - warmup_steps) / max(1, num_steps - 1 - warmup_steps))
+    if config.kind == "linear":
+        return 1.0 - (1.0 - config.final) * progress
+    return config.final + (1.0 - config.final) * 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -1,0 +1,105 @@
+"""The pictures are produced, are not blank, and show what they claim."""
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from sparsecl.errors import DataError, MissingInputError
+from sparsecl.experiments import plots
+from sparsecl.metrics.records import read_records
+from sparsecl.metrics.summary import summarize
+from tests.metrics.fake_run import header, write_lines, write_run
+
+
+def ink(path):
+    """Share of pixels that are not white."""
+    return float((imread(path)[..., :3] < 0.98).any(axis=-1).mean())
+
+
+@pytest.mark.parametrize(
+    ("num_domains", "order"), [(2, None), (5, None), (2, [0, 1, 0]), (20, None)]
+)
+def test_a_png_that_is_not_blank(tmp_path, num_domains, order):
+    domains = [f"domain{i}" for i in range(num_domains)]
+    folder = write_run(tmp_path / "run", domains=domains, order=order)
+    plots.forgetting_plot(folder, tmp_path / "out" / "plot.png")
+    file = tmp_path / "out" / "plot.png"
+    assert file.read_bytes().startswith(b"\x89PNG")
+    assert 0.1 < ink(file) < 0.9
+    assert [f.name for f in file.parent.iterdir()] == ["plot.png"]  # no temporary file is left
+
+
+def test_equal_records_give_equal_bytes(tmp_path):
+    records = read_records(write_run(tmp_path / "run", domains=("code", "math")))
+    for name in ("a.png", "b.png"):
+        plots.forgetting_plot(records, tmp_path / name)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_curves_hold_the_scores_and_the_own_phase_is_thicker(tmp_path):
+    records = read_records(write_run(tmp_path, domains=("code", "math")))
+    axes = Figure().subplots()
+    plots._draw_curves(axes, records)
+    thin = [line for line in axes.lines if line.get_linewidth() == 1.5]
+    thick = [line for line in axes.lines if line.get_linewidth() > 4]
+    assert len(thin) == len(thick) == 2
+    expected = [e.bits_per_byte for e in records.evaluations if e.domain == "code"]
+    assert thin[0].get_ydata().tolist() == expected
+    phase = 100 * 4096
+    assert (thick[0].get_xdata()[0], thick[0].get_xdata()[-1]) == (0, phase)
+    assert (thick[1].get_xdata()[0], thick[1].get_xdata()[-1]) == (phase, 2 * phase)
+    texts = [text.get_text() for text in axes.texts]
+    assert texts.count("code") == texts.count("math") == 2  # above the phase, beside the curve
+
+
+def test_the_matrix_shows_every_number_and_one_frame_a_phase(tmp_path):
+    records = read_records(write_run(tmp_path, domains=("code", "math")))
+    matrix = plots.ResultMatrix.from_records(records)
+    axes = Figure().subplots()
+    plots._draw_matrix(axes, matrix)
+    assert [t.get_text() for t in axes.texts] == [f"{v:.2f}" for v in matrix.loss.ravel()]
+    assert len(axes.patches) == 2
+
+
+def test_labels_do_not_overlap():
+    axes = Figure().subplots()
+    axes.set_ylim(0, 1)
+    plots._label_ends(axes, [(0.5, f"d{i}", "black") for i in range(12)] + [(1.0, "top", "black")])
+    heights = sorted(text.xyann[1] for text in axes.texts)
+    assert np.diff(heights).min() > 0.044 and heights[-1] <= 1.0
+
+
+def test_partial_and_diverged_runs_are_drawn(tmp_path):
+    folder = write_run(tmp_path / "run", domains=("code", "math"))
+    lines = (folder / "scalars.jsonl").read_text().splitlines()
+    for keep in (3, 20, 60):  # row 0 only; within phase 0; within phase 1
+        (folder / "scalars.jsonl").write_text("\n".join(lines[:keep]))
+        plots.forgetting_plot(folder, tmp_path / "partial.png")
+        assert ink(tmp_path / "partial.png") > 0.05
+    text = "\n".join(lines).replace('"loss_sum": 4', '"loss_sum": null, "was": 4')
+    assert "null" in text
+    (folder / "scalars.jsonl").write_text(text)
+    plots.forgetting_plot(folder, tmp_path / "diverged.png")
+    assert ink(tmp_path / "diverged.png") > 0.05
+
+
+def test_what_cannot_be_drawn(tmp_path):
+    with pytest.raises(MissingInputError):
+        plots.forgetting_plot(tmp_path / "nowhere", tmp_path / "a.png")
+    write_lines(tmp_path / "scalars.jsonl", [header(["code"], [0])])
+    with pytest.raises(DataError, match="no evaluations"):
+        plots.forgetting_plot(tmp_path, tmp_path / "a.png")
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_bars_leave_out_the_domain_that_nothing_followed(tmp_path):
+    folders = [write_run(tmp_path / n, name=n, forgetting=f) for n, f in (("a", 0.2), ("b", 0.6))]
+    summaries = [summarize(read_records(folder)) for folder in folders]
+    heights = plots._forgotten(summaries[0], summaries[0]["domains"])
+    assert np.isnan(heights).tolist() == [False, False, False, False, True]
+    assert heights[0] == summaries[0]["forgetting"]["per_domain"]["code"]
+    plots.comparison_plot(summaries, tmp_path / "bars.png")
+    assert ink(tmp_path / "bars.png") > 0.1
+    with pytest.raises(ValueError, match="no domain in common"):
+        plots.comparison_plot([], tmp_path / "none.png")

@@ -1,0 +1,219 @@
+"""The summary: the keys of results.json, JSON-safe values, and the tables made from it."""
+
+import json
+import math
+
+import pytest
+
+from sparsecl.errors import DataError
+from sparsecl.metrics import comparison, table
+from sparsecl.metrics.records import read_records
+from sparsecl.metrics.summary import matrix_of, summarize
+from tests.metrics.fake_run import from_matrix, header, write_lines, write_run
+
+LOSS = [[4, 4, 4], [2, 3.9, 4], [2.5, 2, 3.8], [3, 2.4, 2]]
+DOMAINS = ["code", "math", "law"]
+
+
+def summary_of(tmp_path, records):
+    write_lines(tmp_path / "scalars.jsonl", records)
+    return summarize(read_records(tmp_path))
+
+
+@pytest.fixture
+def reference(tmp_path):
+    return summary_of(tmp_path, from_matrix(LOSS, DOMAINS, [0, 1, 2]))
+
+
+def test_keys_that_outside_scripts_rely_on(reference):
+    assert set(reference) >= {
+        "domains", "matrix", "forgetting", "bwt", "fwt", "audit", "density", "parameters",
+        "digests", "versions", "tokens_per_second", "seconds", "order", "averages",
+        "learning_speed",
+    }  # fmt: skip
+    assert set(reference["matrix"]) == {"loss", "bits_per_byte", "accuracy", "perplexity"}
+    assert {"F_last", "F_seed", "F_std", "per_domain", "NF"} <= set(reference["forgetting"])
+
+
+def test_values_of_the_reference_vector(reference):
+    assert reference["matrix"]["loss"] == [pytest.approx(row, rel=1e-14) for row in LOSS]
+    figures = reference["forgetting"]
+    assert figures["F_last"] == pytest.approx(0.7)
+    assert figures["F_seed"] == pytest.approx(1.4 / 3)
+    assert figures["per_domain"] == pytest.approx({"code": 1.0, "math": 0.4, "law": 0.0})
+    assert figures["NF_per_domain"]["math"] == pytest.approx(0.4 / 1.9)
+    assert reference["bwt"] == -figures["F_last"]
+    assert reference["fwt"] == pytest.approx(0.15)
+    assert reference["averages"]["loss"]["final"] == pytest.approx(7.4 / 3)
+    assert reference["averages"]["loss"]["seen"] == [None, *map(pytest.approx, (2, 2.25, 7.4 / 3))]
+    # Bits per byte are the losses times one constant here, and so is their forgetting.
+    scale = 20_000 / 71_000 / math.log(2)
+    assert reference["forgetting_bits_per_byte"]["F_last"] == pytest.approx(0.7 * scale)
+
+
+def test_stored_results_equal_a_later_recomputation(tmp_path):
+    folder = write_run(tmp_path / "run")
+    stored = json.dumps(summarize(read_records(folder)), allow_nan=False)
+    assert json.loads(stored) == summarize(read_records(folder))
+    assert (matrix_of(json.loads(stored)).loss == matrix_of(json.loads(stored)).loss).all()
+
+
+def test_a_diverged_run_is_json_safe_and_says_so(tmp_path):
+    loss = [[4, 4, 4], [2, 3.9, 4], [2.5, 2, 3.8], [math.nan, 2.4, math.inf]]
+    summary = summary_of(tmp_path, from_matrix(loss, DOMAINS, [0, 1, 2]))
+    assert summary["matrix"]["loss"][3] == [None, pytest.approx(2.4), None]
+    assert summary["forgetting"]["F_last"] is None
+    assert summary["forgetting"]["per_domain"]["math"] == pytest.approx(0.4)
+    assert any("diverged" in warning for warning in summary["warnings"])
+    json.dumps(summary, allow_nan=False)
+    assert "nan" not in table.report(summary)
+
+
+def test_a_huge_loss_has_no_perplexity_but_a_loss(tmp_path):
+    summary = summary_of(tmp_path, from_matrix([[1e4]], ["code"], []))
+    assert summary["matrix"]["perplexity"] == [[None]]
+
+
+def test_a_partial_run_says_so(tmp_path):
+    records = from_matrix(LOSS, DOMAINS, [0, 1, 2])
+    summary = summary_of(tmp_path, records[:8])  # row 2 has one of three domains
+    assert summary["phases"] == {"finished": 1, "planned": 3}
+    assert summary["order"] == [0, 1, 2]
+    assert summary["forgetting"]["F_last"] is None and summary["forgetting"]["F_seed"] == 0.0
+    assert summary["warnings"] == [
+        "partial run: 1 of 3 phases are finished; not all domains were scored after phase 1"
+    ]
+    assert summary["tokens_per_second"] is None
+    assert "1 of 3 phases" in table.report(summary)
+    json.dumps(summary, allow_nan=False)
+
+
+def test_without_row_0_forgetting_is_still_there(tmp_path):
+    records = from_matrix(LOSS, DOMAINS, [0, 1, 2])
+    summary = summary_of(tmp_path, [records[0], *records[4:]])
+    assert summary["forgetting"]["F_last"] == pytest.approx(0.7)
+    assert summary["fwt"] is None
+    assert any("row 0" in warning for warning in summary["warnings"])
+
+
+def test_no_evaluations_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="demo: no evaluations yet"):
+        summary_of(tmp_path, [header(DOMAINS, [0, 1, 2])])
+
+
+def test_the_matrix_as_text(reference):
+    lines = table.matrix_table(reference).splitlines()
+    assert lines[2:] == [
+        "                       code    math     law",
+        "before training       4.000   4.000   4.000",
+        "after 0 code         [2.000]  3.900   4.000",
+        "after 1 math          2.500  [2.000]  3.800",
+        "after 2 law           3.000   2.400  [2.000]",
+        "-------------------------------------------",
+        "final bits per byte   1.219   0.975   0.813",
+        "final accuracy        0.050   0.091   0.135",
+        "forgotten, nats       1.000   0.400       -",
+        "forgotten, share      0.500   0.211       -",
+    ]
+
+
+def test_the_figures_as_text(reference):
+    text = table.figures_table(reference)
+    for name, value in (("F_last", "0.700"), ("F_seed", "0.467"), ("BWT", "-0.700")):
+        (line,) = [line for line in text.splitlines() if line.startswith(f"  {name} ")]
+        assert line.split()[1] == value
+        assert line.endswith("higher is better" if name == "BWT" else "lower is better")
+
+
+def test_the_audit_line(tmp_path):
+    records = from_matrix(LOSS, DOMAINS, [0, 1, 2])
+    audit = {"kind": "audit", "step": 300, "checks": 12, "nonzero": 0}
+    summary = summary_of(tmp_path, [*records, audit])
+    assert table.audit_line(summary) == "audit: 12 checks, 0 nonzero absent entries"
+    summary = summary_of(tmp_path, records)
+    assert table.audit_line(summary) == "audit: no checks were recorded"
+
+
+@pytest.mark.parametrize("num_domains", [1, 2, 5, 20])
+def test_every_line_fits_the_width(tmp_path, num_domains):
+    domains = [f"a-rather-long-domain-name-{i}" for i in range(num_domains)]
+    summary = summarize(read_records(write_run(tmp_path, domains=domains)))
+    text = table.report(summary)
+    assert max(map(len, text.splitlines())) <= 100
+    assert text.isascii()
+    # No column is lost in the wrapping: each final loss is there in its own brackets or bare.
+    for loss in summary["matrix"]["loss"][-1]:
+        assert f"{loss:.3f}" in text
+
+
+def test_five_domains_fit_in_one_block(tmp_path):
+    text = table.matrix_table(summarize(read_records(write_run(tmp_path))))
+    assert text.count("before training") == 1
+
+
+def test_numbers_as_text():
+    assert [table.number(v) for v in (None, math.nan, -0.0001, 1.23456, -2.0)] == [
+        "-", "-", "0.000", "1.235", "-2.000",
+    ]  # fmt: skip
+    assert table.clip("dialogue", 12) == "dialogue"
+    assert table.clip("er-fixed-density-0.1-seed1", 12) == "er-fi..seed1"
+
+
+def two_runs(tmp_path):
+    sparse = write_run(tmp_path / "a", name="sparse", domains=("code", "math", "law"))
+    dense = write_run(
+        tmp_path / "b", name="dense", domains=("math", "code"), density=1.0, forgetting=0.6
+    )
+    return [summarize(read_records(folder)) for folder in (sparse, dense)]
+
+
+def test_side_by_side_columns_line_up(tmp_path):
+    folder = write_run(tmp_path / "a", name="sparse")
+    other = write_run(tmp_path / "b", name="dense-" + "x" * 60, density=1.0, forgetting=0.6)
+    summaries = [summarize(read_records(f)) for f in (folder, other)]
+    head, first, second = comparison.side_by_side(summaries).splitlines()[:3]
+    assert len(head) == len(first) == len(second) <= 100
+    columns = head.split()
+    cells = dict(zip(columns, first.split(), strict=True))
+    assert cells["run"] == "sparse"
+    assert cells["density"] == "0.100"
+    assert cells["F_last"] == table.number(summaries[0]["forgetting"]["F_last"])
+    assert cells["BWT"] == table.number(summaries[0]["bwt"])
+    assert cells["loss"] == table.number(summaries[0]["averages"]["loss"]["all"][-1])
+    assert cells["tok/s"] == "9123"
+    assert second.startswith("dense-x") and ".." in second
+
+
+def test_side_by_side_compares_what_is_common_and_says_so(tmp_path):
+    summaries = two_runs(tmp_path)
+    assert comparison.common_domains(summaries) == ["code", "math"]
+    text = comparison.side_by_side(summaries)
+    assert "note: sparse: not compared, absent elsewhere: law" in text
+    assert "note: compared over 2 common domains: code, math" in text
+    assert "not train the same domains in the same order" in text
+    # Over code and math alone, both were exposed in the three-domain run (law came last).
+    forgotten = summaries[0]["forgetting"]["per_domain"]
+    row = dict(zip(text.splitlines()[0].split(), text.splitlines()[1].split(), strict=True))
+    assert row["F_last"] == table.number((forgotten["code"] + forgotten["math"]) / 2)
+
+
+def test_side_by_side_warns_of_partial_runs_and_bad_audits(tmp_path):
+    summary = summary_of(
+        tmp_path,
+        [
+            *from_matrix(LOSS, DOMAINS, [0, 1, 2])[:7],
+            {"kind": "audit", "step": 200, "checks": 3, "nonzero": 7},
+        ],
+    )
+    text = comparison.side_by_side([summary])
+    assert "note: demo: partial run: 1 of 3 phases are finished" in text
+    assert "note: demo: the audit found 7 nonzero absent entries" in text
+
+
+def test_nothing_in_common_is_refused(tmp_path):
+    summaries = two_runs(tmp_path)
+    summaries[1]["domains"] = ["x", "y"]
+    with pytest.raises(ValueError, match="no domain in common"):
+        comparison.side_by_side(summaries)
+    with pytest.raises(ValueError, match="no run to compare"):
+        comparison.side_by_side([])

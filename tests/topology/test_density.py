@@ -1,0 +1,58 @@
+"""Density over layers: the reference vector of RigL's rule, budgets, saturation."""
+
+import pytest
+
+from sparsecl.topology.config import TopologyConfig
+from sparsecl.topology.density import erk, uniform
+from sparsecl.topology.layer import LayerShape
+
+SQUARE = LayerShape("square", "q", 768, 768)
+WIDE = LayerShape("wide", "up", 3072, 768)
+
+
+def test_uniform():
+    assert uniform([SQUARE, WIDE], 0.1) == {"square": 0.1, "wide": 0.1}
+
+
+def test_erk_reference_vector():
+    # Budget 294912, eps 54.857; the reference code rounds dead weights down, hence 1e-6.
+    densities = erk([SQUARE, WIDE], 0.1)
+    assert densities["square"] == pytest.approx(0.14286, abs=1e-5)
+    assert densities["wide"] == pytest.approx(0.08929, abs=1e-5)
+    assert densities["square"] / densities["wide"] == pytest.approx(1.6)
+
+
+@pytest.mark.parametrize("rho", [0.01, 0.3, 0.7, 0.95, 1.0])
+def test_erk_spends_the_budget(rho):
+    shapes = [SQUARE, WIDE, LayerShape("small", "k", 8, 8), LayerShape("tiny", "v", 2, 4)]
+    densities = erk(shapes, rho)
+    assert all(0.0 < density <= 1.0 for density in densities.values())
+    spent = sum(densities[shape.name] * shape.num_cells for shape in shapes)
+    assert spent == pytest.approx(rho * sum(s.num_cells for s in shapes), abs=len(shapes))
+
+
+def test_erk_fills_small_layers_first():
+    densities = erk([SQUARE, LayerShape("tiny", "v", 2, 4)], 0.1)
+    assert densities["tiny"] == 1.0
+    assert densities["square"] < 0.1
+
+
+def test_dense_ignores_density():
+    assert TopologyConfig(kind="dense", density=0.1).rho == 1.0
+    assert TopologyConfig(kind="er_fixed", density=0.1).rho == 0.1
+
+
+@pytest.mark.parametrize(
+    ("density", "words"),
+    [
+        (85.0, "85% sparsity write density 0.15"),
+        (10.0, "write 0.1"),
+        (0.0, "got 0"),
+        (-0.2, "got -0.2"),
+        (float("nan"), "got nan"),
+    ],
+)
+def test_messages(density, words):
+    with pytest.raises(ValueError, match="^density must be in") as error:
+        TopologyConfig(density=density)
+    assert words in str(error.value)
