@@ -51,6 +51,7 @@ def summarize(records: RunRecords) -> dict[str, Any]:
             "averages": {name: _averages(getattr(matrix, name), matrix) for name in SCORES},
             "learning_speed": _learning_speed(records),
             "audit": {"checks": records.audit_checks, "nonzero": records.audit_nonzero},
+            "entropy_rate": header.get("entropy_rate", {}),
             "density": header.get("density", {}),
             "parameters": header.get("parameters", {}),
             "digests": header.get("digests", {}),

@@ -1,5 +1,7 @@
 """The scores of one run as text for a terminal: plain ASCII, at most WIDTH columns."""
 
+import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +25,7 @@ FIGURES = (
 def report(summary: dict[str, Any], width: int = WIDTH) -> str:
     """Everything a reader wants of one run: what it was, the matrix, the figures, the audit."""
     parts = [
-        "\n".join(_heading(summary)),
+        "\n".join(_heading(summary, width)),
         matrix_table(summary, width),
         figures_table(summary),
         "\n".join(_speed_lines(summary)),
@@ -83,14 +85,13 @@ def clip(name: str, length: int) -> str:
     return f"{name[: length - 2 - tail]}..{name[len(name) - tail :]}"
 
 
-def _heading(summary: dict[str, Any]) -> list[str]:
-    phases, config = summary["phases"], summary["config"]
+def _heading(summary: dict[str, Any], width: int) -> list[str]:
+    phases = summary["phases"]
     lines = [f"run {summary['name']}: {phases['finished']} of {phases['planned']} phases finished"]
-    topology = config.get("topology")
-    if isinstance(topology, dict):
-        words = [str(topology[key]) for key in ("kind", "role") if topology.get(key) is not None]
-        lines.append(f"topology: {', '.join(words)}; seed {config.get('seed', '-')}")
+    settings = ", ".join(_settings(summary["config"]))
     density, parameters = summary["density"], summary["parameters"]
+    if settings:
+        lines.append(f"settings: {settings}")
     if density:
         lines.append(
             f"density: {number(density.get('masked'))} of the masked matrices, "
@@ -101,7 +102,16 @@ def _heading(summary: dict[str, Any]) -> list[str]:
     if summary["seconds"] is not None:
         speed = number(summary["tokens_per_second"], 0)
         lines.append(f"time: {number(summary['seconds'], 0)} seconds, {speed} tokens per second")
-    return lines + [f"note: {warning}" for warning in summary["warnings"]]
+    lines += [f"note: {warning}" for warning in summary["warnings"]]
+    return [part for line in lines for part in textwrap.wrap(line, width, subsequent_indent="  ")]
+
+
+def _settings(config: dict[str, Any]) -> list[str]:
+    """ "key value" of the plain entries; a nested topology gives its kind and role."""
+    topology = config.get("topology")
+    plain = {**config, **topology} if isinstance(topology, dict) else config
+    kept = {key: value for key, value in plain.items() if isinstance(value, str | int | float)}
+    return [f"{key} {value}" for key, value in kept.items() if key != "name"]
 
 
 def _domain_lines(summary: dict[str, Any]) -> list[tuple[str, list[str]]]:
@@ -111,6 +121,10 @@ def _domain_lines(summary: dict[str, Any]) -> list[tuple[str, list[str]]]:
         ("final bits per byte", matrix.bits_per_byte[-1].tolist()),
         ("final accuracy", matrix.accuracy[-1].tolist()),
     ]
+    known = summary.get("entropy_rate") or {}
+    if known:  # synthetic text, where nats per byte of the source itself are known
+        limits = [known[n] / math.log(2) if n in known else None for n in matrix.domains]
+        lines.insert(1, ("lowest possible b/B", limits))
     if matrix.num_phases:
         exposed = exposed_rows(matrix.order)
         names = [name for i, name in enumerate(matrix.domains) if i in exposed]

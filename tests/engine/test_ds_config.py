@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -55,7 +56,7 @@ def test_the_run_config_fills_what_the_file_leaves_open(tmp_path, value):
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {"stage": 0},
     }
-    assert (resolved.stage, resolved.offload, resolved.warnings) == (0, False, ())
+    assert (resolved.stage, resolved.offload) == (0, False)
 
 
 def test_equal_numbers_in_both_files_are_fine(tmp_path):
@@ -367,10 +368,14 @@ EXPECTED = {
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_shipped_files_resolve_without_a_warning(path, precision):
+def test_shipped_files_resolve(path, precision):
     resolved = resolve(path, dataclasses.replace(NUMBERS, precision=precision))
     assert (resolved.stage, resolved.offload) == EXPECTED[path.stem]
-    assert resolved.warnings == ()
+    if resolved.stage == 0 and precision != "fp32":
+        (line,) = resolved.warnings
+        assert "steps AdamW once on zero gradients" in line
+    else:
+        assert resolved.warnings == ()
     assert resolved.config["bf16"]["enabled"] is (precision == "bf16")
     assert resolved.config["fp16"]["enabled"] is (precision == "fp16")
     assert '"auto"' not in json.dumps(resolved.config)
@@ -385,29 +390,31 @@ import sys
 from pathlib import Path
 import deepspeed, torch
 from sparsecl.engine.ds_config import RunNumbers, resolve
-path, precision = Path(sys.argv[1]), sys.argv[2]
+precision, paths = sys.argv[1], [Path(name) for name in sys.argv[2:]]
+dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 numbers = RunNumbers(precision=precision, sequences=4, micro=2, dp_size=1, clip=1.0, lr=1e-3,
                      betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
 # Without this DeepSpeed compiles a shared-memory all-reduce at first use: over a minute of g++.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 deepspeed.init_distributed("gloo")
-torch.manual_seed(0)
-model = torch.nn.Linear(128, 128)
-optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95))
-config = resolve(path, numbers).config
-engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-assert engine.gradient_accumulation_steps() == 2
-assert engine.zero_optimization_stage() == resolve(path, numbers).stage
-dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-assert next(engine.module.parameters()).dtype == dtype
-x, losses = torch.ones(2, 128, dtype=dtype), []
-for _ in range(4):
-    loss = engine(x).float().square().mean()
-    engine.backward(loss)
-    engine.step()
-    losses.append(loss.item())
-assert engine.global_steps == 2 and losses[0] == losses[1] > losses[2] == losses[3], losses
-print("ok")
+for path in paths:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(128, 128)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95))
+    resolved = resolve(path, numbers)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=resolved.config)
+    assert engine.gradient_accumulation_steps() == 2
+    assert engine.zero_optimization_stage() == resolved.stage
+    assert next(engine.module.parameters()).dtype == dtype
+    x, losses = torch.ones(2, 128, dtype=dtype), []
+    for _ in range(4):
+        loss = engine(x).float().square().mean()
+        engine.backward(loss)
+        engine.step()
+        losses.append(loss.item())
+    assert engine.global_steps == 2
+    assert losses[0] == losses[1] > losses[2] == losses[3], losses
+    print("stepped", path.stem, losses[2])
 """
 
 
@@ -419,9 +426,8 @@ def free_port() -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_shipped_files_start_and_step_on_a_cpu(path, precision):
-    environment = {
+def test_shipped_files_start_and_step_on_a_cpu(precision):
+    environment = os.environ | {
         "RANK": "0",
         "LOCAL_RANK": "0",
         "WORLD_SIZE": "1",
@@ -429,10 +435,16 @@ def test_shipped_files_start_and_step_on_a_cpu(path, precision):
         "MASTER_PORT": str(free_port()),
         "DS_ACCELERATOR": "cpu",
         "OMP_NUM_THREADS": "1",
-        "PATH": "/usr/bin:/bin",
     }
-    command = [sys.executable, "-c", STEPS, str(path), precision]
+    command = [sys.executable, "-c", STEPS, precision, *map(str, SHIPPED)]
     result = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )
-    assert result.stdout.strip().endswith("ok"), result.stderr
+    lines = [line.split() for line in result.stdout.splitlines() if line.startswith("stepped")]
+    assert [line[1] for line in lines] == [path.stem for path in SHIPPED], result.stderr
+    # One model, one optimizer: how the state is sharded or where it lives changes nothing.
+    losses = {name: loss for _, name, loss in lines}
+    stage_0 = losses.pop("zero0")
+    assert len(set(losses.values())) == 1
+    # The exception that resolve() warns about. When this fails, DeepSpeed has mended it: drop both.
+    assert ({stage_0} == set(losses.values())) is (precision == "fp32")

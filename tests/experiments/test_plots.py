@@ -12,6 +12,12 @@ from sparsecl.metrics.summary import summarize
 from tests.metrics.fake_run import header, write_lines, write_run
 
 
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch):
+    """Fewer pixels: the tests ask what is drawn, not how finely."""
+    monkeypatch.setattr(plots, "DPI", 40)
+
+
 def ink(path):
     """Share of pixels that are not white."""
     return float((imread(path)[..., :3] < 0.98).any(axis=-1).mean())

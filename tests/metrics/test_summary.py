@@ -117,6 +117,25 @@ def test_the_matrix_as_text(reference):
     ]
 
 
+def test_the_heading_tells_the_runs_apart(tmp_path):
+    config = {"name": "x", "seed": 3, "topology": "er_fixed", "density": 0.1, "lr": 0.001}
+    records = from_matrix(LOSS, DOMAINS, [0, 1, 2])
+    text = table.report(summary_of(tmp_path, [records[0] | {"config": config}, *records[1:]]))
+    assert "settings: seed 3, topology er_fixed, density 0.1, lr 0.001" in text
+    nested = {"seed": 3, "topology": {"kind": "brf", "role": "control"}, "data": {"x": [1]}}
+    text = table.report(summary_of(tmp_path, [records[0] | {"config": nested}, *records[1:]]))
+    assert "settings: seed 3, kind brf, role control\n" in text
+    assert "density: 0.100 of the masked matrices, 0.230 of the model" in text
+
+
+def test_the_lowest_possible_score_is_shown_where_it_is_known(tmp_path):
+    records = from_matrix(LOSS, DOMAINS, [0, 1, 2])
+    known = {"entropy_rate": {"math": 0.5 * math.log(2)}}  # half a bit per byte
+    lines = table.matrix_table(summary_of(tmp_path, [records[0] | known, *records[1:]])).split("\n")
+    (line,) = [line for line in lines if line.startswith("lowest possible b/B")]
+    assert line.split()[-3:] == ["-", "0.500", "-"]
+
+
 def test_the_figures_as_text(reference):
     text = table.figures_table(reference)
     for name, value in (("F_last", "0.700"), ("F_seed", "0.467"), ("BWT", "-0.700")):

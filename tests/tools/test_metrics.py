@@ -71,7 +71,8 @@ def test_plot_needs_matplotlib_only(tmp_path, num_runs):
 
 def test_errors_are_one_line_with_their_exit_code(tmp_path):
     empty, unscored = tmp_path / "empty", tmp_path / "unscored"
-    empty.mkdir(), unscored.mkdir()
+    empty.mkdir()
+    unscored.mkdir()
     (empty / "scalars.jsonl").write_text("")
     write_lines(unscored / "scalars.jsonl", [header(["code"], [0])])
     cases = [

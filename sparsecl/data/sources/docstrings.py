@@ -7,6 +7,7 @@ import ast
 import functools
 import inspect
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,7 +41,9 @@ def _docstrings_of(path: Path) -> Iterator[str]:
     if b'"""' not in source and b"'''" not in source:
         return
     try:
-        tree = ast.parse(source)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in the files of others
+            tree = ast.parse(source)
     except (SyntaxError, ValueError):  # templates that only look like Python
         return
     if _STRING_DOCS.fullmatch(path.name):

@@ -128,7 +128,7 @@ def _dependencies() -> dict[str, importlib.metadata.Distribution]:
     Requirements with a marker (extras, platforms) are left out for the same reason.
     """
     found: dict[str, importlib.metadata.Distribution] = {}
-    waiting = list(_ROOTS)
+    waiting: list[str] = list(_ROOTS)
     while waiting:
         name = waiting.pop()
         if name in found:

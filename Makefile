@@ -1,0 +1,42 @@
+# make demo   train a small model through all phases, on one CPU or on every GPU of this machine
+# make test   all tests; FAST=1 leaves out the slow ones, ARGS="-k name" selects
+# make lint   ruff (lint and format) and pyright
+# make clean  remove caches and build leftovers; the virtual environment and runs/ stay
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TORCH := $(shell grep -E '^torch==' constraints.txt)
+ARGS ?=
+
+# DeepSpeed finds ninja on PATH, and its workers find the tools of this environment.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: demo test lint clean
+.DEFAULT_GOAL := test
+
+# torch goes first and by its exact version: a range would fetch the newest CUDA build, and the
+# packages after it then find their requirement satisfied. The stamp is the last thing written, so
+# an interrupted installation is taken up again.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/deepspeed launch/train.py --ds_config ds_configs/zero2.json
+
+# One thread per process: tests that start several gloo ranks would fight for the cores otherwise.
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(if $(FAST),-m "not slow") $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean:
+	rm -rf build *.egg-info .pytest_cache .ruff_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
