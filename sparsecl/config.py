@@ -46,9 +46,9 @@ from sparsecl.files import sha256_text
 T = TypeVar("T")
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9_]{0,30})")
-_FLOAT = re.compile(r"[-+]?([0-9][0-9_]*)?(\.[0-9_]*)?([eE][-+]?[0-9]+)?")
+_FLOAT = re.compile(r"[-+]?(?=\.?[0-9])[0-9_]*(\.[0-9_]*)?([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.?(inf|nan|infinity)", re.IGNORECASE)
-_PERCENT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*%")
+_PERCENT = re.compile(r"([0-9]{1,30}(?:\.[0-9]+)?)\s*%")
 
 
 def load(cls: type[T], path: Path | None, overrides: Sequence[str] = ()) -> T:
@@ -260,14 +260,11 @@ def _float(node: ScalarNode, key: str) -> float:
     if node.style is None and _NOT_FINITE.fullmatch(node.value):
         fail(node, key, f"must be a finite number, got {node.value}")
     text = node.value.replace("_", "")
-    if node.style is not None or not _FLOAT.fullmatch(text) or not re.search("[0-9]", text):
+    if node.style is not None or not _FLOAT.fullmatch(text):
         raise _Mismatch
     if re.match(r"[-+]?0[0-9]", text) and "." not in text:
         raise _Mismatch
-    try:
-        value = float(text)
-    except ValueError:
-        raise _Mismatch from None
+    value = float(text)
     if not math.isfinite(value):
         fail(node, key, f"must be a finite number, got {shown(node)}")
     return value
@@ -344,9 +341,9 @@ def _hint(node: Node, tp: Any) -> str:
         return f" ({text} is written {float(percent[1]) / 100:g})"
     if node.style in ("'", '"') and {int, float} & set(members) and _FLOAT.fullmatch(text):
         return " (remove the quotes)"
-    if {int, float} & set(members) and re.fullmatch(r"[-+]?0[0-9]+", text):
+    if {int, float} & set(members) and re.fullmatch(r"[-+]?0[0-9]{1,30}", text):
         return f" (a leading zero means octal in YAML; write {int(text)})"
-    if int in members and re.search("[0-9]", text) and _FLOAT.fullmatch(text):
+    if int in members and _FLOAT.fullmatch(text):
         value = float(text.replace("_", ""))
         return f" (write {int(value)})" if abs(value) < 2**63 and value.is_integer() else ""
     for member in members:

@@ -65,6 +65,10 @@ def init(tensor: int = 1) -> None:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(device())
+    elif "OMP_NUM_THREADS" not in os.environ:
+        # Ranks that share a machine share its cores; more threads than cores wait for each other.
+        local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1"
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(local)))
     if not torch_dist.is_initialized():
         # gloo beside nccl: small agreements and CPU tensors need no GPU.
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"

@@ -174,6 +174,8 @@ MISTAKES = [
         "run.yaml:1: seed: expected a whole number, got 010 (a leading zero means octal in "
         "YAML; write 10)",
     ),
+    ("seed: e100", "run.yaml:1: seed: expected a whole number, got e100"),
+    ("lr: ._", "run.yaml:1: lr: expected a number, got ._"),
     ("seed: 0x10", "run.yaml:1: seed: expected a whole number, got 0x10"),
     ("seed: [1]", "run.yaml:1: seed: expected a whole number, got a list"),
     ("tied: 1", "run.yaml:1: tied: expected true or false, got 1"),

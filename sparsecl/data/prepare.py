@@ -180,7 +180,7 @@ def _tokens(
 ) -> DomainData:
     name = text.domain.name
     num_bytes = sum(text.manifest[split]["bytes"] for split in SPLITS)
-    used_workers = workers or min(4, len(os.sched_getaffinity(0)))
+    used_workers = workers or min(4, _num_cores())
 
     def build(folder: Path) -> dict[str, Any]:
         with closing(_bar(f"{name}: tokens", num_bytes, show_progress)) as progress:
@@ -208,6 +208,13 @@ def _tokens(
         manifest={"text": text.manifest, "tokens": manifest},
         entropy_rate=None if per_byte is None else _per_token(per_byte, stores["validation"]),
     )
+
+
+def _num_cores() -> int:
+    # A batch system may give fewer cores than the machine has; macOS cannot tell.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _per_token(per_byte: float, store: TokenStore) -> float:

@@ -1,0 +1,144 @@
+"""Small runs through the real engine, as functions that a pool worker can call."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparsecl import config as configs
+from sparsecl import dist
+from sparsecl.checkpoint.reader import Reader
+from sparsecl.data.prepare import PreparedData, prepare
+from sparsecl.engine import ds_config
+from sparsecl.engine.build import Built, attach
+from sparsecl.engine.plan import Plan, make_plan
+from sparsecl.engine.run_config import RunConfig
+from sparsecl.engine.train import Trainer
+from sparsecl.methods.build import build_methods
+from sparsecl.model.build import build_gpt
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+TINY = (
+    "model.preset=null",
+    "model.layers=2",
+    "model.width=32",
+    "model.heads=4",
+    "model.context=16",
+    "topology.density=0.25",
+    "tokenizer.kind=bytes",
+    "data.domains=[{name: a, source: synthetic, synthetic: {train_tokens: 4000, "
+    "validation_tokens: 400, num_symbols: 8}}]",
+    "phases.steps=20",
+    "batch.sequences=8",
+    "optimizer.lr=0.003",
+    # Larger than the default: where a gradient is zero but for rounding, Adam's step is its sign.
+    "optimizer.eps=1.0e-5",
+    "eval.every=0",
+    "eval.tokens=160",
+    "audit.every=5",
+    "log.every=1",
+)
+
+
+class RecordingTrainer(Trainer):
+    """Keeps the records that a run log would write."""
+
+    records: list[dict[str, Any]]
+
+    def _record(self, kind: str, **values: Any) -> None:
+        if not hasattr(self, "records"):
+            self.records = []
+        place = {"phase": self.phase, "step": self.step, "tokens": self.tokens}
+        self.records.append({"kind": kind, **place, **values})
+
+    def losses(self) -> list[float]:
+        return [record["loss"] for record in self.records if record["kind"] == "train"]
+
+
+def load(cache: str, overrides: tuple[str, ...]) -> RunConfig:
+    return configs.load(RunConfig, None, [*TINY, f"data.cache_dir={cache}", *overrides])
+
+
+def resolve(
+    config: RunConfig, plan: Plan, stage: str, json_overrides: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The DeepSpeed config of `ds_configs/<stage>.json`, with blocks replaced."""
+    numbers = ds_config.RunNumbers(
+        precision=config.precision,
+        sequences=config.batch.sequences,
+        micro=plan.micro,
+        dp_size=plan.dp_size,
+        clip=config.optimizer.clip,
+        lr=config.optimizer.lr,
+        betas=(config.optimizer.betas[0], config.optimizer.betas[1]),
+        eps=config.optimizer.eps,
+        weight_decay=config.optimizer.weight_decay,
+    )
+    found = ds_config.resolve(ROOT / "ds_configs" / f"{stage}.json", numbers).config
+    for key, value in (json_overrides or {}).items():
+        if isinstance(value, dict):
+            found[key] = {**found.get(key, {}), **value}
+        else:
+            found[key] = value
+    return found
+
+
+def assemble(
+    config: RunConfig,
+    stage: str,
+    folder: str,
+    json_overrides: dict[str, Any] | None = None,
+) -> tuple[RecordingTrainer, PreparedData, Built]:
+    """A trainer on this rank. Collective over the world."""
+    dist.init(config.parallel.tensor)
+    plan = make_plan(config, world_size=dist.world_size())
+    data = prepare(
+        config.data,
+        config.tokenizer,
+        context=plan.shape.context,
+        seed=config.seed,
+        show_progress=False,
+    )
+    model = build_gpt(
+        config.model, config.topology, vocab_size=data.tokenizer.vocab_size, seed=config.seed
+    )
+    built = attach(model, config, resolve(config, plan, stage, json_overrides))
+    trainer = RecordingTrainer(
+        config,
+        plan,
+        data,
+        built,
+        build_methods(config.methods),
+        log=None,
+        checkpoints=Path(folder),
+        identity={},
+    )
+    return trainer, data, built
+
+
+def train(
+    cache: str,
+    stage: str,
+    overrides: tuple[str, ...],
+    folder: str,
+    json_overrides: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """A whole run; its end is a checkpoint in `folder`."""
+    config = load(cache, overrides)
+    trainer, _, built = assemble(config, stage, folder, json_overrides)
+    trainer.run()
+    return {
+        "losses": trainer.losses(),
+        "evals": [r for r in trainer.records if r["kind"] == "eval"],
+        "norms": [r["grad_norm"] for r in trainer.records if r["kind"] == "train"],
+        "audit": (built.guard.checks, built.guard.nonzero),
+        "wrapper": type(built.engine.optimizer).__name__,
+    }
+
+
+def masters(folder: str | Path) -> dict[str, torch.Tensor]:
+    """Global fp32 masters of the newest checkpoint in `folder`."""
+    newest = max(Path(folder).glob("step_*"), key=lambda path: int(path.name.split("_")[1]))
+    reader = Reader(newest)
+    return {name: reader.read("master", name) for name in reader.manifest.parameters}

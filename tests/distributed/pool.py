@@ -1,0 +1,107 @@
+"""Worker processes that are started once and run many multi-rank cases.
+
+Importing torch and DeepSpeed costs seconds per process, so a session starts four workers and every
+case uses the first `world_size` of them as its ranks, with a process group of its own.
+"""
+
+import importlib
+import multiprocessing
+import os
+import queue
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+TIMEOUT = 240.0  # seconds for one case; a hang must fail, not wait for ever
+
+
+class Pool:
+    """Workers on this machine, as ranks of gloo process groups."""
+
+    def __init__(self, size: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.results: Any = context.Queue()
+        self.requests: list[Any] = [context.Queue() for _ in range(size)]
+        self.workers = [
+            context.Process(target=_serve, args=(rank, request, self.results), daemon=True)
+            for rank, request in enumerate(self.requests)
+        ]
+        for worker in self.workers:
+            worker.start()
+
+    def run(self, function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
+        """Call a module-level `function(*args)` on ranks 0..world_size-1; their results by rank.
+
+        Raises:
+            AssertionError: with the traceback of the first rank that raised, or on a hang.
+        """
+        assert not self.broken, "the pool is broken by an earlier hang"
+        port = _free_port()
+        for rank in range(world_size):
+            env = {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(world_size),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
+            self.requests[rank].put((function.__module__, function.__qualname__, args, env))
+        answers: dict[int, Any] = {}
+        problems: list[str] = []
+        try:
+            for _ in range(world_size):
+                rank, value, problem = self.results.get(timeout=TIMEOUT)
+                answers[rank] = value
+                if problem:
+                    problems.append(f"rank {rank}:\n{problem}")
+        except queue.Empty:
+            self.close()
+            problems.append(f"no answer from ranks {set(range(world_size)) - set(answers)}")
+        assert not problems, problems[0]
+        return [answers[rank] for rank in range(world_size)]
+
+    @property
+    def broken(self) -> bool:
+        return not all(worker.is_alive() for worker in self.workers)
+
+    def close(self) -> None:
+        """End the workers."""
+        for worker in self.workers:
+            worker.kill()
+            worker.join(10)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _serve(rank: int, requests: Any, results: Any) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    while True:
+        module, name, args, env = requests.get()
+        os.environ.update(env)
+        value, problem = None, None
+        try:
+            value = getattr(importlib.import_module(module), name)(*args)
+        except BaseException:
+            problem = traceback.format_exc()
+        finally:
+            _forget_groups()
+        results.put((rank, value, problem))
+
+
+def _forget_groups() -> None:
+    """Bring torch.distributed, Megatron and DeepSpeed back to where a fresh process is."""
+    import sys
+
+    from sparsecl import dist
+
+    dist.shutdown()
+    if "deepspeed.comm.comm" in sys.modules:
+        sys.modules["deepspeed.comm.comm"].cdb = None
+        importlib.reload(sys.modules["deepspeed.utils.groups"])
