@@ -66,6 +66,10 @@ def train(args: argparse.Namespace, first: bool) -> None:
     config = configs.load(RunConfig, args.config, args.set)
 
     from sparsecl import dist
+
+    # DeepSpeed warns on stderr when it has to find this out by itself.
+    os.environ.setdefault("DS_ACCELERATOR", dist.device().type)
+
     from sparsecl.engine import run
     from sparsecl.experiments.plots import forgetting_plot
 

@@ -7,6 +7,7 @@ the checkpoint are cut off, so a resumed run has the same records as one that ne
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from sparsecl.errors import CannotCreateError
+from sparsecl.errors import DataError
 
 
 def complain(text: str) -> None:
@@ -27,27 +28,37 @@ def complain(text: str) -> None:
 class RunLog:
     """The writers of one run folder, on rank 0."""
 
-    def __init__(self, folder: Path, *, resume_at: int | None = None, purge_tokens: int = 0) -> None:
+    def __init__(
+        self, folder: Path, *, resume_at: int | None = None, purge_tokens: int = 0
+    ) -> None:
         """Open the logs.
 
         Args:
             folder: the run folder; it exists.
             resume_at: size in bytes that scalars.jsonl had at the checkpoint; None = begin anew.
-            purge_tokens: TensorBoard drops events at or after this many tokens (resume only).
+            purge_tokens: TensorBoard drops events after this many tokens (resume only).
+
+        Raises:
+            DataError: if scalars.jsonl is shorter than it was at the checkpoint.
         """
         from torch.utils.tensorboard import SummaryWriter  # slow import, wanted on rank 0 only
 
         self.folder = folder
         self.path = folder / "scalars.jsonl"
         if resume_at is None:
-            self._jsonl = open(self.path, "w", encoding="utf-8")
+            # Events of an attempt that reached no checkpoint would be drawn over the new ones.
+            shutil.rmtree(folder / "tb", ignore_errors=True)
         else:
-            if not self.path.exists() or self.path.stat().st_size < resume_at:
-                raise CannotCreateError(
-                    f"{self.path} is shorter than at the checkpoint; cannot go on with its record"
+            size = self.path.stat().st_size if self.path.exists() else 0
+            if size < resume_at:
+                raise DataError(
+                    f"{self.path}: {size} bytes, but {resume_at} at the checkpoint; the record "
+                    "cannot be continued. Restore the file, or start in another --run_dir."
                 )
             os.truncate(self.path, resume_at)
-            self._jsonl = open(self.path, "a", encoding="utf-8")
+        # Line by line, so that a reader sees every record when it is written.
+        mode = "w" if resume_at is None else "a"
+        self._jsonl = open(self.path, mode, buffering=1, encoding="utf-8")
         purge = None if resume_at is None else purge_tokens + 1
         self.tensorboard = SummaryWriter(str(folder / "tb"), purge_step=purge, flush_secs=30)
 

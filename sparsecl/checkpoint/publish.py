@@ -71,20 +71,7 @@ def publish(
         state=state,
     )
 
-    def finish() -> None:
-        write_manifest(temporary, manifest)
-        replaced = root / f"step_{step}.old.tmp"
-        if target.exists():  # the same step again, after a resume from an older checkpoint
-            shutil.rmtree(replaced, ignore_errors=True)
-            os.rename(target, replaced)
-        os.rename(temporary, target)
-        fsync_folder(root)
-        shutil.rmtree(replaced, ignore_errors=True)
-        with atomic_open(root / LATEST) as latest:
-            latest.write(target.name + "\n")
-        _retain(root, keep)
-
-    dist.agree(finish, only_first=True)
+    dist.agree(lambda: _name(temporary, target, manifest, keep), only_first=True)
     return target
 
 
@@ -98,7 +85,7 @@ def newest_valid(root: Path) -> tuple[Path | None, list[str]]:
         try:
             verify(folder)
             return folder, notes
-        except DataError as error:
+        except (DataError, OSError) as error:
             notes.append(f"passed over: {error}")
     return None, notes
 
@@ -135,6 +122,32 @@ def _write_shard(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Any]
     return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 
-def _retain(root: Path, keep: int) -> None:
-    for folder in candidates(root)[keep:]:
+def _name(temporary: Path, target: Path, manifest: Manifest, keep: int) -> None:
+    """The last part of a publication: the manifest, the name, and what retention gives up."""
+    root = target.parent
+    replaced = root / f"{target.name}.old.tmp"
+    try:
+        write_manifest(temporary, manifest)
+        if target.exists():  # the same step again, after a resume from an older checkpoint
+            shutil.rmtree(replaced, ignore_errors=True)
+            os.rename(target, replaced)
+        os.rename(temporary, target)
+        fsync_folder(root)
+        shutil.rmtree(replaced, ignore_errors=True)
+        with atomic_open(root / LATEST) as latest:
+            latest.write(target.name + "\n")
+    except OSError as error:
+        raise CannotCreateError(f"{target}: cannot be published ({error.strerror})") from None
+    _retain(root, target, keep)
+
+
+def _retain(root: Path, published: Path, keep: int) -> None:
+    """Remove all but `published` and the `keep` - 1 before it.
+
+    A newer one is of a future that a resume gave up because that checkpoint was not whole. Were it
+    counted, it would take the place of a whole one.
+    """
+    folders = candidates(root)
+    place = folders.index(published)
+    for folder in folders[:place] + folders[place + keep :]:
         shutil.rmtree(folder, ignore_errors=True)

@@ -74,6 +74,9 @@ def _initialize(model: GPT, config: RunConfig, ds_config: Mapping[str, Any]) -> 
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     import deepspeed
 
+    # Else DeepSpeed compiles a shared-memory all-reduce at the first run on a CPU: a minute, and
+    # a rank that dies meanwhile leaves a lock behind. gloo needs no compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     deepspeed.init_distributed(
         dist_backend="nccl" if torch.cuda.is_available() else "gloo",

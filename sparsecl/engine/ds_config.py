@@ -99,7 +99,7 @@ def resolve(path: Path, numbers: RunNumbers) -> Resolved:
     stage, offload = _check_zero(file, config, numbers)
     _check_release(file, stage, importlib.metadata.version("deepspeed"))
     _check_blocks(file, config)
-    return Resolved(config, tuple(_warnings(file, config, numbers)), stage, offload)
+    return Resolved(config, tuple(_warnings(file, config)), stage, offload)
 
 
 def accumulation(sequences: int, micro: int, dp_size: int) -> int:
@@ -273,7 +273,7 @@ def _check_release(file: JsonFile, stage: int, version: str) -> None:
             file.fail("zero_optimization.stage", f"{problem}; install 0.19.8, or use stage 0 or 1")
 
 
-def _warnings(file: JsonFile, config: dict[str, Any], numbers: RunNumbers) -> Iterator[str]:
+def _warnings(file: JsonFile, config: dict[str, Any]) -> Iterator[str]:
     zero = config["zero_optimization"]
     overlap = zero.get("overlap_comm", AUTO)
     if overlap is True or (overlap in (AUTO, None) and zero["stage"] == 3):
@@ -281,13 +281,6 @@ def _warnings(file: JsonFile, config: dict[str, Any], numbers: RunNumbers) -> It
         yield (
             f"{file.path}: zero_optimization.overlap_comm is on{why}: losses may differ from run "
             "to run; write false for exact ones"
-        )
-    if zero["stage"] == 0 and numbers.precision != "fp32":
-        # Measured under 0.19.8: its 16-bit wrapper steps once on zero gradients when it is made.
-        yield (
-            f"{file.path}: zero_optimization.stage=0 with precision={numbers.precision}: DeepSpeed "
-            "steps AdamW once on zero gradients at the start, which shifts bias correction and "
-            "decays the weights once more than stages 1 to 3 do; use stage 1 to compare with them"
         )
     for name in ("zero_quantized_weights", "zero_quantized_gradients"):
         if zero.get(name) is True:

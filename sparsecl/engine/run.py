@@ -4,6 +4,7 @@ Order matters: everything that a user can get wrong is checked before the run fo
 """
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 from sparsecl import config as configs
 from sparsecl import dist
+from sparsecl.checkpoint.manifest import read_manifest
 from sparsecl.checkpoint.publish import candidates, newest_valid
 from sparsecl.data.prepare import PreparedData, prepare
 from sparsecl.engine import display, ds_config, state
@@ -22,7 +24,6 @@ from sparsecl.engine.train import Position, Trainer
 from sparsecl.errors import CannotCreateError, DataError, MissingInputError, UserError
 from sparsecl.files import sha256_text, write_json
 from sparsecl.log import RunLog
-from sparsecl.methods.base import Methods
 from sparsecl.methods.build import build_methods
 from sparsecl.metrics.records import read_records
 from sparsecl.metrics.summary import summarize
@@ -115,10 +116,11 @@ def run(prepared: Prepared, *, resume: Resume = "auto") -> dict[str, Any] | None
     dist.init(config.parallel.tensor)
     folder = _claim(prepared.run_dir, resume)
     try:
-        if dist.agree(lambda: folder is not None and folder.is_complete(), only_first=True):
+        if dist.agree(lambda: folder is not None and _is_finished(folder, config), only_first=True):
             return _show_finished(folder)
-        # Rank 0 first, so that the others (on this machine) find the data ready.
-        dist.agree(lambda: _prepare_data(prepared) and None, only_first=True)
+        # Rank 0 first, so that the others (on this machine) find the data ready. It also compares
+        # every digest: a changed token file must end here, not in the middle of the run.
+        dist.agree(lambda: _prepare_data(prepared, verify=True) and None, only_first=True)
         data: PreparedData = dist.agree(lambda: _prepare_data(prepared))
         trainer = _assemble(prepared, data, folder, resume)
         trainer.run()
@@ -147,20 +149,26 @@ def _claim(run_dir: Path, resume: Resume) -> RunFolder | None:
             )
         if resume == "must" and not candidates(folder.checkpoints):
             folder.discard_if_new()
-            raise MissingInputError(f"--resume must: no checkpoint in {folder.checkpoints}")
+            folder.close()
+            raise MissingInputError(
+                f"--resume must: no checkpoint in {folder.checkpoints}. Give the --run_dir of the "
+                "run to go on with, or --resume auto."
+            )
 
     dist.agree(claim, only_first=True)
     return claimed[0] if claimed else None
 
 
-def _prepare_data(prepared: Prepared) -> PreparedData:
+def _prepare_data(prepared: Prepared, *, verify: bool = False) -> PreparedData:
     config = prepared.config
     return prepare(
         config.data,
         config.tokenizer,
         context=prepared.plan.shape.context,
         seed=config.seed,
-        show_progress=dist.rank() == 0,
+        # Bars are for people: in a log file they would stand before the line of an error.
+        show_progress=dist.rank() == 0 and sys.stderr.isatty(),
+        verify=verify,
     )
 
 
@@ -180,33 +188,35 @@ def _assemble(
     found, notes = dist.agree(lambda: _find_checkpoint(prepared.run_dir, resume), only_first=True)
     position, scalars_bytes = None, None
     if found is not None:
+        _check_identity(found, dist.agree(lambda: read_manifest(found).state), identity)
         saved = dist.agree(lambda: state.restore(found, built, methods))
-        _check_identity(found, saved, identity)
         position = Position(**saved["position"])
         scalars_bytes = int(saved["scalars_bytes"])
+        # A checkpoint with a revived weight ends here, before anything is written.
+        built.guard.audit(position.step)
         built.guard.checks = int(saved["audit_checks"])
-    log = None
-    if folder is not None:
-        tokens = position.step * plan.tokens_per_step if position else 0
-        log = _open_log(prepared, folder, data, built, scalars_bytes, tokens)
-        for note in notes:
-            log.say(f"  {note}")
-        if found is not None:
-            log.say(f"  resumed from {found.name}")
-    trainer = Trainer(
+        notes.append(f"resumed from {found.name}")
+    tokens = position.step * plan.tokens_per_step if position else 0
+    opened: list[RunLog] = []
+
+    def open_log() -> None:
+        if folder is not None:
+            opened.append(_open_log(prepared, folder, data, built, scalars_bytes, tokens))
+            for note in notes:
+                opened[0].say(f"  {note}")
+
+    dist.agree(open_log, only_first=True)
+    return Trainer(
         config,
         plan,
         data,
         built,
         methods,
-        log=log,
+        log=opened[0] if opened else None,
         checkpoints=prepared.run_dir / "checkpoints",
         identity=identity,
         position=position,
     )
-    if found is not None:
-        built.guard.audit(trainer.step)  # a checkpoint with a revived weight ends here
-    return trainer
 
 
 def _find_checkpoint(run_dir: Path, resume: Resume) -> tuple[Path | None, list[str]]:
@@ -219,20 +229,9 @@ def _find_checkpoint(run_dir: Path, resume: Resume) -> tuple[Path | None, list[s
     return found, notes
 
 
-def _check_identity(
-    folder: Path, saved: Mapping[str, Any], identity: Mapping[str, Any]
-) -> None:
+def _check_identity(folder: Path, saved: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
     """Raise unless the checkpoint was made by this very run."""
-    changed = [
-        line
-        for line in configs.differences(saved["config"], dict(identity["config"]))
-        if not line.startswith(FREE_ON_RESUME)
-    ]
-    if changed:
-        raise UserError(
-            f"{folder}: the config differs from the checkpoint's: {'; '.join(changed)}. "
-            "Use the same config, or another --run_dir."
-        )
+    _check_config(folder, saved["config"], identity["config"])
     for key in ("tokenizer", "data"):
         if saved[key] != identity[key]:
             raise DataError(
@@ -245,6 +244,18 @@ def _check_identity(
                 f"{folder}: topology digest of {name} is "
                 f"{str(saved['topology'].get(name))[:12]}, this config gives {digest[:12]}"
             )
+
+
+def _check_config(holder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raise if `holder` was made with a config that computes something else."""
+    changed = [
+        line for line in configs.differences(old, new) if not line.startswith(FREE_ON_RESUME)
+    ]
+    if changed:
+        raise UserError(
+            f"{holder}: was made with another config: {'; '.join(changed)}. "
+            "Use the same config, or another --run_dir."
+        )
 
 
 def _open_log(
@@ -321,12 +332,25 @@ def _finish(trainer: Trainer, folder: RunFolder | None) -> dict[str, Any] | None
     return summary
 
 
+def _is_finished(folder: RunFolder, config: RunConfig) -> bool:
+    """True if this very run has ended here.
+
+    Raises:
+        UserError: another run has; to show its results as this one's would be a lie.
+    """
+    if not folder.is_complete():
+        return False
+    made_with = configs.load(RunConfig, folder.path / "config.yaml")
+    _check_config(folder.path, configs.to_dict(made_with), configs.to_dict(config))
+    return True
+
+
 def _show_finished(folder: RunFolder | None) -> dict[str, Any] | None:
     if folder is None:
         return None
     summary = json.loads((folder.path / "results.json").read_text(encoding="utf-8"))
     print(report(summary))
-    print(f"\nThis run was finished before. To run it again, remove {folder.path} or give --run_dir.")
+    print(f"\nThis run was finished before. To repeat it, remove {folder.path} or give --run_dir.")
     return summary
 
 

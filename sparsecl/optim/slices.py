@@ -9,10 +9,13 @@ the optimizer side (projection onto the mask, audit, EWC, checkpoints) is writte
 | 0     | fp32       | the parameters themselves           | the parameters                      |
 | 0     | bf16, fp16 | an fp32 copy of each parameter      | `fp32_groups` of the wrapper        |
 | 0     | bf16, fp16 | one flat copy per group (FusedAdam) | `fp32_groups_flat` of the wrapper   |
-| 1, 2  | any        | a flat partition per group          | `_hp_mapping` of each parameter     |
+| 1, 2  | any        | a flat partition per group          | `round_robin_bit16_offsets`         |
+| 1     | bf16 [1]   | a flat partition per group          | `_hp_mapping` of each parameter     |
 | 3     | any        | a flat partition per sub-group      | `grad_position` of each parameter   |
 
-With CPU offload the tensors are the same ones, on the CPU. Facts of DeepSpeed 0.19.8.
+[1] with fp32 gradient accumulation. With CPU offload the tensors are the same ones, on the CPU.
+Facts of DeepSpeed 0.19.8. NOTE: its `_hp_mapping` (and so `safe_get_full_*`) is wrong for stages 1
+and 2 with `round_robin_gradients`, where the flat buffer is not in the parameters' order.
 """
 
 from collections.abc import Iterator
@@ -101,7 +104,7 @@ class Slices:
         if hasattr(wrapper, "fp32_partitioned_groups_flat"):
             yield from _stage3_slices(wrapper, names)
         elif hasattr(wrapper, "single_partition_of_fp32_groups"):
-            yield from _mapped_slices(wrapper.single_partition_of_fp32_groups, names)
+            yield from _stage12_slices(wrapper, names)
         elif hasattr(wrapper, "fp32_groups_flat_partition"):
             yield from _mapped_slices(wrapper.fp32_groups_flat_partition, names)
         elif hasattr(wrapper, "fp32_groups_flat"):
@@ -143,7 +146,9 @@ class Slices:
         wrapper = self.wrapper
         if hasattr(param, "ds_id"):
             return _stage3_grad(wrapper, item)
-        if getattr(param, "_hp_mapping", None) is not None:
+        if hasattr(wrapper, "averaged_gradients"):
+            return _stage12_grad(wrapper, item)
+        if hasattr(wrapper, "fp32_groups_gradient_dict"):
             return _mapped_grad(wrapper, item)
         return None if param.grad is None else param.grad.view(-1)
 
@@ -202,6 +207,18 @@ def _mapped_slices(
             yield Slice(name, param, flat, within.start, inside.start, inside.numel)
 
 
+def _stage12_slices(wrapper: Any, names: dict[torch.nn.Parameter, str]) -> Iterator[Slice]:
+    for group, flat in enumerate(wrapper.single_partition_of_fp32_groups):
+        size = flat.numel()
+        first = dist.dp_rank() * size
+        params = wrapper.round_robin_bit16_groups[group]
+        offsets = wrapper.round_robin_bit16_offsets[group]
+        for param, offset in zip(params, offsets, strict=True):
+            begin, end = max(offset, first), min(offset + param.numel(), first + size)
+            if begin < end:
+                yield Slice(names[param], param, flat, begin - first, begin - offset, end - begin)
+
+
 def _fused_slices(wrapper: Any, names: dict[torch.nn.Parameter, str]) -> Iterator[Slice]:
     for flat, params in zip(wrapper.fp32_groups_flat, wrapper.fp16_groups, strict=True):
         offset = 0
@@ -220,19 +237,27 @@ def _stage3_slices(wrapper: Any, names: dict[torch.nn.Parameter, str]) -> Iterat
             yield Slice(name, param, flat, offset, start, numel)
 
 
-def _mapped_grad(wrapper: Any, item: Slice) -> torch.Tensor | None:
+def _mapped_grad(wrapper: Any, item: Slice) -> torch.Tensor:
     mapping: Any = item.param._hp_mapping  # pyright: ignore[reportAttributeAccessIssue]
-    if getattr(wrapper, "cpu_offload", False):
+    index: int = item.param._index_in_param_group  # pyright: ignore[reportAttributeAccessIssue]
+    # The wrapper keeps the whole parameter's gradient.
+    return item.part(wrapper.fp32_groups_gradient_dict[mapping.param_group_index][index])
+
+
+def _stage12_grad(wrapper: Any, item: Slice) -> torch.Tensor | None:
+    if wrapper.cpu_offload:
         gradient = item.stepped.grad
         return None if gradient is None else item.cut(gradient)
-    found = mapping.gradient_dict.get(mapping.param_group_index)
-    if found is None:
-        return None
-    index: int = item.param._index_in_param_group  # pyright: ignore[reportAttributeAccessIssue]
-    gradient = found[index].view(-1)
-    if gradient.numel() == item.numel:
-        return gradient
-    return item.part(gradient)  # BF16_Optimizer keeps the whole parameter's gradient
+    flats = wrapper.single_partition_of_fp32_groups
+    group = next(i for i, flat in enumerate(flats) if flat is item.stepped)
+    # A list of tensors that, laid end to end, are the gradient of the flat partition.
+    begin = 0
+    for gradient in wrapper.averaged_gradients.get(group) or ():
+        offset = item.stepped_start - begin
+        if 0 <= offset and offset + item.numel <= gradient.numel():
+            return gradient.view(-1)[offset : offset + item.numel]
+        begin += gradient.numel()
+    return None
 
 
 def _stage3_grad(wrapper: Any, item: Slice) -> torch.Tensor | None:

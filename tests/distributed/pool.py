@@ -105,3 +105,9 @@ def _forget_groups() -> None:
     if "deepspeed.comm.comm" in sys.modules:
         sys.modules["deepspeed.comm.comm"].cdb = None
         importlib.reload(sys.modules["deepspeed.utils.groups"])
+    offload = sys.modules.get("deepspeed.runtime.zero.parameter_offload")
+    if offload is not None:
+        # ZeRO-3 numbers modules and parameters per process and compares the numbers over ranks;
+        # workers have run different cases before.
+        offload.DeepSpeedZeRoOffload._register_deepspeed_module.__defaults__[0][0] = 0
+        sys.modules["deepspeed.runtime.zero.partition_parameters"].Init.param_id = 0

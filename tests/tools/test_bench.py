@@ -1,0 +1,152 @@
+"""tools/bench.py from the outside: what it writes, and what it says of wrong flags."""
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tools import bench
+
+ROOT = Path(__file__).resolve().parents[2]
+ARMS = ["dense", "masked", "all_live"]
+PARTS = ["forward", "backward", "update"]
+
+# Two micro-batches, so that the parts of a step are sums.
+TINY = {
+    "layers": 1,
+    "width": 32,
+    "heads": 2,
+    "context": 16,
+    "vocab": 64,
+    "sequences": 4,
+    "micro": 2,
+    "rounds": 2,
+    "warmup": 1,
+    "threads": 1,
+}
+
+
+def flags(**changes):
+    pairs = {**TINY, **changes}.items()
+    return [text for name, value in pairs for text in (f"--{name}", str(value))]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bench") / "new" / "bench.json"
+    command = [sys.executable, str(ROOT / "tools" / "bench.py")]
+    process = subprocess.run(
+        [*command, *flags(density=0.25, out=path)], capture_output=True, text=True, timeout=120
+    )
+    assert process.returncode == 0, process.stderr
+    return process, json.loads(path.read_text())
+
+
+def test_the_file_repeats_the_flags_and_the_environment(done):
+    config, environment = done[1]["config"], done[1]["environment"]
+    assert {name: config[name] for name in TINY} == TINY
+    assert config["density"] == 0.25
+    assert config["ds_config"] == "ds_configs/zero2.json"
+    assert {"python", "torch", "deepspeed"} <= set(environment["versions"])
+    assert (environment["device"], environment["threads"]) == ("cpu", 1)
+
+
+def test_every_arm_saw_the_same_tokens(done):
+    result = done[1]
+    assert list(result["arms"]) == ARMS
+    assert result["tokens_per_step"] == 4 * 16
+    assert {arm["num_tokens"] for arm in result["arms"].values()} == {2 * 4 * 16}
+    # One mask of ones, one dense layer: the same bits after three steps. One live weight in four:
+    # another model.
+    losses = {name: arm["last_loss"] for name, arm in result["arms"].items()}
+    assert losses["all_live"] == losses["dense"] != losses["masked"]
+    densities = {
+        n: (a["topology"]["kind"], a["topology"]["density"]) for n, a in result["arms"].items()
+    }
+    assert densities["dense"][0] == "dense"
+    assert densities["masked"] == ("er_fixed", 0.25)
+    assert densities["all_live"] == ("er_fixed", 1.0)
+    assert all(arm["nonzero_absent"] == 0 for arm in result["arms"].values())
+
+
+def test_arms_take_turns(done):
+    # Round 0 is the warm-up; it would begin with the first arm.
+    assert done[1]["orders"] == [
+        ["masked", "all_live", "dense"],
+        ["all_live", "dense", "masked"],
+    ]
+
+
+def test_figures_follow_from_the_raw_times(done):
+    result = done[1]
+    baseline = result["arms"]["dense"]["seconds"]["step"]
+    for arm in result["arms"].values():
+        seconds = arm["seconds"]
+        assert list(seconds) == ["step", *PARTS]
+        assert all(len(times) == 2 and min(times) > 0 for times in seconds.values())
+        for k, step in enumerate(seconds["step"]):
+            parts = sum(seconds[part][k] for part in PARTS)
+            assert 0.5 * step < parts <= step
+        for name, times in seconds.items():
+            assert arm["median_seconds"][name] == pytest.approx(statistics.median(times))
+        assert arm["tokens_per_second"] == pytest.approx(64 / statistics.median(seconds["step"]))
+        ratios = [a / b for a, b in zip(seconds["step"], baseline, strict=True)]
+        q1, median, q3 = np.percentile(ratios, (25, 50, 75))
+        assert median == pytest.approx(statistics.median(ratios))
+        assert arm["ratio"] == pytest.approx({"median": median, "q1": q1, "q3": q3})
+    assert result["arms"]["dense"]["ratio"] == {"median": 1.0, "q1": 1.0, "q3": 1.0}
+
+
+def test_the_table_shows_the_file(done):
+    process, result = done
+    lines = {line.split()[0]: line for line in process.stdout.splitlines() if line.strip()}
+    for name, arm in result["arms"].items():
+        assert f"{arm['median_seconds']['step'] * 1e3:.2f}" in lines[name]
+        assert f"{arm['ratio']['median']:.4f} ({arm['ratio']['q1']:.4f}" in lines[name]
+    assert "wrote" in process.stderr and "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "message"),
+    [
+        ({"density": 10}, 64, "--density must be in (0, 1], got 10. 10% of the weights live"),
+        ({"heads": 5}, 64, "--heads=5 does not divide width=32. Use 4 heads."),
+        ({"layers": 0}, 64, "--layers must be >= 1, got 0"),
+        ({"sequences": 0}, 64, "--sequences must be >= 1, got 0"),
+        ({"rounds": 0}, 64, "--rounds must be >= 1, got 0"),
+        ({"threads": 0}, 64, "--threads must be >= 1, got 0"),
+        ({"vocab": 1}, 64, "--vocab must be >= 2, got 1"),
+        ({"out": ROOT}, 73, f"--out {ROOT}: cannot be written"),
+        ({"device": "cuda"}, 64, "--device cuda: torch finds no GPU here; use --device cpu"),
+        ({"precision": "fp16"}, 64, "precision=fp16 needs a GPU"),
+        ({"micro": 3}, 64, "batch.sequences=4 is not a multiple of batch.micro"),
+        ({"ds_config": "nowhere.json"}, 66, "nowhere.json"),
+    ],
+)
+def test_wrong_flags_are_one_line(capsys, monkeypatch, changes, code, message):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert bench.main(flags(**changes)) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"error: {message}") and err.count("\n") == 1
+
+
+def test_several_processes_are_refused(capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert bench.main(flags()) == 64
+    assert "start it with python, not a launcher" in capsys.readouterr().err
+
+
+def test_a_wrong_flag_costs_no_import_of_torch():
+    blocked = "import runpy, sys; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; "
+    script = blocked + "runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-c", script, str(ROOT / "tools" / "bench.py")]
+    process = subprocess.run(
+        [*command, "--rounds", "0"], capture_output=True, text=True, timeout=60
+    )
+    assert (process.returncode, process.stderr) == (64, "error: --rounds must be >= 1, got 0\n")
