@@ -321,6 +321,7 @@ def measure(options: argparse.Namespace, configs: Mapping[str, RunConfig]) -> di
 
 def choose_device(device: str) -> None:
     """Hide the GPUs, or make sure that there is one. Before anything asks CUDA."""
+    os.environ.setdefault("DS_ACCELERATOR", device)  # else DeepSpeed prints how it found out
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         return

@@ -78,8 +78,9 @@ def _rows(windows: EvaluationWindows, first: int, count: int) -> tuple[np.ndarra
     return inputs, targets
 
 
+@torch.enable_grad()  # methods may call it from a hook without gradients
 def mean_squared_gradients(
-    engine: Any, rows: np.ndarray, counted: Sequence[bool], total: int
+    engine: Any, rows: np.ndarray, counted: Sequence[bool], total: int, *, scale: float = 1.0
 ) -> dict[str, torch.Tensor]:
     """Mean over `total` sequences of the squared gradient, tp-local. Collective over the world.
 
@@ -91,6 +92,7 @@ def mean_squared_gradients(
         rows: this dp rank's sequences, int64 [n, context + 1]; as many on every dp rank, because
             under ZeRO-3 each pass gathers parameters.
         counted: which of them count; the others are there to make the number equal.
+        scale: multiplies the loss during backward (fp16); taken out of the result.
 
     Returns:
         Parameter name -> fp32 tensor of the tp-local shape, equal on all dp ranks.
@@ -100,10 +102,11 @@ def mean_squared_gradients(
     sums: dict[str, torch.Tensor] = {}
     for row, counts in zip(rows, counted, strict=True):
         tokens = torch.from_numpy(row[None]).to(dist.device())
-        losses, _ = engine(tokens[:, :-1], tokens[:, 1:])
-        gradients = torch.autograd.grad(losses.mean(), list(params.values()))
+        # The module, not the engine: the engine's outputs only run backward through the engine.
+        losses, _ = module(tokens[:, :-1], tokens[:, 1:])
+        gradients = torch.autograd.grad(losses.mean() * scale, list(params.values()))
         for name, gradient in zip(params, gradients, strict=True):
-            square = gradient.float().square() * counts
+            square = gradient.float().div_(scale).square() * counts
             sums[name] = square if name not in sums else sums[name].add_(square)
     for square in sums.values():
         dist.all_reduce(square.div_(total), group=dist.dp_group())

@@ -30,6 +30,10 @@ from sparsecl.optim.build import set_lr
 from sparsecl.optim.slices import Slices
 
 
+# Keeps fp16 gradients of single sequences clear of underflow, and of overflow by the scale alone.
+FISHER_SCALE = 1024.0
+
+
 @dataclass
 class Position:
     """Where the run is: the next step to take, and what early stopping has seen."""
@@ -110,7 +114,11 @@ class Trainer:
         calls = -(-num_sequences // dist.dp_size())
         mine = np.arange(calls) * dist.dp_size() + dist.dp_rank()
         whole = mean_squared_gradients(
-            self.built.engine, self.stream.rows(mine), list(mine < num_sequences), num_sequences
+            self.built.engine,
+            self.stream.rows(mine),
+            list(mine < num_sequences),
+            num_sequences,
+            scale=min(self.slices.loss_scale, FISHER_SCALE),
         )
         return {item.name: item.part(whole[item.name]).clone() for item in self.slices}
 
@@ -214,7 +222,8 @@ class Trainer:
             loss = losses.mean()
             total += loss.detach() / plan.accumulation
             extra = self.methods.extra_loss(self)
-            engine.backward(loss if extra is None else loss + extra)
+            whole = loss if extra is None else loss + extra
+            engine.backward(whole * self.slices.missing_scale)
             if micro_step + 1 == plan.accumulation:
                 self.methods.after_backward(self)
                 if audited:

@@ -137,6 +137,15 @@ class Slices:
             return float(scaling.cur_scale) if scaling.use_grad_scaling else 1.0
         return float(getattr(self.wrapper, "loss_scale", 1.0))
 
+    @property
+    def missing_scale(self) -> float:
+        """What the caller must multiply the loss by before `engine.backward`.
+
+        DeepSpeed's stage 0 fp16 wrappers divide gradients by the loss scale in their step, but
+        `engine.backward` multiplies the loss by it for ZeRO optimizers only (0.19.8).
+        """
+        return self.loss_scale if hasattr(self.wrapper, "loss_scale_config") else 1.0
+
     def grad(self, item: Slice) -> torch.Tensor | None:
         """View [numel] of the reduced gradient, times `loss_scale`; writing to it counts.
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.dist
 
 LAYOUTS = [(tp, dp) for tp in (1, 2) for dp in (1, 2)]
 TOLERANCE = 1e-5
-STRENGTH = 30.0  # of EWC; the penalty's gradient is then of the size of the loss's
+STRENGTH = 1000.0  # of EWC; the penalty's gradient is then of the size of the loss's
 TWO_DOMAINS = (
     "data.domains=[{name: a, source: synthetic, synthetic: {train_tokens: 4000, "
     "validation_tokens: 400, num_symbols: 8}}, {name: b, source: synthetic, synthetic: "

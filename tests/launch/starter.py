@@ -8,8 +8,7 @@ import multiprocessing
 import os
 import socket
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,14 +143,6 @@ def tiny(cache: Path) -> dict[str, Any]:
         "log": {"every": 1},
         "checkpoint": {"every": 4},
     }
-
-
-def wait_for(condition: Callable[[], bool], job: Job) -> None:
-    """Poll until `condition` holds or the job has ended."""
-    deadline = time.monotonic() + TIMEOUT
-    while job.alive and not condition():
-        assert time.monotonic() < deadline, "the run does not get there"
-        time.sleep(0.0005)
 
 
 def _main(arguments: list[str], env: dict[str, str], folder: str) -> None:

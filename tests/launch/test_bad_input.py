@@ -46,11 +46,11 @@ def refused(starter: Starter, kind: type[UserError], *texts: str, **kwargs: Any)
         ("topology.density='10%'", ("topology.density", "10% is written 0.1")),
         ("topology.density=.nan", ("topology.density", "finite", ".nan")),
         ("topology.density=1e-6", ("topology.density", "no live weight", "Use 0.0009")),
-        ("model.heads=5", ("model.heads=5", "model.width=32")),
+        ("model.heads=5", ("model.heads=5", "width=32", "Use 4")),
         ("phases.steps=[12]", ("phases.steps", "1 numbers for 2 phases")),
         ("phases.steps=[12, 12, 12]", ("phases.steps", "3 numbers for 2 phases")),
         ("phases.order=[a, c]", ("phases.order", "'c'", "['a', 'b']")),
-        ("batch.micro=3", ("batch.sequences=8", "3 x 1 = 3", "batch.micro=2 or 4")),
+        ("batch.micro=3", ("batch.sequences=8", "3 x 1 = 3", "batch.micro=1 or 2 or 4")),
         ("precision=fp16", ("precision=fp16", "fp32 or bf16")),
         ("precision=half", ("precision", "fp32, bf16, fp16", "half")),
         ("data.domains.1.name=a", ("data.domains", "'a' twice")),
@@ -133,9 +133,11 @@ def test_a_wrong_deepspeed_json(starter, text, texts):
 
 
 def files_domain(starter: Starter, path: Path) -> Path:
-    """A config whose first domain reads `path`."""
+    """A config whose first domain trains on `path`."""
+    valid = starter.folder / "valid.txt"
+    valid.write_text("words that are in no other file " * 10)
     data = tiny(starter.cache)["data"]
-    first = {"name": "a", "source": "files", "train": [str(path)], "validation": [str(path)]}
+    first = {"name": "a", "source": "files", "train": [str(path)], "validation": [str(valid)]}
     return starter.config(data={**data, "domains": [first, data["domains"][1]]})
 
 
@@ -145,10 +147,10 @@ LINES = "".join(json.dumps({"text": f"document {k} with some words"}) + "\n" for
 @pytest.mark.parametrize(
     ("name", "content", "kind", "texts"),
     [
-        ("empty.jsonl", b"", DataError, ("empty.jsonl", "no text")),
+        ("empty.jsonl", b"", DataError, ("domain a: train", "is empty")),
         ("cut.jsonl.gz", gzip.compress(LINES.encode())[:-40], DataError, ("cut.", "truncated")),
         ("latin.jsonl", LINES.replace("some", "s\xf6me").encode("latin-1"), DataError, ("byte",)),
-        ("latin.txt", b"caf\xe9 " * 100, DataError, ("latin.txt", "byte 3", "UTF-8")),
+        ("latin.txt", b"caf\xe9 " * 100, DataError, ("latin.txt", "byte offset 3", "encoding_errors")),
         ("broken.jsonl", LINES.encode() + b'{"text": \n', DataError, ("broken.jsonl:51",)),
         ("field.jsonl", b'{"body": "x"}\n', DataError, ("field.jsonl:1", "text", "body")),
         ("short.jsonl", b'{"text": "short"}\n', DataError, ("domain a", "model.context")),
@@ -252,7 +254,7 @@ def clean_environment() -> dict[str, str]:
     ("arguments", "code", "text", "seconds"),
     [
         # Found before torch is imported.
-        (("--set", "topology.density=85"), 64, "write 0.85", 3.0),
+        (("--set", "topology.density=85"), 64, "write 0.85", 10.0),
         # Found after torch, Megatron and DeepSpeed have said all that they have to say.
         (("--resume", "must"), 66, "--resume must", 60.0),
     ],

@@ -1,0 +1,117 @@
+"""A whole run from the command line: what it writes, prints and repeats."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sparsecl.metrics.records import read_records
+from tests.launch import outcome
+from tests.launch.starter import ROOT, Done, Starter
+
+
+@pytest.fixture(scope="module")
+def finished(server, tmp_path_factory, shared_cache) -> tuple[Starter, Path, Done]:
+    """One whole run that the tests of this file look at; none of them changes it."""
+    starter = Starter(tmp_path_factory.mktemp("finished"), shared_cache)
+    folder = starter.folder / "run"
+    done = starter.run("--run_dir", str(folder))
+    assert done.code == 0, done.err
+    return starter, folder, done
+
+
+def test_the_folder_holds_everything(finished):
+    _, folder, _ = finished
+    found = {path.name for path in folder.iterdir()} - {".lock"}
+    files = {"config.yaml", "environment.json", "scalars.jsonl", "results.json", "log.txt"}
+    assert found == files | {"tb", "checkpoints", "forgetting.png"}
+    assert list((folder / "tb").glob("events.out.tfevents.*"))
+    assert (folder / "forgetting.png").read_bytes().startswith(b"\x89PNG")
+    names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert names == ["latest", "step_20", "step_24"]
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["versions"]["deepspeed"]
+
+
+def test_the_results_are_those_of_the_record(finished):
+    _, folder, _ = finished
+    results = json.loads((folder / "results.json").read_text())
+    tool = [sys.executable, str(ROOT / "tools" / "metrics.py"), str(folder), "--json"]
+    env = {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(tool, capture_output=True, text=True, check=True, env=env)
+    assert json.loads(done.stdout) == results
+
+
+def test_the_results_hold_what_scripts_rely_on(finished):
+    _, folder, _ = finished
+    results = json.loads((folder / "results.json").read_text())
+    assert results["domains"] == ["a", "b"]
+    for score in ("loss", "bits_per_byte", "accuracy"):
+        assert [len(row) for row in results["matrix"][score]] == [2, 2, 2]
+    # Audits at steps 5, 10, 12, 15, 20 and 24.
+    assert results["audit"] == {"checks": 6, "nonzero": 0}
+    assert results["density"]["masked"] == 0.25
+    assert results["matrix"]["loss"][2][1] < results["matrix"]["loss"][0][1] - 1.0  # it learns
+
+
+def test_every_step_is_recorded(finished):
+    _, folder, _ = finished
+    records = read_records(folder)
+    assert [point.step for point in records.train] == list(range(1, 25))
+    assert [point.tokens for point in records.train] == [128 * k for k in range(1, 25)]
+
+
+def test_the_tables_are_printed_and_kept(finished):
+    _, folder, done = finished
+    for text in ("Validation loss, nats per token", "F_last", "audit: 6 checks, 0 nonzero"):
+        assert text in done.out
+        assert text in (folder / "log.txt").read_text()
+    assert f"Results    {folder / 'results.json'}" in done.out
+
+
+def test_a_second_start_trains_nothing(finished):
+    starter, folder, first = finished
+    before = {path: path.read_bytes() for path in folder.rglob("*.json*")}
+    done = starter.run("--run_dir", str(folder))
+    assert done.code == 0, done.err
+    assert "This run was finished before" in done.out
+    assert "Validation loss, nats per token" in done.out
+    assert {path: path.read_bytes() for path in folder.rglob("*.json*")} == before
+
+
+def test_a_finished_run_is_not_shown_as_another(finished):
+    starter, folder, _ = finished
+    done = starter.run("--run_dir", str(folder), "--set", "seed=1")
+    assert (done.code, "seed: 0 -> 1" in done.line) == (64, True)
+    done = starter.run("--run_dir", str(folder), "--set", "log.every=2", "name=other")
+    assert done.code == 0, done.err  # these decide no result
+
+
+def test_the_saved_config_repeats_the_run(finished):
+    starter, folder, _ = finished
+    again = starter.folder / "again"
+    done = starter.run("--run_dir", str(again), config=folder / "config.yaml")
+    assert done.code == 0, done.err
+    outcome.assert_equal(outcome.read(again), outcome.read(folder))
+
+
+def test_dry_run_creates_nothing(starter):
+    starter.cache = starter.folder / "cache"
+    config = starter.config()
+    before = {path for path in starter.folder.rglob("*") if "job_" not in str(path)}
+    done = starter.run("--dry_run", "--run_dir", str(starter.folder / "run"), config=config)
+    assert (done.code, done.err) == (0, "")
+    for text in ("15,040 live of 33,472", "FLOPs", "density: 0.25", str(starter.folder / "run")):
+        assert text in done.out
+    assert {path for path in starter.folder.rglob("*") if "job_" not in str(path)} == before
+
+
+def test_without_run_dir_the_name_and_the_configs_give_the_folder(starter):
+    folders = []
+    for settings in ((), ("--set", "seed=1"), ("--ds_config", str(ROOT / "ds_configs/zero1.json"))):
+        done = starter.run("--dry_run", *settings)
+        folders.append(done.out.splitlines()[-1].split()[-1])
+    assert len(set(folders)) == 3
+    assert all(folder.startswith("runs/tiny-") for folder in folders)
