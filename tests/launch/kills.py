@@ -14,19 +14,19 @@ def wait_for(condition: Callable[[], bool], job: Job) -> None:
     while not condition():
         assert job.alive or condition(), f"ended before:\n{job.wait().err}"
         assert time.monotonic() < deadline, "the run does not get there"
-        time.sleep(0.0002)
+        time.sleep(0.0005)
 
 
-def last_step(folder: Path) -> int:
-    """The last training step that is recorded; 0 before the first."""
-    try:
-        lines = (folder / "scalars.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
-    except FileNotFoundError:
+def last_step(folder: Path, since_ns: int = 0) -> int:
+    """The last recorded step; 0 if nothing was recorded after `since_ns`."""
+    path = folder / "scalars.jsonl"
+    if not path.exists() or path.stat().st_mtime_ns <= since_ns:
         return 0
-    return max((json.loads(line).get("step", 0) for line in lines), default=0)
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # the last may be half a line
+    return json.loads(lines[-1]).get("step", 0) if lines else 0
 
 
-def unfinished_saves(folder: Path, since_ns: int = 0) -> list[Path]:
+def unfinished_saves(folder: Path, since_ns: int) -> list[Path]:
     """Checkpoint folders without their name yet that were touched after `since_ns`."""
     found = []
     for path in folder.glob("checkpoints/step_*.tmp"):
@@ -40,8 +40,12 @@ def unfinished_saves(folder: Path, since_ns: int = 0) -> list[Path]:
 
 
 def kill_at_step(job: Job, folder: Path, step: int, delay: float = 0.0) -> None:
-    """Kill the job `delay` seconds after it has recorded `step`."""
-    wait_for(lambda: last_step(folder) >= step, job)
+    """Kill the job `delay` seconds after it has recorded `step` or a later one.
+
+    What an earlier job has recorded does not count.
+    """
+    begin = job.started_ns
+    wait_for(lambda: last_step(folder, begin) >= step, job)
     time.sleep(delay)
     job.kill()
     assert job.wait().code == -9
@@ -49,7 +53,7 @@ def kill_at_step(job: Job, folder: Path, step: int, delay: float = 0.0) -> None:
 
 def kill_in_save(job: Job, folder: Path) -> bool:
     """Kill the job in its next save. Returns False if the save was done a moment earlier."""
-    begin = time.time_ns()
+    begin = job.started_ns
     wait_for(lambda: bool(unfinished_saves(folder, begin)), job)
     job.kill()
     assert job.wait().code == -9

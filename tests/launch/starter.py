@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import socket
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,7 @@ class Job:
 
     def __init__(self, process: Any, folder: Path) -> None:
         self.process, self.folder = process, folder
+        self.started_ns = time.time_ns()
 
     @property
     def alive(self) -> bool:

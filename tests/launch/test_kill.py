@@ -1,5 +1,6 @@
 """A run that is killed and started again ends as one that never stopped, bit for bit."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,11 @@ from tests.launch.starter import Job, Starter
 SURVIVAL = 35.0  # seconds that a rank may outlive the others
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def uninterrupted(server, tmp_path_factory, shared_cache):
     """The outcome of the whole run on some layout."""
 
+    @functools.cache
     def run(stage: str, precision: str = "fp32", world_size: int = 1) -> outcome.Outcome:
         starter = Starter(tmp_path_factory.mktemp("whole"), shared_cache)
         finish(starter, stage, precision, world_size)
@@ -27,7 +29,7 @@ def uninterrupted(server, tmp_path_factory, shared_cache):
 
 def start(starter: Starter, stage: str, precision: str, world_size: int) -> list[Job]:
     folder = starter.folder / "run"
-    settings = ("--run_dir", str(folder), "--set", f"precision={precision}")
+    settings = ("--run_dir", str(folder), "--set", f"precision={precision}", "phases.steps=20")
     return starter.start_ranks(starter.arguments(*settings, stage=stage), world_size)
 
 
@@ -50,8 +52,8 @@ def test_one_kill(starter, uninterrupted, stage, precision):
     rng = np.random.default_rng([1, len(stage + precision)])
     folder = starter.folder / "run"
     (job,) = start(starter, stage, precision, 1)
-    # Steps 4, 8 and 12 are saved; step 5 to 11 lies between two saves of the first phase.
-    kill_at_step(job, folder, int(rng.integers(5, 12)), delay=float(rng.uniform(0, 0.01)))
+    # Every fourth step of the 40 is saved.
+    kill_at_step(job, folder, int(rng.integers(5, 25)), delay=float(rng.uniform(0, 0.01)))
     assert candidates(folder / "checkpoints")
     finish(starter, stage, precision, 1)
     assert "resumed from step_" in (folder / "log.txt").read_text()
@@ -64,12 +66,11 @@ def test_many_kills_in_one_run(starter, uninterrupted):
     rng = np.random.default_rng(7)
     folder = starter.folder / "run"
     caught = 0
-    for step in sorted(rng.choice(np.arange(1, 20), size=5, replace=False)):
+    for step in sorted(rng.choice(np.arange(1, 25), size=4, replace=False)):
         (job,) = start(starter, "zero2", "fp32", 1)
-        kill_at_step(job, folder, int(step), delay=float(rng.uniform(0, 0.02)))
-        if last_step(folder) < 20:  # a save is still to come before the last
-            (job,) = start(starter, "zero2", "fp32", 1)
-            caught += kill_in_save(job, folder)
+        kill_at_step(job, folder, int(step), delay=float(rng.uniform(0, 0.01)))
+        (job,) = start(starter, "zero2", "fp32", 1)
+        caught += kill_in_save(job, folder)
     assert caught >= 2
     finish(starter, "zero2", "fp32", 1)
     outcome.assert_equal(outcome.read(folder), uninterrupted("zero2"))
@@ -77,8 +78,15 @@ def test_many_kills_in_one_run(starter, uninterrupted):
 
 @pytest.mark.dist
 @pytest.mark.slow
-@pytest.mark.parametrize("victims", [(0,), (1,), (0, 1)])
-@pytest.mark.parametrize(("stage", "precision"), [("zero2", "fp32"), ("zero3", "bf16")])
+@pytest.mark.parametrize(
+    ("stage", "precision", "victims"),
+    [
+        ("zero2", "fp32", (0,)),
+        ("zero2", "fp32", (1,)),
+        ("zero2", "fp32", (0, 1)),
+        ("zero3", "bf16", (1,)),
+    ],
+)
 def test_two_ranks(starter, uninterrupted, stage, precision, victims):
     folder = starter.folder / "run"
     jobs = start(starter, stage, precision, 2)

@@ -1,0 +1,241 @@
+"""What a start finds in its run folder, and when it must not go on."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from sparsecl import config as configs
+from sparsecl.checkpoint.manifest import read_manifest, verify, write_manifest
+from sparsecl.checkpoint.publish import candidates
+from sparsecl.engine.run_config import RunConfig
+from sparsecl.files import sha256_file
+from sparsecl.model.shapes import layer_shapes
+from sparsecl.topology.build import build_topologies
+from tests.launch import outcome
+from tests.launch.kills import kill_at_step, wait_for
+from tests.launch.starter import Done, Starter, tiny
+
+SETTINGS = ("--set", "checkpoint.keep=3")
+
+
+@pytest.fixture(scope="module")
+def interrupted(server, tmp_path_factory, shared_cache) -> Path:
+    """Folder of a run that was killed with three checkpoints."""
+    starter = Starter(tmp_path_factory.mktemp("interrupted"), shared_cache)
+    folder = starter.folder / "run"
+    job = starter.start(starter.arguments("--run_dir", str(folder), *SETTINGS))
+    kill_at_step(job, folder, 13)
+    assert len(candidates(folder / "checkpoints")) == 3
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(server, tmp_path_factory, shared_cache) -> outcome.Outcome:
+    """The same run without an interruption."""
+    starter = Starter(tmp_path_factory.mktemp("whole"), shared_cache)
+    done = starter.run("--run_dir", str(starter.folder / "run"), *SETTINGS)
+    assert done.code == 0, done.err
+    return outcome.read(starter.folder / "run")
+
+
+@pytest.fixture
+def folder(interrupted, tmp_path) -> Path:
+    """A copy of the interrupted run, for one test."""
+    return Path(shutil.copytree(interrupted, tmp_path / "run"))
+
+
+def resume(starter: Starter, folder: Path, *settings: str, mode: str = "auto") -> Done:
+    return starter.run("--run_dir", str(folder), "--resume", mode, *SETTINGS, *settings)
+
+
+def refused(starter: Starter, folder: Path, code: int, *texts: str, settings=()) -> None:
+    """The resume ends in one line that names `texts`, and nothing of the run has changed."""
+    before = {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
+    done = resume(starter, folder, *settings)
+    assert done.code == code, (done.err, done.out)
+    for text in texts:
+        assert text in done.line
+    before.pop(folder / ".lock", None)
+    after = {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
+    after.pop(folder / ".lock", None)
+    assert after == before
+
+
+# ---- a start that goes on, or begins anew ------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["auto", "must"])
+def test_goes_on_from_the_newest(starter, folder, whole, mode):
+    newest = candidates(folder / "checkpoints")[0].name
+    done = resume(starter, folder, mode=mode)
+    assert done.code == 0, done.err
+    assert f"resumed from {newest}" in done.out
+    outcome.assert_equal(outcome.read(folder), whole)
+
+
+def test_begins_anew_without_a_checkpoint(starter, folder, whole):
+    shutil.rmtree(folder / "checkpoints")
+    old_events = list((folder / "tb").iterdir())
+    done = resume(starter, folder)
+    assert done.code == 0, done.err
+    assert "resumed" not in done.out
+    outcome.assert_equal(outcome.read(folder), whole)
+    # The picture must not show the given-up attempt beside the run.
+    assert old_events and not set(old_events) & set((folder / "tb").iterdir())
+
+
+def test_settings_that_change_no_result_may_change(starter, folder, whole):
+    done = resume(starter, folder, "name=other", "checkpoint.every=0")
+    assert done.code == 0, done.err
+    assert outcome.read(folder).tensors.keys() == whole.tensors.keys()
+    for key, tensor in outcome.read(folder).tensors.items():
+        assert tensor.equal(whole.tensors[key])
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "rank_0.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip_byte(folder: Path) -> None:
+    path = folder / "rank_0.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def change_manifest(folder: Path) -> None:
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"phase_step": ', '"phase_step": 1'))
+
+
+TEARS: list[tuple[Callable[[Path], Any], str]] = [
+    (truncate, "bytes, manifest says"),
+    (flip_byte, "sha256 differs"),
+    (change_manifest, "sha256 does not match"),
+    (lambda folder: (folder / "rank_0.safetensors").unlink(), "missing"),
+    (lambda folder: (folder / "manifest.json").unlink(), "never finished"),
+]
+
+
+@pytest.mark.parametrize(("tear", "text"), TEARS)
+def test_a_torn_checkpoint_is_passed_over(starter, folder, whole, tear, text):
+    newest, older, *_ = candidates(folder / "checkpoints")
+    tear(newest)
+    done = resume(starter, folder)
+    assert done.code == 0, done.err
+    (line,) = [line for line in done.out.splitlines() if "passed over" in line]
+    assert str(newest) in line and text in line
+    assert f"resumed from {older.name}" in done.out
+    outcome.assert_equal(outcome.read(folder), whole)
+
+
+def test_a_torn_checkpoint_takes_no_place_of_a_whole_one(starter, folder):
+    newest, *_ = candidates(folder / "checkpoints")
+    ahead = newest.with_name("step_1000")
+    shutil.copytree(newest, ahead)
+    flip_byte(ahead)
+    done = resume(starter, folder, "checkpoint.keep=1")
+    assert done.code == 0, done.err
+    assert [path.name for path in candidates(folder / "checkpoints")] == ["step_24"]
+
+
+def test_no_whole_checkpoint_is_no_reason_to_begin_anew(starter, folder):
+    for found in candidates(folder / "checkpoints"):
+        flip_byte(found)
+    refused(starter, folder, 65, "no checkpoint is valid", "sha256 differs", "--run_dir")
+
+
+# ---- a run that is not the one that was started ------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        ("optimizer.lr=0.01", "optimizer.lr: 0.003 -> 0.01"),
+        ("model.width=64", "model.width: 32 -> 64"),
+        ("topology.density=0.5", "topology.density: 0.25 -> 0.5"),
+        ("seed=1", "seed: 0 -> 1"),
+        ("phases.order=[b, a]", 'phases.order.0: (absent) -> "b"'),
+    ],
+)
+def test_another_config_is_refused(starter, folder, setting, text):
+    refused(starter, folder, 64, text, "--run_dir", settings=(setting,))
+
+
+def test_other_data_is_refused(starter):
+    path, folder = starter.folder / "a.txt", starter.folder / "run"
+    path.write_text("the quick brown fox jumps over the lazy dog. " * 50)
+    valid = starter.folder / "valid.txt"
+    valid.write_text("pack my box with five dozen liquor jugs. " * 10)
+    data = tiny(starter.cache)["data"]
+    first = {"name": "a", "source": "files", "train": [str(path)], "validation": [str(valid)]}
+    starter.config(data={**data, "domains": [first, data["domains"][1]]})
+    job = starter.start(starter.arguments("--run_dir", str(folder), *SETTINGS))
+    wait_for(lambda: bool(candidates(folder / "checkpoints")), job)
+    job.kill()
+    job.wait()
+    path.write_text("the quick brown cat jumps over the lazy dog. " * 50)
+    refused(starter, folder, 65, "the data changed since the checkpoint")
+
+
+def rewrite(folder: Path, **changes: Any) -> None:
+    """Put a manifest around what is in a checkpoint folder that `verify` accepts."""
+    manifest = read_manifest(folder)
+    for name in manifest.files:
+        path = folder / name
+        manifest.files[name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    write_manifest(folder, dataclasses.replace(manifest, **changes))
+    verify(folder)
+
+
+@pytest.mark.parametrize("key", ["tokenizer", "topology"])
+def test_another_digest_is_refused(starter, folder, key):
+    newest = candidates(folder / "checkpoints")[0]
+    state = read_manifest(newest).state
+    other = "0" * 64
+    changed = other if key == "tokenizer" else {name: other for name in state["topology"]}
+    rewrite(newest, state={**state, key: changed})
+    refused(starter, folder, 65, str(newest), key, "000000000000")
+
+
+def test_a_shorter_record_is_refused(starter, folder):
+    path = folder / "scalars.jsonl"
+    path.write_text(path.read_text()[:500])
+    refused(starter, folder, 65, str(path), "500 bytes")
+
+
+# ---- a checkpoint with a weight that may not exist ---------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["master", "exp_avg", "exp_avg_sq"])
+def test_a_revived_weight_is_found(starter, folder, state):
+    newest = candidates(folder / "checkpoints")[0]
+    layer = "layers.1.mlp.up"
+    config = configs.load(RunConfig, folder / "config.yaml")
+    shapes = layer_shapes(config.model.resolved())
+    topology = build_topologies(config.topology, shapes, seed=config.seed)[layer]
+    dead = int((~topology.mask()).reshape(-1).nonzero()[0][0])
+
+    path = newest / "rank_0.safetensors"
+    tensors = load_file(path)
+    values = tensors[f"{state}/{layer}.weight"].view(-1)
+    assert values[dead] == 0
+    values[dead] = 1e-3
+    save_file(tensors, path)
+    rewrite(newest)
+    # The digests are in order, so only the audit can see it. It does not repair, and it does not
+    # fall back: whoever wrote this broke a law.
+    refused(starter, folder, 70, "audit at step", f"{layer}.weight ({state}): 1")
+
+
+def test_the_audit_of_a_resume_is_not_counted(starter, folder, whole):
+    assert resume(starter, folder).code == 0
+    results = json.loads((folder / "results.json").read_text())
+    assert results["audit"] == whole.results["audit"]
