@@ -7,10 +7,11 @@ the checkpoint are cut off, so a resumed run has the same records as one that ne
 
 import json
 import os
+import re
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,38 @@ class RunLog:
         """Write a TensorBoard picture [height, width] of numbers in [0, 1]."""
         self.tensorboard.add_image(tag, pixels[None], tokens, dataformats="CHW")
 
-    def hparams(self, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Write the table of hyper-parameters with the run's final metrics."""
-        self.tensorboard.add_hparams(dict(config), dict(metrics), run_name=".")
+    def text(self, tag: str, markdown: str, *, tokens: int) -> None:
+        """Write a card of TensorBoard's TEXT page."""
+        self.tensorboard.add_text(tag, markdown, tokens)
+
+    def charts(self, layout: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+        """Lay out TensorBoard's CUSTOM SCALARS page: section -> chart -> tags of its curves.
+
+        Tags are taken literally; the page itself would read them as regular expressions.
+        """
+        self.tensorboard.add_custom_scalars(
+            {
+                section: {
+                    chart: ["Multiline", [f"^{re.escape(tag)}$" for tag in tags]]
+                    for chart, tags in charts.items()
+                }
+                for section, charts in layout.items()
+            }
+        )
+
+    def hparams(self, config: Mapping[str, Any], metrics: Sequence[str]) -> None:
+        """Write this run's row of the HPARAMS table.
+
+        Args:
+            config: hyper-parameter -> value.
+            metrics: tags of scalars; the table shows the last value of each.
+        """
+        from torch.utils.tensorboard.summary import hparams
+
+        # Not SummaryWriter.add_hparams: it writes every metric once more, at step 0, and the
+        # scalar pages then begin with cards of a single dot.
+        for summary in hparams(dict(config), dict.fromkeys(metrics, 0.0)):
+            self.tensorboard.file_writer.add_summary(summary)  # pyright: ignore
 
     def sync(self) -> int:
         """Make everything durable. Returns the size of scalars.jsonl in bytes."""

@@ -1,8 +1,7 @@
 """Time whole training steps: dense, masked, and masked with nothing masked, at one shape.
 
     python tools/bench.py --layers 2 --width 128 --heads 4 --context 64 --rounds 5
-    python tools/bench.py --device cuda --precision bf16 --layers 12 --width 768 --context 1024 \
-        --sequences 64 --rounds 20 --out bench.json
+    python tools/bench.py --device cuda --precision bf16 --layers 12 --sequences 64 --out gpu.json
 
 A step is forward, backward and optimizer step through DeepSpeed on random tokens, in one process.
 The arms take turns: every round is one step of each, on the same tokens, and the arm that goes
@@ -269,54 +268,61 @@ def measure(options: argparse.Namespace, configs: Mapping[str, RunConfig]) -> di
     import torch
 
     from sparsecl import dist
-    from sparsecl.engine.display import Progress
     from sparsecl.engine.run import check
     from sparsecl.engine.run_folder import environment
 
-    prepared = {name: check(cfg, options.ds_config, None) for name, cfg in configs.items()}
+    # All are checked before anything is built.
+    prepared = {name: check(config, options.ds_config, None) for name, config in configs.items()}
     dist.init()
     if options.threads:
         torch.set_num_threads(options.threads)
-    load_before = os.getloadavg()
+    machine: dict[str, Any] = {
+        **environment(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+        "load_average_before": os.getloadavg()[0],
+    }
     arms = {name: Timed(run, options.vocab) for name, run in prepared.items()}
-    num_rounds = options.warmup + options.rounds
-    progress = Progress("bench", total=num_rounds * len(arms), done=0, show=True)
-    orders = []
-    for index in range(num_rounds):
-        rows = random_rows(options, index)
-        order = rotated(list(arms), index)
-        for name in order:
-            arms[name].step(rows, keep=index >= options.warmup)
-            progress.advance(arm=name)
-        orders.append(order)
-    progress.close()
-    checks = {name: arm.built.guard.audit(num_rounds) for name, arm in arms.items()}
+    orders = take_turns(options, arms)
+    machine["load_average_after"] = os.getloadavg()[0]
+    for arm in arms.values():
+        arm.built.guard.audit(options.warmup + options.rounds)
+    dist.shutdown()
     tokens_per_step = options.sequences * options.context
-    result = {
+    return {
         "config": {key: plain(value) for key, value in vars(options).items()},
-        "environment": {
-            **environment(),
-            "device": device_name(),
-            "threads": torch.get_num_threads(),
-            "load_average_before": load_before[0],
-            "load_average_after": os.getloadavg()[0],
-        },
+        "environment": machine,
         "tokens_per_step": tokens_per_step,
-        "orders": orders[options.warmup :],
+        "orders": orders,
         "arms": {
             name: {
                 "topology": asdict(arm.config.topology),
                 "num_tokens": tokens_per_step * len(arm.seconds["step"]),
                 "last_loss": arm.loss,
-                "nonzero_absent": checks[name],
+                "audit_checks": arm.built.guard.checks,
+                "nonzero_absent": arm.built.guard.nonzero,
                 **summary(arm.seconds, arms[BASELINE].seconds, tokens_per_step),
                 "seconds": arm.seconds,
             }
             for name, arm in arms.items()
         },
     }
-    dist.shutdown()
-    return result
+
+
+def take_turns(options: argparse.Namespace, arms: Mapping[str, Timed]) -> list[list[str]]:
+    """Warm-up rounds, then those that count. Returns the order of the arms in the latter."""
+    from sparsecl.engine.display import Progress
+
+    num_rounds = options.warmup + options.rounds
+    progress = Progress("bench", total=num_rounds * len(arms), done=0, show=True)
+    orders = [rotated(list(arms), index) for index in range(num_rounds)]
+    for index, order in enumerate(orders):
+        rows = random_rows(options, index)
+        for name in order:
+            arms[name].step(rows, keep=index >= options.warmup)
+            progress.advance(arm=name)
+    progress.close()
+    return orders[options.warmup :]
 
 
 def choose_device(device: str) -> None:
@@ -329,13 +335,6 @@ def choose_device(device: str) -> None:
 
     if not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no GPU here; use --device cpu")
-
-
-def device_name() -> str:
-    """What the steps ran on."""
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def random_rows(options: argparse.Namespace, index: int) -> np.ndarray:

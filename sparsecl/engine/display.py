@@ -1,10 +1,9 @@
-"""What a person sees before and during the training: header, progress, pictures of masks."""
+"""What a person sees on the terminal: header, costs, evaluations, progress."""
 
 import sys
+import textwrap
 from collections.abc import Mapping
-from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from sparsecl.engine.plan import Plan
@@ -17,8 +16,7 @@ from sparsecl.model.flops import (
 from sparsecl.topology.layer import LayerTopology
 from sparsecl.topology.report import describe
 
-PICTURE_SIDE = 128  # pixels; a larger mask is averaged down
-MAX_PICTURES = 6
+WIDTH = 100  # columns of a terminal
 
 
 def header(
@@ -39,8 +37,8 @@ def header(
         "run": f"{config.name}, seed {config.seed}",
         "model": f"GPT {shape.layers} layers x {shape.width} wide, {shape.heads} heads, "
         f"context {shape.context}",
-        "parameters": f"{counts.live:,} live of {counts.total:,} (density {counts.density_model:.3f}; "
-        f"masked matrices {counts.density_masked:.3f})",
+        "parameters": f"{counts.live:,} live of {counts.total:,} (density "
+        f"{counts.density_model:.3f}; masked matrices {counts.density_masked:.3f})",
         "topology": describe(config.topology, topologies) + role,
         "layout": f"{world_size} process{'es' if world_size > 1 else ''}: tp {tensor} x dp "
         f"{plan.dp_size}, ZeRO {stage}, {config.precision}",
@@ -52,7 +50,19 @@ def header(
         )
         + " steps",
     }
-    return "\n".join(f"  {key:<11} {value}" for key, value in lines.items())
+    return "\n".join(_wrap(f"  {key:<11} ", value) for key, value in lines.items())
+
+
+def evaluation_line(step: int, losses: Mapping[str, float], trained: str | None) -> str:
+    """Validation losses of all domains; the one in training stands in brackets."""
+    label = f"  step {step:>6}  validation loss "
+    lines = [label]
+    for name, loss in losses.items():
+        part = f"[{name} {loss:.3f}]" if name == trained else f" {name} {loss:.3f} "
+        if len(lines[-1]) + len(part) > WIDTH:
+            lines.append(" " * len(label))
+        lines[-1] += part
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def costs(config: RunConfig, plan: Plan, counts: ParameterCounts, *, vocab: int, stage: int) -> str:
@@ -72,8 +82,8 @@ def costs(config: RunConfig, plan: Plan, counts: ParameterCounts, *, vocab: int,
     rows = [f"    {part:<10} {_bytes(getattr(state, part)):>10}" for part in parts]
     return "\n".join(
         [
-            f"  FLOPs per token: {flops.useful:.3e} useful (live weights), {flops.dense:.3e} executed "
-            "by masked storage",
+            f"  FLOPs per token: {flops.useful:.3e} useful (live weights), "
+            f"{flops.dense:.3e} executed by masked storage",
             f"  Tokens: {tokens:,}; training: {tokens * flops.dense:.3e} FLOPs executed",
             f"  Model state per rank, {_bytes(state.total)} (activations come on top):",
             *rows,
@@ -95,17 +105,18 @@ class Progress:
 
     def __init__(self, label: str, *, total: int, done: int, show: bool) -> None:
         """`done` steps of `total` lie behind (resume)."""
-        # A log file gets a line every 15 seconds, a terminal ten a second.
-        interval = 0.1 if sys.stderr.isatty() else 15.0
+        # A log file gets a line every 15 seconds, a terminal ten updates a second.
+        terminal = sys.stderr.isatty()
         self._bar = tqdm(
             desc=label,
             total=total,
             initial=done,
             unit="step",
             disable=not show,
-            mininterval=interval,
-            dynamic_ncols=sys.stderr.isatty(),
-            ncols=None if sys.stderr.isatty() else 100,
+            mininterval=0.1 if terminal else 15.0,
+            dynamic_ncols=terminal,
+            ncols=None if terminal else WIDTH,
+            file=None if terminal else _Lines(),
         )
 
     def advance(self, **figures: str) -> None:
@@ -119,33 +130,27 @@ class Progress:
         self._bar.close()
 
 
-def mask_pictures(topologies: Mapping[str, LayerTopology]) -> dict[str, np.ndarray]:
-    """Pictures of the first masks: layer name -> [h, w] in [0, 1], local density, white = live."""
-    pictures = {}
-    for name in list(topologies)[:MAX_PICTURES]:
-        mask = topologies[name].mask().astype(np.float32)
-        factors = [max(1, size // PICTURE_SIDE) for size in mask.shape]
-        rows, columns = (size // factor * factor for size, factor in zip(mask.shape, factors, strict=True))
-        cells = mask[:rows, :columns].reshape(
-            rows // factors[0], factors[0], columns // factors[1], factors[1]
-        )
-        density = cells.mean(axis=(1, 3))
-        pictures[name] = density / max(float(density.max()), 1e-9)
-    return pictures
+class _Lines:
+    """A stream for tqdm where there is no terminal: whole lines instead of one rewritten line."""
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            sys.stderr.write(text.strip() + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
-def flat_hparams(config: RunConfig) -> dict[str, Any]:
-    """The settings that a comparison of runs sorts by."""
-    return {
-        "seed": config.seed,
-        "topology": config.topology.kind,
-        "density": config.topology.rho,
-        "role": config.topology.role,
-        "lr": config.optimizer.lr,
-        "optimizer": config.optimizer.kind,
-        "precision": config.precision,
-        "ewc": config.methods.ewc.strength if config.methods.ewc else 0.0,
-    }
+def _wrap(label: str, value: str) -> str:
+    """`label` and `value` in lines of at most WIDTH columns, the value's aligned."""
+    return textwrap.fill(
+        value,
+        WIDTH,
+        initial_indent=label,
+        subsequent_indent=" " * len(label),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _count(number: int) -> str:

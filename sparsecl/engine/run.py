@@ -15,7 +15,7 @@ from sparsecl import dist
 from sparsecl.checkpoint.manifest import read_manifest
 from sparsecl.checkpoint.publish import candidates, newest_valid
 from sparsecl.data.prepare import PreparedData, prepare
-from sparsecl.engine import display, ds_config, state
+from sparsecl.engine import board, display, ds_config, state
 from sparsecl.engine.build import Built, build, check_precision
 from sparsecl.engine.plan import Plan, make_plan
 from sparsecl.engine.run_config import RunConfig
@@ -273,17 +273,16 @@ def _open_log(
     counts = count_parameters(plan.shape, data.tokenizer.vocab_size, built.topologies)
     sizes = {d.name: (d.train.num_tokens, d.validation.num_tokens) for d in data.domains}
     kind = f"{config.tokenizer.kind} vocabulary {data.tokenizer.vocab_size}"
-    log.say(
-        display.header(
-            config,
-            plan,
-            counts,
-            built.topologies,
-            stage=prepared.deepspeed.stage,
-            world_size=dist.world_size(),
-            data=display.data_line(sizes, kind),
-        )
+    head = display.header(
+        config,
+        plan,
+        counts,
+        built.topologies,
+        stage=prepared.deepspeed.stage,
+        world_size=dist.world_size(),
+        data=display.data_line(sizes, kind),
     )
+    log.say(head)
     for warning in prepared.deepspeed.warnings:
         log.say(f"  warning: {warning}")
     log.say(f"  folder      {folder.path}   (watch: tensorboard --logdir {folder.path})")
@@ -307,10 +306,12 @@ def _open_log(
             entropy_rate={
                 d.name: d.entropy_rate for d in data.domains if d.entropy_rate is not None
             },
-            config=display.flat_hparams(config),
+            config=board.flat_hparams(config),
         )
+        log.text("run/about", board.about_card(head), tokens=0)
+        log.charts(board.chart_layout(plan.domains))
         log.scalars({f"topology/density_{k}": v for k, v in density.items()}, tokens=0)
-        for name, pixels in display.mask_pictures(built.topologies).items():
+        for name, pixels in board.mask_pictures(built.topologies).items():
             log.image(f"masks/{name}", pixels, tokens=0)
     return log
 
@@ -322,12 +323,14 @@ def _finish(trainer: Trainer, folder: RunFolder | None) -> dict[str, Any] | None
         return None
     log.sync()
     summary = summarize(read_records(folder.path))
-    final = {"final_loss/" + d: v for d, v in _last_row(summary).items()}
-    final |= {f"forgetting/{k}": v for k, v in summary["forgetting"].items() if _is_number(v)}
-    log.hparams(display.flat_hparams(trainer.config), final)
     write_json(folder.path / "results.json", summary)
+    text = report(summary)
+    density = {f"topology/density_{k}": v for k, v in summary["density"].items()}
+    log.scalars(density, tokens=trainer.tokens)
+    log.text("run/results", board.preformatted(text), tokens=trainer.tokens)
+    log.hparams(board.flat_hparams(trainer.config), board.final_metrics(summary))
     log.say()
-    log.say(report(summary))
+    log.say(text)
     log.close()
     return summary
 
@@ -352,11 +355,3 @@ def _show_finished(folder: RunFolder | None) -> dict[str, Any] | None:
     print(report(summary))
     print(f"\nThis run was finished before. To repeat it, remove {folder.path} or give --run_dir.")
     return summary
-
-
-def _last_row(summary: Mapping[str, Any]) -> dict[str, float]:
-    return dict(zip(summary["domains"], summary["matrix"]["loss"][-1], strict=True))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)

@@ -22,7 +22,7 @@ from sparsecl.optim.slices import Slice, Slices, is_counted
 
 MASTER = "master"
 SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
+COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 
 
 def save(
@@ -195,6 +195,10 @@ def _restore_numbers(built: Built, numbers: Mapping[str, Any]) -> None:
             setattr(scaler, key, value)
     for key, value in numbers["counters"].items():
         setattr(built.engine, key, value)
+    # DeepSpeed finds the end of an accumulation by counting micro-batches; another layout may have
+    # taken another number of them per step.
+    accumulation = built.engine.gradient_accumulation_steps()
+    built.engine.micro_steps = built.engine.global_steps * accumulation
 
 
 def _scaler(built: Built) -> Any:

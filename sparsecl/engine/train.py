@@ -18,17 +18,19 @@ from sparsecl import dist, seeding
 from sparsecl.data.batches import PhaseStream, evaluation_windows, sample_indices
 from sparsecl.data.prepare import PreparedData
 from sparsecl.engine import state
+from sparsecl.engine.board import TRAINED_DOMAIN, forgetting_scalars
 from sparsecl.engine.build import Built
-from sparsecl.engine.display import Progress
+from sparsecl.engine.display import Progress, evaluation_line
 from sparsecl.engine.evaluate import evaluate, mean_squared_gradients
 from sparsecl.engine.plan import Phase, Plan, learning_rate
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import InvariantError
 from sparsecl.log import RunLog
 from sparsecl.methods.base import Methods, SliceTensors
+from sparsecl.metrics.records import read_records
+from sparsecl.metrics.summary import summarize
 from sparsecl.optim.build import set_lr
 from sparsecl.optim.slices import Slices
-
 
 # Keeps fp16 gradients of single sequences clear of underflow, and of overflow by the scale alone.
 FISHER_SCALE = 1024.0
@@ -165,6 +167,7 @@ class Trainer:
 
     def _end_phase(self, phase: Phase) -> None:
         self._evaluate_all("phase_end", phase=phase.index)
+        self._show_forgetting()
         self._audit()
         self.methods.phase_end(self)
         self._record("phase", event="end", domain=self.domain)
@@ -261,7 +264,7 @@ class Trainer:
 
     def _evaluate_all(self, at: str, *, phase: int) -> bool:
         """Score every domain. Returns True if patience has run out in the first phase."""
-        losses = {}
+        losses, bits = {}, {}
         for domain in self.data.domains:
             windows = evaluation_windows(
                 domain.validation,
@@ -276,20 +279,30 @@ class Trainer:
             )
             losses[domain.name] = score.loss
             self._record("eval", phase=phase, at=at, domain=domain.name, **asdict(score))
+            bits[domain.name] = score.loss_sum / math.log(2) / max(1, score.num_bytes)
             if self.log:
-                bits = score.loss_sum / math.log(2) / max(1, score.num_bytes)
                 self.log.scalars(
                     {
                         f"validation_loss/{domain.name}": score.loss,
-                        f"validation_bits_per_byte/{domain.name}": bits,
+                        f"validation_bits_per_byte/{domain.name}": bits[domain.name],
                         f"validation_accuracy/{domain.name}": score.num_correct / score.num_tokens,
                     },
                     tokens=self.tokens,
                 )
         if self.log:
-            text = "  ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
-            self.log.say(f"  step {self.step:>6}  validation loss  {text}")
+            self.log.say(evaluation_line(self.step, losses, self.domain if phase >= 0 else None))
+            # At a border the curve jumps from the domain that was trained to the one that comes.
+            both = {max(0, phase), phase + 1} if at != "during" else {phase}
+            for index in sorted(both & set(range(len(self.plan.phases)))):
+                now = bits[self.plan.domains[self.plan.phases[index].domain]]
+                self.log.scalars({TRAINED_DOMAIN: now}, tokens=self.tokens)
         return at == "during" and self._out_of_patience(losses[self.domain])
+
+    def _show_forgetting(self) -> None:
+        """Draw what is forgotten so far, from the records as the report does. Local."""
+        if self.log:
+            summary = summarize(read_records(self.log.folder))
+            self.log.scalars(forgetting_scalars(summary), tokens=self.tokens)
 
     def _out_of_patience(self, loss: float) -> bool:
         phases, position = self.config.phases, self.position

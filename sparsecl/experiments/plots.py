@@ -136,7 +136,7 @@ def _draw_curves(axes: Axes, records: RunRecords) -> None:
     _draw_phases(axes, records, last)
     _clean(axes)
     axes.set_xlim(-0.01 * last, last * 1.005 or 1)
-    axes.set_xlabel("trained tokens")
+    axes.set_xlabel("trained tokens (thick: while the domain itself is trained)")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     unit = "bits per byte" if in_bytes else "loss, nats per token"
     axes.set_ylabel(f"validation {unit} (lower is better)")
@@ -266,7 +266,7 @@ def _title(records: RunRecords, matrix: ResultMatrix) -> str:
     forgotten = f_last(matrix.loss, matrix.order)
     score = "" if forgotten is None else f"   F_last {forgotten:.3f} nats per token"
     density = records.header.get("density", {}).get("masked")
-    share = "" if density is None else f"   density {density:g}"
+    share = "" if density is None else f"   density {density:.3g}"
     return f"{records.name}{share}{score}"
 
 

@@ -1,0 +1,118 @@
+"""What TensorBoard shows beside plain curves: charts of all domains, cards, masks, hparams.
+
+A curve's tag is `group/name`; its step is the number of tokens trained in the whole run.
+"""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sparsecl.engine.run_config import RunConfig
+from sparsecl.topology.layer import LayerTopology
+
+PICTURE_CELLS = 128  # along each side of a mask's picture; a larger mask is averaged down
+PICTURE_PIXELS = 512  # along each side, about; cells are drawn as squares of several pixels
+MAX_PICTURES = 6
+FORGETTING = ("F_last", "F_std", "F_seed", "NF")  # metrics/forgetting.py
+TRAINED_DOMAIN = "trained_domain/bits_per_byte"
+"""TensorBoard tag of the curve that follows the domain in training and jumps at phase borders."""
+
+
+def mask_pictures(topologies: Mapping[str, LayerTopology]) -> dict[str, np.ndarray]:
+    """Pictures of the first masks: layer name -> [h, w] in [0, 1], local density, white = live."""
+    pictures = {}
+    for name in list(topologies)[:MAX_PICTURES]:
+        mask = topologies[name].mask().astype(np.float32)
+        factors = [max(1, size // PICTURE_CELLS) for size in mask.shape]
+        rows, columns = (
+            size - size % factor for size, factor in zip(mask.shape, factors, strict=True)
+        )
+        cells = mask[:rows, :columns].reshape(
+            rows // factors[0], factors[0], columns // factors[1], factors[1]
+        )
+        density = cells.mean(axis=(1, 3))
+        pixels = np.ones((max(1, PICTURE_PIXELS // max(density.shape)),) * 2, dtype=np.float32)
+        pictures[name] = np.kron(density / max(float(density.max()), 1e-9), pixels)
+    return pictures
+
+
+def chart_layout(domains: Sequence[str]) -> dict[str, dict[str, list[str]]]:
+    """TensorBoard's CUSTOM SCALARS page: section -> chart -> tags, all domains in one chart."""
+
+    def each(group: str) -> list[str]:
+        return [f"{group}/{name}" for name in domains]
+
+    return {
+        "Every domain over the whole run (horizontal axis: trained tokens)": {
+            "bits per byte, lower is better (trained_domain jumps at each phase border)": [
+                *each("validation_bits_per_byte"),
+                TRAINED_DOMAIN,
+            ],
+            "loss, nats per token, lower is better": each("validation_loss"),
+            "next-token accuracy, higher is better": each("validation_accuracy"),
+            "phase": ["progress/phase"],
+        },
+        "Forgetting after each phase, nats per token": {
+            "each domain: rise of its loss since its own training": each("forgetting"),
+            "mean over domains, by definition": [f"forgetting/{name}" for name in FORGETTING],
+        },
+        "Training": {
+            "loss, nats per token": ["train/loss"],
+            "norm of the live gradient, before clipping": ["train/live_gradient_norm"],
+            "learning rate": ["train/learning_rate"],
+            "tokens per second": ["train/tokens_per_second"],
+        },
+        "Topology": {
+            "audit: absent entries that are not zero (must be 0)": ["audit/nonzero_absent"],
+            "density": ["topology/density_masked", "topology/density_model"],
+        },
+    }
+
+
+def about_card(head: str) -> str:
+    """Markdown for TensorBoard's TEXT page: the header, and how to read the other pages."""
+    return f"""{preformatted(head)}
+
+- The horizontal axis is trained tokens over the whole run, on every page.
+- **CUSTOM SCALARS** has all domains in one chart. Set *Smoothing* to 0 there: `trained_domain`
+  then follows the domain in training, and its jumps are the borders between phases.
+- **SCALARS**, `forgetting/DOMAIN`: loss now minus loss at the end of the domain's own training.
+- **IMAGES**, `masks/LAYER`: white is live, black is absent; rows are outputs, columns inputs.
+  A large matrix is averaged: brighter is denser.
+- **HPARAMS** compares runs: start TensorBoard on the folder that holds their folders.
+"""
+
+
+def preformatted(text: str) -> str:
+    """Markdown that shows `text` as it is."""
+    return textwrap.indent(text, "    ", predicate=lambda line: True)
+
+
+def forgetting_scalars(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Scalars of what is forgotten by the end of the last phase; those that are defined."""
+    figures = summary["forgetting"]
+    values = {**{name: figures[name] for name in FORGETTING}, **figures["per_domain"]}
+    return {f"forgetting/{name}": value for name, value in values.items() if value is not None}
+
+
+def final_metrics(summary: Mapping[str, Any]) -> list[str]:
+    """Tags of the scalars that TensorBoard's HPARAMS table shows."""
+    defined = forgetting_scalars(summary)
+    figures = [f"forgetting/{name}" for name in FORGETTING if f"forgetting/{name}" in defined]
+    return [*figures, *(f"validation_bits_per_byte/{name}" for name in summary["domains"])]
+
+
+def flat_hparams(config: RunConfig) -> dict[str, Any]:
+    """The settings that a comparison of runs sorts by."""
+    return {
+        "seed": config.seed,
+        "topology": config.topology.kind,
+        "density": config.topology.rho,
+        "role": config.topology.role,
+        "lr": config.optimizer.lr,
+        "optimizer": config.optimizer.kind,
+        "precision": config.precision,
+        "ewc": config.methods.ewc.strength if config.methods.ewc else 0.0,
+    }
