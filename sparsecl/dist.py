@@ -118,12 +118,14 @@ def dp_rank() -> int:
 
 def tp_group() -> torch_dist.ProcessGroup | None:
     """The ranks that share my copy of the model; None in a lone process."""
-    return parallel_state.get_tensor_model_parallel_group() if _grouped() else None
+    found: Any = parallel_state.get_tensor_model_parallel_group() if _grouped() else None
+    return found
 
 
 def dp_group() -> torch_dist.ProcessGroup | None:
     """The ranks that hold the same slice of the model as I; None in a lone process."""
-    return parallel_state.get_data_parallel_group() if _grouped() else None
+    found: Any = parallel_state.get_data_parallel_group() if _grouped() else None
+    return found
 
 
 def all_reduce(

@@ -7,7 +7,6 @@ the checkpoint are cut off, so a resumed run has the same records as one that ne
 
 import json
 import os
-import re
 import shutil
 import sys
 import time
@@ -61,7 +60,12 @@ class RunLog:
         mode = "w" if resume_at is None else "a"
         self._jsonl = open(self.path, mode, buffering=1, encoding="utf-8")
         purge = None if resume_at is None else purge_tokens + 1
-        self.tensorboard = SummaryWriter(str(folder / "tb"), purge_step=purge, flush_secs=30)
+
+        def writer(curve: str = "") -> SummaryWriter:
+            return SummaryWriter(str(folder / "tb" / curve), purge_step=purge, flush_secs=30)
+
+        self.tensorboard = writer()
+        self._writer, self._curves = writer, dict[str, SummaryWriter]()
 
     def say(self, text: str = "") -> None:
         """Print on stdout, without tearing a progress bar, and append to log.txt."""
@@ -79,6 +83,17 @@ class RunLog:
         for tag, value in values.items():
             self.tensorboard.add_scalar(tag, value, tokens, walltime=time.time())
 
+    def chart(self, tag: str, curves: Mapping[str, float], *, tokens: int) -> None:
+        """Write one point of every curve of a chart that holds several.
+
+        TensorBoard gives a chart's curves different colours only if they come from different
+        folders, so each curve has its own.
+        """
+        for curve, value in curves.items():
+            if curve not in self._curves:
+                self._curves[curve] = self._writer(curve)
+            self._curves[curve].add_scalar(tag, value, tokens, walltime=time.time())
+
     def image(self, tag: str, pixels: np.ndarray, *, tokens: int) -> None:
         """Write a TensorBoard picture [height, width] of numbers in [0, 1]."""
         self.tensorboard.add_image(tag, pixels[None], tokens, dataformats="CHW")
@@ -86,21 +101,6 @@ class RunLog:
     def text(self, tag: str, markdown: str, *, tokens: int) -> None:
         """Write a card of TensorBoard's TEXT page."""
         self.tensorboard.add_text(tag, markdown, tokens)
-
-    def charts(self, layout: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
-        """Lay out TensorBoard's CUSTOM SCALARS page: section -> chart -> tags of its curves.
-
-        Tags are taken literally; the page itself would read them as regular expressions.
-        """
-        self.tensorboard.add_custom_scalars(
-            {
-                section: {
-                    chart: ["Multiline", [f"^{re.escape(tag)}$" for tag in tags]]
-                    for chart, tags in charts.items()
-                }
-                for section, charts in layout.items()
-            }
-        )
 
     def hparams(self, config: Mapping[str, Any], metrics: Sequence[str]) -> None:
         """Write this run's row of the HPARAMS table.
@@ -120,11 +120,13 @@ class RunLog:
         """Make everything durable. Returns the size of scalars.jsonl in bytes."""
         self._jsonl.flush()
         os.fsync(self._jsonl.fileno())
-        self.tensorboard.flush()
+        for writer in (self.tensorboard, *self._curves.values()):
+            writer.flush()
         return self.path.stat().st_size
 
     def close(self) -> None:
         """Flush and close all writers."""
         self.sync()
         self._jsonl.close()
-        self.tensorboard.close()
+        for writer in (self.tensorboard, *self._curves.values()):
+            writer.close()

@@ -4,7 +4,7 @@ A curve's tag is `group/name`; its step is the number of tokens trained in the w
 """
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,9 @@ PICTURE_CELLS = 128  # along each side of a mask's picture; a larger mask is ave
 PICTURE_PIXELS = 512  # along each side, about; cells are drawn as squares of several pixels
 MAX_PICTURES = 6
 FORGETTING = ("F_last", "F_std", "F_seed", "NF")  # metrics/forgetting.py
-TRAINED_DOMAIN = "trained_domain/bits_per_byte"
-"""TensorBoard tag of the curve that follows the domain in training and jumps at phase borders."""
+CHART = "all_domains"  # first in the alphabet, so first on TensorBoard's page
+IN_TRAINING = "now training"
+"""The curve that follows the domain in training; no domain's name has a space."""
 
 
 def mask_pictures(topologies: Mapping[str, LayerTopology]) -> dict[str, np.ndarray]:
@@ -38,50 +39,20 @@ def mask_pictures(topologies: Mapping[str, LayerTopology]) -> dict[str, np.ndarr
     return pictures
 
 
-def chart_layout(domains: Sequence[str]) -> dict[str, dict[str, list[str]]]:
-    """TensorBoard's CUSTOM SCALARS page: section -> chart -> tags, all domains in one chart."""
-
-    def each(group: str) -> list[str]:
-        return [f"{group}/{name}" for name in domains]
-
-    return {
-        "Every domain over the whole run (horizontal axis: trained tokens)": {
-            "bits per byte, lower is better (trained_domain jumps at each phase border)": [
-                *each("validation_bits_per_byte"),
-                TRAINED_DOMAIN,
-            ],
-            "loss, nats per token, lower is better": each("validation_loss"),
-            "next-token accuracy, higher is better": each("validation_accuracy"),
-            "phase": ["progress/phase"],
-        },
-        "Forgetting after each phase, nats per token": {
-            "each domain: rise of its loss since its own training": each("forgetting"),
-            "mean over domains, by definition": [f"forgetting/{name}" for name in FORGETTING],
-        },
-        "Training": {
-            "loss, nats per token": ["train/loss"],
-            "norm of the live gradient, before clipping": ["train/live_gradient_norm"],
-            "learning rate": ["train/learning_rate"],
-            "tokens per second": ["train/tokens_per_second"],
-        },
-        "Topology": {
-            "audit: absent entries that are not zero (must be 0)": ["audit/nonzero_absent"],
-            "density": ["topology/density_masked", "topology/density_model"],
-        },
-    }
-
-
 def about_card(head: str) -> str:
     """Markdown for TensorBoard's TEXT page: the header, and how to read the other pages."""
     return f"""{preformatted(head)}
 
-- The horizontal axis is trained tokens over the whole run, on every page.
-- **CUSTOM SCALARS** has all domains in one chart. Set *Smoothing* to 0 there: `trained_domain`
-  then follows the domain in training, and its jumps are the borders between phases.
-- **SCALARS**, `forgetting/DOMAIN`: loss now minus loss at the end of the domain's own training.
-- **IMAGES**, `masks/LAYER`: white is live, black is absent; rows are outputs, columns inputs.
-  A large matrix is averaged: brighter is denser.
-- **HPARAMS** compares runs: start TensorBoard on the folder that holds their folders.
+- The horizontal axis is trained tokens over the whole run. Set *Smoothing* to 0: validation is
+  measured on fixed text, there is no noise to smooth.
+- `{CHART}/...` has all domains in one chart. The curve `{IN_TRAINING}` follows the domain that
+  is being trained, so its jumps are the borders between phases.
+- `forgetting/DOMAIN`, after each phase: loss now minus loss at the end of the domain's own
+  training, nats per token. `forgetting/F_last` and its like are means over domains.
+- `masks/LAYER`: white is live, black is absent; rows are outputs, columns inputs. A large matrix
+  is averaged: brighter is denser.
+- To compare runs, start TensorBoard on the folder that holds their folders. One card
+  `validation_bits_per_byte/DOMAIN` then has that domain in all runs, HPARAMS one row per run.
 """
 
 

@@ -85,11 +85,13 @@ def _initialize(model: GPT, config: RunConfig, ds_config: Mapping[str, Any]) -> 
     )
     given = "optimizer" in ds_config
     optimizer = None if given else build_optimizer(config.optimizer, model)
+    params: Any = [p for p in model.parameters() if p.requires_grad] if given else None
+    mpu: Any = dist.DeepSpeedMpu()
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,
-        model_parameters=[p for p in model.parameters() if p.requires_grad] if given else None,
-        mpu=dist.DeepSpeedMpu(),  # pyright: ignore[reportArgumentType]
+        model_parameters=params,
+        mpu=mpu,
         config=dict(ds_config),
     )
     return engine

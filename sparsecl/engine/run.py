@@ -309,7 +309,6 @@ def _open_log(
             config=board.flat_hparams(config),
         )
         log.text("run/about", board.about_card(head), tokens=0)
-        log.charts(board.chart_layout(plan.domains))
         log.scalars({f"topology/density_{k}": v for k, v in density.items()}, tokens=0)
         for name, pixels in board.mask_pictures(built.topologies).items():
             log.image(f"masks/{name}", pixels, tokens=0)

@@ -7,6 +7,7 @@ uninterrupted one bit for bit on the same layout.
 
 import math
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from sparsecl import dist, seeding
 from sparsecl.data.batches import PhaseStream, evaluation_windows, sample_indices
 from sparsecl.data.prepare import PreparedData
 from sparsecl.engine import state
-from sparsecl.engine.board import TRAINED_DOMAIN, forgetting_scalars
+from sparsecl.engine.board import CHART, IN_TRAINING, forgetting_scalars
 from sparsecl.engine.build import Built
 from sparsecl.engine.display import Progress, evaluation_line
 from sparsecl.engine.evaluate import evaluate, mean_squared_gradients
@@ -291,18 +292,26 @@ class Trainer:
                 )
         if self.log:
             self.log.say(evaluation_line(self.step, losses, self.domain if phase >= 0 else None))
-            # At a border the curve jumps from the domain that was trained to the one that comes.
-            both = {max(0, phase), phase + 1} if at != "during" else {phase}
-            for index in sorted(both & set(range(len(self.plan.phases)))):
-                now = bits[self.plan.domains[self.plan.phases[index].domain]]
-                self.log.scalars({TRAINED_DOMAIN: now}, tokens=self.tokens)
+            self._chart_bits(bits, self.plan.phases[max(0, phase) : phase + 1 + (at != "during")])
         return at == "during" and self._out_of_patience(losses[self.domain])
+
+    def _chart_bits(self, bits: Mapping[str, float], trained: Sequence[Phase]) -> None:
+        """Draw all domains in one chart; at a border, `trained` is the old and the new phase."""
+        if self.log:
+            tag = f"{CHART}/validation_bits_per_byte"
+            self.log.chart(tag, bits, tokens=self.tokens)
+            for phase in trained:  # two points at a border make the curve jump
+                now = bits[self.plan.domains[phase.domain]]
+                self.log.chart(tag, {IN_TRAINING: now}, tokens=self.tokens)
 
     def _show_forgetting(self) -> None:
         """Draw what is forgotten so far, from the records as the report does. Local."""
         if self.log:
             summary = summarize(read_records(self.log.folder))
             self.log.scalars(forgetting_scalars(summary), tokens=self.tokens)
+            risen = summary["forgetting"]["per_domain"]
+            known = {name: value for name, value in risen.items() if value is not None}
+            self.log.chart(f"{CHART}/forgotten_nats", known, tokens=self.tokens)
 
     def _out_of_patience(self, loss: float) -> bool:
         phases, position = self.config.phases, self.position

@@ -19,17 +19,25 @@ SliceTensors = dict[str, torch.Tensor]
 class MethodContext(Protocol):
     """What the engine shows to a method."""
 
-    phase: int
-    """0-based."""
+    @property
+    def phase(self) -> int:
+        """0-based."""
+        ...
 
-    domain: str
-    """The domain that this phase trains."""
+    @property
+    def domain(self) -> str:
+        """The domain that this phase trains."""
+        ...
 
-    step: int
-    """Optimizer steps done in the whole run."""
+    @property
+    def step(self) -> int:
+        """Optimizer steps done in the whole run."""
+        ...
 
-    slices: Slices
-    """This rank's slices."""
+    @property
+    def slices(self) -> Slices:
+        """This rank's slices."""
+        ...
 
     def generator(self, *names: str | int) -> np.random.Generator:
         """A named random stream of the run: the same on all ranks, whatever the layout."""

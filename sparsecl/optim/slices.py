@@ -34,8 +34,8 @@ class Slice:
     name: str
     """Parameter name in the model."""
 
-    param: torch.nn.Parameter
-    """The parameter that the forward pass uses."""
+    param: Any
+    """The torch parameter that the forward pass uses, with what DeepSpeed hangs on it."""
 
     stepped: torch.Tensor
     """The tensor that the optimizer steps; it may hold other parameters' slices too."""
@@ -99,7 +99,7 @@ class Slices:
     def __len__(self) -> int:
         return len(self._slices)
 
-    def _find(self, names: dict[torch.nn.Parameter, str]) -> Iterator[Slice]:
+    def _find(self, names: dict[Any, str]) -> Iterator[Slice]:
         wrapper = self.wrapper
         if hasattr(wrapper, "fp32_partitioned_groups_flat"):
             yield from _stage3_slices(wrapper, names)
@@ -205,18 +205,16 @@ def is_counted(param: torch.nn.Parameter) -> bool:
     return dist.tp_rank() == 0 or bool(getattr(param, "tensor_model_parallel", False))
 
 
-def _mapped_slices(
-    flats: list[torch.Tensor], names: dict[torch.nn.Parameter, str]
-) -> Iterator[Slice]:
+def _mapped_slices(flats: list[torch.Tensor], names: dict[Any, str]) -> Iterator[Slice]:
     for param, name in names.items():
-        mapping = param._hp_mapping  # pyright: ignore[reportAttributeAccessIssue]
+        mapping = param._hp_mapping
         if mapping is not None:
             inside, within = mapping.lp_fragment_address, mapping.hp_fragment_address
             flat = flats[mapping.param_group_index]
             yield Slice(name, param, flat, within.start, inside.start, inside.numel)
 
 
-def _stage12_slices(wrapper: Any, names: dict[torch.nn.Parameter, str]) -> Iterator[Slice]:
+def _stage12_slices(wrapper: Any, names: dict[Any, str]) -> Iterator[Slice]:
     for group, flat in enumerate(wrapper.single_partition_of_fp32_groups):
         size = flat.numel()
         first = dist.dp_rank() * size
@@ -228,7 +226,7 @@ def _stage12_slices(wrapper: Any, names: dict[torch.nn.Parameter, str]) -> Itera
                 yield Slice(names[param], param, flat, begin - first, begin - offset, end - begin)
 
 
-def _fused_slices(wrapper: Any, names: dict[torch.nn.Parameter, str]) -> Iterator[Slice]:
+def _fused_slices(wrapper: Any, names: dict[Any, str]) -> Iterator[Slice]:
     for flat, params in zip(wrapper.fp32_groups_flat, wrapper.fp16_groups, strict=True):
         offset = 0
         for param in params:
@@ -236,21 +234,20 @@ def _fused_slices(wrapper: Any, names: dict[torch.nn.Parameter, str]) -> Iterato
             offset += param.numel()
 
 
-def _stage3_slices(wrapper: Any, names: dict[torch.nn.Parameter, str]) -> Iterator[Slice]:
+def _stage3_slices(wrapper: Any, names: dict[Any, str]) -> Iterator[Slice]:
     for param, name in names.items():
         group, offset, size = wrapper.grad_position[wrapper.get_param_id(param)]
         start = dist.dp_rank() * size
-        numel = min(size, param.ds_numel - start)  # pyright: ignore[reportAttributeAccessIssue]
+        numel = min(size, param.ds_numel - start)
         if numel > 0:
             flat = wrapper.fp32_partitioned_groups_flat[group]
             yield Slice(name, param, flat, offset, start, numel)
 
 
 def _mapped_grad(wrapper: Any, item: Slice) -> torch.Tensor:
-    mapping: Any = item.param._hp_mapping  # pyright: ignore[reportAttributeAccessIssue]
-    index: int = item.param._index_in_param_group  # pyright: ignore[reportAttributeAccessIssue]
+    group, index = item.param._hp_mapping.param_group_index, item.param._index_in_param_group
     # The wrapper keeps the whole parameter's gradient.
-    return item.part(wrapper.fp32_groups_gradient_dict[mapping.param_group_index][index])
+    return item.part(wrapper.fp32_groups_gradient_dict[group][index])
 
 
 def _stage12_grad(wrapper: Any, item: Slice) -> torch.Tensor | None:
@@ -277,5 +274,5 @@ def _stage3_grad(wrapper: Any, item: Slice) -> torch.Tensor | None:
     found = wrapper.averaged_gradients.get(group)
     if found is None:
         return None
-    index = [param.ds_id for param in wrapper.fp16_groups[group]].index(item.param.ds_id)  # pyright: ignore[reportAttributeAccessIssue]
+    index = [param.ds_id for param in wrapper.fp16_groups[group]].index(item.param.ds_id)
     return found[index].view(-1)[: item.numel]

@@ -44,7 +44,13 @@ class Saboteur(Method):
 
 
 def sabotage(
-    cache: str, stage: str, copy: str, value: float, at: int, overrides: tuple[str, ...], folder: str
+    cache: str,
+    stage: str,
+    copy: str,
+    value: float,
+    at: int,
+    overrides: tuple[str, ...],
+    folder: str,
 ) -> dict[str, Any]:
     """A run in which rank 1 writes garbage in the backward of step `at`."""
     trainer, _, built = cases.assemble(cases.load(cache, overrides), stage, folder)
@@ -87,9 +93,7 @@ def test_the_audit_names_layer_copy_and_rank(pool, shared_cache, stage, copy):
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("copy", ["master", "exp_avg", "exp_avg_sq"])
 @pytest.mark.parametrize("value", [1.0, float("nan")])
-def test_garbage_in_state_is_gone_after_the_step(
-    pool, shared_cache, tmp_path, stage, copy, value
-):
+def test_garbage_in_state_is_gone_after_the_step(pool, shared_cache, tmp_path, stage, copy, value):
     """Weight decay, momentum and clipping are on; garbage arrives between backward and step."""
     clean = pool.run(
         cases.train, 2, str(shared_cache), stage, ("phases.steps=8",), str(tmp_path / "clean")
@@ -106,9 +110,7 @@ def test_garbage_in_state_is_gone_after_the_step(
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("value", [0.5, float("inf"), float("nan")])
-def test_a_gradient_of_an_absent_weight_ends_the_run(
-    pool, shared_cache, tmp_path, stage, value
-):
+def test_a_gradient_of_an_absent_weight_ends_the_run(pool, shared_cache, tmp_path, stage, value):
     overrides = ("phases.steps=8", "audit.every=1")
     results = pool.run(
         sabotage, 2, str(shared_cache), stage, "gradient", value, 4, overrides, str(tmp_path)

@@ -106,9 +106,7 @@ def test_every_layout_equals_plain_pytorch(
     pool: Pool, shared_cache, tmp_path, reference, stage, tp, dp, accumulation
 ):
     overrides = (f"parallel.tensor={tp}", f"batch.micro={8 // dp // accumulation}")
-    results = pool.run(
-        cases.train, tp * dp, str(shared_cache), stage, overrides, str(tmp_path)
-    )
+    results = pool.run(cases.train, tp * dp, str(shared_cache), stage, overrides, str(tmp_path))
     losses, norms, weights = reference
     for result in results:
         assert result["losses"] == pytest.approx(losses, abs=TOLERANCE)

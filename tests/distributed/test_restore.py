@@ -1,4 +1,4 @@
-"""A checkpoint puts back everything: bit for bit on its own layout, exactly the tensors on others."""
+"""A checkpoint puts back everything: bit for bit on its own layout, equal tensors on others."""
 
 from pathlib import Path
 from typing import Any
@@ -103,9 +103,7 @@ def test_other_layouts_get_the_same_tensors(pool, shared_cache, tmp_path, before
     (stage, world, overrides), (next_stage, next_world, next_overrides) = before, after
     folder = tmp_path / "parts"
     pool.run(train_part, world, cache, stage, (*EWC, *overrides), str(folder), 13)
-    second = pool.run(
-        go_on, next_world, cache, next_stage, (*EWC, *next_overrides), str(folder)
-    )[0]
+    second = pool.run(go_on, next_world, cache, next_stage, (*EWC, *next_overrides), str(folder))[0]
     assert_equal_states(folder / "step_13", folder / "again" / "step_13")
     assert second["losses"] == pytest.approx(whole["losses"][13:], abs=1e-5)
 

@@ -127,7 +127,7 @@ def test_other_optimizers(pool, shared_cache, tmp_path, overrides, states):
 
 @pytest.mark.parametrize("stage", ["zero0", "zero2"])
 def test_deepspeeds_own_choice_of_optimizer(pool, shared_cache, tmp_path, exact, stage):
-    """An "optimizer" block in the JSON. It has no group without decay, so losses differ a little."""
+    """An "optimizer" block in the JSON. It decays norms too, so losses differ a little."""
     json = {
         "optimizer": {
             "type": "AdamW",
