@@ -11,10 +11,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from sparsecl import config
-from sparsecl.data.prepare import PreparedData, prepare
-from sparsecl.engine.run_config import RunConfig
-from sparsecl.errors import UserError
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:  # works from a checkout that was never installed
+    sys.path.insert(0, str(ROOT))
+
+from sparsecl import config  # noqa: E402
+from sparsecl.data.prepare import PreparedData, prepare  # noqa: E402
+from sparsecl.engine.run_config import RunConfig  # noqa: E402
+from sparsecl.errors import UserError  # noqa: E402
 
 
 def main() -> int:

@@ -2,7 +2,7 @@
 
     deepspeed launch/train.py --ds_config ds_configs/zero2.json
     deepspeed --num_gpus 8 launch/train.py --ds_config ds_configs/zero3.json \
-        --config launch/configs/corpora.yaml --set precision=bf16
+        --config launch/configs/files.yaml --set precision=bf16
 
 Without --config it trains launch/configs/demo.yaml: minutes on two CPU cores.
 """

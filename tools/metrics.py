@@ -13,11 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sparsecl.errors import CannotCreateError, UserError
-from sparsecl.metrics.comparison import side_by_side
-from sparsecl.metrics.records import RunRecords, read_records
-from sparsecl.metrics.summary import summarize
-from sparsecl.metrics.table import report
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:  # works from a checkout that was never installed
+    sys.path.insert(0, str(ROOT))
+
+from sparsecl.errors import CannotCreateError, UserError  # noqa: E402
+from sparsecl.metrics.comparison import side_by_side  # noqa: E402
+from sparsecl.metrics.records import RunRecords, read_records  # noqa: E402
+from sparsecl.metrics.summary import summarize  # noqa: E402
+from sparsecl.metrics.table import report  # noqa: E402
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -268,8 +268,8 @@ def _open_log(
 ) -> RunLog:
     """Open the writers on rank 0 and, in a new run, write the header everywhere."""
     config, plan = prepared.config, prepared.plan
-    folder.describe(configs.dump(config))
     log = RunLog(folder.path, resume_at=scalars_bytes, purge_tokens=tokens)
+    folder.describe(configs.dump(config))
     counts = count_parameters(plan.shape, data.tokenizer.vocab_size, built.topologies)
     sizes = {d.name: (d.train.num_tokens, d.validation.num_tokens) for d in data.domains}
     kind = f"{config.tokenizer.kind} vocabulary {data.tokenizer.vocab_size}"

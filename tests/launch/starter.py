@@ -115,7 +115,7 @@ class Starter:
 
     def start_ranks(self, arguments: Sequence[str], world_size: int) -> list[Job]:
         """Start the ranks of one run, as a launcher would."""
-        port = _free_port()
+        port = free_port()
         places = [(rank, rank, world_size, "127.0.0.1", port) for rank in range(world_size)]
         return [
             self.start(arguments, dict(zip(RANK_VARIABLES, map(str, place), strict=True)))
@@ -161,7 +161,8 @@ def _main(arguments: list[str], env: dict[str, str], folder: str) -> None:
     sys.exit(train.main())
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

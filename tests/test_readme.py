@@ -1,0 +1,318 @@
+"""README.md against the code: every command runs, and the file tree is the file tree.
+
+Commands run in a folder of their own that has links to the code, so that they are taken word for
+word and still leave nothing in the checkout. Runs are made small by settings put at their end.
+"""
+
+import gzip
+import json
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from launch import train
+from tools import bench, metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOMAINS = ("code", "math", "medical", "legal", "dialogue")
+
+# A run of a few steps; the model is given whole, because a preset cannot be made smaller by parts.
+SMALL = (
+    "model={preset: null, layers: 1, width: 32, heads: 4, context: 16}",
+    "tokenizer={kind: bytes}",
+    "phases.steps=2",
+    "batch={sequences: 4}",
+    "eval={every: 0, tokens: 64}",
+    "data.cache_dir=cache",
+)
+# In place of the installed text, whose preparation takes a minute.
+SYNTHETIC = (
+    "data.domains=[{name: a, source: synthetic, synthetic: {train_tokens: 2000}}, "
+    "{name: b, source: synthetic, synthetic: {train_tokens: 2000}}]"
+)
+
+
+def commands() -> list[str]:
+    """Every command of the README's bash blocks, continued lines joined."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [" ".join(line.split()) for line in lines if line.strip()]
+
+
+COMMANDS = commands()
+
+
+class Workspace:
+    """A folder in which the README's commands run, and what they have left there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+            (folder / name).symlink_to(ROOT / name)
+        for name in ("launch", "ds_configs", "tools", "sparsecl"):
+            (folder / name).symlink_to(ROOT / name)
+        self.trained: dict[str, Path] = {}
+        write_corpora(folder / "corpora")
+
+    def run(self, *words: str, timeout: float = 120) -> str:
+        """Run a program to its end and return what it printed on stdout."""
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+        env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+        done = subprocess.run(
+            words, cwd=self.folder, env=env, capture_output=True, text=True, timeout=timeout
+        )
+        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def train(self, command: str, launcher: tuple[str, ...] = (sys.executable,)) -> Path:
+        """Run a training command once, made small; returns its run folder."""
+        if command not in self.trained:
+            arguments = train_arguments(command)
+            options = train.parse(arguments)
+            folder = options.run_dir or Path("runs") / f"run-{len(self.trained)}"
+            small = SMALL if "--config" in arguments else (*SMALL, SYNTHETIC)
+            self.run(
+                *(*launcher, "launch/train.py", *arguments),
+                *("--run_dir", str(folder), "--set", *small),
+            )
+            self.trained[command] = self.folder / folder
+        return self.trained[command]
+
+    def train_into(self, run_dir: str) -> Path:
+        """Train the README's run of this folder."""
+        found = [c for c in COMMANDS if f"--run_dir {run_dir} " in f"{c} " and "--resume" not in c]
+        assert len(found) == 1, f"{run_dir}: expected one command that makes it, found {found}"
+        return self.train(found[0])
+
+
+def write_corpora(folder: Path) -> None:
+    """The files that launch/configs/files.yaml names, each of some kilobytes."""
+    for name in DOMAINS:
+        (folder / name).mkdir(parents=True)
+        texts = [f"{name} document {i}: {'and so on, ' * (i % 7)}to its end." for i in range(60)]
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        with gzip.open(folder / name / "train.jsonl.gz", "wt", encoding="utf-8") as file:
+            file.write(lines)
+        held_out = [json.dumps({"text": f"{name} held out {i}, {'x' * i}"}) for i in range(20)]
+        (folder / name / "valid.jsonl").write_text("\n".join(held_out) + "\n", encoding="utf-8")
+
+
+def train_arguments(command: str) -> list[str]:
+    """What `deepspeed [--num_gpus N] launch/train.py ...` gives to the script."""
+    words = shlex.split(command)
+    return words[words.index("launch/train.py") + 1 :]
+
+
+def num_processes(command: str) -> int:
+    """Processes that the launcher starts; 1 on a machine without GPUs if none are named."""
+    words = shlex.split(command)
+    launcher = words[1 : words.index("launch/train.py")]
+    assert launcher == [] or (len(launcher) == 2 and launcher[0] == "--num_gpus"), launcher
+    return int(launcher[1]) if launcher else 1
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """One folder for all commands, as for somebody who follows the README."""
+    return Workspace(tmp_path_factory.mktemp("readme"))
+
+
+# ---- one function per kind of command ----------------------------------------------------------
+
+
+def make(command: str, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert workspace.run("make", "-n", *shlex.split(command)[1:]).strip()
+
+
+def source(command: str, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    venv = re.search(r"^VENV := (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert venv and shlex.split(command)[1:] == [f"{venv[1]}/bin/activate"]
+
+
+def deepspeed(command: str, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checked as it stands, for its number of processes; then trained if a CPU can."""
+    dry_run(command, workspace.folder, monkeypatch)
+    options = train.parse(train_arguments(command))
+    if options.resume == "must":
+        goes_on(command, workspace)
+    elif num_processes(command) == 1 and not options.dry_run and options.run_dir:
+        summary = json.loads(
+            (workspace.train_into(str(options.run_dir)) / "results.json").read_text()
+        )
+        assert summary["phases"] == {"finished": 2, "planned": 2}
+        assert summary["audit"]["nonzero"] == 0 and summary["audit"]["checks"] > 0
+    elif options.config.name == "files.yaml" and num_processes(command) == 1:
+        summary = json.loads((workspace.train(command) / "results.json").read_text())
+        assert summary["domains"] == list(DOMAINS)
+
+
+def dry_run(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", str(num_processes(command)))
+    monkeypatch.setattr(sys, "argv", ["train.py", *train_arguments(command), "--dry_run"])
+    assert train.main() == 0
+
+
+def goes_on(command: str, workspace: Workspace) -> None:
+    """--resume must takes up a run whose last phase is lost, and ends with the same matrix."""
+    arguments = train_arguments(command)
+    folder = workspace.train_into(str(train.parse(arguments).run_dir))
+    whole = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").unlink()
+    small = ("--set", *SMALL, SYNTHETIC)
+    output = workspace.run(sys.executable, "launch/train.py", *arguments, *small)
+    assert "resumed from step_" in output
+    again = json.loads((folder / "results.json").read_text())
+    assert again["matrix"] == whole["matrix"]
+
+
+def python(command: str, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    script, *arguments = shlex.split(command)[1:]
+    SCRIPTS[script](arguments, workspace)
+
+
+def prepare_data(arguments: list[str], workspace: Workspace) -> None:
+    script = (sys.executable, "launch/prepare_data.py")
+    # A BPE vocabulary of thousands of ids cannot be learned from a few kilobytes.
+    small = [word for text in SMALL for word in ("--set", text)]
+    output = workspace.run(*script, *arguments, *small)
+    assert [line.split()[0] for line in output.splitlines()[1:6]] == list(DOMAINS)
+
+
+def metrics_tool(arguments: list[str], workspace: Workspace) -> None:
+    options = metrics.parser().parse_args(arguments)
+    for run in options.runs:
+        workspace.train_into(str(run))
+    output = workspace.run(sys.executable, "tools/metrics.py", *arguments)
+    table = output.rpartition("=" * 100)[2]
+    assert {line.split()[0] for line in table.splitlines() if line} >= {"run", "dense", "demo"}
+    assert (workspace.folder / options.plot).read_bytes().startswith(b"\x89PNG")
+
+
+def bench_tool(arguments: list[str], workspace: Workspace) -> None:
+    options = bench.parser().parse_args(arguments)
+    if options.device == "cpu":
+        small = shlex.split("--layers 1 --width 32 --context 16 --vocab 64 --rounds 1 --warmup 0")
+        output = workspace.run(sys.executable, "tools/bench.py", *arguments, *small)
+        assert "masked" in output
+    else:
+        bench.make_configs(options)  # raises if sizes do not fit together
+
+
+def tensorboard(command: str, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = shlex.split(command)
+    workspace.train_into("runs/sparse")
+    output = workspace.run(*words, "--inspect")
+    for tag in ("validation_bits_per_byte/a", "forgetting/F_last", "audit/nonzero_absent"):
+        assert tag in output
+
+
+SCRIPTS: dict[str, Callable[[list[str], Workspace], None]] = {
+    "launch/prepare_data.py": prepare_data,
+    "tools/metrics.py": metrics_tool,
+    "tools/bench.py": bench_tool,
+}
+PROGRAMS: dict[str, Callable[[str, Workspace, pytest.MonkeyPatch], None]] = {
+    "make": make,
+    "source": source,
+    "deepspeed": deepspeed,
+    "python": python,
+    "tensorboard": tensorboard,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS, ids=[command[:60] for command in COMMANDS])
+def test_command(command: str, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    PROGRAMS[shlex.split(command)[0]](command, workspace, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_the_launcher_starts_two_processes(workspace: Workspace) -> None:
+    command = next(c for c in COMMANDS if num_processes_or_none(c) == 2)
+    port = str(free_port())  # the default is taken while another job runs on this machine
+    launcher = (*shlex.split(command)[:3], "--master_port", port)
+    folder = workspace.train(command, launcher)
+    assert json.loads((folder / "results.json").read_text())["phases"]["finished"] == 2
+    assert "2 processes: tp 1 x dp 2" in (folder / "log.txt").read_text()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def num_processes_or_none(command: str) -> int | None:
+    return num_processes(command) if command.startswith("deepspeed") else None
+
+
+# ---- what stands in the README beside commands ------------------------------------------------
+
+
+def tree() -> list[str]:
+    """Paths of the file tree, from its indentation; folders end in "/"."""
+    block = re.search(r"<!-- tree -->\n```text\n(.*?)```", README, re.DOTALL)
+    assert block
+    paths, folders = [], []
+    for line in block[1].splitlines():
+        name = line.split()[0]
+        depth = (len(line) - len(line.lstrip())) // 2
+        folders = folders[:depth]
+        paths.append("".join([*folders, name]))
+        if name.endswith("/"):
+            folders.append(name)
+    return paths
+
+
+def test_the_tree_names_every_file_once_and_no_other():
+    patterns = {
+        "sparsecl": ("*.py",),
+        "launch": ("*.py", "*.yaml"),
+        "tools": ("*.py",),
+        "ds_configs": ("*.json",),
+    }
+    files = {
+        path.relative_to(ROOT).as_posix()
+        for folder, globs in patterns.items()
+        for pattern in globs
+        for path in (ROOT / folder).rglob(pattern)
+        if path.name != "__init__.py"
+    }
+    named = [path for path in tree() if path.startswith(tuple(f"{f}/" for f in patterns))]
+    named = [path for path in named if not path.endswith("/")]
+    assert sorted(named) == sorted(files)
+
+
+def test_what_the_tree_names_is_there():
+    assert [path for path in tree() if not (ROOT / path).exists()] == []
+
+
+def test_every_line_of_the_tree_says_something():
+    block = re.search(r"<!-- tree -->\n```text\n(.*?)```", README, re.DOTALL)
+    assert block
+    silent = [line for line in block[1].splitlines() if len(line.split()) == 1]
+    assert all(line.endswith("/") for line in silent)
+
+
+def test_exit_codes_are_those_of_the_code():
+    from sparsecl import errors
+
+    classes = [value for value in vars(errors).values() if hasattr(value, "exit_code")]
+    codes = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)}
+    assert {found.exit_code for found in classes} == codes - {0, 2, *range(8)}
+
+
+def test_it_fits_the_page():
+    assert [line for line in README.splitlines() if len(line) > 100] == []
