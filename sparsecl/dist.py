@@ -61,7 +61,9 @@ def init(tensor: int = 1) -> None:
     os.environ.setdefault("LOCAL_RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    if world_size() == 1:
+        # Nobody has to find this process, and the launcher's default port may be another job's.
+        os.environ["MASTER_PORT"] = str(_free_port())
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(device())
@@ -72,7 +74,14 @@ def init(tensor: int = 1) -> None:
     if not torch_dist.is_initialized():
         # gloo beside nccl: small agreements and CPU tensors need no GPU.
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-        torch_dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+        try:
+            torch_dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+        except torch_dist.DistNetworkError as error:
+            place = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT')}"
+            raise UserError(
+                f"the ranks cannot meet at {place} ({str(error).splitlines()[0]}). "
+                "If another job uses the port, give this one its own: deepspeed --master_port PORT."
+            ) from None
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tensor, create_gloo_process_groups=False
     )
