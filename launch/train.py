@@ -49,13 +49,20 @@ def main() -> int:
     try:
         train(args, first)
     except (UserError, InvariantError) as error:
-        if first:
+        if first or _is_mine(error):
             print(f"sparsecl: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     except Exception:
         traceback.print_exc()
         return InvariantError.exit_code
     return 0
+
+
+def _is_mine(error: Exception) -> bool:
+    """True if no other rank will say it: a user error that befell this rank in mid-run."""
+    dist = sys.modules.get("sparsecl.dist")
+    in_run = dist is not None and dist.is_initialized()
+    return in_run and isinstance(error, UserError) and not error.agreed
 
 
 def train(args: argparse.Namespace, first: bool) -> None:

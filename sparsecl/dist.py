@@ -189,6 +189,7 @@ def agree(action: Callable[[], Any], *, only_first: bool = False) -> Any:
     reports = gather_objects((told, result if only_first else None))
     for place, (found, _) in enumerate(reports):
         if isinstance(found, UserError):
+            found.agreed = True
             raise found
         if found is not None:
             raise RuntimeError(f"rank {place}: {found}") from problem

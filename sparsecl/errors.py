@@ -9,6 +9,9 @@ class UserError(ValueError):
 
     exit_code = 64  # EX_USAGE: command line or config
 
+    agreed = False
+    """All ranks have heard of it (dist.agree), so the line of one of them is enough."""
+
 
 class DataError(UserError):
     """The content of a data file or checkpoint is not what it must be."""

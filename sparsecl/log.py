@@ -8,7 +8,6 @@ the checkpoint are cut off, so a resumed run has the same records as one that ne
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,11 +17,6 @@ import numpy as np
 from tqdm import tqdm
 
 from sparsecl.errors import DataError
-
-
-def complain(text: str) -> None:
-    """Print one line on stderr."""
-    print(text, file=sys.stderr, flush=True)
 
 
 class RunLog:

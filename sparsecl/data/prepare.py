@@ -9,6 +9,7 @@ Three kinds of cache entries below data.cache_dir, each keyed by what decides it
 
 import json
 import os
+import sys
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,4 +263,15 @@ def _fingerprint(domains: tuple[DomainData, ...]) -> str:
 
 
 def _bar(label: str, total: int | None, show: bool) -> tqdm:
-    return tqdm(desc=label, total=total, unit="B", unit_scale=True, disable=not show, leave=False)
+    # In a log file a bar is noise, but silence on long work is worse: a state every 15 seconds.
+    wait = 0.0 if sys.stderr.isatty() else 15.0
+    return tqdm(
+        desc=label,
+        total=total,
+        unit="B",
+        unit_scale=True,
+        disable=not show,
+        leave=False,
+        delay=wait,
+        mininterval=max(0.1, wait),
+    )

@@ -4,7 +4,6 @@ Order matters: everything that a user can get wrong is checked before the run fo
 """
 
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,8 +165,7 @@ def _prepare_data(prepared: Prepared, *, verify: bool = False) -> PreparedData:
         config.tokenizer,
         context=prepared.plan.shape.context,
         seed=config.seed,
-        # Bars are for people: in a log file they would stand before the line of an error.
-        show_progress=dist.rank() == 0 and sys.stderr.isatty(),
+        show_progress=dist.rank() == 0,
         verify=verify,
     )
 
@@ -269,7 +267,7 @@ def _open_log(
     """Open the writers on rank 0 and, in a new run, write the header everywhere."""
     config, plan = prepared.config, prepared.plan
     log = RunLog(folder.path, resume_at=scalars_bytes, purge_tokens=tokens)
-    folder.describe(configs.dump(config))
+    folder.describe(configs.dump(config), prepared.deepspeed.config)
     counts = count_parameters(plan.shape, data.tokenizer.vocab_size, built.topologies)
     sizes = {d.name: (d.train.num_tokens, d.validation.num_tokens) for d in data.domains}
     kind = f"{config.tokenizer.kind} vocabulary {data.tokenizer.vocab_size}"

@@ -7,8 +7,9 @@ import platform
 import shutil
 import socket
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from sparsecl.errors import CannotCreateError
 from sparsecl.files import atomic_open, write_json
@@ -58,10 +59,11 @@ class RunFolder:
         """True if a run has ended here."""
         return (self.path / "results.json").exists()
 
-    def describe(self, config_yaml: str) -> None:
-        """Write config.yaml and environment.json."""
+    def describe(self, config_yaml: str, ds_config: Mapping[str, Any]) -> None:
+        """Write config.yaml, ds_config.json (resolved: no "auto") and environment.json."""
         with atomic_open(self.path / "config.yaml") as file:
             file.write(config_yaml)
+        write_json(self.path / "ds_config.json", ds_config)
         write_json(self.path / "environment.json", environment())
 
     def discard_if_new(self) -> None:

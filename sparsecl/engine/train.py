@@ -278,6 +278,11 @@ class Trainer:
                 self.data.tokenizer.bytes_per_token,
                 batch=self.config.eval.batch,
             )
+            if not math.isfinite(score.loss):
+                raise InvariantError(
+                    f"step {self.step}: the validation loss on {domain.name} is {score.loss}. "
+                    "Lower optimizer.lr, or turn on clipping (optimizer.clip)."
+                )
             losses[domain.name] = score.loss
             self._record("eval", phase=phase, at=at, domain=domain.name, **asdict(score))
             bits[domain.name] = score.loss_sum / math.log(2) / max(1, score.num_bytes)
