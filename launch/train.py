@@ -10,6 +10,7 @@ Without --config it trains launch/configs/demo.yaml: minutes on two CPU cores.
 import argparse
 import os
 import sys
+import textwrap
 import traceback
 import warnings
 from pathlib import Path
@@ -22,6 +23,19 @@ from sparsecl import config as configs  # noqa: E402
 from sparsecl.errors import InvariantError, UserError  # noqa: E402
 
 DEMO = ROOT / "launch" / "configs" / "demo.yaml"
+
+
+class HelpConfig(argparse.Action):
+    """Print every key of a run config with its type, default and meaning, and stop."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: object, **kwargs: object) -> None:
+        from sparsecl.engine.run_config import RunConfig
+
+        for field in configs.describe(RunConfig):
+            print(f"{field.key}: {field.type} = {field.default}")
+            if field.text:
+                print(textwrap.indent(textwrap.fill(field.text, 96), "    "))
+        parser.exit()
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -37,6 +51,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--run_dir", type=Path, help="run folder; default runs/<name>-<digest>")
     parser.add_argument("--resume", choices=("auto", "never", "must"), default="auto")
     parser.add_argument("--dry_run", action="store_true", help="show what would run, then stop")
+    parser.add_argument(
+        "--help_config", action=HelpConfig, nargs=0, help="every key of a run config, then stop"
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the launcher
     return parser.parse_args(arguments)
 

@@ -25,8 +25,9 @@ def finished(server, tmp_path_factory, shared_cache) -> tuple[Starter, Path, Don
 def test_the_folder_holds_everything(finished):
     _, folder, _ = finished
     found = {path.name for path in folder.iterdir()} - {".lock"}
-    files = {"config.yaml", "environment.json", "scalars.jsonl", "results.json", "log.txt"}
-    assert found == files | {"tb", "checkpoints", "forgetting.png"}
+    files = {"config.yaml", "ds_config.json", "environment.json", "scalars.jsonl"}
+    files |= {"results.json", "log.txt", "forgetting.png"}
+    assert found == files | {"tb", "checkpoints"}
     assert list((folder / "tb").glob("events.out.tfevents.*"))
     assert (folder / "forgetting.png").read_bytes().startswith(b"\x89PNG")
     names = sorted(path.name for path in (folder / "checkpoints").iterdir())
@@ -115,3 +116,17 @@ def test_without_run_dir_the_name_and_the_configs_give_the_folder(starter):
         folders.append(done.out.splitlines()[-1].split()[-1])
     assert len(set(folders)) == 3
     assert all(folder.startswith("runs/tiny-") for folder in folders)
+
+
+def test_help_config_explains_every_key_without_torch():
+    blocked = "import runpy, sys; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; "
+    script = blocked + "runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-c", script, str(ROOT / "launch" / "train.py"), "--help_config"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    for line in (
+        "topology.density: a number = 0.1",
+        "methods.ewc.strength: a number = 10000.0",
+        "data.domains.N.source: one of installed, files, hf, synthetic = required",
+    ):
+        assert line in done.stdout.splitlines()
