@@ -4,6 +4,7 @@ Importing torch and DeepSpeed costs seconds per process, so a session starts fou
 case uses the first `world_size` of them as its ranks, with a process group of its own.
 """
 
+import gc
 import importlib
 import multiprocessing
 import os
@@ -101,6 +102,14 @@ def _forget_groups() -> None:
 
     from sparsecl import dist
 
+    # Engines hold process groups, and every group has threads: hundreds of cases would choke.
+    for thing in gc.get_objects():
+        if type(thing).__name__ == "DeepSpeedEngine":
+            thing.destroy()
+            optimizer = thing.optimizer
+            thing.__dict__.clear()
+            optimizer.__dict__.clear()  # ZeRO-3's is held by hooks on the module's class
+    gc.collect()
     dist.shutdown()
     if "deepspeed.comm.comm" in sys.modules:
         sys.modules["deepspeed.comm.comm"].cdb = None
