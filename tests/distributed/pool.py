@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import queue
 import socket
+import threading
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -83,6 +84,7 @@ def _serve(rank: int, requests: Any, results: Any) -> None:
     import torch
 
     torch.set_num_threads(1)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     while True:
         module, name, args, env = requests.get()
         os.environ.update(env)
@@ -96,6 +98,13 @@ def _serve(rank: int, requests: Any, results: Any) -> None:
         results.put((rank, value, problem))
 
 
+def _leave_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
 def _forget_groups() -> None:
     """Bring torch.distributed, Megatron and DeepSpeed back to where a fresh process is."""
     import sys
@@ -104,7 +113,7 @@ def _forget_groups() -> None:
 
     # Engines hold process groups, and every group has threads: hundreds of cases would choke.
     for thing in gc.get_objects():
-        if type(thing).__name__ == "DeepSpeedEngine":
+        if type(thing).__name__ == "DeepSpeedEngine" and "optimizer" in thing.__dict__:
             thing.destroy()
             optimizer = thing.optimizer
             thing.__dict__.clear()
