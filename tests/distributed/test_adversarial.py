@@ -90,21 +90,29 @@ def test_the_audit_names_layer_copy_and_rank(pool, shared_cache, stage, copy):
     assert messages[0].startswith("audit at step 2: ")
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.fixture(scope="module", params=STAGES)
+def undisturbed(request, pool, shared_cache, tmp_path_factory) -> tuple[str, list[float]]:
+    """A stage, and the losses of its run when nobody disturbs it."""
+    folder = str(tmp_path_factory.mktemp("clean"))
+    overrides = ("phases.steps=8",)
+    runs = pool.run(cases.train, 2, str(shared_cache), request.param, overrides, folder)
+    return request.param, runs[0]["losses"]
+
+
 @pytest.mark.parametrize("copy", ["master", "exp_avg", "exp_avg_sq"])
 @pytest.mark.parametrize("value", [1.0, float("nan")])
-def test_garbage_in_state_is_gone_after_the_step(pool, shared_cache, tmp_path, stage, copy, value):
+def test_garbage_in_state_is_gone_after_the_step(
+    pool, shared_cache, tmp_path, undisturbed, copy, value
+):
     """Weight decay, momentum and clipping are on; garbage arrives between backward and step."""
-    clean = pool.run(
-        cases.train, 2, str(shared_cache), stage, ("phases.steps=8",), str(tmp_path / "clean")
-    )
+    stage, losses = undisturbed
     overrides = ("phases.steps=8", "audit.every=1")
     results = pool.run(
         sabotage, 2, str(shared_cache), stage, copy, value, 4, overrides, str(tmp_path)
     )
     assert results[0]["error"] is None
     # Not a trace is left: the run equals one that nobody disturbed.
-    assert results[0]["losses"] == clean[0]["losses"]
+    assert results[0]["losses"] == losses
     check_zeros(shared_cache, tmp_path)
 
 
