@@ -73,8 +73,20 @@ def assert_equal_states(one: Path, other: Path) -> None:
         assert torch.equal(first[key], second[key]), key
 
 
-@pytest.mark.parametrize("stage", ["zero0", "zero1", "zero2", "zero2_offload", "zero3"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("stage", "precision"),
+    [
+        ("zero0", "fp32"),
+        ("zero1", "fp32"),
+        ("zero2", "fp32"),
+        ("zero2_offload", "fp32"),
+        ("zero3", "fp32"),
+        # Where bf16 has other wrappers or other copies than fp32.
+        ("zero0", "bf16"),
+        ("zero1", "bf16"),
+        ("zero3", "bf16"),
+    ],
+)
 def test_same_layout_goes_on_bit_for_bit(pool, shared_cache, tmp_path, stage, precision):
     overrides = (*EWC, *SPLIT, f"precision={precision}")
     cache = str(shared_cache)
