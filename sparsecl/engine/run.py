@@ -55,25 +55,27 @@ def check(config: RunConfig, ds_path: Path, run_dir: Path | None) -> Prepared:
         UserError: one line.
     """
     plan = make_plan(config, world_size=dist.world_size())
-    beta1, beta2 = config.optimizer.betas
-    resolved = ds_config.resolve(
-        ds_path,
-        ds_config.RunNumbers(
-            precision=config.precision,
-            sequences=config.batch.sequences,
-            micro=plan.micro,
-            dp_size=plan.dp_size,
-            clip=config.optimizer.clip,
-            lr=config.optimizer.lr,
-            betas=(beta1, beta2),
-            eps=config.optimizer.eps,
-            weight_decay=config.optimizer.weight_decay,
-        ),
-    )
+    resolved = ds_config.resolve(ds_path, run_numbers(config, plan))
     check_precision(config)
     # An empty layer is found here, on the numbers, long before the model is built.
     build_topologies(config.topology, layer_shapes(plan.shape), seed=config.seed)
     return Prepared(config, plan, resolved, run_dir or default_run_dir(config, ds_path))
+
+
+def run_numbers(config: RunConfig, plan: Plan) -> ds_config.RunNumbers:
+    """The numbers of a run that also stand in a DeepSpeed JSON."""
+    beta1, beta2 = config.optimizer.betas
+    return ds_config.RunNumbers(
+        precision=config.precision,
+        sequences=config.batch.sequences,
+        micro=plan.micro,
+        dp_size=plan.dp_size,
+        clip=config.optimizer.clip,
+        lr=config.optimizer.lr,
+        betas=(beta1, beta2),
+        eps=config.optimizer.eps,
+        weight_decay=config.optimizer.weight_decay,
+    )
 
 
 def default_run_dir(config: RunConfig, ds_path: Path) -> Path:

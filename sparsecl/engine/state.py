@@ -75,7 +75,6 @@ def restore(folder: Path, built: Built, methods: Methods) -> dict[str, Any]:
     if reader.manifest.parameters != _parameters(built):
         raise DataError(f"{folder}: its parameters are not those of this model config")
     slices = {item.name: item for item in built.slices}
-    own = {item.name: built.slices.moments(item) for item in built.slices}
     states = [key for key in reader.states() if key != MASTER and "." not in key]
     numbers = reader.manifest.state["optimizer"]
     _make_optimizer_state(built.slices, states, numbers)

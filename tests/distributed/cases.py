@@ -12,6 +12,7 @@ from sparsecl.data.prepare import PreparedData, prepare
 from sparsecl.engine import ds_config
 from sparsecl.engine.build import Built, attach
 from sparsecl.engine.plan import Plan, make_plan
+from sparsecl.engine.run import run_numbers
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.engine.train import Trainer
 from sparsecl.methods.build import build_methods
@@ -64,17 +65,7 @@ def resolve(
     config: RunConfig, plan: Plan, stage: str, json_overrides: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """The DeepSpeed config of `ds_configs/<stage>.json`, with blocks replaced."""
-    numbers = ds_config.RunNumbers(
-        precision=config.precision,
-        sequences=config.batch.sequences,
-        micro=plan.micro,
-        dp_size=plan.dp_size,
-        clip=config.optimizer.clip,
-        lr=config.optimizer.lr,
-        betas=(config.optimizer.betas[0], config.optimizer.betas[1]),
-        eps=config.optimizer.eps,
-        weight_decay=config.optimizer.weight_decay,
-    )
+    numbers = run_numbers(config, plan)
     found = ds_config.resolve(ROOT / "ds_configs" / f"{stage}.json", numbers).config
     for key, value in (json_overrides or {}).items():
         if isinstance(value, dict):
