@@ -1,40 +1,186 @@
 """What a user may say about the topology."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from sparsecl.topology.layer import LayerKind
+
+TopologyKind = Literal[
+    "dense",
+    "er_fixed",
+    "er_bernoulli",
+    "brf",
+    "shared_index",
+    "bsw",
+    "expander",
+    "nm",
+    "block_diag",
+    "from_file",
+    "from_zeros",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrfConfig:
+    """Bipartite receptive fields (kinds brf and shared_index)."""
+
+    r: float = 0.3
+    """Spatial randomness in [0, 1]. 0: each unit sees its nearest units; 1: any units."""
+
+    degrees: Literal["fixed", "uniform"] = "fixed"
+    """Links of a unit of the smaller side. fixed: all equal, within one; uniform: one each, the
+    rest dropped on units at random."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.r <= 1.0:
+            raise ValueError(f"r must be in [0, 1], got {self.r:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BswConfig:
+    """Bipartite small world (kind bsw)."""
+
+    beta: float = 0.25
+    """Probability of a link to be moved to a random place, in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.beta <= 1.0:
+            raise ValueError(f"beta must be in [0, 1], got {self.beta:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpanderConfig:
+    """Random graphs with regular degrees (kind expander)."""
+
+    form: Literal["biregular", "near_biregular", "xnet"] = "biregular"
+    """biregular: all rows equal and all columns equal, density rounded to what allows it;
+    near_biregular: exact density, degrees equal within one; xnet: the smaller side only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NmConfig:
+    """N of every M consecutive weights (kind nm)."""
+
+    m: int = 16
+    """M, weights per group; N = density * M must be a whole number."""
+
+    axis: Literal["input", "output"] = "input"
+    """input: groups of inputs of one output unit (2:4 hardware); output: the other way round."""
+
+    def __post_init__(self) -> None:
+        if self.m < 1:
+            raise ValueError(f"m must be >= 1 weight, got {self.m}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockConfig:
+    """Graphs of square tiles in place of single weights."""
+
+    size: int
+    """Weights along each side of a tile; must divide both sides of every masked matrix."""
+
+    balanced: bool = True
+    """No row of tiles is dead; with er_fixed all rows have the same number of tiles, within one."""
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size must be >= 1 weight, got {self.size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverrideConfig:
+    """A density of its own for some layers."""
+
+    kinds: tuple[LayerKind, ...] = ()
+    """Matrices of a block; empty = all."""
+
+    layers: tuple[int, ...] = ()
+    """Blocks, counted from 0; empty = all."""
+
+    density: float
+    """Live weights / all weights of each matched matrix, in (0, 1]."""
+
+    def __post_init__(self) -> None:
+        _check_density(self.density)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TopologyConfig:
     """Which weights of the masked matrices may live."""
 
-    kind: Literal["dense", "er_fixed", "er_bernoulli"] = "er_fixed"
+    kind: TopologyKind = "er_fixed"
     """Graph family. er_fixed: exactly round(density * cells) live weights; er_bernoulli: every
-    weight lives with probability density; dense: all weights live, density is ignored."""
+    weight lives with probability density; brf: receptive fields; shared_index: brf with the units
+    of every layer shuffled; bsw: small world; expander: regular degrees; nm: N of every M weights;
+    block_diag: diagonal blocks, density 1 / g; from_file: the masks in `path`; from_zeros: the
+    zeros of the weights in `path`; dense: all weights live, density is ignored."""
 
     density: float = 0.1
-    """Live weights / all weights of the masked matrices, in (0, 1]."""
+    """Live weights / all weights of the masked matrices, in (0, 1]. Ignored by from_file and
+    from_zeros."""
 
     role: Literal["topology", "update"] = "topology"
     """topology: absent weights do not exist (value 0). update: all weights exist, but only those
     of the topology are trained; the others keep their initial value."""
 
-    storage: Literal["masked"] = "masked"
-    """masked: a dense tensor and a bool mask."""
+    storage: Literal["masked", "packed"] = "masked"
+    """masked: a dense tensor and a bool mask. packed: the vector of live values only."""
 
-    allocation: Literal["uniform", "erk"] = "uniform"
-    """How density is spread over layers. uniform: the same in each; erk: small layers denser."""
+    backend: Literal["dense", "csr", "block", "auto"] = "dense"
+    """How a sparse layer multiplies. dense: as a full matrix; csr: by live weight; block: by live
+    tile (needs a block); auto: the fastest of them on this machine."""
+
+    keep_expansion: bool = False
+    """Packed storage with the dense backend: keep the expanded matrix over the micro-batches of a
+    step, for its memory."""
+
+    allocation: Literal["uniform", "er", "erk"] = "uniform"
+    """How density is spread over layers. uniform: the same in each; er: small layers denser, by
+    the rule of SET; erk: the same rule to the power erk_power."""
+
+    erk_power: float = 1.0
+    """Exponent of the erk rule; 0 = uniform."""
+
+    overrides: tuple[OverrideConfig, ...] = ()
+    """Densities of single layers; a later entry wins. They are outside the budget of er and erk."""
+
+    block: BlockConfig | None = None
+    """Draw tiles in place of weights; null = single weights."""
+
+    brf: BrfConfig = field(default_factory=BrfConfig)
+    bsw: BswConfig = field(default_factory=BswConfig)
+    expander: ExpanderConfig = field(default_factory=ExpanderConfig)
+    nm: NmConfig = field(default_factory=NmConfig)
+    path: str | None = None
+    """from_file: .npz or .safetensors with one mask per layer. from_zeros: .safetensors, a folder
+    of them, or the checkpoint folder of a run."""
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.density <= 1.0:  # also catches NaN
+        _check_density(self.density)
+        if self.role == "update" and self.storage != "masked":
             raise ValueError(
-                f"density must be in (0, 1], got {self.density:g}{_percent_hint(self.density)}"
+                f"storage {self.storage} has no absent weights to keep; use masked for role: update"
             )
+        if self.keep_expansion and self.storage != "packed":
+            raise ValueError("keep_expansion needs storage: packed; masked has nothing to expand")
+        if self.backend == "block" and self.block is None:
+            raise ValueError("backend block needs tiles: set block.size, for example block.size=16")
+        if self.kind == "nm" and self.block is not None:
+            raise ValueError("block has no meaning for kind nm, which keeps single weights")
+        if self.kind in ("from_file", "from_zeros") and not self.path:
+            raise ValueError(f"path is required for kind {self.kind}: the file with the masks")
+        if self.erk_power < 0.0:
+            raise ValueError(f"erk_power must be >= 0, got {self.erk_power:g}")
 
     @property
     def rho(self) -> float:
-        """The density that is built: 1.0 for a dense model whatever `density` says."""
+        """The density asked for: 1.0 for a dense model whatever `density` says."""
         return 1.0 if self.kind == "dense" else self.density
+
+
+def _check_density(density: float) -> None:
+    if not 0.0 < density <= 1.0:  # also catches NaN
+        raise ValueError(f"density must be in (0, 1], got {density:g}{_percent_hint(density)}")
 
 
 def _percent_hint(density: float) -> str:

@@ -1,14 +1,41 @@
 """How a global density is spread over the masked matrices.
 
-uniform: the same density everywhere; what a clean comparison wants. erk: Erdos-Renyi-kernel of
-Evci et al. 2020 (RigL), https://arxiv.org/abs/1911.11134, in the form of their public code
-(google-research/rigl, get_sparsities_erdos_renyi); for plain matrices it is the ER rule of SET.
+uniform: the same density everywhere; what a clean comparison wants. er: the rule of SET (Mocanu et
+al. 2018), density proportional to (O + I) / (O * I). erk: Erdos-Renyi-kernel of Evci et al. 2020
+(RigL), https://arxiv.org/abs/1911.11134, in the form of their public code (google-research/rigl,
+get_sparsities_erdos_renyi): the same for plain matrices, but for an optional power.
 """
 
+import functools
 import math
+import re
 from collections.abc import Sequence
 
+from sparsecl.errors import UserError
+from sparsecl.topology.config import OverrideConfig, TopologyConfig
 from sparsecl.topology.layer import LayerShape
+
+
+def allocate(config: TopologyConfig, shapes: Sequence[LayerShape]) -> dict[str, float]:
+    """Density of every layer: those of the overrides, and the rule of the config for the others.
+
+    The overridden layers are outside the budget: er and erk spend density * cells of the others.
+
+    Returns:
+        Density in (0, 1] by layer name.
+
+    Raises:
+        UserError: an override matches no layer.
+    """
+    overridden: dict[str, float] = {}
+    for number, override in enumerate(config.overrides):
+        matched = [shape.name for shape in shapes if _matches(override, shape)]
+        if not matched:
+            raise UserError(_no_match(number, override, shapes))
+        overridden |= dict.fromkeys(matched, override.density)
+    rule = {"uniform": uniform, "er": erk, "erk": functools.partial(erk, power=config.erk_power)}
+    rest = [shape for shape in shapes if shape.name not in overridden]
+    return rule[config.allocation](rest, config.rho) | overridden
 
 
 def uniform(shapes: Sequence[LayerShape], rho: float) -> dict[str, float]:
@@ -16,15 +43,15 @@ def uniform(shapes: Sequence[LayerShape], rho: float) -> dict[str, float]:
     return {shape.name: rho for shape in shapes}
 
 
-def erk(shapes: Sequence[LayerShape], rho: float) -> dict[str, float]:
-    """Density proportional to (O + I) / (O * I), at most 1, with the budget of uniform rho.
+def erk(shapes: Sequence[LayerShape], rho: float, power: float = 1.0) -> dict[str, float]:
+    """Density proportional to ((O + I) / (O * I))^power, at most 1, with the budget of uniform rho.
 
     Law: the sum of density * cells over layers equals rho * cells, within one weight per layer.
 
     Returns:
         Density in (0, 1] by layer name.
     """
-    raw = {s.name: (s.out_features + s.in_features) / s.num_cells for s in shapes}
+    raw = {s.name: ((s.out_features + s.in_features) / s.num_cells) ** power for s in shapes}
     full: set[str] = set()  # layers whose share would exceed 1
     while len(full) < len(shapes):
         scale = _scale(shapes, raw, full, rho)
@@ -51,4 +78,21 @@ def _scale(
     return budget / weight
 
 
-ALLOCATIONS = {"uniform": uniform, "erk": erk}
+def _block_index(shape: LayerShape) -> int | None:
+    """The i of layers.<i>.attention.q; None for a matrix outside the blocks."""
+    match = re.match(r"layers\.(\d+)\.", shape.name)
+    return int(match[1]) if match else None
+
+
+def _matches(override: OverrideConfig, shape: LayerShape) -> bool:
+    kind_fits = not override.kinds or shape.kind in override.kinds
+    return kind_fits and (not override.layers or _block_index(shape) in override.layers)
+
+
+def _no_match(number: int, override: OverrideConfig, shapes: Sequence[LayerShape]) -> str:
+    blocks = [index for shape in shapes if (index := _block_index(shape)) is not None]
+    last = max(blocks, default=-1)
+    return (
+        f"topology.overrides.{number}: no layer has kinds {list(override.kinds) or 'any'} and "
+        f"layers {list(override.layers) or 'any'}. The model has blocks 0 to {last}"
+    )

@@ -10,6 +10,8 @@ draws each weight on its own (the classical G(n, p); the count varies between se
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsecl.topology.sampling import choose_cells
+
 # Cells drawn at once by er_bernoulli: 8 MB of doubles. The bits do not depend on it.
 CHUNK_CELLS = 1 << 20
 
@@ -31,18 +33,7 @@ def er_fixed(
     """
     _check_rho(rho)
     num_cells = out_features * in_features
-    num_live = round(rho * num_cells)
-    # Draw the smaller side: few collisions, and rho = 1 needs no draw at all.
-    draw_dead = 2 * num_live > num_cells
-    num_drawn = num_cells - num_live if draw_dead else num_live
-    drawn = np.zeros(num_cells, dtype=bool)
-    missing = num_drawn
-    while missing:
-        # Draws that hit a taken cell are repeated. Each round asks for as many cells as are
-        # missing, so it never overshoots, and by symmetry all sets of this size are equally likely.
-        drawn[rng.integers(num_cells, size=missing)] = True
-        missing = num_drawn - int(np.count_nonzero(drawn))
-    live = ~drawn if draw_dead else drawn
+    live = choose_cells(num_cells, round(rho * num_cells), rng)
     return np.flatnonzero(live).astype(np.int64, copy=False)
 
 
