@@ -1,9 +1,11 @@
 """The manifest of a checkpoint, and whether a checkpoint is whole.
 
-A checkpoint is a folder `step_<N>` with one safetensors file per writing rank and `manifest.json`.
-Tensors are named in global coordinates: a `Piece` says which range of which tp slice of which
-parameter's state lies where, so any layout can read what any other wrote. The manifest carries the
-sha256 of every file and of itself; a folder without a valid manifest does not exist for the loader.
+A checkpoint is a folder `step_<N>` with one safetensors file per writing rank, the topologies, and
+`manifest.json`. Tensors are named in global coordinates: a `Piece` says which range of which tp
+slice of which parameter's state lies where, so any layout can read what any other wrote. Of a
+parameter on a topology only the live weights are there, whatever the storage that wrote it. The
+manifest carries the sha256 of every file and of itself; a folder without a valid manifest does not
+exist for the loader.
 """
 
 import json
@@ -15,10 +17,10 @@ from typing import Any
 from sparsecl.errors import DataError
 from sparsecl.files import fsync_folder, sha256_file, sha256_text, write_json
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 FOLDER_NAME = re.compile(r"step_(\d{1,18})")
-_FILE_NAME = re.compile(r"rank_\d{1,9}\.safetensors")
+_FILE_NAME = re.compile(r"(rank_\d{1,9}|topology)\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Piece:
     """Which tp slice; 0 for replicated parameters."""
 
     start: int
-    """Where the range begins in the flattened tp slice."""
+    """Where the range begins in the tp slice: flattened, or the vector of its live weights."""
 
     numel: int
     """Number of elements."""
@@ -58,6 +60,10 @@ class ParameterEntry:
 
     partition_dim: int
     """Dimension that tp splits; -1 = replicated."""
+
+    live: bool = False
+    """Only the live weights of each tp slice are kept, in row-major order; where they lie is in
+    the checkpoint's topology file."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,9 @@ def read_manifest(folder: Path) -> Manifest:
             tp_size=int(body["tp_size"]),
             files=dict(body["files"]),
             parameters={
-                name: ParameterEntry(tuple(entry["shape"]), int(entry["partition_dim"]))
+                name: ParameterEntry(
+                    tuple(entry["shape"]), int(entry["partition_dim"]), bool(entry["live"])
+                )
                 for name, entry in body["parameters"].items()
             },
             pieces=tuple(Piece(*fields) for fields in body["pieces"]),

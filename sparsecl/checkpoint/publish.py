@@ -8,7 +8,7 @@ valid and named, or the new one whole.
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,10 @@ from sparsecl.checkpoint.manifest import (
     verify,
     write_manifest,
 )
+from sparsecl.checkpoint.topologies import TOPOLOGY_FILE, save_topologies
 from sparsecl.errors import CannotCreateError, DataError
 from sparsecl.files import atomic_open, fsync_folder, sha256_file
+from sparsecl.topology.layer import LayerTopology
 
 LATEST = "latest"
 
@@ -40,6 +42,7 @@ def publish(
     state: dict[str, Any],
     *,
     keep: int,
+    topologies: Mapping[str, LayerTopology] | None = None,
 ) -> Path:
     """Save one checkpoint. Collective over the world.
 
@@ -50,6 +53,7 @@ def publish(
         parameters: global shapes, equal on all ranks.
         state: JSON-safe; rank 0's is written.
         keep: how many checkpoints stay.
+        topologies: global live sets by parameter name, of all entries with `live`; rank 0's count.
 
     Returns:
         The folder of the new checkpoint.
@@ -62,10 +66,17 @@ def publish(
     file = f"rank_{dist.rank()}.safetensors"
     entry = dist.agree(lambda: _write_shard(temporary / file, tensors))
     reports = dist.gather_objects((file, entry, list(pieces)))
+    written = dist.agree(
+        lambda: _write_topologies(temporary / TOPOLOGY_FILE, topologies or {}), only_first=True
+    )
     manifest = Manifest(
         step=step,
         tp_size=dist.tp_size(),
-        files={name: found for name, found, _ in reports if found},
+        files={
+            name: found
+            for name, found in [(TOPOLOGY_FILE, written), *((n, f) for n, f, _ in reports)]
+            if found
+        },
         parameters=parameters,
         pieces=tuple(piece for _, _, some in reports for piece in some),
         state=state,
@@ -111,10 +122,20 @@ def _fresh_folder(folder: Path) -> None:
 
 
 def _write_shard(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Any] | None:
-    if not tensors:
-        return None
+    on_cpu = {key: tensor.contiguous().cpu() for key, tensor in tensors.items()}
+    return _durably(path, lambda: save_file(on_cpu, path)) if tensors else None
+
+
+def _write_topologies(
+    path: Path, topologies: Mapping[str, LayerTopology]
+) -> dict[str, Any] | None:
+    return _durably(path, lambda: save_topologies(path, topologies)) if topologies else None
+
+
+def _durably(path: Path, write: Callable[[], None]) -> dict[str, Any]:
+    """Write and sync a file; its size and sha256."""
     try:
-        save_file({key: tensor.contiguous().cpu() for key, tensor in tensors.items()}, path)
+        write()
         with open(path, "rb") as file:
             os.fsync(file.fileno())
     except (OSError, SafetensorError) as error:

@@ -16,7 +16,13 @@ from sparsecl.model.gpt import GPT
 from sparsecl.optim.build import build_optimizer
 from sparsecl.optim.masking import MaskGuard
 from sparsecl.optim.slices import Slices
-from sparsecl.sparse.registry import sparse_parameters
+from sparsecl.sparse.backends import BackendName
+from sparsecl.sparse.registry import (
+    absent_in_expansions,
+    forget_expansions,
+    masks,
+    sparse_parameters,
+)
 from sparsecl.topology.layer import LayerTopology
 
 
@@ -34,17 +40,33 @@ class Built:
     """Global topology by layer name; empty for a dense model."""
 
 
-def build(config: RunConfig, ds_config: Mapping[str, Any], *, vocab_size: int) -> Built:
+def build(
+    config: RunConfig,
+    ds_config: Mapping[str, Any],
+    *,
+    vocab_size: int,
+    topologies: Mapping[str, LayerTopology] | None = None,
+    backends: Mapping[str, BackendName] | None = None,
+) -> Built:
     """Build this rank's share of the run. Collective over the world; `dist.init` has run.
 
     Args:
         ds_config: resolved (engine/ds_config.py): no "auto" is left in it.
+        topologies: drawn before; None = draw them here.
+        backends: by layer name, for topology.backend auto.
 
     Raises:
         UserError: if the model or the precision does not fit the machine.
     """
     check_precision(config)
-    model = build_gpt(config.model, config.topology, vocab_size=vocab_size, seed=config.seed)
+    model = build_gpt(
+        config.model,
+        config.topology,
+        vocab_size=vocab_size,
+        seed=config.seed,
+        topologies=topologies,
+        backends=backends,
+    )
     return attach(model, config, ds_config)
 
 
@@ -58,8 +80,13 @@ def attach(model: GPT, config: RunConfig, ds_config: Mapping[str, Any]) -> Built
     slices = Slices(engine)
     if slices.stage == 0 and config.precision != "fp32":
         slices.sync_masters()
-    dead = {name: found.dead for name, found in sparse_parameters(engine.module).items()}
-    guard = MaskGuard(slices, dead, role=config.topology.role)
+    guard = MaskGuard(
+        slices,
+        masks(engine.module),
+        role=config.topology.role,
+        count_expansions=lambda: absent_in_expansions(engine.module),
+    )
+    slices.optimizer.register_step_post_hook(lambda *_: forget_expansions(engine.module))
     return Built(engine, model, slices, guard, topologies)
 
 

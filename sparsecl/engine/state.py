@@ -1,10 +1,12 @@
 """What a checkpoint holds of a run, and putting it back.
 
 Tensors go through slices and are named in global coordinates: fp32 masters, the optimizer's
-elementwise state, and the slice tensors of methods. Low-precision weights are not saved: they are
-the masters, rounded. Numbers go into the manifest's `state`.
+elementwise state, and the slice tensors of methods; of a matrix on a topology the live weights
+only, in the same form for both storages, so that each loads what the other wrote. Low-precision
+weights are not saved: they are the masters, rounded. Numbers go into the manifest's `state`.
 """
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,9 @@ from sparsecl.checkpoint.reader import Reader
 from sparsecl.engine.build import Built
 from sparsecl.errors import DataError
 from sparsecl.methods.base import Methods
+from sparsecl.optim.moving import write_weight
 from sparsecl.optim.slices import Slice, Slices, is_counted
+from sparsecl.sparse.registry import SparseParameter, forget_expansions, sparse_parameters
 
 MASTER = "master"
 SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -34,20 +38,23 @@ def save(
         state: position and whatever else the engine wants back, JSON-safe.
     """
     tensors, pieces = {}, []
+    sparse = sparse_parameters(built.engine.module)
     method_tensors, method_values = methods.state_dict()
     for item in built.slices:
         if not _writes(built.slices, item):
             continue
         states = {MASTER: item.master, **built.slices.moments(item)}
         states |= {key: value[item.name] for key, value in method_tensors.items()}
-        for key, value in states.items():
+        start, keep_live = _live_range(sparse.get(item.name), item)
+        for key, whole in states.items():
+            value = whole if keep_live is None else whole[keep_live.to(whole.device)]
             piece = Piece(
                 file=f"rank_{dist.rank()}.safetensors",
                 state=key,
                 name=item.name,
                 tp_rank=dist.tp_rank() if _partition_dim(item.param) >= 0 else 0,
-                start=item.start,
-                numel=item.numel,
+                start=start,
+                numel=value.numel(),
             )
             tensors[piece.key] = value
             pieces.append(piece)
@@ -59,6 +66,7 @@ def save(
         _parameters(built),
         {**state, "optimizer": _optimizer_state(built), "methods": method_values},
         keep=keep,
+        topologies={name: entry.topology for name, entry in sparse.items() if _is_live(entry)},
     )
 
 
@@ -74,14 +82,17 @@ def restore(folder: Path, built: Built, methods: Methods) -> dict[str, Any]:
     reader = Reader(folder)
     if reader.manifest.parameters != _parameters(built):
         raise DataError(f"{folder}: its parameters are not those of this model config")
+    _restore_topologies(folder, reader, built, methods)
     slices = {item.name: item for item in built.slices}
+    sparse = sparse_parameters(built.engine.module)
     states = [key for key in reader.states() if key != MASTER and "." not in key]
     numbers = reader.manifest.state["optimizer"]
     _make_optimizer_state(built.slices, states, numbers)
     method_tensors = {key: {} for key in reader.states() if "." in key}
     for name, param in built.engine.module.named_parameters():
-        local = _local(reader, MASTER, name)
-        _set_weight(param, local, slices.get(name))
+        read = functools.partial(_local, reader, name=name, entry=sparse.get(name))
+        local = read(MASTER)
+        write_weight(param, local, slices.get(name))
         if name not in slices:
             continue
         item = slices[name]
@@ -89,11 +100,12 @@ def restore(folder: Path, built: Built, methods: Methods) -> dict[str, Any]:
         item.master.copy_(item.part(local))
         for key in states:
             if reader.has(key, name):
-                own[key].copy_(item.part(_local(reader, key, name)))
+                own[key].copy_(item.part(read(key)))
         for key, tensors in method_tensors.items():
             if reader.has(key, name):
-                value = item.part(_local(reader, key, name))
+                value = item.part(read(key))
                 tensors[name] = value.clone().to(item.master.device)
+    forget_expansions(built.engine.module)
     methods.load_state_dict(method_tensors, reader.manifest.state["methods"])
     _restore_numbers(built, numbers)
     return reader.manifest.state
@@ -122,29 +134,58 @@ def _partition_dim(param: torch.nn.Parameter) -> int:
 
 
 def _parameters(built: Built) -> dict[str, ParameterEntry]:
+    sparse = sparse_parameters(built.engine.module)
     entries = {}
     for name, param in built.engine.module.named_parameters():
-        shape = list(param.ds_shape if hasattr(param, "ds_id") else param.shape)
+        own = param.ds_shape if hasattr(param, "ds_id") else param.shape
+        shape = list(getattr(param, "dense_shape", own))
         dim = _partition_dim(param)
         if dim >= 0:
             shape[dim] *= dist.tp_size()
-        entries[name] = ParameterEntry(tuple(shape), dim)
+        live = name in sparse and _is_live(sparse[name])
+        entries[name] = ParameterEntry(tuple(shape), dim, live)
     return entries
 
 
-def _local(reader: Reader, state: str, name: str) -> torch.Tensor:
-    return reader.read_local(state, name, tp_rank=dist.tp_rank(), tp_size=dist.tp_size())
+def _is_live(entry: SparseParameter) -> bool:
+    """Absent weights need not be saved: they are zero, and so is all state of theirs."""
+    return entry.role == "topology"
 
 
-def _set_weight(param: Any, local: torch.Tensor, item: Slice | None) -> None:
-    """Write the forward pass's copy of a parameter."""
-    if not hasattr(param, "ds_id"):
-        param.data.copy_(local)
-        return
-    if item is not None:
-        item.weight.copy_(item.part(local))
-    if param.data.shape == local.shape:  # a small parameter that ZeRO-3 keeps gathered
-        param.data.copy_(local)
+def _live_range(
+    entry: SparseParameter | None, item: Slice
+) -> tuple[int, torch.Tensor | None]:
+    """Where a slice begins among what is saved of its tp slice, and which of it is (None = all)."""
+    if entry is None or entry.dead is None or not _is_live(entry):
+        return item.start, None
+    live = ~entry.dead.view(-1)
+    return int(live[: item.start].sum()), item.part(live)
+
+
+def _restore_topologies(folder: Path, reader: Reader, built: Built, methods: Methods) -> None:
+    """Take over the live sets of the checkpoint where a method moves them, else compare."""
+    for name, entry in sparse_parameters(built.engine.module).items():
+        if not _is_live(entry):
+            continue
+        found = reader.topologies[name]
+        if found.digest == entry.topology.digest:
+            continue
+        if not methods.rewires:
+            raise DataError(
+                f"{folder}: topology digest of {name} is {found.digest[:12]}, this config gives "
+                f"{entry.topology.digest[:12]}"
+            )
+        entry.layer.set_topology(found)
+    built.guard.refresh()
+
+
+def _local(
+    reader: Reader, state: str, *, name: str, entry: SparseParameter | None
+) -> torch.Tensor:
+    """What this tp rank keeps of one state of a parameter, in the form of the parameter."""
+    matrix = reader.read_local(state, name, tp_rank=dist.tp_rank(), tp_size=dist.tp_size())
+    packed = entry is not None and entry.layer.packed
+    return entry.layer.local_values(matrix) if packed else matrix
 
 
 def _optimizer_state(built: Built) -> dict[str, Any]:

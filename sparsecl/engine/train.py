@@ -31,7 +31,10 @@ from sparsecl.methods.base import Methods, SliceTensors
 from sparsecl.metrics.records import read_records
 from sparsecl.metrics.summary import summarize
 from sparsecl.optim.build import set_lr
+from sparsecl.optim.moving import move_parameter, move_slices, whole
 from sparsecl.optim.slices import Slices
+from sparsecl.sparse.registry import SparseParameter, sparse_parameters
+from sparsecl.sparse.rewire import rewire
 
 # Keeps fp16 gradients of single sequences clear of underflow, and of overflow by the scale alone.
 FISHER_SCALE = 1024.0
@@ -125,6 +128,28 @@ class Trainer:
         )
         return {item.name: item.part(whole[item.name]).clone() for item in self.slices}
 
+    @property
+    def sparse(self) -> Mapping[str, SparseParameter]:
+        """The parameters on a topology. Local."""
+        return sparse_parameters(self.built.engine.module)
+
+    def live_values(self, name: str) -> torch.Tensor:
+        """Master values of the live weights of this tp slice, fp32 [N]. Collective over dp only."""
+        layer = self.sparse[name].layer
+        item = self.slices.find(name)
+        numel = layer.storage_shape.numel()
+        values = whole(self.slices, item, item.master if item else None, numel)
+        return values if layer.packed else values[layer.live_mask().view(-1).to(values.device)]
+
+    def rewire(self, name: str, drop: torch.Tensor, grow: torch.Tensor) -> None:
+        """Move live weights of this tp slice; see MethodContext."""
+        layer = self.sparse[name].layer
+        index_map = rewire(layer, drop, grow)
+        move_parameter(self.slices, name, layer.weight, index_map.move)
+        for tensors in self.methods.slice_tensors():
+            move_slices(self.slices, name, layer.weight, tensors, index_map.move)
+        self.built.guard.refresh()
+
     # The loop.
 
     @property
@@ -186,6 +211,7 @@ class Trainer:
         loss, grad_norm = self._train_step(lr, audited=audited, logged=logged)
         position.phase_step += 1
         position.step += 1
+        self.methods.after_step(self)
         if logged:
             self._log_step(loss, grad_norm, lr)
         # Logging has waited for the device, so the clock is honest at least there.
@@ -234,7 +260,6 @@ class Trainer:
                     self.built.guard.audit_gradients()
                 norm = self.slices.grad_norm() if logged else None
             engine.step()
-        self.methods.after_step(self)
         return total, norm
 
     # What is written down.

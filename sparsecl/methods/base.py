@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from sparsecl.optim.slices import Slices
+from sparsecl.sparse.registry import SparseParameter
 
 SliceTensors = dict[str, torch.Tensor]
 """Parameter name -> flat tensor of this rank's slice of it."""
@@ -39,6 +40,24 @@ class MethodContext(Protocol):
         """This rank's slices."""
         ...
 
+    @property
+    def sparse(self) -> Mapping[str, SparseParameter]:
+        """The parameters on a topology, by parameter name, the same order on all ranks."""
+        ...
+
+    def live_values(self, name: str) -> torch.Tensor:
+        """Master values fp32 [N] of the live weights of this tp slice, row-major. Collective over
+        dp."""
+        ...
+
+    def rewire(self, name: str, drop: torch.Tensor, grow: torch.Tensor) -> None:
+        """Move live weights of this tp slice from `drop` to `grow`, flat indices int64 [K] into the
+        local matrix; weight and state of what has grown are zero. Collective over the world.
+
+        Every dp rank passes equal indices. To be called from `after_step` or `phase_start`.
+        """
+        ...
+
     def generator(self, *names: str | int) -> np.random.Generator:
         """A named random stream of the run: the same on all ranks, whatever the layout."""
         ...
@@ -56,6 +75,8 @@ class Method:
     """A method that does nothing. Hooks are called on all ranks, in the order given here."""
 
     name = "none"
+    rewires = False
+    """It moves live weights: the topology of a checkpoint is taken over in place of the config's."""
 
     def phase_start(self, context: MethodContext) -> None:
         """Before the first step of a phase; not called again on a resume inside it."""
@@ -77,6 +98,10 @@ class Method:
     def phase_end(self, context: MethodContext) -> None:
         """After the last step of a phase and its evaluation."""
 
+    def slice_tensors(self) -> Iterable[SliceTensors]:
+        """Tensors beside the slices that must move along when weights are rewired."""
+        return ()
+
     def state_dict(self) -> tuple[Mapping[str, SliceTensors], Mapping[str, Any]]:
         """Slice tensors by state name, and JSON-safe values: all that a resume needs."""
         return {}, {}
@@ -92,6 +117,7 @@ class Methods(Method):
 
     def __init__(self, methods: Iterable[Method]) -> None:
         self.methods = list(methods)
+        self.rewires = any(method.rewires for method in self.methods)
 
     def __bool__(self) -> bool:
         return bool(self.methods)
@@ -121,6 +147,9 @@ class Methods(Method):
     def phase_end(self, context: MethodContext) -> None:
         for method in self.methods:
             method.phase_end(context)
+
+    def slice_tensors(self) -> Iterable[SliceTensors]:
+        return [tensors for method in self.methods for tensors in method.slice_tensors()]
 
     def state_dict(self) -> tuple[Mapping[str, SliceTensors], Mapping[str, Any]]:
         tensors: dict[str, SliceTensors] = {}

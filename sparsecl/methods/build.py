@@ -3,6 +3,7 @@
 from sparsecl.methods.base import Method, Methods
 from sparsecl.methods.config import MethodsConfig
 from sparsecl.methods.ewc import Ewc
+from sparsecl.methods.set import Set
 
 
 def build_methods(config: MethodsConfig) -> Methods:
@@ -10,4 +11,6 @@ def build_methods(config: MethodsConfig) -> Methods:
     methods: list[Method] = []
     if config.ewc is not None:
         methods.append(Ewc(config.ewc))
+    if config.set is not None:
+        methods.append(Set(config.set))
     return Methods(methods)

@@ -33,8 +33,28 @@ class EwcConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SetConfig:
+    """How often and how much of each layer is rewired."""
+
+    every: int = 100
+    """Optimizer steps between rewires, in all phases."""
+
+    drop_fraction: float = 0.3
+    """zeta: share of the positive and of the negative weights of a layer that is replaced."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"every must be >= 1 step, got {self.every}")
+        if not 0.0 <= self.drop_fraction < 1.0:
+            raise ValueError(f"drop_fraction must be in [0, 1), got {self.drop_fraction}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class MethodsConfig:
     """Mechanisms beside the topology. The core experiment uses none."""
 
     ewc: EwcConfig | None = None
     """Elastic weight consolidation."""
+
+    set: SetConfig | None = None
+    """Sparse evolutionary training: the topology moves."""

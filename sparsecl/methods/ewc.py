@@ -10,7 +10,7 @@ F is the empirical Fisher per sequence (data labels, gradient of the mean loss p
 conventions scale lambda by constants, so lambda is only comparable within one convention.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -56,6 +56,10 @@ class Ewc(Method):
                 self.precision[item.name] = old + fisher
                 held = self.target.get(item.name, torch.zeros_like(fisher))
                 self.target[item.name] = held + fisher * weights
+
+    def slice_tensors(self) -> Iterable[SliceTensors]:
+        """A weight that is dropped takes its spring with it."""
+        return (self.precision, self.target)
 
     def state_dict(self) -> tuple[Mapping[str, SliceTensors], Mapping[str, Any]]:
         if not self.precision:

@@ -17,15 +17,15 @@ from sparsecl import dist
 from sparsecl.model.config import ModelShape, check_tensor_parallel
 from sparsecl.model.shapes import block_shapes
 from sparsecl.model.vocabulary import NO_TARGET, VocabularyEmbedding, best_token, cross_entropy
+from sparsecl.sparse.backends import DEFAULT, LinearOptions
 from sparsecl.sparse.linear import (
     ColumnParallelSparseLinear,
-    Role,
     RowParallelSparseLinear,
     SparseLinear,
     mark_tensor_parallel,
 )
 from sparsecl.sparse.parallel import copy_to_tensor_parallel
-from sparsecl.topology.layer import LayerTopology
+from sparsecl.topology.layer import LayerShape, LayerTopology
 
 
 class Attention(nn.Module):
@@ -38,7 +38,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, W] -> [B, T, W]. Collective over tp."""
-        x = copy_to_tensor_parallel(x)  # once for the three readers
+        x = self.q.arrange(copy_to_tensor_parallel(x))  # once for the three readers
         # [B, T, W_local] -> [B, H_local, T, D]
         q, k, v = (
             linear(x).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
@@ -104,7 +104,7 @@ class GPT(nn.Module):
         *,
         vocab_size: int,
         topologies: Mapping[str, LayerTopology],
-        role: Role = "topology",
+        options: Mapping[str, LinearOptions] | None = None,
         activation_checkpointing: bool = False,
     ) -> None:
         """Allocate this rank's share, on the CPU in fp32.
@@ -112,9 +112,11 @@ class GPT(nn.Module):
         Args:
             vocab_size: token ids in use; the embedding is padded above it.
             topologies: by layer name; a layer that is not named is dense.
+            options: storage and backend by layer name; the default for one that is not named.
 
         Raises:
-            UserError: if the tensor-parallel size does not divide heads or hidden units.
+            UserError: if the tensor-parallel size does not divide heads or hidden units, or a
+                backend does not fit its topology.
         """
         super().__init__()
         check_tensor_parallel(shape, dist.tp_size())
@@ -124,7 +126,7 @@ class GPT(nn.Module):
         self.embedding = VocabularyEmbedding(vocab_size, shape.width)
         self.positions = Positions(shape.context, shape.width)
         self.layers = nn.ModuleList(
-            Block(block_linears(shape, index, topologies, role), shape)
+            Block(block_linears(shape, index, topologies, options or {}), shape)
             for index in range(shape.layers)
         )
         self.norm = layer_norm(shape.width)
@@ -170,20 +172,38 @@ def layer_norm(width: int) -> nn.LayerNorm:
 
 
 def block_linears(
-    shape: ModelShape, index: int, topologies: Mapping[str, LayerTopology], role: Role
+    shape: ModelShape,
+    index: int,
+    topologies: Mapping[str, LayerTopology],
+    options: Mapping[str, LinearOptions],
 ) -> dict[str, SparseLinear]:
     """The six linears of block `index` by kind, this rank's slices."""
-    linears: dict[str, SparseLinear] = {}
-    for layer in block_shapes(shape, index):
-        # Row-parallel closes what column-parallel opens: one all-reduce per pair.
-        split = (
-            RowParallelSparseLinear if layer.kind in ("o", "down") else ColumnParallelSparseLinear
-        )
-        linears[layer.kind] = split(
+    return {
+        layer.kind: make_linear(
             layer,
             topologies.get(layer.name),
+            options.get(layer.name, DEFAULT),
             tp_rank=dist.tp_rank(),
             tp_size=dist.tp_size(),
-            role=role,
         )
-    return linears
+        for layer in block_shapes(shape, index)
+    }
+
+
+def make_linear(
+    layer: LayerShape,
+    topology: LayerTopology | None,
+    options: LinearOptions,
+    *,
+    tp_rank: int,
+    tp_size: int,
+) -> SparseLinear:
+    """One linear of a block: a slice of it, for a tp rank."""
+    split = (ColumnParallelSparseLinear, RowParallelSparseLinear)[split_dim(layer)]
+    return split(layer, topology, tp_rank=tp_rank, tp_size=tp_size, options=options)
+
+
+def split_dim(layer: LayerShape) -> int:
+    """The dim of the matrix that tp splits. Row-parallel (1) closes what column-parallel (0) opens:
+    one all-reduce for each pair."""
+    return 1 if layer.kind in ("o", "down") else 0

@@ -61,9 +61,10 @@ def fill_linear(linear: SparseLinear, *, seed: int, std: float, corrected: bool)
     )
     # In role "update" the absent entries take part in the forward pass: they start as in a dense
     # model, and so does the scale.
-    if linear.topology is not None and linear.role == "topology":
+    if linear.topology is not None and linear.options.role == "topology":
         mask_and_correct(values, linear.topology, corrected=corrected)
-    _assign(linear.weight, tp_slice(values, linear.partition_dim, linear.tp_rank, linear.tp_size))
+    local = tp_slice(values, linear.partition_dim, linear.tp_rank, linear.tp_size)
+    linear.fill(torch.from_numpy(local))
 
 
 def mask_and_correct(

@@ -12,11 +12,8 @@ def build_optimizer(config: OptimizerConfig, model: torch.nn.Module) -> torch.op
     """
     params = [param for param in model.parameters() if param.requires_grad]
     groups = [
-        {
-            "params": [param for param in params if param.dim() >= 2],
-            "weight_decay": config.weight_decay,
-        },
-        {"params": [param for param in params if param.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in params if is_matrix(p)], "weight_decay": config.weight_decay},
+        {"params": [p for p in params if not is_matrix(p)], "weight_decay": 0.0},
     ]
     if config.kind == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum)
@@ -24,6 +21,11 @@ def build_optimizer(config: OptimizerConfig, model: torch.nn.Module) -> torch.op
     beta1, beta2 = config.betas
     # The fused kernel exists for CPU and CUDA and is one pass over memory per group.
     return cls(groups, lr=0.0, betas=(beta1, beta2), eps=config.eps, fused=True)
+
+
+def is_matrix(param: torch.Tensor) -> bool:
+    """True for a matrix, also one that is kept as the vector of its live values."""
+    return len(getattr(param, "dense_shape", param.shape)) >= 2
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

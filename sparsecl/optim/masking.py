@@ -9,11 +9,14 @@ Three lines of defence, each enough in exact arithmetic, all kept:
    and moments are projected onto the topology, by selection (0 * NaN would be NaN).
 3. The audit counts what is not zero in every copy, on every rank. It never repairs.
 
+Packed storage keeps nothing absent: there is nothing to project, and the audit counts the matrices
+that are made of packed values, where such a matrix is kept.
+
 Role `update` keeps absent weights at their initial value in place of zero, so weight decay and
 momentum cannot move them either.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -84,25 +87,42 @@ class MaskGuard:
         dead: Mapping[str, torch.Tensor],
         *,
         role: Literal["topology", "update"] = "topology",
+        count_expansions: Callable[[], Mapping[str, torch.Tensor]] = dict,
     ) -> None:
         """Take the masks, remember initial values (role update), and hook the optimizer. Local.
 
         Args:
             slices: this rank's slices.
-            dead: parameter name -> bool [local shape], True = absent; dense layers are left out.
+            dead: parameter name -> bool [local shape], True = absent; dense and packed layers, of
+                which nothing absent is kept, are left out.
             role: what an absent weight is held at: zero, or its initial value.
+            count_expansions: nonzero absent cells by parameter name of matrices that are kept
+                beside packed values; asked at each audit.
         """
         self.slices = slices
         self.checks = 0
         self.nonzero = 0
         self._grad_counts: dict[tuple[str, str], torch.Tensor] = {}
-        self._guarded: list[_Guarded] = []
-        for item in slices:
-            if item.name in dead:
-                anchor = item.master.clone() if role == "update" else None
-                mask = item.part(dead[item.name]).to(item.master.device)
-                self._guarded.append(_Guarded(item, mask, anchor))
+        self._dead, self._count_expansions = dead, count_expansions
+        self._anchors = {
+            item.name: item.master.clone()
+            for item in slices
+            if role == "update" and item.name in dead
+        }
+        self.refresh()
         self._hook = slices.optimizer.register_step_post_hook(self._after_step)
+
+    def refresh(self) -> None:
+        """Take the masks again: a topology has changed. Local."""
+        self._guarded = [
+            _Guarded(
+                item,
+                item.part(self._dead[item.name]).to(item.master.device),
+                self._anchors.get(item.name),
+            )
+            for item in self.slices
+            if item.name in self._dead
+        ]
 
     def close(self) -> None:
         """Remove the hook from the optimizer."""
@@ -147,6 +167,7 @@ class MaskGuard:
             counts[item.name, "master"] = guarded.count(item.master, anchored=True)
             for key, moment in self.slices.moments(item).items():
                 counts[item.name, key] = guarded.count(moment, anchored=False)
+        counts |= {(name, "expansion"): n for name, n in self._count_expansions().items()}
         total = torch.zeros(1, dtype=torch.int64, device=dist.device())
         for count in counts.values():
             total += count.to(total.device)

@@ -99,6 +99,15 @@ class Slices:
     def __len__(self) -> int:
         return len(self._slices)
 
+    def find(self, name: str) -> Slice | None:
+        """The slice of one parameter; None if this rank holds no part of it."""
+        return next((item for item in self._slices if item.name == name), None)
+
+    def moment_names(self) -> list[str]:
+        """Names of the optimizer's elementwise states, the same on all ranks; empty before the
+        first step."""
+        return list(self.moments(self._slices[0])) if self._slices else []
+
     def _find(self, names: dict[Any, str]) -> Iterator[Slice]:
         wrapper = self.wrapper
         if hasattr(wrapper, "fp32_partitioned_groups_flat"):

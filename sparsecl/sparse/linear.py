@@ -1,18 +1,23 @@
 """Linear layers on a topology, split over tensor-parallel ranks. No bias.
 
-O = out_features, I = in_features, global; a rank holds [O / tp, I] or [O, I / tp] of the weight.
+O = out_features, I = in_features, global; a rank holds [O / tp, I] or [O, I / tp] of the matrix,
+with N live weights in it. What the parameter is (the matrix, or the live values alone) and how it
+multiplies are two choices that do not know of each other; see product.py.
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from sparsecl.errors import UserError
+from sparsecl.sparse.backends import DEFAULT, AnyBackend, LinearOptions, make_backend
+from sparsecl.sparse.dense import DenseBackend
+from sparsecl.sparse.index import LiveIndex
 from sparsecl.sparse.masked import masked_linear
 from sparsecl.sparse.parallel import reduce_from_tensor_parallel
+from sparsecl.sparse.product import arrange, sparse_product
 from sparsecl.topology.layer import LayerShape, LayerTopology
-
-Role = Literal["topology", "update"]
 
 
 def mark_tensor_parallel(parameter: nn.Parameter, partition_dim: int) -> nn.Parameter:
@@ -33,15 +38,23 @@ def mark_tensor_parallel(parameter: nn.Parameter, partition_dim: int) -> nn.Para
 
 
 class SparseLinear(nn.Module):
-    """What both splits share: the local weight and the mask of its absent entries.
+    """What both splits share: the local weight, where it is live, and how it multiplies.
 
     The weight is left uninitialised; the model fills it from the global matrix.
     """
 
     partition_dim: ClassVar[int]
-    role: Role
     weight: nn.Parameter
+    """[O, I] (local), or the live values [N] in row-major order (packed storage)."""
+
     dead: Tensor | None
+    """bool [O, I] (local), True = absent; masked storage only."""
+
+    index: LiveIndex | None
+    """Where the live values lie; None where nothing needs to know."""
+
+    backend: AnyBackend | None
+    """How it multiplies; None = as a dense matrix whose absent entries are zero."""
 
     def __init__(
         self,
@@ -50,37 +63,123 @@ class SparseLinear(nn.Module):
         *,
         tp_rank: int = 0,
         tp_size: int = 1,
-        role: Role = "topology",
+        options: LinearOptions = DEFAULT,
     ) -> None:
         """Allocate the slice of one rank.
 
         Args:
             shape: the global matrix.
-            topology: its live weights, or None for a dense layer.
-            role: what becomes of absent weights; see TopologyConfig.role.
+            topology: its live weights, or None for a dense layer, which has no other options.
+
+        Raises:
+            UserError: if the backend does not fit the topology, or a packed slice would be empty.
         """
         super().__init__()
         size_local = [shape.out_features, shape.in_features]
         assert size_local[self.partition_dim] % tp_size == 0, (shape, tp_size)
         size_local[self.partition_dim] //= tp_size
-        self.shape, self.topology, self.role = shape, topology, role
+        self.local_shape = torch.Size(size_local)
+        self.shape, self.topology, self.options = shape, topology, options
         self.tp_rank, self.tp_size = tp_rank, tp_size
-        self.weight = mark_tensor_parallel(
-            nn.Parameter(torch.empty(size_local)), self.partition_dim
-        )
-        dead = None
+        self.index, self.backend = None, None
+        # Not persistent: a mask is rebuilt from (seed, layer name), or read from the checkpoint.
+        self.register_buffer("dead", None, persistent=False)
         if topology is not None:
-            assert (topology.out_features, topology.in_features) == (
-                shape.out_features,
-                shape.in_features,
-            ), f"{shape.name}: topology of another shape"
-            dead = ~torch.from_numpy(topology.shard(self.partition_dim, tp_rank, tp_size))
-        # Not persistent: a mask is rebuilt from (seed, layer name) and checked by digest.
-        self.register_buffer("dead", dead, persistent=False)
+            self.set_topology(topology)
+        weight = nn.Parameter(torch.empty(self.storage_shape))
+        self.weight = mark_tensor_parallel(weight, self.partition_dim)
+        if self.packed:
+            setattr(self.weight, "dense_shape", self.local_shape)  # noqa: B010
+
+    @property
+    def packed(self) -> bool:
+        """The parameter is the vector of live values."""
+        return self.topology is not None and self.options.storage == "packed"
+
+    @property
+    def storage_shape(self) -> torch.Size:
+        """Shape of the local parameter."""
+        if not self.packed:
+            return self.local_shape
+        assert self.index is not None
+        return torch.Size([self.index.num_live])
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes of mask and indices on this rank; ZeRO does not shard them."""
+        backend = 0 if self.backend is None else self.backend.index_bytes
+        index = 0 if self.index is None else self.index.index_bytes
+        return backend + index + (0 if self.dead is None else self.dead.numel())
+
+    def set_topology(self, topology: LayerTopology) -> None:
+        """Plan the products for a live set. A later one must have as many live weights in this
+        slice; the caller moves their values (rewire.py).
+
+        Raises:
+            UserError: see `__init__`.
+        """
+        assert (topology.out_features, topology.in_features) == (
+            self.shape.out_features,
+            self.shape.in_features,
+        ), f"{self.shape.name}: topology of another shape"
+        self.topology = topology
+        mask = topology.shard(self.partition_dim, self.tp_rank, self.tp_size)
+        device = self.weight.device if hasattr(self, "weight") else torch.device("cpu")
+        if not self.packed:
+            dead = ~torch.from_numpy(mask)
+            # In place: the optimizer side holds views of it.
+            self.dead = dead if self.dead is None else self.dead.copy_(dead)
+        if self.packed or self.options.backend != "dense":
+            index = LiveIndex(mask)
+            if index.num_live == 0:
+                raise UserError(
+                    f"topology.storage=packed: {self.shape.name} has no live weight on tensor-"
+                    f"parallel rank {self.tp_rank} of {self.tp_size}. Raise topology.density, or "
+                    "use storage masked."
+                )
+            assert self.index is None or index.num_live == self.index.num_live, self.shape.name
+            backend = make_backend(self.options, index, mask, self.shape.name)
+            self.index, self.backend = index.to(device), backend.to(device)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., I_local] -> [..., O_local]."""
-        return masked_linear(x, self.weight, self.dead)
+        if self.backend is None or self.index is None:
+            return masked_linear(x, self.weight, self.dead)
+        return sparse_product(x, self.weight, self.backend, self.index)
+
+    def arrange(self, x: Tensor) -> Tensor:
+        """x in the strides that this layer multiplies in, for layers that share their input."""
+        return x if self.backend is None else arrange(x, self.backend)
+
+    @torch.no_grad()
+    def fill(self, matrix: Tensor) -> None:
+        """Set the weight from this rank's slice [O, I] of the matrix, zero where absent."""
+        assert matrix.shape == self.local_shape, (matrix.shape, self.local_shape)
+        self.weight.copy_(self.local_values(matrix) if self.packed else matrix)
+        self.forget()
+
+    def live_mask(self) -> Tensor:
+        """bool [O, I] of this rank's slice, True = live, on the CPU."""
+        if self.dead is not None:
+            return ~self.dead.cpu()
+        assert self.index is not None
+        return self.index.mask()
+
+    def local_values(self, matrix: Tensor) -> Tensor:
+        """The live values [N] of this rank's slice [O, I], on the CPU or the layer's device."""
+        assert self.index is not None
+        return self.index.gather(matrix.to(self.weight.device))
+
+    @torch.no_grad()
+    def matrix(self) -> Tensor:
+        """This rank's slice [O, I] of the matrix; not to be written to."""
+        weight = self.weight.detach()
+        return self.index.expand(weight) if self.packed and self.index else weight
+
+    def forget(self) -> None:
+        """The weight has changed: what was made of it must be made again."""
+        if isinstance(self.backend, DenseBackend):
+            self.backend.forget()
 
     def extra_repr(self) -> str:
         """Global size, density and split, for print(model)."""
@@ -106,5 +205,5 @@ class RowParallelSparseLinear(SparseLinear):
     partition_dim = 1
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., I_local] -> [..., O], the same on every rank of the tp group."""
+        """[..., I_local] -> [..., O_local], the same on every rank of the tp group."""
         return reduce_from_tensor_parallel(super().forward(x))

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from sparsecl.sparse.backends import LinearOptions
 from sparsecl.sparse.linear import (
     ColumnParallelSparseLinear,
     RowParallelSparseLinear,
@@ -70,7 +71,7 @@ def test_megatron_attributes():
 def test_registry():
     model = nn.ModuleDict(
         {
-            "up": ColumnParallelSparseLinear(SHAPE, TOPOLOGY, tp_rank=1, tp_size=2, role="update"),
+            "up": ColumnParallelSparseLinear(SHAPE, TOPOLOGY, tp_rank=1, tp_size=2, options=LinearOptions(role="update")),
             "dense": ColumnParallelSparseLinear(SHAPE, None),
             "norm": nn.LayerNorm(8),
         }

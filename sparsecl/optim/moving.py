@@ -1,0 +1,64 @@
+"""Whole parameters out of slices and back: what a rewire needs, whatever the ZeRO stage.
+
+N = elements of the tp-local parameter in its storage's form.
+"""
+
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+import torch
+
+from sparsecl import dist
+from sparsecl.optim.slices import Slice, Slices
+
+MoveFn = Callable[[torch.Tensor], torch.Tensor]
+"""Old [N] -> new [N], elementwise or not."""
+
+
+def whole(slices: Slices, item: Slice | None, part: torch.Tensor | None, numel: int) -> torch.Tensor:
+    """The tensor of which every dp rank holds its slice, fp32 [N]. Collective over dp if ZeRO
+    shards the optimizer's state, else local.
+
+    Args:
+        item: this rank's slice, or None if it holds none.
+        part: its values, [item.numel].
+    """
+    result = torch.zeros(numel, device=dist.device())
+    if item is not None and part is not None:
+        item.part(result).copy_(part)
+    return dist.all_reduce(result, group=dist.dp_group()) if slices.partitioned else result
+
+
+def move_parameter(slices: Slices, name: str, param: Any, move: MoveFn) -> None:
+    """Send weight, master and moments of one parameter to new places. Collective over dp."""
+    item = slices.find(name)
+    numel = param.ds_numel if hasattr(param, "ds_id") else param.numel()
+    states = {"master": item.master, **slices.moments(item)} if item is not None else {}
+    for key in ("master", *slices.moment_names()):
+        moved = move(whole(slices, item, states.get(key), numel))
+        if item is not None:
+            states[key].copy_(item.part(moved))
+        if key == "master":
+            write_weight(param, moved, item)
+
+
+def move_slices(
+    slices: Slices, name: str, param: Any, tensors: MutableMapping[str, torch.Tensor], move: MoveFn
+) -> None:
+    """The same for a tensor that a method keeps beside each slice. Collective over dp."""
+    item = slices.find(name)
+    numel = param.ds_numel if hasattr(param, "ds_id") else param.numel()
+    moved = move(whole(slices, item, tensors.get(name), numel))
+    if item is not None and name in tensors:
+        tensors[name].copy_(item.part(moved))
+
+
+def write_weight(param: Any, local: torch.Tensor, item: Slice | None) -> None:
+    """Set the forward pass's copy of a parameter from its whole tp-local value. Local."""
+    if not hasattr(param, "ds_id"):
+        param.data.copy_(local.view(param.shape))
+        return
+    if item is not None:
+        item.weight.copy_(item.part(local))
+    if param.data.numel() == local.numel():  # a small parameter that ZeRO-3 keeps gathered
+        param.data.copy_(local.view(param.data.shape))

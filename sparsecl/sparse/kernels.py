@@ -1,0 +1,147 @@
+"""Expand packed values to a matrix and gather them back in one pass each, on a GPU (Triton).
+
+N = live values in row-major order of the local mask [O, I]; cells = O * I, flat index o * I + i.
+Two forms of the index: a bitmap of the cells (1 bit each) with the live cells before each group of
+GROUP cells, or the int32 flat indices of the live cells (4 bytes each), which is smaller below
+a density of 1/32.
+
+torch's own operations would write the matrix twice (zeros, then a scatter in 32-byte sectors) and
+want int64 indices. Here a program owns GROUP cells, finds the rank of each by a running sum of its
+bits and writes them all, so the traffic is one matrix, the live values and the bitmap.
+
+Triton is imported at the first call on a GPU, never by `import`: a CPU machine may lack it.
+"""
+
+import functools
+import importlib.util
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Cells of one program: 4 warps of 32 threads with 8 cells each, which are one byte of the bitmap
+# and, in bf16, one 16-byte store. The starts cost 4 bytes for 128 bytes of bitmap.
+GROUP = 1024
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def available(device: torch.device) -> bool:
+    """Whether the kernels can run on `device`: a GPU, and Triton is installed.
+
+    Warns once where a GPU is there and Triton is not; callers then use torch's operations.
+    """
+    return device.type == "cuda" and _has_triton()
+
+
+@functools.cache
+def _has_triton() -> bool:
+    found = importlib.util.find_spec("triton") is not None
+    if not found:
+        warnings.warn(
+            "Triton is not installed: packed and block layers use slower torch operations on this "
+            "GPU. The CUDA builds of torch bring it along.",
+            stacklevel=3,
+        )
+    return found
+
+
+def make_starts(bits: Tensor, num_cells: int) -> Tensor:
+    """Live cells before each group.
+
+    Args:
+        bits: uint8 [ceil(num_cells / 8)], most significant bit first, zeros after the last cell.
+
+    Returns:
+        int32 [ceil(num_cells / GROUP)], on the device of `bits`.
+    """
+    assert bits.dtype == torch.uint8 and bits.shape == (-(-num_cells // 8),), (bits, num_cells)
+    num_groups = -(-num_cells // GROUP)
+    padded = np.zeros(num_groups * (GROUP // 8), dtype=np.uint8)
+    padded[: bits.numel()] = bits.cpu().numpy()
+    counts = np.bitwise_count(padded.reshape(num_groups, -1)).sum(1, dtype=np.int64)
+    assert counts.sum() < 2**31, "more live cells than int32 can count"
+    return torch.from_numpy((np.cumsum(counts) - counts).astype(np.int32)).to(bits.device)
+
+
+def expand_bitmap(values: Tensor, bits: Tensor, starts: Tensor, out: Tensor) -> None:
+    """Write values [N] to their cells of `out` [O, I] and zeros to all others.
+
+    The bits of each element are copied as they are. Contiguous tensors of one device; values and
+    out have one dtype.
+    """
+    _check_bitmap(values, out, bits, starts)
+    if out.numel():
+        _launch("expand_bitmap", starts.numel(), values, bits, starts, out, out.numel())
+
+
+def gather_bitmap(dense: Tensor, bits: Tensor, starts: Tensor, out: Tensor) -> None:
+    """Copy the live cells of `dense` [O, I] to `out` [N]; as `expand_bitmap` otherwise."""
+    _check_bitmap(out, dense, bits, starts)
+    if out.numel():
+        _launch("gather_bitmap", starts.numel(), dense, bits, starts, out, dense.numel())
+
+
+def expand_index(values: Tensor, index: Tensor, out: Tensor) -> None:
+    """`expand_bitmap` from int32 flat indices [N]; for matrices below 2^31 cells.
+
+    It writes zeros first and the live cells after them, which at low density costs little more.
+    """
+    _check_index(values, out, index)
+    out.zero_()
+    if index.numel():
+        num_programs = -(-index.numel() // GROUP)
+        _launch("expand_index", num_programs, values, index, out, index.numel())
+
+
+def gather_index(dense: Tensor, index: Tensor, out: Tensor) -> None:
+    """`gather_bitmap` from int32 flat indices [N]; for matrices below 2^31 cells."""
+    _check_index(out, dense, index)
+    if index.numel():
+        num_programs = -(-index.numel() // GROUP)
+        _launch("gather_index", num_programs, dense, index, out, index.numel())
+
+
+def on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Make the device of `tensor` the current one: Triton launches there, wherever tensors lie."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def _launch(name: str, num_programs: int, source: Tensor, *rest: Tensor | int) -> None:
+    from sparsecl.sparse import packed_kernels
+
+    kernel: Callable[..., Any] = getattr(packed_kernels, name)[(num_programs,)]
+    moved = [_bits_of(each) if isinstance(each, Tensor) else each for each in (source, *rest)]
+    with on_device_of(source):
+        kernel(*moved, GROUP=GROUP)
+
+
+def _bits_of(tensor: Tensor) -> Tensor:
+    """The same memory as integers of the same width."""
+    if tensor.dtype.is_floating_point:
+        return tensor.detach().view(_INTEGERS[tensor.element_size()])
+    return tensor.detach()
+
+
+def _check_bitmap(values: Tensor, dense: Tensor, bits: Tensor, starts: Tensor) -> None:
+    _check(values, dense, bits, starts)
+    assert bits.dtype == torch.uint8 and starts.dtype == torch.int32, (bits.dtype, starts.dtype)
+    assert bits.numel() == -(-dense.numel() // 8), (bits.shape, dense.shape)
+    assert starts.numel() == -(-dense.numel() // GROUP), (starts.shape, dense.shape)
+
+
+def _check_index(values: Tensor, dense: Tensor, index: Tensor) -> None:
+    _check(values, dense, index)
+    assert index.dtype == torch.int32 and index.shape == values.shape, (index.dtype, index.shape)
+    assert dense.numel() < 2**31, dense.shape
+
+
+def _check(values: Tensor, dense: Tensor, *indices: Tensor) -> None:
+    assert values.dtype == dense.dtype, (values.dtype, dense.dtype)
+    assert values.dim() == 1 and dense.dim() == 2, (values.shape, dense.shape)
+    for tensor in (values, dense, *indices):
+        assert tensor.is_contiguous() and tensor.device == dense.device, "not contiguous, or apart"

@@ -1,0 +1,109 @@
+"""y = x W^T on live weights, for every storage and backend, with its backward pass.
+
+O = out_features, I = in_features, N = live weights, all local to the tensor-parallel rank; T =
+tokens, `...` = any batch dims. Storage says what the parameter is: `packed` the live values [N],
+`masked` the matrix [O, I] with zeros in absent cells. A backend knows the values [N] only.
+"""
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sparsecl.sparse.index import LiveIndex
+
+
+class Backend(Protocol):
+    """How a layer multiplies. Made once for a topology (its plan), used in each step.
+
+    Its tensors are integer buffers. x [T, I] and dy [T, O] may have any strides.
+    """
+
+    index_bytes: int
+    """Bytes of its indices, beside those of the layer's `LiveIndex`."""
+
+    def arrange(self, x: Tensor) -> Tensor:
+        """x or dy in the strides that the products want; done once and kept for the backward."""
+        ...
+
+    def forward_product(self, x: Tensor, values: Tensor) -> Tensor:
+        """y = x W^T, [T, O]."""
+        ...
+
+    def grad_input(self, dy: Tensor, values: Tensor) -> Tensor:
+        """dx = dy W, [T, I]."""
+        ...
+
+    def grad_values(self, dy: Tensor, x: Tensor) -> Tensor:
+        """dW = dy^T x in the live cells, [N]."""
+        ...
+
+
+class SparseProduct(torch.autograd.Function):
+    """Linear map on live weights; the gradient has the form of the parameter."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, backend: Backend, index: LiveIndex) -> Tensor:
+        # Folded batch dims: one product, with and without autograd.
+        given = x.reshape(-1, x.shape[-1])
+        arranged = backend.arrange(given)
+        # The parameter itself is saved, not what is made of it: under ZeRO-3 its storage is swapped
+        # out after this call and back in before the backward pass.
+        ctx.save_for_backward(arranged, weight)
+        ctx.backend, ctx.index, ctx.shape = backend, index, x.shape
+        ctx.row_major = given.stride(-1) == 1
+        y = backend.forward_product(arranged, _values(weight, index))
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    @staticmethod
+    def backward(
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, None, None]:
+        x, weight = ctx.saved_tensors
+        dy = ctx.backend.arrange(grad_outputs[0].reshape(-1, grad_outputs[0].shape[-1]))
+        dx = dw = None
+        if ctx.needs_input_grad[0]:
+            dx = ctx.backend.grad_input(dy, _values(weight, ctx.index))
+            # In the strides of x: they are what the function before this one works on.
+            dx = (dx.contiguous() if ctx.row_major else dx).view(ctx.shape)
+        if ctx.needs_input_grad[1]:
+            dw = ctx.backend.grad_values(dy, x)
+            if weight.dim() == 2:
+                dw = ctx.index.expand(dw)
+        return dx, dw, None, None
+
+
+def sparse_product(x: Tensor, weight: Tensor, backend: Backend, index: LiveIndex) -> Tensor:
+    """Multiply by a weight that lives on a topology.
+
+    Args:
+        x: [..., I].
+        weight: live values [N], or the matrix [O, I], same dtype as x.
+
+    Returns:
+        [..., O]. The gradient of an absent weight of a matrix is zero.
+    """
+    return SparseProduct.apply(x, weight, backend, index)  # pyright: ignore[reportReturnType]
+
+
+class _Arrange(torch.autograd.Function):
+    """A change of strides, there and back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, backend: Backend) -> Tensor:
+        return backend.arrange(x.reshape(-1, x.shape[-1])).view(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        # Folded first: torch has a fast transposition for matrices only.
+        dy = grad_outputs[0]
+        return dy.reshape(-1, dy.shape[-1]).contiguous().view(dy.shape), None
+
+
+def arrange(x: Tensor, backend: Backend) -> Tensor:
+    """x [..., I] in the strides that the backend wants: once for all layers that read it."""
+    return _Arrange.apply(x, backend)  # pyright: ignore[reportReturnType]
+
+
+def _values(weight: Tensor, index: LiveIndex) -> Tensor:
+    return weight if weight.dim() == 1 else index.gather(weight)
