@@ -89,8 +89,9 @@ def train(args: argparse.Namespace, first: bool) -> None:
 
     config = configs.load(RunConfig, args.config, args.set)
 
-    from sparsecl import dist
+    from sparsecl import allocator, dist
 
+    allocator.keep_freed_memory()
     # DeepSpeed warns on stderr when it has to find this out by itself.
     os.environ.setdefault("DS_ACCELERATOR", dist.device().type)
 

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 # Floor 0: single files. They may use each other (everybody raises UserError), without cycles.
-GROUND = ("errors", "seeding", "files", "config", "config_nodes", "dist", "log")
+GROUND = ("allocator", "errors", "seeding", "files", "config", "config_nodes", "dist", "log")
 
 # part -> (floor, parts it may import besides itself and the ground floor)
 FLOORS: dict[str, tuple[int, tuple[str, ...]]] = {

@@ -217,10 +217,17 @@ def tensorboard(command: str, workspace: Workspace, monkeypatch: pytest.MonkeyPa
         assert tag in output
 
 
+def inspect_tool(arguments: list[str], workspace: Workspace) -> None:
+    output = workspace.run(sys.executable, "tools/inspect_topology.py", *arguments)
+    for word in ("Live weights", "Spectrum", "Reach", "isolated"):
+        assert word in output
+
+
 SCRIPTS: dict[str, Callable[[list[str], Workspace], None]] = {
     "launch/prepare_data.py": prepare_data,
     "tools/metrics.py": metrics_tool,
     "tools/bench.py": bench_tool,
+    "tools/inspect_topology.py": inspect_tool,
 }
 PROGRAMS: dict[str, Callable[[str, Workspace, pytest.MonkeyPatch], None]] = {
     "make": make,

@@ -126,9 +126,7 @@ def _write_shard(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Any]
     return _durably(path, lambda: save_file(on_cpu, path)) if tensors else None
 
 
-def _write_topologies(
-    path: Path, topologies: Mapping[str, LayerTopology]
-) -> dict[str, Any] | None:
+def _write_topologies(path: Path, topologies: Mapping[str, LayerTopology]) -> dict[str, Any] | None:
     return _durably(path, lambda: save_topologies(path, topologies)) if topologies else None
 
 

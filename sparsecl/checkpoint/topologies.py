@@ -7,6 +7,7 @@ int32 = flat indices, below a density of 1/32.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +25,7 @@ def save_topologies(path: Path, topologies: Mapping[str, LayerTopology]) -> None
     save_file({name: _smaller(topology) for name, topology in topologies.items()}, path)
 
 
-def load_topologies(
-    path: Path, shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, LayerTopology]:
+def load_topologies(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, LayerTopology]:
     """Read them back.
 
     Args:
@@ -56,7 +55,7 @@ def _smaller(topology: LayerTopology) -> NDArray[np.uint8] | NDArray[np.int32]:
     return np.packbits(topology.mask().reshape(-1))
 
 
-def _edges(stored: NDArray[np.generic], num_cells: int) -> NDArray[np.int64] | None:
+def _edges(stored: NDArray[Any], num_cells: int) -> NDArray[np.int64] | None:
     """Sorted flat indices; None if `stored` cannot be what `_smaller` wrote."""
     if stored.ndim != 1:
         return None

@@ -3,16 +3,20 @@
 import sys
 import textwrap
 from collections.abc import Mapping
+from dataclasses import asdict
 
 from tqdm import tqdm
 
+from sparsecl import dist
 from sparsecl.engine.plan import Plan
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.model.flops import (
     ParameterCounts,
-    state_bytes_per_rank,
+    multiplied_weights,
     training_flops_per_token,
 )
+from sparsecl.model.memory import Layout, RankMemory, memory_per_rank
+from sparsecl.sparse.backends import BackendName
 from sparsecl.topology.layer import LayerTopology
 from sparsecl.topology.report import describe
 
@@ -28,11 +32,18 @@ def header(
     stage: int,
     world_size: int,
     data: str,
+    backends: Mapping[str, BackendName] | None = None,
 ) -> str:
-    """What is about to be trained, in a few aligned lines."""
+    """What is about to be trained, in a few aligned lines.
+
+    Args:
+        backends: what topology.backend auto has chosen, by layer name; None = not known yet.
+    """
     shape = plan.shape
     tensor = config.parallel.tensor
     role = " (role update)" if config.topology.role == "update" and topologies else ""
+    vocab = counts.embedding // shape.width
+    memory = _memory(config, plan, topologies, vocab=vocab, stage=stage, backends=backends)
     lines = {
         "run": f"{config.name}, seed {config.seed}",
         "model": f"GPT {shape.layers} layers x {shape.width} wide, {shape.heads} heads, "
@@ -42,6 +53,8 @@ def header(
         "topology": describe(config.topology, topologies) + role,
         "layout": f"{world_size} process{'es' if world_size > 1 else ''}: tp {tensor} x dp "
         f"{plan.dp_size}, ZeRO {stage}, {config.precision}",
+        "memory": f"{_bytes(memory.total)} per rank: "
+        + ", ".join(f"{part} {_bytes(size)}" for part, size in _memory_parts(memory).items()),
         "batch": f"{config.batch.sequences} sequences = {plan.tokens_per_step:,} tokens per step, "
         f"{plan.accumulation} x {plan.micro} per rank",
         "data": data,
@@ -65,30 +78,72 @@ def evaluation_line(step: int, losses: Mapping[str, float], trained: str | None)
     return "\n".join(line.rstrip() for line in lines)
 
 
-def costs(config: RunConfig, plan: Plan, counts: ParameterCounts, *, vocab: int, stage: int) -> str:
-    """FLOPs of training and bytes of model state per rank, for --dry_run."""
-    flops = training_flops_per_token(plan.shape, counts, role=config.topology.role)
-    state = state_bytes_per_rank(
+def costs(
+    config: RunConfig,
+    plan: Plan,
+    counts: ParameterCounts,
+    topologies: Mapping[str, LayerTopology],
+    *,
+    vocab: int,
+    stage: int,
+    backends: Mapping[str, BackendName] | None = None,
+) -> str:
+    """FLOPs of training and bytes per rank, for --dry_run. Arguments as for `header`."""
+    backend = config.topology.backend if topologies else "dense"
+    chosen = dict.fromkeys(topologies, backend) if backend != "auto" else dict(backends or {})
+    flops = training_flops_per_token(
         plan.shape,
-        vocab,
+        counts,
+        role=config.topology.role,
+        multiplied=multiplied_weights(plan.shape, topologies, chosen),
+    )
+    memory = _memory(config, plan, topologies, vocab=vocab, stage=stage, backends=backends)
+    by = f"by backend {backend}" if topologies else "by a dense model"
+    if topologies and backend == "auto" and backends is None:
+        by = "at most: what backend auto takes is measured at the start of the run"
+    tokens = plan.num_steps * plan.tokens_per_step
+    storage = f"{config.topology.storage} storage" if topologies else "dense model"
+    return "\n".join(
+        [
+            f"  FLOPs per token: {flops.useful:.3e} useful (live weights), "
+            f"{flops.executed:.3e} executed ({by})",
+            f"  Tokens: {tokens:,}; training: {tokens * flops.executed:.3e} FLOPs executed",
+            f"  Memory per rank, {storage}: {_bytes(memory.total)} (buffers of DeepSpeed come on "
+            "top)",
+            *(f"    {part:<12}{_bytes(size):>12}" for part, size in _memory_parts(memory).items()),
+        ]
+    )
+
+
+def _memory(
+    config: RunConfig,
+    plan: Plan,
+    topologies: Mapping[str, LayerTopology],
+    *,
+    vocab: int,
+    stage: int,
+    backends: Mapping[str, BackendName] | None,
+) -> RankMemory:
+    """The memory ledger of a run."""
+    num_moments = 2 if config.optimizer.kind != "sgd" else int(config.optimizer.momentum > 0)
+    layout = Layout(
         zero_stage=stage,
         precision=config.precision,
         tp_size=config.parallel.tensor,
         dp_size=plan.dp_size,
-        dense=config.topology.kind == "dense",
+        micro=plan.micro,
+        activation_checkpointing=config.model.activation_checkpointing,
+        gpu=dist.device().type == "cuda",
+        num_moments=num_moments,
     )
-    tokens = plan.num_steps * plan.tokens_per_step
-    parts = ("weights", "gradients", "master", "moments", "masks")
-    rows = [f"    {part:<10} {_bytes(getattr(state, part)):>10}" for part in parts]
-    return "\n".join(
-        [
-            f"  FLOPs per token: {flops.useful:.3e} useful (live weights), "
-            f"{flops.dense:.3e} executed by masked storage",
-            f"  Tokens: {tokens:,}; training: {tokens * flops.dense:.3e} FLOPs executed",
-            f"  Model state per rank, {_bytes(state.total)} (activations come on top):",
-            *rows,
-        ]
+    return memory_per_rank(
+        plan.shape, vocab, topologies, config.topology, layout, backends=backends
     )
+
+
+def _memory_parts(memory: RankMemory) -> dict[str, int]:
+    """The parts of the ledger that are not empty, in its order."""
+    return {name: size for name, size in asdict(memory).items() if size}
 
 
 def data_line(domains: Mapping[str, tuple[int, int]], tokenizer: str) -> str:

@@ -19,6 +19,7 @@ from sparsecl.engine.build import Built, build, check_precision
 from sparsecl.engine.plan import Plan, make_plan
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.engine.run_folder import RunFolder, versions
+from sparsecl.engine.topology import choose_backends, draw_topologies
 from sparsecl.engine.train import Position, Trainer
 from sparsecl.errors import CannotCreateError, DataError, MissingInputError, UserError
 from sparsecl.files import sha256_text, write_json
@@ -28,14 +29,15 @@ from sparsecl.metrics.records import read_records
 from sparsecl.metrics.summary import summarize
 from sparsecl.metrics.table import report
 from sparsecl.model.flops import count_parameters
-from sparsecl.model.shapes import layer_shapes
-from sparsecl.topology.build import build_topologies
-from sparsecl.topology.report import topology_digest
+from sparsecl.topology.layer import LayerTopology
+from sparsecl.topology.report import table, topology_digest
 
 Resume = Literal["auto", "never", "must"]
 
 # Settings that change what is written down, not what is computed.
 FREE_ON_RESUME = ("name", "log", "checkpoint", "data.workers", "data.cache_dir", "parallel")
+# How weights are kept and multiplied: another choice rounds differently, no more.
+FREE_ON_RESUME += ("topology.storage", "topology.backend", "topology.keep_expansion")
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Prepared:
     plan: Plan
     deepspeed: ds_config.Resolved
     run_dir: Path
+    topologies: Mapping[str, LayerTopology]
+    """By layer name; empty for a dense model."""
 
 
 def check(config: RunConfig, ds_path: Path, run_dir: Path | None) -> Prepared:
@@ -57,9 +61,8 @@ def check(config: RunConfig, ds_path: Path, run_dir: Path | None) -> Prepared:
     plan = make_plan(config, world_size=dist.world_size())
     resolved = ds_config.resolve(ds_path, run_numbers(config, plan))
     check_precision(config)
-    # An empty layer is found here, on the numbers, long before the model is built.
-    build_topologies(config.topology, layer_shapes(plan.shape), seed=config.seed)
-    return Prepared(config, plan, resolved, run_dir or default_run_dir(config, ds_path))
+    topologies = draw_topologies(config)
+    return Prepared(config, plan, resolved, run_dir or default_run_dir(config, ds_path), topologies)
 
 
 def run_numbers(config: RunConfig, plan: Plan) -> ds_config.RunNumbers:
@@ -88,20 +91,21 @@ def dry_run(prepared: Prepared) -> str:
     """The resolved config, parameters, FLOPs and memory per rank, as text."""
     config, plan = prepared.config, prepared.plan
     vocab = 257 if config.tokenizer.kind == "bytes" else config.tokenizer.vocab_size
-    topologies = build_topologies(config.topology, layer_shapes(plan.shape), seed=config.seed)
-    counts = count_parameters(plan.shape, vocab, topologies)
+    counts = count_parameters(plan.shape, vocab, prepared.topologies)
     stage = prepared.deepspeed.stage
     head = display.header(
         config,
         plan,
         counts,
-        topologies,
+        prepared.topologies,
         stage=stage,
         world_size=dist.world_size(),
         data=", ".join(plan.domains),
     )
-    price = display.costs(config, plan, counts, vocab=vocab, stage=stage)
-    return "\n".join([configs.dump(config), head, price, f"  Run folder: {prepared.run_dir}"])
+    price = display.costs(config, plan, counts, prepared.topologies, vocab=vocab, stage=stage)
+    graph = [table(prepared.topologies)] if prepared.topologies else []
+    place = f"  Run folder: {prepared.run_dir}"
+    return "\n".join([configs.dump(config), head, *graph, price, place])
 
 
 def run(prepared: Prepared, *, resume: Resume = "auto") -> dict[str, Any] | None:
@@ -177,19 +181,31 @@ def _assemble(
 ) -> Trainer:
     """Build everything and put it where the last checkpoint left it."""
     config, plan = prepared.config, prepared.plan
-    built = build(config, prepared.deepspeed.config, vocab_size=data.tokenizer.vocab_size)
     methods = build_methods(config.methods)
     identity = {
         "config": configs.to_dict(config),
         "data": data.fingerprint,
         "tokenizer": data.tokenizer.digest,
-        "topology": {name: found.digest for name, found in built.topologies.items()},
+        "topology": {name: found.digest for name, found in prepared.topologies.items()},
     }
     found, notes = dist.agree(lambda: _find_checkpoint(prepared.run_dir, resume), only_first=True)
+    saved: dict[str, Any] = {}
+    if found is not None:
+        saved = dist.agree(lambda: read_manifest(found).state)
+        _check_identity(found, saved, identity)
+    backends, lines = choose_backends(config, plan, prepared.topologies, saved.get("backends"))
+    notes += lines
+    identity["backends"] = backends
+    built = build(
+        config,
+        prepared.deepspeed.config,
+        vocab_size=data.tokenizer.vocab_size,
+        topologies=prepared.topologies,
+        backends=backends,
+    )
     position, scalars_bytes = None, None
     if found is not None:
-        _check_identity(found, dist.agree(lambda: read_manifest(found).state), identity)
-        saved = dist.agree(lambda: state.restore(found, built, methods))
+        dist.agree(lambda: state.restore(found, built, methods))
         position = Position(**saved["position"])
         scalars_bytes = int(saved["scalars_bytes"])
         # A checkpoint with a revived weight ends here, before anything is written.
@@ -283,6 +299,8 @@ def _open_log(
         data=display.data_line(sizes, kind),
     )
     log.say(head)
+    if built.topologies:
+        log.say(table(built.topologies))
     for warning in prepared.deepspeed.warnings:
         log.say(f"  warning: {warning}")
     log.say(f"  folder      {folder.path}   (watch: tensorboard --logdir {folder.path})")

@@ -152,9 +152,7 @@ def _is_live(entry: SparseParameter) -> bool:
     return entry.role == "topology"
 
 
-def _live_range(
-    entry: SparseParameter | None, item: Slice
-) -> tuple[int, torch.Tensor | None]:
+def _live_range(entry: SparseParameter | None, item: Slice) -> tuple[int, torch.Tensor | None]:
     """Where a slice begins among what is saved of its tp slice, and which of it is (None = all)."""
     if entry is None or entry.dead is None or not _is_live(entry):
         return item.start, None
@@ -179,13 +177,12 @@ def _restore_topologies(folder: Path, reader: Reader, built: Built, methods: Met
     built.guard.refresh()
 
 
-def _local(
-    reader: Reader, state: str, *, name: str, entry: SparseParameter | None
-) -> torch.Tensor:
+def _local(reader: Reader, state: str, *, name: str, entry: SparseParameter | None) -> torch.Tensor:
     """What this tp rank keeps of one state of a parameter, in the form of the parameter."""
     matrix = reader.read_local(state, name, tp_rank=dist.tp_rank(), tp_size=dist.tp_size())
-    packed = entry is not None and entry.layer.packed
-    return entry.layer.local_values(matrix) if packed else matrix
+    if entry is None or not entry.layer.packed:
+        return matrix
+    return entry.layer.local_values(matrix)
 
 
 def _optimizer_state(built: Built) -> dict[str, Any]:

@@ -37,9 +37,7 @@ def draw_topologies(config: RunConfig) -> dict[str, LayerTopology]:
             same on every rank, whichever slice it holds.
     """
     shapes = layer_shapes(config.model.resolved())
-    found = build_topologies(
-        config.topology, shapes, seed=config.seed, read_checkpoint=_read_weight
-    )
+    found = build_topologies(config.topology, shapes, seed=config.seed, read_checkpoint=read_weight)
     for shape in shapes if found else ():
         _check_slices(config, shape, found[shape.name])
     return found
@@ -66,7 +64,7 @@ def _check_slices(config: RunConfig, shape: LayerShape, topology: LayerTopology)
         )
 
 
-def _read_weight(folder: Path, layer: str) -> NDArray[np.float32]:
+def read_weight(folder: Path, layer: str) -> NDArray[np.float32]:
     """The dense weight of one layer in a checkpoint of ours."""
     reader, name = Reader(folder), f"{layer}.weight"
     if not reader.has("master", name):

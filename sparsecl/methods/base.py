@@ -76,7 +76,7 @@ class Method:
 
     name = "none"
     rewires = False
-    """It moves live weights: the topology of a checkpoint is taken over in place of the config's."""
+    """It moves live weights: a checkpoint's topology takes the place of the config's."""
 
     def phase_start(self, context: MethodContext) -> None:
         """Before the first step of a phase; not called again on a resume inside it."""

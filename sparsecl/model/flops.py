@@ -1,10 +1,10 @@
-"""What a model costs: parameters, FLOPs per token, bytes of model state per rank. Formulas only."""
+"""What a model costs: parameters and FLOPs per token, from formulas alone. Bytes: memory.py."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from sparsecl.model.config import ModelShape, padded_vocabulary
+from sparsecl.model.config import ModelShape
 from sparsecl.model.shapes import layer_shapes
 from sparsecl.topology.layer import LayerTopology
 
@@ -73,77 +73,52 @@ class TrainingFlops:
     useful: int
     """Live weights only: what the topology asks for."""
 
+    executed: int
+    """What the backends do: csr and block multiply live weights, dense every cell."""
+
     dense: int
-    """The same model without masks. Masked storage executes this many at every density."""
+    """The same model without masks."""
 
 
 def training_flops_per_token(
-    shape: ModelShape, counts: ParameterCounts, *, role: Literal["topology", "update"] = "topology"
+    shape: ModelShape,
+    counts: ParameterCounts,
+    *,
+    role: Literal["topology", "update"] = "topology",
+    multiplied: int | None = None,
 ) -> TrainingFlops:
     """Count matrix products: per weight 2 FLOPs forward, 2 for dX and 2 for dW.
 
     The head is a product with the embedding and counts; lookups, norms and softmax do not.
     Attention adds 12 * layers * width * context, the whole square as in PaLM, appendix B
     (https://arxiv.org/abs/2204.02311), which makes utilisation comparable with published numbers.
+
+    Args:
+        multiplied: see `multiplied_weights`; None = all cells, as with the dense backend.
     """
     fixed = 6 * counts.embedding + 12 * shape.layers * shape.width * shape.context
     # In role "update" every weight takes part in forward and dX, only dW is sparse.
     used = counts.masked_live if role == "topology" else counts.masked_total
+    executed = counts.masked_total if multiplied is None else multiplied
     return TrainingFlops(
         useful=4 * used + 2 * counts.masked_live + fixed,
+        executed=6 * executed + fixed,
         dense=6 * counts.masked_total + fixed,
     )
 
 
-@dataclass(frozen=True)
-class StateBytes:
-    """Bytes of model state on one rank. Activations and communication buffers come on top."""
-
-    weights: int
-    gradients: int
-    master: int
-    """fp32 copy of the weights that the optimizer steps."""
-
-    moments: int
-    """The two Adam moments, fp32."""
-
-    masks: int
-    """One byte per masked cell of the local slices; ZeRO does not shard it."""
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return self.weights + self.gradients + self.master + self.moments + self.masks
-
-
-def state_bytes_per_rank(
+def multiplied_weights(
     shape: ModelShape,
-    vocab_size: int,
-    *,
-    zero_stage: int,
-    precision: Precision,
-    tp_size: int = 1,
-    dp_size: int = 1,
-    dense: bool = False,
-) -> StateBytes:
-    """Model state under masked storage, which keeps absent entries too: density changes nothing.
-
-    ZeRO shards over dp: optimizer state from stage 1, gradients from stage 2, weights from stage 3.
-    Under fp32 and stage 0 the weights are their own master; from stage 1 on DeepSpeed keeps a copy.
+    topologies: Mapping[str, LayerTopology],
+    backends: Mapping[str, str],
+) -> int:
+    """Cells that products touch: the live ones of layers on csr or block, all of the others.
 
     Args:
-        dense: no masks are kept.
+        backends: by layer name; a layer that is not named multiplies as a dense matrix.
     """
-    counts = count_parameters(shape, vocab_size, {})
-    split = counts.masked_total + padded_vocabulary(vocab_size, tp_size) * shape.width
-    num_local = split // tp_size + counts.other
-    num_shard = -(-num_local // dp_size)
-    width = 4 if precision == "fp32" else 2  # bytes of a weight in the forward pass
-    num_state = num_shard if zero_stage >= 1 else num_local
-    return StateBytes(
-        weights=width * (num_shard if zero_stage >= 3 else num_local),
-        gradients=width * (num_shard if zero_stage >= 2 else num_local),
-        master=0 if precision == "fp32" and zero_stage == 0 else 4 * num_state,
-        moments=8 * num_state,
-        masks=0 if dense else counts.masked_total // tp_size,
-    )
+    total = 0
+    for layer in layer_shapes(shape):
+        sparse = layer.name in topologies and backends.get(layer.name) in ("csr", "block")
+        total += topologies[layer.name].num_live if sparse else layer.num_cells
+    return total

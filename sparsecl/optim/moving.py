@@ -15,7 +15,9 @@ MoveFn = Callable[[torch.Tensor], torch.Tensor]
 """Old [N] -> new [N], elementwise or not."""
 
 
-def whole(slices: Slices, item: Slice | None, part: torch.Tensor | None, numel: int) -> torch.Tensor:
+def whole(
+    slices: Slices, item: Slice | None, part: torch.Tensor | None, numel: int
+) -> torch.Tensor:
     """The tensor of which every dp rank holds its slice, fp32 [N]. Collective over dp if ZeRO
     shards the optimizer's state, else local.
 

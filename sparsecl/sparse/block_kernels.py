@@ -10,8 +10,8 @@ Sizes for 2048 -> 8192 features, 8192 tokens, b = 128, 20 % live (205 tiles), bf
 132 SMs, 790 TFLOP/s of measured matrix peak, 4.3 TB/s of memory and 50 MB of L2 cache:
 each product is 55 GFLOP, 70 us at peak, and moves x and y (168 MB, 39 us) whatever the density.
 A BLOCK_T x 128 output tile does 2 * BLOCK_T * 128 / (2 * (BLOCK_T + 128)) FLOP per byte from L2:
-64 at 128 tokens, 85 at 256. At the 5.5 TB/s or so that L2 delivers that is 45 % and 60 % of peak, so
-the larger tile is worth its registers; the tuner has both.
+64 at 128 tokens, 85 at 256. At the 5.5 TB/s or so that L2 delivers (assumed, like all times here)
+that is 45 % and 60 % of peak, so the larger tile is worth its registers; the tuner has both.
 
 The programs of the products over tokens run tile row (or tile column) first: those that share a
 block of tokens run together and read it from L2 (128 tokens of x are 0.5 MB, of dy 2 MB; the 132
@@ -21,7 +21,9 @@ What is tuned by timing never changes the order of a sum: two processes may pick
 resumed run must have the bits of one that never stopped.
 """
 
-from typing import Any
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportOperatorIssue=false
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false, reportReturnType=false
+# Triton is installed on GPU machines only, and its language is no Python to a type checker.
 
 import torch
 import triton
@@ -85,7 +87,7 @@ def _tile(rows, firsts, widths, tile, end):
     return row, first, tl.load(widths + tile, mask=there, other=0)
 
 
-@triton.autotune(configs=_token_configs(), key=["num_rows", "num_columns"])
+@triton.autotune(configs=_token_configs(), key=["num_rows", "num_columns", "SIZE"])
 @triton.jit
 def _forward(
     x,
@@ -115,10 +117,11 @@ def _forward(
     weight = values + start.to(tl.int64) * (SIZE * SIZE) + (side[None, :] * stride + step[:, None])
     source = x + before * x_token + (token[:, None] * x_token + step[None, :] * x_feature)
     total = tl.zeros((BLOCK_T, SIZE), dtype=tl.float32)
-    # Two helps for the compiler, without which it does not copy x ahead in 16-byte pieces: the column
-    # is read one turn early, so that no address waits for a load of its own turn, and `at % SIZE` is
-    # said to be a multiple of DEPTH. With both, a program of 128 tokens x 128 features needs 124
-    # registers a thread and 98 KB, so that an SM holds two; without, 184 and 2-byte loads.
+    # Two helps for the compiler, without which it does not copy x ahead in pieces of 16 bytes: the
+    # column is read one turn early, so that no address waits for a load of its own turn, and
+    # `at % SIZE` is said to be a multiple of DEPTH. Compiled for sm_90 with both, a program of 128
+    # tokens x 128 features needs 124 registers a thread and 98 KB, so that an SM holds two; without
+    # them 184, and it loads 2 bytes at a time.
     column = tl.load(columns + start, mask=stride > 0, other=0)
     for at in range(0, stride, DEPTH):
         inner = tl.multiple_of(at % SIZE, DEPTH)
@@ -132,7 +135,7 @@ def _forward(
     tl.store(target, total.to(y.dtype.element_ty), mask=inside)
 
 
-@triton.autotune(configs=_token_configs(), key=["num_rows", "num_columns"])
+@triton.autotune(configs=_token_configs(), key=["num_rows", "num_columns", "SIZE"])
 @triton.jit
 def _grad_input(
     dy,
@@ -177,7 +180,7 @@ def _grad_input(
     tl.store(target, total.to(dx.dtype.element_ty), mask=inside)
 
 
-@triton.autotune(configs=_sum_configs(), key=["num_tiles"])
+@triton.autotune(configs=_sum_configs(), key=["num_tiles", "SIZE"])
 @triton.jit
 def _grad_values(
     dy,
@@ -239,8 +242,8 @@ def forward_product(
             x.shape[0],
             num_rows,
             num_columns,
-            *x.stride(),
-            *out.stride(),
+            *_strides(x),
+            *_strides(out),
             SIZE=size,
             DEPTH=min(size, _step(values)),
         )
@@ -267,8 +270,8 @@ def grad_input(
             dy.shape[0],
             num_rows,
             num_columns,
-            *dy.stride(),
-            *out.stride(),
+            *_strides(dy),
+            *_strides(out),
             SIZE=size,
             DEPTH=min(size, _step(values)),
         )
@@ -311,8 +314,8 @@ def grad_values(
             num_tiles,
             tokens_per_part,
             out.numel(),
-            *dy.stride(),
-            *x.stride(),
+            *_strides(dy),
+            *_strides(x),
             SIZE=size,
             STEP=_step(x),
         )
@@ -333,6 +336,12 @@ def choose_num_parts(num_tokens: int, num_tiles: int, num_sms: int) -> int:
         return waves * triton.cdiv(num_tokens, parts) + adding
 
     return min(range(1, max(1, num_tokens // STEP) + 1), key=time)
+
+
+def _strides(tensor: Tensor) -> tuple[int, ...]:
+    # Where a block begins is counted in int64; inside a block, of 256 tokens at most, in int32.
+    assert max(tensor.stride()) < 2**23, tensor.stride()
+    return tensor.stride()
 
 
 def _step(tensor: Tensor) -> int:

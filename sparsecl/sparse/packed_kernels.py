@@ -4,6 +4,9 @@ Elements are moved as integers of their width: no float unit sees them, so a NaN
 and a negative zero its sign. Cells are counted in int64: a matrix may have 2^31 of them or more.
 """
 
+# pyright: reportMissingImports=false, reportGeneralTypeIssues=false
+# Triton is installed on GPU machines only.
+
 import triton
 import triton.language as tl
 

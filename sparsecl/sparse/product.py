@@ -19,8 +19,10 @@ class Backend(Protocol):
     Its tensors are integer buffers. x [T, I] and dy [T, O] may have any strides.
     """
 
-    index_bytes: int
-    """Bytes of its indices, beside those of the layer's `LiveIndex`."""
+    @property
+    def index_bytes(self) -> int:
+        """Bytes of its indices, beside those of the layer's `LiveIndex`."""
+        ...
 
     def arrange(self, x: Tensor) -> Tensor:
         """x or dy in the strides that the products want; done once and kept for the backward."""

@@ -161,6 +161,11 @@ class TopologyConfig:
             raise ValueError(
                 f"storage {self.storage} has no absent weights to keep; use masked for role: update"
             )
+        if self.role == "update" and self.backend != "dense":
+            raise ValueError(
+                f"backend {self.backend} multiplies by live weights only; role update uses all "
+                "weights in the forward pass: use dense"
+            )
         if self.keep_expansion and self.storage != "packed":
             raise ValueError("keep_expansion needs storage: packed; masked has nothing to expand")
         if self.backend == "block" and self.block is None:

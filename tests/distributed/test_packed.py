@@ -115,7 +115,7 @@ def sizes(cache: str, stage: str, overrides: tuple[str, ...], folder: str) -> di
             for state in built.slices.optimizer.state.values()
         ],
         # Sums over layers that flat buffers could hide in are larger still.
-        "dense": sorted({t.numel() for t in kept} & {l.local_shape.numel() for l in layers}),
+        "dense": sorted({t.numel() for t in kept} & {one.local_shape.numel() for one in layers}),
         "masks": [t.numel() for t in kept if t.dtype is torch.bool and t.numel() > 64],
     }
 
@@ -163,9 +163,7 @@ def test_a_checkpoint_holds_live_weights_only(masked, pool, shared_cache, tmp_pa
                 assert sum(piece.numel for piece in pieces) == graphs[0].num_live
 
 
-def go_on(
-    cache: str, stage: str, overrides: tuple[str, ...], folder: str, out: str
-) -> list[float]:
+def go_on(cache: str, stage: str, overrides: tuple[str, ...], folder: str, out: str) -> list[float]:
     """Train from the newest checkpoint of `folder`, which another storage or layout wrote."""
     trainer, _, built = cases.assemble(cases.load(cache, overrides), stage, out)
     found, _ = newest_valid(Path(folder))

@@ -96,9 +96,7 @@ def masked(pool, shared_cache, tmp_path_factory) -> Any:
     ("stage", "tp", "dp"),
     [("zero0", 1, 1), ("zero1", 1, 2), ("zero2", 2, 2), ("zero2_offload", 1, 2), ("zero3", 2, 2)],
 )
-def test_set_is_the_same_run_in_both_storages(
-    pool, shared_cache, tmp_path, masked, stage, tp, dp
-):
+def test_set_is_the_same_run_in_both_storages(pool, shared_cache, tmp_path, masked, stage, tp, dp):
     losses, weights, _ = masked(tp, dp)
     overrides = (*SET, *layout(tp, dp), "topology.storage=packed")
     ranks = pool.run(checked, tp * dp, str(shared_cache), stage, overrides, str(tmp_path))
@@ -127,9 +125,9 @@ def go_on(cache: str, stage: str, overrides: tuple[str, ...], folder: str, out: 
 def test_a_rewired_run_goes_on(pool, shared_cache, tmp_path, masked, storage):
     losses, _, folder = masked(1, 2)
     overrides = (*SET, *layout(1, 2), f"topology.storage={storage}")
-    resumed = pool.run(
-        go_on, 2, str(shared_cache), "zero2", overrides, str(folder), str(tmp_path)
-    )[0]
+    resumed = pool.run(go_on, 2, str(shared_cache), "zero2", overrides, str(folder), str(tmp_path))[
+        0
+    ]
     assert resumed == pytest.approx(losses[10:], abs=1e-6 if storage == "packed" else 0)
     reader = Reader(newest_valid(tmp_path)[0])
     for name, graph in reader.topologies.items():

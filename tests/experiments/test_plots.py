@@ -109,3 +109,50 @@ def test_bars_leave_out_the_domain_that_nothing_followed(tmp_path):
     assert ink(tmp_path / "bars.png") > 0.1
     with pytest.raises(ValueError, match="no domain in common"):
         plots.comparison_plot([], tmp_path / "none.png")
+
+
+def mask_picture(mask):
+    return plots.MaskPicture(title="layer", mask=mask, singular_values=(3.0, 1.5), bound=2.0)
+
+
+def test_topologies_are_drawn_with_and_without_masks(tmp_path):
+    mask = np.random.default_rng(0).random((40, 20)) < 0.3
+    curve = plots.ReachPicture(label="a", mean=(0.1, 0.5), minimum=(0.0, 0.2), maximum=(0.2, 1.0))
+    plots.topology_plot([mask_picture(mask)] * 2, [curve], tmp_path / "a.png")
+    plots.topology_plot([], [curve], tmp_path / "dense.png")
+    assert ink(tmp_path / "a.png") > 0.1 and ink(tmp_path / "dense.png") > 0.02
+    assert imread(tmp_path / "a.png").shape[0] > 2 * imread(tmp_path / "dense.png").shape[0]
+
+
+def test_a_mask_is_drawn_weight_by_weight_or_as_local_density():
+    small = np.eye(4, dtype=bool)
+    shares, size = plots._local_density(small)
+    assert size == 1 and (shares == small).all()
+    # 600 x 2 in tiles of 3 x 3; the one column of tiles is 2 wide. One row of each tile lives.
+    tall = np.zeros((600, 2), dtype=bool)
+    tall[::3] = True
+    shares, size = plots._local_density(tall)
+    assert size == 3 and shares.shape == (200, 1) and np.allclose(shares, 1 / 3)
+    shares, _ = plots._local_density(np.ones((601, 2), dtype=bool))
+    assert shares.shape == (201, 1) and np.allclose(shares, 1.0)
+
+
+def test_degrees_are_counted_in_whole_numbers():
+    mask = np.zeros((3, 6), dtype=bool)
+    mask[0, :4] = mask[1, :2] = True
+    axes = Figure().subplots()
+    plots._draw_degrees(axes, mask)
+    rows = axes.containers[0]
+    counts = {round(bar.get_x() + bar.get_width() / 2): bar.get_height() for bar in rows}
+    assert counts == {0: 1, 1: 0, 2: 1, 3: 0, 4: 1}
+
+
+def test_reach_and_spectrum_show_their_numbers():
+    axes = Figure().subplots()
+    curve = plots.ReachPicture(label="a", mean=(0.1, 0.5), minimum=(0.0, 0.2), maximum=(0.2, 1.0))
+    plots._draw_reach(axes, [curve, curve])
+    assert [line.get_ydata().tolist() for line in axes.lines] == [[0.1, 0.5]] * 2
+    axes = Figure().subplots()
+    plots._draw_spectrum(axes, mask_picture(np.eye(3, dtype=bool)))
+    assert list(axes.lines[0].get_ydata()) == [3.0, 1.5]
+    assert list(axes.lines[1].get_ydata()) == [2.0, 2.0]

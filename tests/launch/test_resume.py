@@ -6,16 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from safetensors.torch import load_file, save_file
+from safetensors.numpy import load_file, save_file
 
-from sparsecl import config as configs
 from sparsecl.checkpoint.manifest import read_manifest, verify, write_manifest
 from sparsecl.checkpoint.publish import candidates
-from sparsecl.engine.run_config import RunConfig
+from sparsecl.checkpoint.topologies import TOPOLOGY_FILE
 from sparsecl.files import sha256_file
-from sparsecl.model.shapes import layer_shapes
-from sparsecl.topology.build import build_topologies
 from tests.launch import outcome
 from tests.launch.kills import kill_at_step, wait_for
 from tests.launch.starter import Done, Starter, tiny
@@ -211,25 +209,34 @@ def test_a_shorter_record_is_refused(starter, folder):
     refused(starter, folder, 65, str(path), "500 bytes")
 
 
+def test_a_run_goes_on_in_the_other_storage(starter, folder, whole):
+    """It rounds differently, so it is the same run to the last digits that the tables show."""
+    done = resume(starter, folder, "topology.storage=packed", "topology.keep_expansion=true")
+    assert done.code == 0, done.err
+    found, wanted = outcome.read(folder), whole
+    assert np.allclose(found.results["matrix"]["loss"], wanted.results["matrix"]["loss"], atol=1e-5)
+    assert found.results["audit"]["nonzero"] == 0
+
+
 # ---- a checkpoint with a weight that may not exist ---------------------------------------------
 
 
-@pytest.mark.parametrize("state", ["master", "exp_avg", "exp_avg_sq"])
-def test_a_revived_weight_is_found(starter, folder, state):
+def test_a_moved_weight_is_found(starter, folder):
+    """A checkpoint holds live weights only; a weight elsewhere is another graph."""
     newest = candidates(folder / "checkpoints")[0]
     layer = "layers.1.mlp.up"
-    config = configs.load(RunConfig, folder / "config.yaml")
-    shapes = layer_shapes(config.model.resolved())
-    topology = build_topologies(config.topology, shapes, seed=config.seed)[layer]
-    dead = int((~topology.mask()).reshape(-1).nonzero()[0][0])
-
-    path = newest / "rank_0.safetensors"
-    tensors = load_file(path)
-    values = tensors[f"{state}/{layer}.weight"].view(-1)
-    assert values[dead] == 0
-    values[dead] = 1e-3
-    save_file(tensors, path)
+    bits = load_file(newest / TOPOLOGY_FILE)
+    mask = np.unpackbits(bits[f"{layer}.weight"]).astype(bool)
+    mask[[mask.argmax(), mask.argmin()]] ^= True
+    save_file({**bits, f"{layer}.weight": np.packbits(mask)}, newest / TOPOLOGY_FILE)
     rewrite(newest)
-    # The digests are in order, so only the audit can see it. It neither repairs nor falls back to
-    # an older checkpoint.
-    refused(starter, folder, 70, "audit at step", f"{layer}.weight ({state}): 1")
+    refused(starter, folder, 65, str(newest), f"topology digest of {layer}")
+
+
+def test_a_topology_of_another_size_is_refused(starter, folder):
+    newest = candidates(folder / "checkpoints")[0]
+    bits = load_file(newest / TOPOLOGY_FILE)
+    name = next(iter(bits))
+    save_file({**bits, name: bits[name][:-1]}, newest / TOPOLOGY_FILE)
+    rewrite(newest)
+    refused(starter, folder, 65, TOPOLOGY_FILE, f"{name} is not a live set of a")

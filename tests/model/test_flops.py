@@ -1,14 +1,11 @@
 """Cost formulas, by hand and against a built model."""
 
-import numpy as np
-import pytest
-
 from sparsecl.model.build import build_gpt
 from sparsecl.model.config import ModelConfig, ModelShape
 from sparsecl.model.flops import (
     ParameterCounts,
     count_parameters,
-    state_bytes_per_rank,
+    multiplied_weights,
     training_flops_per_token,
 )
 from sparsecl.model.shapes import layer_shapes
@@ -47,38 +44,22 @@ def test_flops_by_hand():
     attention = 12 * 2 * 8 * 4
     flops = training_flops_per_token(SHAPE, counts)
     assert flops.useful == 6 * 100 + 6 * 50 + attention
-    assert flops.dense == 6 * 1000 + 6 * 50 + attention
+    assert flops.dense == flops.executed == 6 * 1000 + 6 * 50 + attention
     update = training_flops_per_token(SHAPE, counts, role="update")
     assert update.useful == 4 * 1000 + 2 * 100 + 6 * 50 + attention
     assert update.dense == flops.dense
+    sparse = training_flops_per_token(SHAPE, counts, multiplied=100)
+    assert sparse.executed == sparse.useful == flops.useful
 
 
-# SHAPE: 1536 masked cells, 128 padded rows of width 8, 9 other rows of width 8.
-NUM_WEIGHTS = 1536 + 128 * 8 + 9 * 8
-
-
-@pytest.mark.parametrize(
-    ("stage", "precision", "weights", "gradients", "master", "moments"),
-    [
-        (0, "fp32", 4, 4, 0, 8),
-        (0, "bf16", 2, 2, 4, 8),
-        (1, "bf16", 2, 2, 1, 2),
-        (2, "fp16", 2, 0.5, 1, 2),
-        (3, "bf16", 0.5, 0.5, 1, 2),
-        (3, "fp32", 1, 1, 1, 2),
-    ],
-)
-def test_bytes_by_stage_over_four_ranks(stage, precision, weights, gradients, master, moments):
-    state = state_bytes_per_rank(SHAPE, 100, zero_stage=stage, precision=precision, dp_size=4)
-    expected = np.array([weights, gradients, master, moments]) * NUM_WEIGHTS
-    assert [state.weights, state.gradients, state.master, state.moments] == expected.tolist()
-    assert state.masks == 1536
-    assert state.total == expected.sum() + 1536
-
-
-def test_bytes_under_tensor_parallel():
-    state = state_bytes_per_rank(SHAPE, 100, zero_stage=0, precision="fp32", tp_size=2)
-    assert state.weights == 4 * ((1536 + 128 * 8) // 2 + 9 * 8)
-    assert state.masks == 768
-    dense = state_bytes_per_rank(SHAPE, 100, zero_stage=0, precision="fp32", dense=True)
-    assert dense.masks == 0
+def test_only_sparse_backends_leave_out_absent_weights():
+    layers = layer_shapes(SHAPE)
+    topologies = build_topologies(TopologyConfig(density=0.25), layers, seed=0)
+    assert multiplied_weights(SHAPE, topologies, {}) == 2 * 12 * 8 * 8
+    for backend in ("csr", "block"):
+        every = dict.fromkeys(topologies, backend)
+        assert multiplied_weights(SHAPE, topologies, every) == 2 * 12 * 8 * 8 // 4
+    # One up matrix of 32 x 8 on csr, one that is dense whatever is said of it.
+    mixed = {"layers.0.mlp.up": "csr", "layers.1.mlp.up": "dense"}
+    assert multiplied_weights(SHAPE, topologies, mixed) == 2 * 12 * 8 * 8 - 192
+    assert multiplied_weights(SHAPE, {}, mixed) == 2 * 12 * 8 * 8

@@ -69,9 +69,10 @@ def test_megatron_attributes():
 
 
 def test_registry():
+    update = LinearOptions(role="update")
     model = nn.ModuleDict(
         {
-            "up": ColumnParallelSparseLinear(SHAPE, TOPOLOGY, tp_rank=1, tp_size=2, options=LinearOptions(role="update")),
+            "up": ColumnParallelSparseLinear(SHAPE, TOPOLOGY, tp_rank=1, tp_size=2, options=update),
             "dense": ColumnParallelSparseLinear(SHAPE, None),
             "norm": nn.LayerNorm(8),
         }

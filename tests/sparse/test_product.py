@@ -90,9 +90,7 @@ def test_every_pair_agrees_with_the_masked_product(kind, split, tp_size):
     ):
         if keep and (storage, backend) != ("packed", "dense"):
             continue
-        options = LinearOptions(
-            storage=storage, backend=backend, keep_expansion=keep, block_size=4
-        )
+        options = LinearOptions(storage=storage, backend=backend, keep_expansion=keep, block_size=4)
 
         def make(options=options):
             return [

@@ -23,6 +23,7 @@ from sparsecl.topology.config import (
         (lambda: BlockConfig(size=0), "^size must be >= 1"),
         (lambda: OverrideConfig(density=85.0), "^density must be in .* write 0.85"),
         (lambda: TopologyConfig(role="update", storage="packed"), "^storage packed .* masked"),
+        (lambda: TopologyConfig(role="update", backend="csr"), "^backend csr multiplies by live"),
         (lambda: TopologyConfig(keep_expansion=True), "^keep_expansion needs storage: packed"),
         (lambda: TopologyConfig(backend="block"), "^backend block needs tiles"),
         (lambda: TopologyConfig(kind="nm", block=BlockConfig(size=4)), "^block has no meaning"),

@@ -1,0 +1,276 @@
+"""What a rank keeps in memory: a ledger in bytes, from formulas alone.
+
+T = tokens of a micro-batch, W = width, V = padded vocabulary; O x I = cells and N = live weights of
+one matrix, local to the tensor-parallel rank. `e` = bytes of an element in the forward pass.
+
+Not in it, because it depends on the DeepSpeed JSON and on the machine: buckets of collectives,
+parameters that ZeRO-3 has gathered, what the allocator holds; and on the CPU the unpacked index
+while a matrix is expanded: 8 bytes for each live weight of a layer and 1 for each cell.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import numpy as np
+
+from sparsecl.model.config import ModelShape, padded_vocabulary
+from sparsecl.model.flops import Precision
+from sparsecl.model.shapes import layer_shapes
+from sparsecl.sparse.backends import BackendName
+from sparsecl.sparse.block import MAX_KERNEL_SIZE, MIN_KERNEL_SIZE
+from sparsecl.sparse.index import INT32_CELLS
+from sparsecl.sparse.kernels import GROUP
+from sparsecl.topology.config import TopologyConfig
+from sparsecl.topology.layer import LayerShape, LayerTopology
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How a model is spread over ranks, and what passes through it at once."""
+
+    zero_stage: int
+    """0 to 3. Optimizer state is sharded from stage 1, gradients from 2, weights from 3."""
+
+    precision: Precision
+    tp_size: int = 1
+    dp_size: int = 1
+    micro: int = 1
+    """Sequences of a micro-batch on one rank."""
+
+    length: int | None = None
+    """Tokens of a sequence; None = the model's context."""
+
+    activation_checkpointing: bool = False
+    gpu: bool = False
+    """The block backend has kernels there; on a CPU it rearranges its inputs, as csr does."""
+
+    num_moments: int = 2
+    """fp32 tensors that the optimizer keeps for each weight: 2 for Adam, 1 for momentum."""
+
+    @property
+    def element(self) -> int:
+        """Bytes of a weight or an activation in the forward pass."""
+        return 4 if self.precision == "fp32" else 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankMemory:
+    """Bytes on the rank that holds most live weights."""
+
+    weights: int
+    gradients: int
+    master: int
+    """fp32 copy of the weights that the optimizer steps; 0 where it steps the weights themselves
+    (ZeRO 0 in fp32)."""
+
+    moments: int
+    anchors: int
+    """fp32 initial values that absent weights are held at (role update)."""
+
+    indices: int
+    """Masks of masked storage, index of packed storage, plans of sparse backends. Not sharded."""
+
+    kept: int
+    """Matrices that keep_expansion holds beside packed values."""
+
+    activations: int
+    """What autograd keeps of one micro-batch for its backward pass."""
+
+    transient: int
+    """What the largest moment of the backward pass adds: the gradient of the logits; or, in a
+    block, the gradients of hidden units, the expanded matrix or the new gradient of a layer, and
+    that of the embedding; or the embedding's gradients from both ends of the model."""
+
+    @property
+    def state(self) -> int:
+        """What stays from step to step."""
+        return self.total - self.transient - self.activations
+
+    @property
+    def total(self) -> int:
+        """All of it, at the largest moment of a backward pass."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One rank's slice of one matrix."""
+
+    out_features: int
+    in_features: int
+    num_live: int
+    backend: BackendName
+    sparse: bool
+    """It lies on a topology."""
+
+    @property
+    def cells(self) -> int:
+        return self.out_features * self.in_features
+
+
+def memory_per_rank(
+    shape: ModelShape,
+    vocab_size: int,
+    topologies: Mapping[str, LayerTopology],
+    config: TopologyConfig,
+    layout: Layout,
+    *,
+    backends: Mapping[str, BackendName] | None = None,
+) -> RankMemory:
+    """Add up the ledger of the fullest tensor-parallel rank.
+
+    Args:
+        topologies: by layer name; a layer without one is dense.
+        config: its storage, role, block size and keep_expansion count, and its backend.
+        backends: what backend `auto` has chosen, by layer name; until then it counts as dense.
+    """
+    parts = _fullest_rank(shape, topologies, config, layout.tp_size, backends or {})
+    packed, e = config.storage == "packed", layout.element
+    rows = padded_vocabulary(vocab_size, layout.tp_size) // layout.tp_size
+    # Embedding, positions, two norms in each layer and one at the end.
+    dense = (rows + shape.context + 2 * shape.layers + 1) * shape.width
+    kept_weights = [part.num_live if packed and part.sparse else part.cells for part in parts]
+    num_local = dense + sum(kept_weights)
+    num_shard = -(-num_local // layout.dp_size)
+    num_state = num_shard if layout.zero_stage >= 1 else num_local
+    own_master = layout.precision != "fp32" or layout.zero_stage >= 1
+    anchored = sum(part.cells for part in parts if part.sparse) if config.role == "update" else 0
+    activations, head, block = _activations(shape, rows, layout, parts)
+    # The embedding's gradient from the head waits for that from the lookup. At the end, when no
+    # activation is left, both exist and their sum.
+    table = e * rows * shape.width
+    matrices = e * max(_new_elements(part, config) for part in parts) + table
+    return RankMemory(
+        weights=e * (num_shard if layout.zero_stage >= 3 else num_local),
+        gradients=e * (num_shard if layout.zero_stage >= 2 else num_local),
+        master=4 * num_state if own_master else 0,
+        moments=4 * layout.num_moments * num_state,
+        anchors=4 * (-(-anchored // layout.dp_size) if layout.zero_stage >= 1 else anchored),
+        indices=sum(_index_bytes(part, config) for part in parts),
+        kept=e * sum(part.cells for part in parts if config.keep_expansion and _expands(part)),
+        activations=activations,
+        transient=max(head, block + matrices, 3 * table - activations),
+    )
+
+
+def live_index_bytes(cells: int, num_live: int) -> int:
+    """Bytes of a LiveIndex: nothing if all cells live, else bitmap or int32 indices."""
+    if num_live == cells:
+        return 0
+    bitmap = -(-cells // 8) + 4 * -(-cells // GROUP)
+    return min(bitmap, 4 * num_live) if cells < INT32_CELLS else bitmap
+
+
+def _activations(
+    shape: ModelShape, vocab_local: int, layout: Layout, parts: Sequence[_Part]
+) -> tuple[int, int, int]:
+    """Bytes that stay until the backward pass, and that it adds: in the head, in the last block.
+
+    Autograd keeps of a block: the inputs of both norms and what they give (4 W), q, k, v and the
+    output of attention (4 W / tp), the hidden units before and after the GELU (2 mlp / tp). With
+    activation checkpointing only the block's input stays, and one block at a time is made again.
+
+    Args:
+        vocab_local: rows of this rank's embedding.
+    """
+    e, tp = layout.element, layout.tp_size
+    num_tokens = layout.micro * (layout.length or shape.context)
+    stream = e * num_tokens * shape.width
+    inner, hidden = stream // tp, e * num_tokens * shape.mlp // tp
+    # Sparse products on a CPU want features first, and attention gives tokens first: `o` keeps a
+    # copy.
+    copies = not layout.gpu and any(part.backend != "dense" for part in parts)
+    # fp32: mean and deviation of two norms, and the logarithm of each softmax's denominator.
+    statistics = 4 * num_tokens * (4 + shape.heads // tp)
+    saved = 4 * stream + (4 + copies) * inner + 2 * hidden + statistics
+    # The stream's gradient, and that of the hidden units.
+    in_block = stream + hidden
+    if copies:
+        # The stream's gradient with features first; lower precisions are computed in fp32.
+        in_block += stream + (4 // e - 1) * 2 * (stream + hidden)
+    # The logits' fp32 softmax, its gradient, and the gradient of the logits. Over several ranks
+    # Megatron's cross entropy turns the one into the other in place.
+    logits = 4 * num_tokens * vocab_local
+    # Input and output of the last norm stay until the head is done.
+    in_head = 2 * stream + 8 * num_tokens + (3 if tp == 1 else 1) * logits
+    if not layout.activation_checkpointing:
+        return shape.layers * saved, in_head, in_block
+    return shape.layers * stream, in_head, in_block + saved - stream
+
+
+def _fullest_rank(
+    shape: ModelShape,
+    topologies: Mapping[str, LayerTopology],
+    config: TopologyConfig,
+    tp_size: int,
+    backends: Mapping[str, BackendName],
+) -> list[_Part]:
+    """The slices of the tensor-parallel rank that holds most live weights."""
+    layers = layer_shapes(shape)
+    counts = np.array(
+        [_live_by_rank(layer, topologies.get(layer.name), tp_size) for layer in layers]
+    )
+    fullest = int(counts.sum(0).argmax())
+    parts = []
+    for layer, live in zip(layers, counts[:, fullest], strict=True):
+        size = [layer.out_features, layer.in_features]
+        size[_split_dim(layer)] //= tp_size
+        chosen = config.backend if config.backend != "auto" else backends.get(layer.name, "dense")
+        sparse = layer.name in topologies
+        parts.append(_Part(size[0], size[1], int(live), chosen if sparse else "dense", sparse))
+    return parts
+
+
+def _split_dim(layer: LayerShape) -> Literal[0, 1]:
+    return 1 if layer.kind in ("o", "down") else 0
+
+
+def _live_by_rank(layer: LayerShape, topology: LayerTopology | None, tp_size: int) -> Sequence[int]:
+    if topology is None:
+        return [layer.num_cells // tp_size] * tp_size
+    if tp_size == 1:
+        return [topology.num_live]
+    degrees = topology.column_degrees() if _split_dim(layer) else topology.row_degrees()
+    return [int(count) for count in degrees.reshape(tp_size, -1).sum(1)]
+
+
+def _expands(part: _Part) -> bool:
+    """A matrix is made of the live values for each product; a full one is a view of them."""
+    return part.sparse and part.backend == "dense" and part.num_live < part.cells
+
+
+def _new_elements(part: _Part, config: TopologyConfig) -> int:
+    """Elements that the gradient of one layer takes until it is added to the earlier ones.
+
+    W, where it is expanded for dx, is gone before dW comes, which is as large.
+    """
+    if not part.sparse or (config.storage == "masked" and part.backend == "dense"):
+        return part.cells
+    if config.storage == "masked":
+        return part.cells + part.num_live  # the live gradient is put into a matrix
+    return part.num_live + (part.cells if _expands(part) else 0)
+
+
+def _index_bytes(part: _Part, config: TopologyConfig) -> int:
+    if not part.sparse:
+        return 0
+    masked = config.storage == "masked"
+    total = part.cells if masked else 0  # one byte of a bool mask for each cell
+    if not masked or part.backend != "dense":
+        total += live_index_bytes(part.cells, part.num_live)
+    return total + _plan_bytes(part, config)
+
+
+def _plan_bytes(part: _Part, config: TopologyConfig) -> int:
+    """Indices of a backend's own, int32."""
+    if part.backend == "csr":  # rows and columns, in both orders
+        return 4 * (3 * part.num_live + part.out_features + part.in_features + 2)
+    if part.backend == "block" and config.block is not None:
+        size = math.gcd(config.block.size, MAX_KERNEL_SIZE)  # of the tiles that it works on
+        size = size if size >= MIN_KERNEL_SIZE else config.block.size
+        tiles = part.num_live // size**2
+        rows, columns = part.out_features // size, part.in_features // size
+        return 4 * (5 * tiles + rows + columns + 2)
+    return 0
