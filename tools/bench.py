@@ -98,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
     numbers = {
         "rounds": (7, "rounds that count"),
         "warmup": (2, "rounds before them that do not"),
-        "threads": (None, "CPU threads; default: torch's own choice"),
+        "threads": (None, "CPU threads; default: OMP_NUM_THREADS, or all cores"),
         "dp": (2, "--wire: processes"),
     }
     _add_numbers(result, numbers)

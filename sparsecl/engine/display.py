@@ -100,7 +100,7 @@ def costs(
     memory = _memory(config, plan, topologies, vocab=vocab, stage=stage, backends=backends)
     by = f"by backend {backend}" if topologies else "by a dense model"
     if topologies and backend == "auto" and backends is None:
-        by = "at most: what backend auto takes is measured at the start of the run"
+        by = "at most; backend auto is measured when the run starts"
     tokens = plan.num_steps * plan.tokens_per_step
     storage = f"{config.topology.storage} storage" if topologies else "dense model"
     return "\n".join(

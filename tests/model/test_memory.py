@@ -175,7 +175,7 @@ def test_packed_layers_expand_one_matrix_at_a_time_and_sparse_rows_none():
     assert ledger(shape=shape, layout=gpu, **block).transient == dense - 4 * (cells - live)
 
 
-def test_half_precision_models_need_half_the_weights_of_a_real_one():
+def test_weights_in_bf16_are_those_of_a_real_model():
     model = build_gpt(
         ModelConfig(preset=None, layers=2, width=8, heads=2, context=4),
         TopologyConfig(density=0.25, storage="packed"),

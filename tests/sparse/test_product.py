@@ -5,6 +5,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsecl import config as configs
@@ -103,6 +105,32 @@ def test_every_pair_agrees_with_the_masked_product(kind, split, tp_size):
                 make()
             continue
         check(make(), split, graph.mask())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 13),
+    columns=st.integers(1, 13),
+    density=st.sampled_from([0.0, 0.1, 0.5, 1.0]),  # 0: one live weight, all other rows empty
+    storage=st.sampled_from(["masked", "packed"]),
+    backend=st.sampled_from(["dense", "csr", "block"]),
+    seed=st.integers(0, 9),
+)
+def test_any_shape_and_any_mask(rows, columns, density, storage, backend, seed):
+    rng = np.random.default_rng(seed)
+    mask = rng.random((rows, columns)) < density
+    mask[rng.integers(rows), rng.integers(columns)] = True
+    graph = LayerTopology.from_mask("w", mask)
+    options = LinearOptions(storage=storage, backend=backend, block_size=1)
+    layer = ColumnParallelSparseLinear(LayerShape("w", "up", rows, columns), graph, options=options)
+    check([layer], 0, mask)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_side_that_tp_does_not_divide_is_refused(split):
+    shape = LayerShape("w", "up", 7, 5)
+    with pytest.raises(AssertionError, match="w"):
+        SPLITS[split](shape, None, tp_rank=0, tp_size=2)
 
 
 def _is_tiled(mask: np.ndarray, size: int) -> bool:

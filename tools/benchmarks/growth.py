@@ -6,15 +6,18 @@ beside the layers, makes it smaller.
 """
 
 import argparse
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from sparsecl.engine.run_config import RunConfig
 from tools.benchmarks import process
 from tools.benchmarks.arms import BASELINE, arm_configs, model_config
 from tools.benchmarks.ratios import log_slope, medians
 from tools.benchmarks.steps import Timed
+
+if TYPE_CHECKING:
+    from sparsecl.engine.run import Prepared
 
 DENSITIES = (0.05, 0.1, 0.2, 0.4)
 FACTORS = (1, 2, 4)
@@ -26,18 +29,25 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Time all points. The baseline has no axis of live weights."""
     from sparsecl import dist
 
-    machine = process.start(options)
-    dist.init()
-    names = [BASELINE, *options.arms]
-    lines = [
-        _line(options, axis, name)
+    groups = {
+        (axis, name): line_configs(options, axis, name)
         for axis in AXES
-        for name in names
+        for name in (BASELINE, *options.arms)
         if axis != "live_weights" or name != BASELINE
-    ]
+    }
+    machine, prepared = process.start(options, groups)
+    dist.init()
+    lines = [time_line(options, axis, name, runs) for (axis, name), runs in prepared.items()]
     dist.shutdown()
-    machine["load_average_after"] = os.getloadavg()[0]
-    return {"environment": machine, "lines": lines}
+    return {"environment": process.finish(machine), "lines": lines}
+
+
+def line_configs(options: argparse.Namespace, axis: str, arm: str) -> dict[str, RunConfig]:
+    """The runs of one arm along one axis, numbered."""
+    return {
+        str(number): arm_configs(options, **settings)[arm]
+        for number, settings in enumerate(points(options, axis))
+    }
 
 
 def points(options: argparse.Namespace, axis: str) -> list[dict[str, Any]]:
@@ -52,15 +62,14 @@ def points(options: argparse.Namespace, axis: str) -> list[dict[str, Any]]:
     return [{"density": first, "layers": layers * k} for k in FACTORS]
 
 
-def _line(options: argparse.Namespace, axis: str, arm: str) -> dict[str, Any]:
-    """One axis of one arm: its points side by side."""
-    trials: dict[str, Timed] = {}
-    sizes: dict[str, int] = {}
-    for number, settings in enumerate(points(options, axis)):
-        config = arm_configs(options, **settings)[arm]
-        prepared, backends, _ = process.prepare(config, options.ds_config)
-        trial = Timed(prepared, options.vocab, backends)
-        trials[str(number)], sizes[str(number)] = trial, _size(trial, axis)
+def time_line(
+    options: argparse.Namespace, axis: str, arm: str, runs: "Mapping[str, Prepared]"
+) -> dict[str, Any]:
+    """One axis of one arm: its points side by side. `dist.init` has run."""
+    trials = {
+        name: Timed(run, options.vocab, process.backends_of(run)[0]) for name, run in runs.items()
+    }
+    sizes = [_size(trial, axis) for trial in trials.values()]
 
     def step(name: str, index: int, counts: bool) -> None:
         plan = trials[name].plan
@@ -77,7 +86,7 @@ def _line(options: argparse.Namespace, axis: str, arm: str) -> dict[str, Any]:
     seconds = [trial.seconds for trial in trials.values()]
     for trial in trials.values():
         trial.close()
-    return {"axis": axis, "arm": arm, **fit(list(sizes.values()), [medians(s) for s in seconds])}
+    return {"axis": axis, "arm": arm, **fit(sizes, [medians(s) for s in seconds])}
 
 
 def fit(sizes: Sequence[int], times: Sequence[dict[str, float]]) -> dict[str, Any]:

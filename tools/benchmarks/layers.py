@@ -6,7 +6,6 @@ that is kept over them (packed_keep) is expanded once in a round.
 """
 
 import argparse
-import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from tools.benchmarks.ratios import summary
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sparsecl.engine.run import Prepared
     from sparsecl.sparse.linear import SparseLinear
 
 # One linear for each distinct shape of a block, and how often the shape occurs in it.
@@ -29,16 +29,16 @@ def measure(
     options: argparse.Namespace, groups: Mapping[float, Mapping[str, RunConfig]]
 ) -> dict[str, Any]:
     """Time the linears of every arm, density by density; a group holds its arms' layers only."""
-    machine = process.start(options)
-    results = [_group(options, density, configs) for density, configs in groups.items()]
-    machine["load_average_after"] = os.getloadavg()[0]
-    return {"environment": machine, "groups": results}
+    machine, prepared = process.start(options, groups)
+    results = [time_group(options, density, runs) for density, runs in prepared.items()]
+    return {"environment": process.finish(machine), "groups": results}
 
 
-def _group(
-    options: argparse.Namespace, density: float, configs: Mapping[str, RunConfig]
+def time_group(
+    options: argparse.Namespace, density: float, runs: "Mapping[str, Prepared]"
 ) -> dict[str, Any]:
-    arms = {name: LayerArm(options, config) for name, config in configs.items()}
+    """All arms of one density: shapes, their sum over a block, and the block."""
+    arms = {name: LayerArm(run) for name, run in runs.items()}
     tokens = arms[BASELINE].plan.tokens_per_step
     units = {
         unit: _time(options, arms, unit, f"density {density:g}, {unit}")
@@ -89,7 +89,7 @@ def _sum(units: Mapping[str, Any], name: str) -> dict[str, Any]:
 class LayerArm:
     """The linears of one block in one arm."""
 
-    def __init__(self, options: argparse.Namespace, config: RunConfig) -> None:
+    def __init__(self, prepared: "Prepared") -> None:
         """Build and fill block 0."""
         from sparsecl import dist
         from sparsecl.engine.topology import DTYPES
@@ -97,8 +97,8 @@ class LayerArm:
         from sparsecl.model.gpt import block_linears
         from sparsecl.model.init import fill_linear
 
-        prepared, chosen, self.choices = process.prepare(config, options.ds_config)
-        self.plan, topologies = prepared.plan, prepared.topologies
+        chosen, self.choices = process.backends_of(prepared)
+        self.plan, config, topologies = prepared.plan, prepared.config, prepared.topologies
         settings = {name: linear_options(config.topology, name, chosen) for name in topologies}
         self.linears: dict[str, SparseLinear] = block_linears(
             prepared.plan.shape, 0, topologies, settings

@@ -9,7 +9,6 @@ backward pass of the model without DeepSpeed, with gradients in place.
 
 import argparse
 import gc
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
 
     from sparsecl.engine.build import Built
     from sparsecl.engine.plan import Plan
+    from sparsecl.engine.run import Prepared
     from sparsecl.model.gpt import GPT
-    from sparsecl.topology.layer import LayerTopology
 
 STATE = ("weights", "gradients", "master", "moments", "indices", "kept")
 PASS = ("activations", "transient")
@@ -36,51 +35,48 @@ def measure(
     """Build and measure one arm after the other; the baseline once."""
     from sparsecl import dist
 
-    machine = process.start(options)
+    machine, prepared = process.start(options, groups)
     dist.init()
     rows: list[dict[str, Any]] = []
-    for density, configs in groups.items():
-        for name, config in configs.items():
+    for density, runs in prepared.items():
+        for name, run in runs.items():
             if name != BASELINE or not rows:
                 rows.append({"density": 1.0 if name == BASELINE else density, "arm": name})
-                rows[-1].update(_arm(options, config))
+                rows[-1].update(measure_arm(run, options.vocab, options.length))
                 gc.collect()
     dist.shutdown()
     for row in rows:
         row["matrices_to_dense"] = {
             key: row["matrices"][key] / rows[0]["matrices"][key] for key in row["matrices"]
         }
-    machine["load_average_after"] = os.getloadavg()[0]
-    return {"environment": machine, "rows": rows}
+    return {"environment": process.finish(machine), "rows": rows}
 
 
-def _arm(options: argparse.Namespace, config: RunConfig) -> dict[str, Any]:
+def measure_arm(prepared: "Prepared", vocab_size: int, length: int | None) -> dict[str, Any]:
+    """Build one model, measure a pass, give it to DeepSpeed, measure its state, and drop it.
+
+    Args:
+        length: tokens of a sequence; None = the context.
+    """
     from sparsecl.engine.build import attach
     from sparsecl.model.build import build_gpt
 
-    prepared, backends, _ = process.prepare(config, options.ds_config)
+    config, plan = prepared.config, prepared.plan
+    backends, _ = process.backends_of(prepared)
     model = build_gpt(
         config.model,
         config.topology,
-        vocab_size=options.vocab,
+        vocab_size=vocab_size,
         seed=config.seed,
         topologies=prepared.topologies,
         backends=backends,
     )
-    length = options.length or prepared.plan.shape.context
-    peak = pass_bytes(model, config, options.vocab, (prepared.plan.micro, length))
+    length = length or plan.shape.context
+    peak = pass_bytes(model, config, vocab_size, (plan.micro, length))
     built = attach(model, config, prepared.deepspeed.config)
-    measured = {**state_bytes(built, prepared.plan, options.vocab, length), "pass": peak}
+    measured = {**state_bytes(built, plan, vocab_size, length), "pass": peak}
     process.drop(built.engine)
-    formula = ledger(
-        config,
-        prepared.plan,
-        options.vocab,
-        prepared.topologies,
-        stage=prepared.deepspeed.stage,
-        length=length,
-        backends=backends,
-    )
+    formula = ledger(prepared, vocab_size, length=length, backends=backends)
     return {
         "measured": measured,
         "formula": formula,
@@ -93,14 +89,7 @@ def _arm(options: argparse.Namespace, config: RunConfig) -> dict[str, Any]:
 
 
 def ledger(
-    config: RunConfig,
-    plan: "Plan",
-    vocab_size: int,
-    topologies: "Mapping[str, LayerTopology]",
-    *,
-    stage: int,
-    length: int,
-    backends: Mapping[str, Any],
+    prepared: "Prepared", vocab_size: int, *, length: int, backends: Mapping[str, Any]
 ) -> dict[str, int]:
     """The formulas: every part, `state`, `pass`, and `others` = the state of all but the matrices
     of the blocks (embedding, positions, norms), which is equal in all arms."""
@@ -109,8 +98,9 @@ def ledger(
     from sparsecl.model.flops import count_parameters
     from sparsecl.model.memory import Layout, memory_per_rank
 
+    config, plan, topologies = prepared.config, prepared.plan, prepared.topologies
     layout = Layout(
-        zero_stage=stage,
+        zero_stage=prepared.deepspeed.stage,
         precision=config.precision,
         dp_size=plan.dp_size,
         micro=plan.micro,
@@ -165,14 +155,13 @@ def state_bytes(built: "Built", plan: "Plan", vocab_size: int, length: int) -> d
     from sparsecl import dist
 
     engine, slices = built.engine, built.slices
-    for step in range(2):
-        for _ in range(plan.accumulation):
-            shape = (plan.micro, length + 1)
-            tokens = torch.randint(vocab_size, shape, device=dist.device())
-            losses, _ = engine(tokens[:, :-1], tokens[:, 1:])
-            engine.backward(losses.mean())
-            if step == 0:
-                engine.step()
+    for left in reversed(range(2 * plan.accumulation)):
+        shape = (plan.micro, length + 1)
+        tokens = torch.randint(vocab_size, shape, device=dist.device())
+        losses, _ = engine(tokens[:, :-1], tokens[:, 1:])
+        engine.backward(losses.mean())
+        if left:  # else the gradients are complete, and still there
+            engine.step()
     weights = [tensor for p in engine.module.parameters() for tensor in _weight_tensors(p)]
     own = {tensor.untyped_storage().data_ptr() for tensor in weights}
     master = [

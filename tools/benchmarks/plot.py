@@ -49,14 +49,23 @@ def _by_density(figure: Any, result: Mapping[str, Any]) -> None:
 
 def _growth(figure: Any, result: Mapping[str, Any]) -> None:
     """Step time against each axis, both logarithmic."""
+    from matplotlib.ticker import NullLocator
+
+    figure.set_size_inches(12, 4.5)
     axes = list(dict.fromkeys(line["axis"] for line in result["lines"]))
     for panel, name in zip(figure.subplots(1, len(axes), squeeze=False)[0], axes, strict=True):
-        for line in (line for line in result["lines"] if line["axis"] == name):
+        lines = [line for line in result["lines"] if line["axis"] == name]
+        for line in lines:
             times = [point["step"] * 1e3 for point in line["median_seconds"]]
             slope = line["slopes"]["step"]["exponent"]
             panel.plot(line["sizes"], times, marker="o", label=f"{line['arm']}, k = {slope:.2f}")
         panel.set(xscale="log", yscale="log", xlabel=name.replace("_", " "), ylabel="step, ms")
-        panel.legend()
+        points = sorted({size for line in lines for size in line["sizes"]})
+        panel.set_xticks(points, [f"{x:.3g}" if x >= 1e5 else f"{x:,}" for x in points])
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter("{x:g}")
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.legend(fontsize="small")
 
 
 def _memory(figure: Any, result: Mapping[str, Any]) -> None:
@@ -74,6 +83,7 @@ def _memory(figure: Any, result: Mapping[str, Any]) -> None:
     labels = [f"{row['arm']}\n{row['density']:g}" for row in rows]
     axes.set_xticks(places, labels, rotation=45)
     axes.set_ylabel("model state, MB")
+    axes.margins(y=0.05)
     axes.legend()
 
 

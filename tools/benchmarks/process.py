@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,32 +23,50 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def start(options: argparse.Namespace) -> dict[str, Any]:
-    """Choose device, allocator and threads. Once, before anything is built.
+def start(
+    options: argparse.Namespace, groups: Mapping[Any, Mapping[str, RunConfig]]
+) -> tuple[dict[str, Any], dict[Any, dict[str, "Prepared"]]]:
+    """Choose device, check all runs, then set up allocator and threads. Before anything is built.
 
     Returns:
-        The machine and the versions.
+        The machine with its versions; and the checked runs, in the form of `groups`.
 
     Raises:
-        UserError: if there is no such device.
+        UserError: if there is no such device, or a run is not possible.
     """
     choose_device(options.device)
     import torch
 
     from sparsecl.allocator import keep_freed_memory
+    from sparsecl.engine.run import check
     from sparsecl.engine.run_folder import environment
 
+    prepared = {
+        key: {name: check(config, options.ds_config, None) for name, config in configs.items()}
+        for key, configs in groups.items()
+    }
     reuses = keep_freed_memory()
     if options.threads:
-        # Also from now on: `dist.init` takes all cores where nobody has said a number.
+        # Also for `dist.init`, which takes all cores where nobody has said a number.
         os.environ["OMP_NUM_THREADS"] = str(options.threads)
         torch.set_num_threads(options.threads)
-    return {
+    machine = {
         **environment(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "threads": torch.get_num_threads(),
         "keeps_freed_memory": reuses,
         "load_average_before": os.getloadavg()[0],
+    }
+    return machine, prepared
+
+
+def finish(machine: Mapping[str, Any]) -> dict[str, Any]:
+    """The machine as it was in the end."""
+    import torch
+
+    return {
+        **machine,
+        "threads": torch.get_num_threads(),
+        "load_average_after": os.getloadavg()[0],
     }
 
 
@@ -70,21 +88,20 @@ def choose_device(device: str) -> None:
         raise UserError("--device cuda: torch finds no GPU here; use --device cpu")
 
 
-def prepare(config: RunConfig, ds_path: Path) -> tuple["Prepared", dict[str, Any], list[str]]:
-    """Check a run and, for backend auto, measure which backends it takes; never from a cache.
+def backends_of(prepared: "Prepared") -> tuple[dict[str, Any], list[str]]:
+    """For backend auto, measure which backends a run takes; never from a cache.
 
     Returns:
-        The checked run, backends by layer name, and what was found for each shape, in words.
+        Backends by layer name, and what was found for each shape, in words.
     """
-    from sparsecl.engine.run import check
     from sparsecl.engine.topology import choose_backends
 
-    prepared = check(config, ds_path, None)
+    config = prepared.config
     with tempfile.TemporaryDirectory() as folder:
         fresh = replace(config, data=replace(config.data, cache_dir=folder))
         backends, lines = choose_backends(fresh, prepared.plan, prepared.topologies, None)
     gc.collect()
-    return prepared, dict(backends), lines
+    return dict(backends), lines
 
 
 def drop(engine: Any) -> None:

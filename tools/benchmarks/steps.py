@@ -1,7 +1,6 @@
 """Whole training steps: forward, backward and optimizer step through DeepSpeed."""
 
 import argparse
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -85,20 +84,18 @@ def measure(
     """
     from sparsecl import dist
 
-    machine = process.start(options)
+    machine, prepared = process.start(options, groups)
     dist.init()
-    results = [_group(options, density, configs) for density, configs in groups.items()]
+    results = [_group(options, density, runs) for density, runs in prepared.items()]
     dist.shutdown()
-    machine["load_average_after"] = os.getloadavg()[0]
-    return {"environment": machine, "groups": results}
+    return {"environment": process.finish(machine), "groups": results}
 
 
 def _group(
-    options: argparse.Namespace, density: float, configs: Mapping[str, RunConfig]
+    options: argparse.Namespace, density: float, runs: "Mapping[str, Prepared]"
 ) -> dict[str, Any]:
-    # All are checked before anything is built.
-    prepared = {n: process.prepare(c, options.ds_config) for n, c in configs.items()}
-    arms = {n: Timed(run, options.vocab, chosen) for n, (run, chosen, _) in prepared.items()}
+    chosen = {name: process.backends_of(run) for name, run in runs.items()}
+    arms = {name: Timed(run, options.vocab, chosen[name][0]) for name, run in runs.items()}
     plan = arms[BASELINE].plan
     shape = (options.sequences, plan.shape.context)
 
@@ -121,7 +118,7 @@ def _group(
         "arms": {
             name: {
                 "topology": asdict(arm.config.topology),
-                "choices": prepared[name][2],
+                "choices": chosen[name][1],
                 "num_tokens": plan.tokens_per_step * len(arm.seconds["step"]),
                 "last_loss": arm.loss,
                 "audit_checks": arm.built.guard.checks,

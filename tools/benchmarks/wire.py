@@ -51,16 +51,21 @@ def measure(
         UserError: if a case cannot run.
         InvariantError: if a worker died.
     """
-    machine = process.start(options)
+    machine, _ = process.start(options, groups)
     cases: list[Case] = []
     for density, configs in groups.items():
         for name, config in configs.items():
             if name != BASELINE or not cases:
                 shown = 1.0 if name == BASELINE else density
-                config = replace(config, batch=BatchConfig(sequences=options.dp, micro=1))
+                config = one_sequence(config, options.dp)
                 cases += [Case(name, shown, stage, config, options.vocab) for stage in STAGES]
     rows = run_workers(cases, options.dp)
-    return {"environment": machine, "dp": options.dp, "rows": rows}
+    return {"environment": process.finish(machine), "dp": options.dp, "rows": rows}
+
+
+def one_sequence(config: RunConfig, num_ranks: int) -> RunConfig:
+    """The same model with one sequence for each rank in a step."""
+    return replace(config, batch=BatchConfig(sequences=num_ranks, micro=1))
 
 
 def run_workers(cases: Sequence[Case], num_processes: int) -> list[dict[str, Any]]:
@@ -115,11 +120,13 @@ def count_case(case: Case) -> dict[str, Any]:
 
     from sparsecl import dist
     from sparsecl.engine.build import build
+    from sparsecl.engine.run import check
     from sparsecl.optim.build import set_lr
 
     if not dist.is_initialized():
         dist.init()
-    prepared, backends, _ = process.prepare(case.config, case.ds_path)
+    prepared = check(case.config, case.ds_path, None)
+    backends, _ = process.backends_of(prepared)
     built = build(
         prepared.config,
         prepared.deepspeed.config,
