@@ -29,6 +29,7 @@ from sparsecl.metrics.records import read_records
 from sparsecl.metrics.summary import summarize
 from sparsecl.metrics.table import report
 from sparsecl.model.flops import count_parameters
+from sparsecl.sparse.backends import BackendName
 from sparsecl.topology.layer import LayerTopology
 from sparsecl.topology.report import table, topology_digest
 
@@ -217,7 +218,7 @@ def _assemble(
 
     def open_log() -> None:
         if folder is not None:
-            opened.append(_open_log(prepared, folder, data, built, scalars_bytes, tokens))
+            opened.append(_open_log(prepared, folder, data, built, backends, scalars_bytes, tokens))
             for note in notes:
                 opened[0].say(f"  {note}")
 
@@ -279,6 +280,7 @@ def _open_log(
     folder: RunFolder,
     data: PreparedData,
     built: Built,
+    backends: Mapping[str, BackendName],
     scalars_bytes: int | None,
     tokens: int,
 ) -> RunLog:
@@ -297,6 +299,7 @@ def _open_log(
         stage=prepared.deepspeed.stage,
         world_size=dist.world_size(),
         data=display.data_line(sizes, kind),
+        backends=backends,
     )
     log.say(head)
     if built.topologies:

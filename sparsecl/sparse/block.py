@@ -78,6 +78,14 @@ class BlockBackend(nn.Module):
         """Bytes of the indices."""
         return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
 
+    def fold(self, x: Tensor) -> Tensor:
+        """[T, F]."""
+        return x.reshape(-1, x.shape[-1])
+
+    def restore(self, x: Tensor) -> Tensor:
+        """Contiguous [T, F]."""
+        return x.contiguous()
+
     def arrange(self, x: Tensor) -> Tensor:
         """Feature-major on the CPU (a copy, unless it is so already); as it is on a GPU."""
         return x if x.is_cuda else _features_first(x).t()

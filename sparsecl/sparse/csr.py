@@ -1,13 +1,15 @@
 """The csr backend: compressed sparse rows on the CPU; cost follows the live weights.
 
-O = out_features, I = in_features (local), N = live weights, T = tokens. y^T = W x^T and
-dx^T = W^T dy^T are torch's sparse CSR products (MKL), dW is `sampled_addmm`, which computes the
-live cells only: nothing of size O x I is ever built.
+O = out_features, I = in_features (local), N = live weights, S = sequences, T = tokens of one. For
+each sequence y^T = W x^T and dx^T = W^T dy^T are torch's sparse CSR products (MKL), and dW is the
+sum over sequences of `sampled_addmm`, which computes the live cells only: nothing of size O x I is
+ever built.
 
-The kernels want features as rows, T values side by side. A feature-major activation (strides
-(1, T)) is taken as it is, and an output wider than the input is handed on in that form: between
-`up` and `down` stands an elementwise function, which keeps strides, so the widest activation of the
-model is never transposed.
+The kernels want features as rows, the tokens of a sequence side by side: activations [S, T, F] are
+transposed views of contiguous [S, F, T], "feature-major". One that is so already is taken as it is,
+and an output wider than the input is handed on in that form: between `up` and `down` stands an
+elementwise function, which keeps strides, so the widest activation of the model is never
+transposed.
 """
 
 import warnings
@@ -17,10 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-# Tokens in one product: 3072 features x 256 tokens x 4 bytes = 3 MB, which stays in a core's cache
-# while every row of W passes over it. With all tokens at once the product is 1.2 to 3 times slower
-# (3072 x 768, 4096 tokens, 1 to 5 % live, Zen 3); 128 to 512 differ by less than the noise.
-CHUNK_TOKENS = 256
+# Below this many tokens sequences are folded into one: a call costs more than the cache saves.
+MIN_TOKENS = 128
 
 
 class CsrBackend(nn.Module):
@@ -59,49 +59,67 @@ class CsrBackend(nn.Module):
         """Bytes of the indices."""
         return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
 
+    def fold(self, x: Tensor) -> Tensor:
+        """[S, T, F], a sequence at a time: 3072 features of 512 tokens are 6 MB, which stays in the
+        cache while every row of W passes over it."""
+        if x.dim() > 2 and x.shape[-2] >= MIN_TOKENS:
+            return x.reshape(-1, *x.shape[-2:])
+        return x.reshape(1, -1, x.shape[-1])
+
     def arrange(self, x: Tensor) -> Tensor:
-        """Feature-major [T, F]: a copy, unless it is so already."""
-        return _features_first(x).t()
+        """Feature-major: a copy, unless it is so already."""
+        return _transposed(x).transpose(1, 2)
+
+    def restore(self, x: Tensor) -> Tensor:
+        """Contiguous [S, T, F]."""
+        return _transposed(x.transpose(1, 2))
 
     def forward_product(self, x: Tensor, values: Tensor) -> Tensor:
-        """[T, I] -> [T, O]; feature-major if O > I."""
-        weight = _csr(self.row_starts, self.columns, _wide(values), self.out_features, x.shape[1])
-        y = _multiply(weight, _features_first(_wide(x))).t()
-        return (y if self.out_features > self.in_features else y.contiguous()).to(values.dtype)
+        """[S, T, I] -> [S, T, O]; feature-major if O > I."""
+        weight = _csr(self.row_starts, self.columns, _wide(values), self.out_features, x.shape[2])
+        y = _multiply(weight, x)
+        return (y if self.out_features > self.in_features else self.restore(y)).to(values.dtype)
 
     def grad_input(self, dy: Tensor, values: Tensor) -> Tensor:
-        """[T, O] -> [T, I], feature-major."""
+        """[S, T, O] -> [S, T, I], feature-major."""
         ordered = _wide(values).index_select(0, self.order)
-        weight = _csr(self.transposed_starts, self.rows, ordered, self.in_features, dy.shape[1])
-        return _multiply(weight, _features_first(_wide(dy))).t().to(dy.dtype)
+        weight = _csr(self.transposed_starts, self.rows, ordered, self.in_features, dy.shape[2])
+        return _multiply(weight, dy).to(dy.dtype)
 
     def grad_values(self, dy: Tensor, x: Tensor) -> Tensor:
         """Gradient of the live values, [N]."""
-        left, right = _features_first(_wide(dy)), _features_first(_wide(x))
-        pattern = _csr(
+        left, right = _transposed(_wide(dy)), _transposed(_wide(x))
+        total = _csr(
             self.row_starts,
             self.columns,
             left.new_zeros(self.columns.numel()),
             self.out_features,
             self.in_features,
         )
-        found = torch.sparse.sampled_addmm(pattern, left, right.t(), beta=0.0)
-        return found.values().to(dy.dtype)
+        for dy_sequence, x_sequence in zip(left, right, strict=True):
+            total = torch.sparse.sampled_addmm(total, dy_sequence, x_sequence.t())
+        return total.values().to(dy.dtype)
 
 
-def _multiply(weight: Tensor, right: Tensor) -> Tensor:
-    """Sparse [M, K] x dense [K, T] -> [M, T], a part of the tokens at a time."""
-    num_tokens = right.shape[1]
-    result = right.new_empty(weight.shape[0], num_tokens)
-    for begin in range(0, num_tokens, CHUNK_TOKENS):
-        part = slice(begin, min(begin + CHUNK_TOKENS, num_tokens))
-        torch.mm(weight, right[:, part], out=result[:, part])
+def _multiply(weight: Tensor, x: Tensor) -> Tensor:
+    """Sparse [M, K] with x [S, T, K] -> [S, T, M], feature-major."""
+    right = _transposed(_wide(x))
+    result = right.new_empty(right.shape[0], weight.shape[0], right.shape[2])
+    for given, out in zip(right, result, strict=True):
+        # beta = 0 overwrites; `mm` would make zeros and copy the result over them.
+        torch.addmm(out, weight, given, beta=0.0, out=out)
+    return result.transpose(1, 2)
+
+
+def _transposed(x: Tensor) -> Tensor:
+    """[S, A, B] -> contiguous [S, B, A]; free if x is a transposed view of that."""
+    wanted = x.transpose(1, 2)
+    if wanted.is_contiguous():
+        return wanted
+    result = torch.empty_like(wanted, memory_format=torch.contiguous_format)
+    for source, out in zip(wanted, result, strict=True):
+        out.copy_(source)  # matrix by matrix: for these torch has a blocked transposition
     return result
-
-
-def _features_first(x: Tensor) -> Tensor:
-    """[T, F] -> contiguous [F, T]; free if x is feature-major."""
-    return x.t().contiguous()
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -27,9 +27,17 @@ class DenseBackend(nn.Module):
 
     index_bytes = 0  # the layer's own index is all it needs
 
+    def fold(self, x: Tensor) -> Tensor:
+        """[T, F]: one product, with and without autograd."""
+        return x.reshape(-1, x.shape[-1])
+
     def arrange(self, x: Tensor) -> Tensor:
         """As it is."""
         return x
+
+    def restore(self, x: Tensor) -> Tensor:
+        """Contiguous [T, F]."""
+        return x.contiguous()
 
     def matrix(self, values: Tensor) -> Tensor:
         """W [O, I]."""

@@ -1,7 +1,7 @@
 """y = x W^T on live weights, for every storage and backend, with its backward pass.
 
-O = out_features, I = in_features, N = live weights, all local to the tensor-parallel rank; T =
-tokens, `...` = any batch dims. Storage says what the parameter is: `packed` the live values [N],
+O = out_features, I = in_features, N = live weights, all local to the tensor-parallel rank; `...` =
+any batch dims. Storage says what the parameter is: `packed` the live values [N],
 `masked` the matrix [O, I] with zeros in absent cells. A backend knows the values [N] only.
 """
 
@@ -16,7 +16,8 @@ from sparsecl.sparse.index import LiveIndex
 class Backend(Protocol):
     """How a layer multiplies. Made once for a topology (its plan), used in each step.
 
-    Its tensors are integer buffers. x [T, I] and dy [T, O] may have any strides.
+    Its tensors are integer buffers. Products work on folded activations, x [..., I] and dy [..., O]
+    in the form of `fold`, with any strides.
     """
 
     @property
@@ -24,16 +25,24 @@ class Backend(Protocol):
         """Bytes of its indices, beside those of the layer's `LiveIndex`."""
         ...
 
+    def fold(self, x: Tensor) -> Tensor:
+        """Batch dims in the number that the products want; a view if the strides allow it."""
+        ...
+
     def arrange(self, x: Tensor) -> Tensor:
-        """x or dy in the strides that the products want; done once and kept for the backward."""
+        """A folded x or dy in the strides that the products want; done once and kept."""
+        ...
+
+    def restore(self, x: Tensor) -> Tensor:
+        """A folded tensor in row-major strides."""
         ...
 
     def forward_product(self, x: Tensor, values: Tensor) -> Tensor:
-        """y = x W^T, [T, O]."""
+        """y = x W^T."""
         ...
 
     def grad_input(self, dy: Tensor, values: Tensor) -> Tensor:
-        """dx = dy W, [T, I]."""
+        """dx = dy W."""
         ...
 
     def grad_values(self, dy: Tensor, x: Tensor) -> Tensor:
@@ -46,8 +55,7 @@ class SparseProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, backend: Backend, index: LiveIndex) -> Tensor:
-        # Folded batch dims: one product, with and without autograd.
-        given = x.reshape(-1, x.shape[-1])
+        given = backend.fold(x)
         arranged = backend.arrange(given)
         # The parameter itself is saved, not what is made of it: under ZeRO-3 its storage is swapped
         # out after this call and back in before the backward pass.
@@ -62,12 +70,12 @@ class SparseProduct(torch.autograd.Function):
         ctx: Any, *grad_outputs: Tensor
     ) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
-        dy = ctx.backend.arrange(grad_outputs[0].reshape(-1, grad_outputs[0].shape[-1]))
+        dy = ctx.backend.arrange(ctx.backend.fold(grad_outputs[0]))
         dx = dw = None
         if ctx.needs_input_grad[0]:
             dx = ctx.backend.grad_input(dy, _values(weight, ctx.index))
             # In the strides of x: they are what the function before this one works on.
-            dx = (dx.contiguous() if ctx.row_major else dx).view(ctx.shape)
+            dx = (ctx.backend.restore(dx) if ctx.row_major else dx).view(ctx.shape)
         if ctx.needs_input_grad[1]:
             dw = ctx.backend.grad_values(dy, x)
             if weight.dim() == 2:
@@ -93,13 +101,13 @@ class _Arrange(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, backend: Backend) -> Tensor:
-        return backend.arrange(x.reshape(-1, x.shape[-1])).view(x.shape)
+        ctx.backend = backend
+        return backend.arrange(backend.fold(x)).view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        # Folded first: torch has a fast transposition for matrices only.
         dy = grad_outputs[0]
-        return dy.reshape(-1, dy.shape[-1]).contiguous().view(dy.shape), None
+        return ctx.backend.restore(ctx.backend.fold(dy)).view(dy.shape), None
 
 
 def arrange(x: Tensor, backend: Backend) -> Tensor:
