@@ -46,8 +46,7 @@ class DenseBackend(nn.Module):
         if self.kept is None or self.kept.dtype != values.dtype:
             self.kept = self.index.expand(values)
         elif not self._fresh:
-            # Absent cells are zero already: only live ones are written.
-            self.index.expand_into(values, self.kept)
+            self.index.expand(values, out=self.kept)
         self._fresh = True
         return self.kept
 

@@ -81,26 +81,27 @@ class LiveIndex(nn.Module):
         mask[self.positions().cpu()] = True
         return mask.view(self.out_features, self.in_features)
 
-    def expand(self, values: Tensor) -> Tensor:
-        """Values [N] -> matrix [O, I] with zeros elsewhere. An all-live matrix is a view."""
+    def expand(self, values: Tensor, out: Tensor | None = None) -> Tensor:
+        """Values [N] -> matrix [O, I] with zeros elsewhere. An all-live matrix is a view.
+
+        Args:
+            out: a matrix that an earlier call has made. Its absent cells are zero, so on a CPU only
+                live ones are written; a GPU writes all of them in one pass.
+        """
         if self.is_full:
             return values.view(self.out_features, self.in_features)
-        if kernels.available(values.device):
-            dense = values.new_empty(self.out_features, self.in_features)
-            if self.flat is not None:
-                kernels.expand_index(values, self.flat, dense)
-            else:
-                kernels.expand_bitmap(
-                    values, cast(Tensor, self.bits), cast(Tensor, self.starts), dense
-                )
-            return dense
-        dense = values.new_zeros(self.out_features, self.in_features)
-        return self.expand_into(values, dense)
-
-    def expand_into(self, values: Tensor, dense: Tensor) -> Tensor:
-        """Write the live cells of a matrix [O, I]; the others are left as they are."""
-        dense.view(-1).index_copy_(0, self.positions(), values)
-        return dense
+        if not kernels.available(values.device):
+            if out is None:
+                out = values.new_zeros(self.out_features, self.in_features)
+            out.view(-1).index_copy_(0, self.positions(), values)
+            return out
+        if out is None:
+            out = values.new_empty(self.out_features, self.in_features)
+        if self.flat is not None:
+            kernels.expand_index(values, self.flat, out)
+        else:
+            kernels.expand_bitmap(values, cast(Tensor, self.bits), cast(Tensor, self.starts), out)
+        return out
 
     def gather(self, dense: Tensor) -> Tensor:
         """Matrix [O, I] -> its live values [N]."""
