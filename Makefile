@@ -29,9 +29,8 @@ demo: $(STAMP)
 	$(BIN)/deepspeed launch/train.py --ds_config ds_configs/zero2.json
 
 # One thread per process: tests that start several gloo ranks would fight for the cores otherwise.
-# Two processes: one for the multi-rank tests, one for the rest (tests/conftest.py).
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup $(if $(FAST),-m "not slow") $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(if $(FAST),-m "not slow") $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -14,15 +14,6 @@ from tests.distributed.pool import Pool  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two processes share the tests: one has all that use the pool of workers, which is started
-    once; the other takes the remaining files one after the other."""
-    for item in items:
-        names = getattr(item, "fixturenames", ())
-        group = "pool" if "pool" in names else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def pool() -> Iterator[Pool]:
     """Four workers for multi-rank cases."""

@@ -45,7 +45,8 @@ def masked(pool: Pool, shared_cache: Path, tmp_path_factory) -> Any:
 
 KEPT, CSR = "topology.keep_expansion=true", "topology.backend=csr"
 CASES = [
-    *((stage, tp, dp, None) for stage in STAGES for tp, dp in [(1, 1), (2, 2)]),
+    *((stage, 2, 2, None) for stage in STAGES),
+    ("zero2", 1, 1, None),
     *((stage, 2, 2, option) for stage in ("zero2", "zero3") for option in (KEPT, CSR)),
 ]
 
@@ -64,7 +65,7 @@ def test_packed_equals_masked(pool, shared_cache, tmp_path, masked, stage, tp, d
         assert found[name].sub(weight).abs().max() < 1e-5, name
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", ["zero0", "zero2", "zero3"])
 def test_packed_equals_masked_in_bf16(pool, shared_cache, tmp_path, masked, stage):
     losses, _, weights, _ = masked(2, 2, stage, "bf16")
     overrides = (*split(2, 2), "precision=bf16", PACKED)
