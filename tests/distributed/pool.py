@@ -15,6 +15,9 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+# ZeRO-3 leaves gloo groups behind, whose threads wake up all the time: after hundreds of cases they
+# take both cores. New workers after this many cost ten seconds.
+CASES = 30
 TIMEOUT = 240.0  # seconds for one case; a hang must fail, not wait for ever
 
 
@@ -22,9 +25,14 @@ class Pool:
     """Workers on this machine, as ranks of gloo process groups."""
 
     def __init__(self, size: int) -> None:
+        self.size = size
+        self._start()
+
+    def _start(self) -> None:
+        self.num_cases = 0
         context = multiprocessing.get_context("spawn")
         self.results: Any = context.Queue()
-        self.requests: list[Any] = [context.Queue() for _ in range(size)]
+        self.requests: list[Any] = [context.Queue() for _ in range(self.size)]
         self.workers = [
             context.Process(target=_serve, args=(rank, request, self.results), daemon=True)
             for rank, request in enumerate(self.requests)
@@ -39,6 +47,10 @@ class Pool:
             AssertionError: with the traceback of the first rank that raised, or on a hang.
         """
         assert not self.broken, "the pool is broken by an earlier hang"
+        if self.num_cases == CASES:
+            self.close()
+            self._start()
+        self.num_cases += 1
         port = _free_port()
         for rank in range(world_size):
             env = {
