@@ -21,7 +21,9 @@ PAD_BYTES = 256 * 2**20  # the heap grows in steps of this much
 def keep_freed_memory() -> bool:
     """Make this process reuse large blocks. Call it before the first of them is allocated.
 
-    The price is that the process never shrinks: its size stays that of its largest moment.
+    The price is that the process never shrinks: its size stays that of its largest moment. And the
+    first ten or so blocks of a size may each take new memory: what alignment cuts off a block stays
+    in the thread's cache and keeps the freed blocks apart, until that cache is full.
 
     Returns:
         True if the allocator is set up so. False where it is not glibc's, or where a GPU does the

@@ -228,11 +228,9 @@ CHILD = """
 import sys, torch
 from sparsecl.allocator import keep_freed_memory
 answer = keep_freed_memory() if sys.argv[1] == "keep" else None
-first = torch.full((16 * 2**20,), 7.0)  # 64 MB: mmap's by default
-address = first.data_ptr()
-del first
-second = torch.empty(16 * 2**20)
-print(answer, second.data_ptr() == address, second[8 * 2**20].item())
+for _ in range(40):  # the first ten or so may still take new memory, see keep_freed_memory
+    torch.full((16 * 2**20,), 7.0)  # 64 MB: mmap's by default
+print(answer, torch.empty(16 * 2**20)[8 * 2**20].item())
 """
 
 
@@ -250,7 +248,7 @@ def test_freed_memory_is_used_again():
 
     # The old contents are still there. Memory that went back to the system comes again as zeros.
     if hasattr(ctypes.CDLL(None), "gnu_get_libc_version"):
-        assert child("keep") == ["True", "True", "7.0"]
-        assert child("leave")[2] == "0.0"
+        assert child("keep") == ["True", "7.0"]
+        assert child("leave") == ["None", "0.0"]
     else:
         assert child("keep")[0] == "False"
