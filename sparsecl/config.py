@@ -6,7 +6,7 @@ Differs from `yaml.safe_load`: 3e-4 is a number; `off` stays text where text is 
 (octal in YAML 1.1) and 1:30 (base 60) are refused, as are aliases, tags and repeated keys.
 
 Understood annotations: int, float, bool, str, Path, Literal, X | Y, X | None, tuple[X, ...],
-tuple[X, Y], dict[str, X] and other dataclasses.
+tuple[X, Y], dict[str, X] and other dataclasses; and Node, for what is to be read later.
 """
 
 import ast
@@ -66,18 +66,32 @@ def load(cls: type[T], path: Path | None, overrides: Sequence[str] = ()) -> T:
         MissingInputError: the file cannot be opened.
         DataError: the file is not UTF-8.
     """
-    root: Node | None
-    if path is None:
-        root = empty_mapping("defaults")
-    else:
-        root = compose(read_text(path), str(path))
-        if root is None:
-            raise UserError(one_line(f"{path}: is empty; write at least one key, or {{}}"))
-    if not isinstance(root, MappingNode):
-        fail(root, "", f"expected keys and values, got {shown(root)}")
+    root = empty_mapping("defaults") if path is None else read_nodes(path)
     for text in overrides:
         override(root, text)
     return _dataclass(root, cls, "", None)
+
+
+def read_nodes(path: Path) -> MappingNode:
+    """The keys and values of a YAML file, as nodes. Errors as `load`."""
+    root = compose(read_text(path), str(path))
+    if root is None:
+        raise UserError(one_line(f"{path}: is empty; write at least one key, or {{}}"))
+    if not isinstance(root, MappingNode):
+        fail(root, "", f"expected keys and values, got {shown(root)}")
+    return root
+
+
+def overlay(base: T, node: Node, key: str) -> T:
+    """The dataclass `base` with the values of a YAML mapping laid over it.
+
+    Args:
+        key: dotted place of `node` in its file, for errors.
+
+    Raises:
+        UserError: as `load`.
+    """
+    return _build(node, type(base), key, base)
 
 
 def to_dict(value: Any) -> Any:
@@ -137,6 +151,8 @@ class _Mismatch(Exception):
 def _build(node: Node, tp: Any, key: str, base: Any) -> Any:
     """The value of `node` as type `tp`. `base` is the default that a partial mapping completes."""
     for member in _members(tp):
+        if member is Node:
+            return node
         try:
             if isinstance(node, ScalarNode):
                 return _scalar(node, member, key)

@@ -1,13 +1,17 @@
 """Files that are either whole or absent, and their digests."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+
+from sparsecl.errors import CannotCreateError
 
 
 @contextlib.contextmanager
@@ -32,6 +36,39 @@ def atomic_open(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             os.unlink(name)
         raise
     fsync_folder(path.parent)
+
+
+def lock_folder(folder: Path, option: str) -> IO[str]:
+    """Make a folder and hold it until the returned file is closed.
+
+    The lock is the kernel's (flock), so it is gone when its owner is, however it died.
+
+    Args:
+        option: how the user named the folder, for errors.
+
+    Raises:
+        CannotCreateError: no permission, no space, or another process holds it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "a+", encoding="utf-8")
+    except OSError as error:
+        raise CannotCreateError(
+            f"{option} {folder}: cannot be written ({error.strerror})"
+        ) from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        file.close()
+        raise CannotCreateError(
+            f"{option} {folder}: in use by {owner}. Wait for it, or use another folder."
+        ) from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file
 
 
 def fsync_folder(folder: Path) -> None:

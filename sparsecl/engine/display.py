@@ -59,7 +59,7 @@ def header(
         f"{plan.accumulation} x {plan.micro} per rank",
         "data": data,
         "phases": ", ".join(
-            f"{plan.domains[phase.domain]} {phase.num_steps}" for phase in plan.phases
+            f"{plan.domain_name(phase)} {phase.num_steps}" for phase in plan.phases
         )
         + " steps",
     }

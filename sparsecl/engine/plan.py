@@ -10,6 +10,8 @@ from sparsecl.model.config import ModelShape, check_tensor_parallel
 from sparsecl.optim.schedule import lr_factor
 
 DEFAULT_STEPS = 200
+JOINT = -1
+"""Domain of a phase that trains all of them."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Phase:
 
     index: int
     domain: int
+    """Index of the domain; JOINT = all."""
+
     num_steps: int
     stages: tuple[Stage, ...]
 
@@ -43,6 +47,9 @@ class Plan:
     shape: ModelShape
     domains: tuple[str, ...]
     phases: tuple[Phase, ...]
+    parts: tuple[tuple[int, int], ...]
+    """(domain, steps) of each phase as it would run alone; those that a joint phase joins."""
+
     dp_size: int
     micro: int
     """Sequences per rank and micro-batch."""
@@ -57,8 +64,12 @@ class Plan:
 
     @property
     def num_steps(self) -> int:
-        """Optimizer steps of the whole run (an upper bound if the first phase has patience)."""
+        """Optimizer steps of the whole run (an upper bound if the first phase may end early)."""
         return sum(phase.num_steps for phase in self.phases)
+
+    def domain_name(self, phase: Phase) -> str:
+        """The domain that a phase trains, "all domains" for a joint one."""
+        return "all domains" if phase.domain == JOINT else self.domains[phase.domain]
 
 
 def make_plan(config: RunConfig, *, world_size: int) -> Plan:
@@ -77,13 +88,17 @@ def make_plan(config: RunConfig, *, world_size: int) -> Plan:
     check_tensor_parallel(shape, tensor)
     dp_size = world_size // tensor
     micro = config.batch.micro or _automatic_micro(config.batch.sequences, dp_size)
+    _check_replay(config, micro)
     if config.phases.patience and not config.eval.every:
         raise UserError("phases.patience needs evaluations inside the phase: set eval.every > 0.")
-    tokens_per_step = config.batch.sequences * shape.context
+    if config.phases.until_loss is not None and not config.eval.every:
+        raise UserError("phases.until_loss needs evaluations inside the phase: set eval.every > 0.")
+    parts = _parts(config, tokens_per_step := config.batch.sequences * shape.context)
     return Plan(
         shape=shape,
         domains=tuple(domain.name for domain in config.data.domains),
-        phases=_phases(config, tokens_per_step),
+        phases=_phases(config.phases, parts),
+        parts=parts,
         dp_size=dp_size,
         micro=micro,
         accumulation=accumulation(config.batch.sequences, micro, dp_size),
@@ -109,17 +124,32 @@ def _automatic_micro(sequences: int, dp_size: int) -> int:
     return next(fitting, 1)
 
 
-def _phases(config: RunConfig, tokens_per_step: int) -> tuple[Phase, ...]:
+def _check_replay(config: RunConfig, micro: int) -> None:
+    if config.methods.replay is None:
+        return
+    try:
+        config.methods.replay.num_replayed(micro)
+    except ValueError as error:
+        raise UserError(f"methods.replay.{error}") from None
+
+
+def _parts(config: RunConfig, tokens_per_step: int) -> tuple[tuple[int, int], ...]:
+    """(domain, steps) of each phase."""
     names = [domain.name for domain in config.data.domains]
     order = list(config.phases.order) or names
     for name in order:
         if name not in names:
             raise UserError(f"phases.order: no domain is named {name!r}; there are {names}")
+    steps = _steps(config.phases, len(order), tokens_per_step)
+    return tuple((names.index(name), count) for name, count in zip(order, steps, strict=True))
+
+
+def _phases(config: PhasesConfig, parts: tuple[tuple[int, int], ...]) -> tuple[Phase, ...]:
+    if config.joint:
+        parts = ((JOINT, sum(steps for _, steps in parts)),)
     return tuple(
-        Phase(index, names.index(name), steps, _stages(config.phases.stages, steps))
-        for index, (name, steps) in enumerate(
-            zip(order, _steps(config.phases, len(order), tokens_per_step), strict=True)
-        )
+        Phase(index, domain, steps, _stages(config.stages, steps))
+        for index, (domain, steps) in enumerate(parts)
     )
 
 

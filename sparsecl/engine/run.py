@@ -82,6 +82,11 @@ def run_numbers(config: RunConfig, plan: Plan) -> ds_config.RunNumbers:
     )
 
 
+def vocabulary(config: RunConfig) -> int:
+    """Tokens that the tokenizer will have, or at most has."""
+    return 257 if config.tokenizer.kind == "bytes" else config.tokenizer.vocab_size
+
+
 def default_run_dir(config: RunConfig, ds_path: Path) -> Path:
     """runs/<name>-<digest>: another config or another DeepSpeed JSON is another folder."""
     digest = sha256_text(configs.digest(config) + ds_path.read_text(encoding="utf-8"))
@@ -91,7 +96,7 @@ def default_run_dir(config: RunConfig, ds_path: Path) -> Path:
 def dry_run(prepared: Prepared) -> str:
     """The resolved config, parameters, FLOPs and memory per rank, as text."""
     config, plan = prepared.config, prepared.plan
-    vocab = 257 if config.tokenizer.kind == "bytes" else config.tokenizer.vocab_size
+    vocab = vocabulary(config)
     counts = count_parameters(plan.shape, vocab, prepared.topologies)
     stage = prepared.deepspeed.stage
     head = display.header(

@@ -53,6 +53,18 @@ class PhasesConfig:
     min_improvement: float = 0.01
     """Nats per token that count as an improvement for patience."""
 
+    until_loss: float | None = None
+    """First phase only: end it as soon as the validation loss on its domain, in nats per token, is
+    at or below this (needs eval.every). Its steps or tokens are then the upper limit."""
+
+    joint: bool = False
+    """Train all phases as one: the sequences that they would read one after the other, shuffled.
+    The upper bound of learning in sequence."""
+
+    offset: int = 0
+    """What the first phase is numbered in the names of random streams. A domain trained alone
+    reads with it what it reads in the sequence."""
+
     optimizer_state: Literal["keep", "reset"] = "keep"
     """At a phase border: keep the optimizer's moments, or start them at zero."""
 
@@ -68,6 +80,13 @@ class PhasesConfig:
             raise ValueError("stages: the shares must add up to 1")
         if self.patience < 0:
             raise ValueError(f"patience must be >= 0 evaluations, got {self.patience}")
+        if self.offset < 0:
+            raise ValueError(f"offset must be >= 0 phases, got {self.offset}")
+        if self.joint and (self.patience or self.until_loss is not None):
+            raise ValueError(
+                "joint has one phase of all domains: patience and until_loss, which watch one "
+                "domain, have no meaning with it"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +127,25 @@ class EvalConfig:
             raise ValueError(f"tokens must be >= 1 or null, got {self.tokens}")
         if self.batch < 1:
             raise ValueError(f"batch must be >= 1 sequences, got {self.batch}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlasticityConfig:
+    """The signs of lost plasticity, measured before training and after every phase."""
+
+    tokens: int = 1024
+    """Tokens of the probe, validation text of all domains in equal shares; 0 = no figures of
+    activations."""
+
+    every: int = 25
+    """Optimizer steps between looks at how much an update lowers the loss of its own micro-batch,
+    which cost one forward pass each; 0 = never."""
+
+    def __post_init__(self) -> None:
+        if self.tokens < 0:
+            raise ValueError(f"tokens must be >= 0, got {self.tokens}")
+        if self.every < 0:
+            raise ValueError(f"every must be >= 0 steps, got {self.every}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +214,7 @@ class RunConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
+    plasticity: PlasticityConfig = field(default_factory=PlasticityConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
 

@@ -1,6 +1,5 @@
 """The run folder: made, locked, and described. The only interface to everything offline."""
 
-import fcntl
 import importlib.metadata
 import os
 import platform
@@ -11,17 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from sparsecl.errors import CannotCreateError
-from sparsecl.files import atomic_open, write_json
+from sparsecl.files import atomic_open, lock_folder, write_json
 
 VERSIONED = ("torch", "deepspeed", "megatron-core", "numpy", "datasets", "sentencepiece")
 
 
 class RunFolder:
-    """A run folder held by this process until it ends.
-
-    The lock is the kernel's (flock), so it is gone when its owner is, however it died.
-    """
+    """A run folder held by this process until it ends."""
 
     def __init__(self, path: Path) -> None:
         """Make the folder if needed and lock it.
@@ -32,24 +27,7 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self._is_new = not path.exists()
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock: IO[str] = open(path / ".lock", "a+", encoding="utf-8")
-        except OSError as error:
-            raise CannotCreateError(
-                f"--run_dir {path}: cannot be written ({error.strerror})"
-            ) from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.seek(0)
-            owner = self._lock.read().strip() or "another process"
-            raise CannotCreateError(
-                f"--run_dir {path}: in use by {owner}. Wait for it, or use another folder."
-            ) from None
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._lock.flush()
+        self._lock: IO[str] = lock_folder(path, "--run_dir")
 
     def has_run(self) -> bool:
         """True if a run has begun here."""

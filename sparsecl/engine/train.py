@@ -8,7 +8,7 @@ uninterrupted one bit for bit on the same layout.
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,17 @@ import numpy as np
 import torch
 
 from sparsecl import dist, seeding
-from sparsecl.data.batches import PhaseStream, evaluation_windows, sample_indices
+from sparsecl.data.batches import evaluation_windows, sample_indices
 from sparsecl.data.prepare import PreparedData
 from sparsecl.engine import state
 from sparsecl.engine.board import CHART, IN_TRAINING, forgetting_scalars
 from sparsecl.engine.build import Built
 from sparsecl.engine.display import Progress, evaluation_line
 from sparsecl.engine.evaluate import evaluate, mean_squared_gradients
-from sparsecl.engine.plan import Phase, Plan, learning_rate
+from sparsecl.engine.plan import JOINT, Phase, Plan, learning_rate
+from sparsecl.engine.plasticity import Panel, PhaseSums, scalars
 from sparsecl.engine.run_config import RunConfig
+from sparsecl.engine.streams import Stream, phase_stream
 from sparsecl.errors import InvariantError
 from sparsecl.log import RunLog
 from sparsecl.methods.base import Methods, SliceTensors
@@ -58,6 +60,12 @@ class Position:
     seconds: float = 0.0
     """Wall time of the run up to its last checkpoint, over all restarts."""
 
+    plasticity: PhaseSums = field(default_factory=PhaseSums)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.plasticity, dict):  # as a checkpoint keeps it
+            self.plasticity = PhaseSums(**self.plasticity)
+
 
 class Trainer:
     """One run on this rank. All methods are collective over the world unless they say otherwise."""
@@ -87,7 +95,16 @@ class Trainer:
         self.log, self.checkpoints, self.identity = log, checkpoints, identity
         self.position = position or Position()
         self.begun = time.monotonic() - self.position.seconds
+        self.micro_step = 0
+        self.streams: dict[int, Stream] = {}
         self.stream = self._stream()
+        self.panel = Panel(
+            config.plasticity,
+            built,
+            data.domains,
+            context=plan.shape.context,
+            batch=config.eval.batch,
+        )
 
     # What methods see (methods/base.py, MethodContext).
 
@@ -99,7 +116,7 @@ class Trainer:
     @property
     def domain(self) -> str:
         """Name of the domain that this phase trains."""
-        return self.plan.domains[self.plan.phases[self.phase].domain]
+        return self.plan.domain_name(self.plan.phases[self.phase])
 
     @property
     def step(self) -> int:
@@ -107,9 +124,28 @@ class Trainer:
         return self.position.step
 
     @property
+    def phase_step(self) -> int:
+        """Optimizer steps done in this phase."""
+        return self.position.phase_step
+
+    @property
+    def num_micro_steps(self) -> int:
+        """Micro-batches of each rank per optimizer step."""
+        return self.plan.accumulation
+
+    @property
+    def batch_sequences(self) -> int:
+        """New sequences per optimizer step, over all ranks."""
+        return self.config.batch.sequences
+
+    @property
     def slices(self) -> Slices:
         """This rank's slices."""
         return self.built.slices
+
+    def rows(self, phase: int, indices: np.ndarray) -> np.ndarray:
+        """Training sequences of any phase by their numbers in it. Local."""
+        return self._phase_stream(phase).rows(indices)
 
     def generator(self, *names: str | int) -> np.random.Generator:
         """A named random stream of the run. Local."""
@@ -161,6 +197,7 @@ class Trainer:
         """Train to the end of the last phase."""
         if not self.position.started:
             self._evaluate_all("start", phase=-1)
+            self._record_plasticity("start", phase=-1)
             self.position.started = True
         while self.position.phase < len(self.plan.phases):
             self._run_phase(self.plan.phases[self.position.phase])
@@ -188,11 +225,13 @@ class Trainer:
         if phase.index and self.config.phases.optimizer_state == "reset":
             state.reset_moments(self.slices)
         self.stream = self._stream()
+        self.position.plasticity = PhaseSums()
         self._record("phase", event="start", domain=self.domain)
         self.methods.phase_start(self)
 
     def _end_phase(self, phase: Phase) -> None:
         self._evaluate_all("phase_end", phase=phase.index)
+        self._record_plasticity("phase_end", phase=phase.index)
         self._show_forgetting()
         self._audit()
         self.methods.phase_end(self)
@@ -211,6 +250,7 @@ class Trainer:
         loss, grad_norm = self._train_step(lr, audited=audited, logged=logged)
         position.phase_step += 1
         position.step += 1
+        begin += self.panel.after_update(position.phase_step, position.plasticity)
         self.methods.after_step(self)
         if logged:
             self._log_step(loss, grad_norm, lr)
@@ -246,6 +286,7 @@ class Trainer:
                 dp_size=plan.dp_size,
                 micro_step=micro_step,
             )
+            self.micro_step = micro_step
             rows = self.methods.batch(self, self.stream.rows(indices))
             tokens = torch.from_numpy(rows).to(dist.device())
             losses, _ = engine(tokens[:, :-1], tokens[:, 1:])
@@ -260,6 +301,7 @@ class Trainer:
                     self.built.guard.audit_gradients()
                 norm = self.slices.grad_norm() if logged else None
             engine.step()
+            self.panel.see(tokens, loss)
         return total, norm
 
     # What is written down.
@@ -273,6 +315,8 @@ class Trainer:
                 "clipping (optimizer.clip)."
             )
         finite = grad_norm is not None and math.isfinite(grad_norm)
+        self.position.plasticity.grad_norm = grad_norm if finite else None
+        again = self.methods.replayed_sequences * self.plan.shape.context
         self._record(
             "train",
             loss=value,
@@ -280,6 +324,7 @@ class Trainer:
             grad_norm=grad_norm if finite else None,  # fp16 steps that overflow have none
             tokens_per_second=self._speed(),
             seconds=self._seconds(),
+            **({"replayed_tokens": again} if again else {}),
         )
         if self.log:
             values = {"loss": value, "learning_rate": lr, "tokens_per_second": self._speed()}
@@ -323,7 +368,15 @@ class Trainer:
         if self.log:
             self.log.say(evaluation_line(self.step, losses, self.domain if phase >= 0 else None))
             self._chart_bits(bits, self.plan.phases[max(0, phase) : phase + 1 + (at != "during")])
-        return at == "during" and self._out_of_patience(losses[self.domain])
+        return at == "during" and self._ends_early(losses)
+
+    def _record_plasticity(self, at: str, *, phase: int) -> None:
+        """Measure the network's plasticity and write it down; see engine/plasticity.py."""
+        found = self.panel.measure(self.position.plasticity)
+        if found is not None:
+            self._record("plasticity", **{"phase": phase, "at": at, **found})
+            if self.log:
+                self.log.scalars(scalars(found), tokens=self.tokens)
 
     def _chart_bits(self, bits: Mapping[str, float], trained: Sequence[Phase]) -> None:
         """Draw all domains in one chart; at a border, `trained` is the old and the new phase."""
@@ -331,8 +384,9 @@ class Trainer:
             tag = f"{CHART}/validation_bits_per_byte"
             self.log.chart(tag, bits, tokens=self.tokens)
             for phase in trained:  # two points at a border make the curve jump
-                now = bits[self.plan.domains[phase.domain]]
-                self.log.chart(tag, {IN_TRAINING: now}, tokens=self.tokens)
+                if phase.domain != JOINT:
+                    now = bits[self.plan.domain_name(phase)]
+                    self.log.chart(tag, {IN_TRAINING: now}, tokens=self.tokens)
 
     def _show_forgetting(self) -> None:
         """Draw what is forgotten so far, from the records as the report does. Local."""
@@ -343,15 +397,19 @@ class Trainer:
             known = {name: value for name, value in risen.items() if value is not None}
             self.log.chart(f"{CHART}/forgotten_nats", known, tokens=self.tokens)
 
-    def _out_of_patience(self, loss: float) -> bool:
+    def _ends_early(self, losses: Mapping[str, float]) -> bool:
+        """True if the first phase is good enough, or does not get better."""
         phases, position = self.config.phases, self.position
-        if position.phase != 0 or not phases.patience:
+        if position.phase != 0 or (phases.until_loss is None and not phases.patience):
             return False
+        loss = losses[self.domain]
+        if phases.until_loss is not None and loss <= phases.until_loss:
+            return True
         if loss < position.best_loss - phases.min_improvement:
             position.best_loss, position.num_bad = loss, 0
         else:
             position.num_bad += 1
-        return position.num_bad >= phases.patience
+        return 0 < phases.patience <= position.num_bad
 
     def _audit(self) -> None:
         guard = self.built.guard
@@ -385,19 +443,18 @@ class Trainer:
             place = {"phase": self.phase, "step": self.step, "tokens": self.tokens}
             self.log.record(kind, **{**place, **values})
 
-    def _stream(self) -> PhaseStream:
-        phase = self.plan.phases[min(self.position.phase, len(self.plan.phases) - 1)]
-        domain = self.data.domains[phase.domain]
-        return PhaseStream(
-            domain.train,
-            context=self.plan.shape.context,
-            seed=self.config.seed,
-            phase=phase.index,
-            domain_name=domain.name,
-        )
+    def _stream(self) -> Stream:
+        return self._phase_stream(min(self.position.phase, len(self.plan.phases) - 1))
+
+    def _phase_stream(self, index: int) -> Stream:
+        """The sequences of one phase, earlier or present. Local."""
+        if index not in self.streams:
+            self.streams[index] = phase_stream(self.config, self.plan, self.data, index)
+        return self.streams[index]
 
     def _speed(self) -> float:
-        """Training tokens per second, evaluations and checkpoints left out."""
+        """New training tokens per second, evaluations and checkpoints left out. The seconds hold
+        the replayed tokens too, so that replay shows as a lower speed."""
         return self.tokens / max(self.position.train_seconds, 1e-9)
 
     def _seconds(self) -> float:

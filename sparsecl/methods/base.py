@@ -36,6 +36,27 @@ class MethodContext(Protocol):
         ...
 
     @property
+    def phase_step(self) -> int:
+        """Optimizer steps done in this phase."""
+        ...
+
+    @property
+    def micro_step(self) -> int:
+        """0-based micro-batch within the optimizer step; outside of a step the last one's."""
+        ...
+
+    @property
+    def num_micro_steps(self) -> int:
+        """Micro-batches of each rank per optimizer step."""
+        ...
+
+    @property
+    def batch_sequences(self) -> int:
+        """New sequences per optimizer step, over all ranks. Step s of a phase, 0-based, trains
+        those numbered s * batch_sequences and following."""
+        ...
+
+    @property
     def slices(self) -> Slices:
         """This rank's slices."""
         ...
@@ -58,6 +79,10 @@ class MethodContext(Protocol):
         """
         ...
 
+    def rows(self, phase: int, indices: np.ndarray) -> np.ndarray:
+        """Training sequences of any phase by their numbers in it, [n] -> int64 [n, context + 1]."""
+        ...
+
     def generator(self, *names: str | int) -> np.random.Generator:
         """A named random stream of the run: the same on all ranks, whatever the layout."""
         ...
@@ -77,6 +102,11 @@ class Method:
     name = "none"
     rewires = False
     """It moves live weights: a checkpoint's topology takes the place of the config's."""
+
+    @property
+    def replayed_sequences(self) -> int:
+        """Earlier sequences trained again up to now, over all ranks: work beside the new tokens."""
+        return 0
 
     def phase_start(self, context: MethodContext) -> None:
         """Before the first step of a phase; not called again on a resume inside it."""
@@ -121,6 +151,10 @@ class Methods(Method):
 
     def __bool__(self) -> bool:
         return bool(self.methods)
+
+    @property
+    def replayed_sequences(self) -> int:
+        return sum(method.replayed_sequences for method in self.methods)
 
     def phase_start(self, context: MethodContext) -> None:
         for method in self.methods:

@@ -3,6 +3,7 @@
 from sparsecl.methods.base import Method, Methods
 from sparsecl.methods.config import MethodsConfig
 from sparsecl.methods.ewc import Ewc
+from sparsecl.methods.replay import Replay
 from sparsecl.methods.set import Set
 
 
@@ -13,4 +14,6 @@ def build_methods(config: MethodsConfig) -> Methods:
         methods.append(Ewc(config.ewc))
     if config.set is not None:
         methods.append(Set(config.set))
+    if config.replay is not None:
+        methods.append(Replay(config.replay))
     return Methods(methods)

@@ -3,6 +3,7 @@
 Kept apart from the methods so that a config is read and checked without importing torch.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,6 +51,41 @@ class SetConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReplayConfig:
+    """How many earlier sequences are remembered, and how many are trained again."""
+
+    sequences: int = 1024
+    """Capacity of the memory, in training sequences of model.context tokens, over all ranks."""
+
+    share: float = 0.25
+    """Replayed / new sequences of a batch. share * batch.micro must be a whole number >= 1."""
+
+    def __post_init__(self) -> None:
+        if self.sequences < 1:
+            raise ValueError(f"sequences must be >= 1, got {self.sequences}")
+        if not 0.0 < self.share < math.inf:
+            raise ValueError(f"share must be > 0, got {self.share}")
+
+    def num_replayed(self, micro: int) -> int:
+        """Replayed sequences beside `micro` new ones of a micro-batch, >= 1.
+
+        Raises:
+            ValueError: if share * micro is not whole, with the nearest shares that are.
+        """
+        wanted = self.share * micro
+        num = round(wanted)
+        # The six digits of the message below are enough for a share like 1/3.
+        if num >= 1 and abs(wanted - num) <= 1e-5 * num:
+            return num
+        below, above = math.floor(wanted), math.ceil(wanted)
+        fitting = " or ".join(f"{near / micro:.6g}" for near in (below, above) if near >= 1)
+        raise ValueError(
+            f"share={self.share:g} of the {micro} sequences of a micro-batch is {wanted:.6g}, not "
+            f"a whole number >= 1. Use share {fitting}, or another batch.micro."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class MethodsConfig:
     """Mechanisms beside the topology. The core experiment uses none."""
 
@@ -58,3 +94,6 @@ class MethodsConfig:
 
     set: SetConfig | None = None
     """Sparse evolutionary training: the topology moves."""
+
+    replay: ReplayConfig | None = None
+    """Experience replay: earlier sequences are trained again beside the new ones."""

@@ -15,7 +15,8 @@ from sparsecl.metrics.records import Evaluation, RunRecords
 
 FloatArray = NDArray[np.float64]
 
-OTHER_DOMAIN = -1  # in `order`: a phase that trained a domain which is not among the columns
+OTHER_DOMAIN = -1
+"""In `order`: a phase that trained a domain which is not among the columns, or all at once."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,6 +50,11 @@ class ResultMatrix:
     def num_phases(self) -> int:
         """Finished phases, P."""
         return len(self.order)
+
+    def trained(self, phase: int) -> str:
+        """Name of the domain that a phase trained; "(mixed)" if it has no column of its own."""
+        index = self.order[phase]
+        return "(mixed)" if index == OTHER_DOMAIN else self.domains[index]
 
     @property
     def perplexity(self) -> FloatArray:

@@ -57,6 +57,9 @@ class TrainPoint:
     step: int
     tokens: int
     loss: float
+    """Nats per token over the whole batch, replayed sequences included."""
+    replayed_tokens: int | None = None
+    """Tokens of earlier sequences trained again so far, beside `tokens`; None without replay."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,18 +73,35 @@ class PhaseMark:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlasticityPoint:
+    """Figures of plasticity at the end of one phase, by name; None = not measured."""
+
+    phase: int
+    step: int
+    tokens: int
+    layers: dict[str, dict[str, float | None]]
+    """By block; without figures of activations if the probe was off."""
+    final: dict[str, float | None]
+    """Of the final hidden state; empty if the probe was off."""
+    total: dict[str, float | None]
+    """Of the whole model, and of the updates of the phase."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunRecords:
     """Everything offline metrics know about one run."""
 
     name: str
     domains: tuple[str, ...]
     order: tuple[int, ...]
-    """order[p] = index of the domain trained in phase p, for all planned phases."""
+    """order[p] = index of the domain trained in phase p, for all planned phases; -1 = all of
+    them at once."""
     header: dict[str, Any]
     """The record of kind "run" as written: config, density, parameters, versions, digests."""
     evaluations: tuple[Evaluation, ...]
     train: tuple[TrainPoint, ...]
     phases: tuple[PhaseMark, ...]
+    plasticity: tuple[PlasticityPoint, ...] = ()
     audit_checks: int
     audit_nonzero: int
     seconds: float | None
@@ -160,7 +180,7 @@ class _Reader:
             self._take_run(record)
         elif kind == "end":
             self.end = {key: _optional(record, key) for key in ("seconds", "tokens_per_second")}
-        elif kind in ("train", "eval", "audit", "phase"):
+        elif kind in ("train", "eval", "audit", "phase", "plasticity"):
             if self.header is None:
                 raise ValueError(f'kind "{kind}" comes before kind "run"')
             self._take_entry(kind, record)
@@ -185,6 +205,9 @@ class _Reader:
                 step=step,
                 tokens=_integer(record, "tokens"),
                 loss=_real(record, "loss"),
+                replayed_tokens=(
+                    _integer(record, "replayed_tokens") if "replayed_tokens" in record else None
+                ),
             )
             slot = (kind, step)
         elif kind == "phase":
@@ -195,6 +218,9 @@ class _Reader:
                 tokens=_integer(record, "tokens"),
             )
             slot = (kind, entry.phase, entry.event)
+        elif kind == "plasticity":
+            entry = self._plasticity(record, step)
+            slot = (kind, entry.phase)
         else:
             entry = (_integer(record, "checks"), _integer(record, "nonzero"))
             slot = (kind, step)
@@ -219,6 +245,17 @@ class _Reader:
             num_correct=_integer(record, "num_correct"),
         )
 
+    def _plasticity(self, record: dict[str, Any], step: int) -> PlasticityPoint:
+        layers = _mapping(record, "layers")
+        return PlasticityPoint(
+            phase=START_PHASE if record.get("at") == "start" else self._phase(record),
+            step=step,
+            tokens=_integer(record, "tokens"),
+            layers={name: _figures(layers, name) for name in layers},
+            final=_figures(record, "final"),
+            total=_figures(record, "total"),
+        )
+
     def _phase(self, record: dict[str, Any]) -> int:
         phase = _integer(record, "phase")
         if not 0 <= phase < len(self.order):
@@ -238,6 +275,7 @@ class _Reader:
             evaluations=tuple(e for e in entries if isinstance(e, Evaluation)),
             train=tuple(e for e in entries if isinstance(e, TrainPoint)),
             phases=tuple(e for e in entries if isinstance(e, PhaseMark)),
+            plasticity=tuple(e for e in entries if isinstance(e, PlasticityPoint)),
             audit_checks=audits[-1][0] if audits else 0,
             audit_nonzero=max((nonzero for _, nonzero in audits), default=0),
             seconds=self.end.get("seconds"),
@@ -253,7 +291,7 @@ def _domains_and_order(record: dict[str, Any]) -> tuple[tuple[str, ...], tuple[i
     if not domains or len(set(domains)) < len(domains):
         raise ValueError(f"domains must be distinct names, at least one, got {domains}")
     if not isinstance(order, list) or not all(
-        type(index) is int and 0 <= index < len(domains) for index in order
+        type(index) is int and -1 <= index < len(domains) for index in order
     ):
         raise ValueError(f"order must list indices of the {len(domains)} domains, got {order!r}")
     return tuple(domains), tuple(order)
@@ -276,6 +314,19 @@ def _real(record: dict[str, Any], key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{key} must be a number, got {value!r}")
     return float(value) if math.isfinite(value) else math.nan
+
+
+def _mapping(record: dict[str, Any], key: str) -> dict[str, Any]:
+    value = record.get(key)
+    if not isinstance(value, dict):
+        raise ValueError(f"{key} must be an object, got {value!r}")
+    return value
+
+
+def _figures(record: dict[str, Any], key: str) -> dict[str, float | None]:
+    """Numbers by name; None for null."""
+    found = _mapping(record, key)
+    return {name: _optional(found, name) for name in found}
 
 
 def _optional(record: dict[str, Any], key: str) -> float | None:

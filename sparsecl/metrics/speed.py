@@ -39,7 +39,7 @@ def phase_curves(records: RunRecords) -> list[PhaseCurve]:
     curves = []
     for phase, index in enumerate(records.order):
         begin = phase_begin(records, phase)
-        if begin is None:
+        if begin is None or index < 0:  # a joint phase has no domain of its own
             continue
         domain = records.domains[index]
         points, source = _validation(records, phase, domain, begin), "validation"

@@ -10,6 +10,7 @@ from typing import Any
 from sparsecl.errors import DataError
 from sparsecl.metrics import forgetting, speed, transfer
 from sparsecl.metrics.matrix import FloatArray, ResultMatrix
+from sparsecl.metrics.plasticity import plasticity_rows
 from sparsecl.metrics.records import RunRecords
 
 SCORES = ("loss", "bits_per_byte", "accuracy")
@@ -50,6 +51,7 @@ def summarize(records: RunRecords) -> dict[str, Any]:
             "fwt": transfer.fwt(matrix.loss, matrix.order),
             "averages": {name: _averages(getattr(matrix, name), matrix) for name in SCORES},
             "learning_speed": _learning_speed(records),
+            "plasticity": plasticity_rows(records),
             "audit": {"checks": records.audit_checks, "nonzero": records.audit_nonzero},
             "entropy_rate": header.get("entropy_rate", {}),
             "density": header.get("density", {}),
@@ -57,6 +59,7 @@ def summarize(records: RunRecords) -> dict[str, Any]:
             "digests": header.get("digests", {}),
             "versions": header.get("versions", {}),
             "config": header.get("config", {}),
+            "replayed_tokens": _replayed_tokens(records, matrix.num_phases),
             "tokens_per_second": records.tokens_per_second,
             "seconds": records.seconds,
             "warnings": [*records.warnings, *_gaps(records, matrix)],
@@ -125,6 +128,20 @@ def _learning_speed(records: RunRecords) -> dict[str, Any]:
     areas = [phase["area"] for phase in phases]
     known = len(areas) > 0 and None not in areas
     return {"mean_area": forgetting.mean(areas) if known else None, "phases": phases}
+
+
+def _replayed_tokens(records: RunRecords, num_phases: int) -> int | None:
+    """Tokens trained again in the finished phases, beside the new ones; None without replay.
+
+    Known as of the last logged step of these phases: the last one of a phase always is logged,
+    unless the phase ended early.
+    """
+    counts = [
+        point.replayed_tokens
+        for point in records.train
+        if point.phase < num_phases and point.replayed_tokens is not None
+    ]
+    return max(counts, default=None)
 
 
 def _gaps(records: RunRecords, matrix: ResultMatrix) -> list[str]:

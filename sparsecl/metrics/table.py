@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sparsecl.metrics.forgetting import exposed_rows
+from sparsecl.metrics.matrix import OTHER_DOMAIN
 from sparsecl.metrics.summary import matrix_of
 
 WIDTH = 100
@@ -41,11 +42,11 @@ def matrix_table(summary: dict[str, Any], width: int = WIDTH) -> str:
     """
     matrix = matrix_of(summary)
     labels = ["before training"]
-    for phase, index in enumerate(matrix.order):
-        labels.append(f"after {phase} {clip(matrix.domains[index], MAX_NAME)}")
+    labels += [f"after {p} {clip(matrix.trained(p), MAX_NAME)}" for p in range(matrix.num_phases)]
     rows = [[number(loss) for loss in row] for row in matrix.loss.tolist()]
     for phase, index in enumerate(matrix.order):
-        rows[phase + 1][index] = f"[{rows[phase + 1][index]}]"
+        if index != OTHER_DOMAIN:
+            rows[phase + 1][index] = f"[{rows[phase + 1][index]}]"
     # A space keeps the digits of cells without brackets in line with the others.
     rows = [[cell if cell.endswith("]") else cell + " " for cell in row] for row in rows]
     foot = _domain_lines(summary)

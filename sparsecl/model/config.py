@@ -60,6 +60,9 @@ class ModelConfig:
     mlp_ratio: int = 4
     """Hidden units of the feed-forward part, as a multiple of width."""
 
+    mlp: int | None = None
+    """Hidden units of the feed-forward part as a number, in place of mlp_ratio."""
+
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory, about a third more compute."""
 
@@ -96,6 +99,8 @@ class ModelConfig:
         for name, default in zip(names, preset, strict=True):
             given = getattr(self, name)
             sizes[name] = default if given is None else given
+        if self.mlp is not None:
+            sizes["mlp"] = self.mlp
         return {**sizes, "mlp_ratio": self.mlp_ratio}
 
     def resolved(self) -> ModelShape:
@@ -106,7 +111,7 @@ class ModelConfig:
             width=sizes["width"],
             heads=sizes["heads"],
             context=sizes["context"],
-            mlp=sizes["width"] * sizes["mlp_ratio"],
+            mlp=sizes.get("mlp", sizes["width"] * sizes["mlp_ratio"]),
         )
 
 
@@ -127,7 +132,7 @@ def check_tensor_parallel(shape: ModelShape, tp_size: int) -> None:
         )
     if shape.mlp % tp_size:
         raise UserError(
-            f"model.width * model.mlp_ratio={shape.mlp} is not divisible by "
+            f"model.mlp={shape.mlp} (or width * mlp_ratio) is not divisible by "
             f"parallel.tensor={tp_size}. Use parallel.tensor {sizes}."
         )
 

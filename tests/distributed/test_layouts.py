@@ -123,18 +123,27 @@ def test_the_loss_approaches_the_entropy_rate_and_never_falls_below(
     assert found["lowest"] > found["entropy"] - 0.02, found
 
 
-def test_patience_ends_the_first_phase_only(pool, shared_cache, tmp_path):
+@pytest.mark.parametrize(
+    ("phases", "num_steps"),
+    [
+        # The first evaluation sets the best; two more without improvement end the phase at step 6.
+        ("steps: 12, patience: 2, min_improvement: 100.0", 6 + 12),
+        ("steps: 12, until_loss: 100.0", 2 + 12),
+        ("steps: 12, until_loss: 0.0", 12 + 12),
+        ("steps: 12, joint: true", 24),
+    ],
+)
+def test_phases_that_end_early_or_are_joined(pool, shared_cache, tmp_path, phases, num_steps):
     overrides = (
         "data.domains=[{name: a, source: synthetic, synthetic: {train_tokens: 4000, "
         "validation_tokens: 400}}, {name: b, source: synthetic, synthetic: {train_tokens: 4000, "
         "validation_tokens: 400}}]",
-        "phases={steps: 12, patience: 2, min_improvement: 100.0}",
+        f"phases={{{phases}}}",
         "eval.every=2",
         "batch.micro=4",
     )
     result = pool.run(cases.train, 2, str(shared_cache), "zero2", overrides, str(tmp_path))[0]
-    # The first evaluation sets the best; two more without improvement end the phase at step 6.
-    assert len(result["losses"]) == 6 + 12
+    assert len(result["losses"]) == num_steps
 
 
 def test_plan_of_stages_and_tokens():

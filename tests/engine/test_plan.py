@@ -54,7 +54,11 @@ def test_micro_batch_fits_itself_to_the_ranks(world_size, tensor, micro, accumul
         ((), 32, "batch.sequences=16"),
         (("phases.steps=[1, 2, 3]",), 1, "phases.steps has 3 numbers for 2 phases"),
         (("phases.order=[a, c]",), 1, "phases.order: no domain is named 'c'"),
+        (("methods.replay.share=0.3",), 1, "methods.replay.share=0.3 of the 8 sequences"),
         (("phases.patience=2", "eval.every=0"), 1, "phases.patience needs evaluations"),
+        (("phases.until_loss=2", "eval.every=0"), 1, "phases.until_loss needs evaluations"),
+        (("phases={joint: true, patience: 2}",), 1, "phases.joint has one phase of all domains"),
+        (("phases.offset=-1",), 1, "phases.offset must be >= 0 phases, got -1"),
         (("model.heads=2", "parallel.tensor=4"), 4, "model.heads=2 is not divisible by"),
         (
             ("phases={steps: 2, stages: [{name: x, share: 0.1}, {name: y, share: 0.9}]}",),

@@ -74,6 +74,20 @@ def test_a_huge_loss_has_no_perplexity_but_a_loss(tmp_path):
     assert summary["matrix"]["perplexity"] == [[None]]
 
 
+def test_replayed_tokens_are_counted_to_the_last_finished_phase(tmp_path, reference):
+    assert reference["replayed_tokens"] is None
+    records = from_matrix(LOSS, DOMAINS, [0, 1, 2])
+    train = [
+        {"kind": "train", "phase": phase, "step": step, "tokens": 8 * step, "loss": 2.0}
+        | ({"replayed_tokens": again} if again else {})
+        for phase, step, again in ((0, 1, 0), (0, 100, 300), (1, 200, 700), (2, 300, 1100))
+    ]
+    written = [records[0], *sorted([*train, *records[1:]], key=lambda record: record["step"])]
+    assert summary_of(tmp_path, written)["replayed_tokens"] == 1100
+    # Killed in the evaluation after phase 2: its training belongs to no finished phase.
+    assert summary_of(tmp_path, written[:-1])["replayed_tokens"] == 700
+
+
 def test_a_partial_run_says_so(tmp_path):
     records = from_matrix(LOSS, DOMAINS, [0, 1, 2])
     summary = summary_of(tmp_path, records[:8])  # row 2 has one of three domains

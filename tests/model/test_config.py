@@ -60,7 +60,7 @@ def test_tensor_parallel_sizes():
         "model.heads=6 is not divisible by parallel.tensor=4. "
         "Use model.heads=4, or parallel.tensor 1, 2, 3."
     )
-    with pytest.raises(UserError, match=r"mlp_ratio=9 is not .* Use parallel.tensor 1\.$"):
+    with pytest.raises(UserError, match=r"model.mlp=9 .* is not .* Use parallel.tensor 1\.$"):
         check_tensor_parallel(ModelShape(layers=1, width=8, heads=2, context=4, mlp=9), 2)
 
 

@@ -1,0 +1,222 @@
+"""A trained model out of a checkpoint, and held-out text to look at it with. One process.
+
+What the run was split over does not matter: a checkpoint is in global coordinates. Weights are the
+fp32 masters whatever the run's precision, products are dense whatever its backend; both differ from
+what the run computed by rounding alone. The masks are those of the checkpoint, where a method may
+have moved them.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sparsecl import dist
+from sparsecl.checkpoint.manifest import FOLDER_NAME, MANIFEST, read_manifest, verify
+from sparsecl.checkpoint.publish import newest_valid
+from sparsecl.checkpoint.reader import Reader
+from sparsecl.data.config import DataConfig, TokenizerConfig
+from sparsecl.data.prepare import PreparedData, prepare
+from sparsecl.data.token_store import TokenStore
+from sparsecl.errors import DataError, MissingInputError
+from sparsecl.model.build import build_gpt
+from sparsecl.model.config import ModelConfig
+from sparsecl.model.gpt import GPT
+from sparsecl.model.shapes import layer_shapes
+from sparsecl.sparse.registry import sparse_parameters
+from sparsecl.topology.build import build_topologies
+from sparsecl.topology.config import TopologyConfig
+from sparsecl.topology.layer import LayerTopology
+
+MASTER = "master"
+
+
+@dataclass(frozen=True)
+class Located:
+    """A checkpoint and the run that it is of."""
+
+    run: Path
+    checkpoint: Path
+    """A whole checkpoint: its digests were checked."""
+
+    newest: bool
+    """It was found as the newest of its run, not named."""
+
+
+def locate(path: Path) -> Located:
+    """The newest valid checkpoint of a run folder, or the checkpoint folder that was named.
+
+    Raises:
+        MissingInputError: there is no such folder, or no checkpoint in it.
+        DataError: the named checkpoint, or every one of the run, is damaged.
+    """
+    if not path.is_dir():
+        raise MissingInputError(f"{path}: no such run folder or checkpoint folder")
+    if (path / MANIFEST).is_file() or FOLDER_NAME.fullmatch(path.resolve().name):
+        verify(path)
+        return Located(_run_of(path.resolve()), path, newest=False)
+    run = _run_of(path / "checkpoints" / "any")
+    newest, notes = newest_valid(run / "checkpoints")
+    if newest is None and notes:
+        raise DataError(f"{run}: no checkpoint is valid, {notes[0]}")
+    if newest is None:
+        raise MissingInputError(f"{run}: has no checkpoint; train it first")
+    return Located(run, newest, newest=True)
+
+
+def load_model(
+    checkpoint: Path,
+    model: ModelConfig,
+    topology: TopologyConfig,
+    *,
+    vocab_size: int,
+    seed: int,
+    device: torch.device | None = None,
+) -> GPT:
+    """The model of a whole checkpoint, in fp32.
+
+    Args:
+        checkpoint: a folder that `locate` has accepted.
+        topology: its storage is kept; the backend is dense.
+        seed: of the run; decides the masks only where the checkpoint holds none (role update).
+        device: None = a GPU where there is one.
+
+    Raises:
+        DataError: if the checkpoint is of another model or topology.
+    """
+    reader = Reader(checkpoint)
+    options = dataclasses.replace(topology, backend="dense", keep_expansion=False)
+    built = build_gpt(
+        model,
+        options,
+        vocab_size=vocab_size,
+        seed=seed,
+        topologies=_topologies(reader, model, options, seed),
+    )
+    _fill(built, reader)
+    return built.to(device or dist.device())
+
+
+def topologies_of(model: GPT) -> dict[str, LayerTopology]:
+    """The live sets of a model by layer name; empty for a dense one."""
+    return {
+        name.removesuffix(".weight"): entry.topology
+        for name, entry in sparse_parameters(model).items()
+    }
+
+
+def prepare_domains(
+    checkpoint: Path,
+    data: DataConfig,
+    tokenizer: TokenizerConfig,
+    *,
+    context: int,
+    seed: int,
+    show_progress: bool = False,
+) -> PreparedData:
+    """The domains of the run that made a checkpoint, from the cache if they are there.
+
+    Raises:
+        DataError: if text or tokenizer are not those of the checkpoint.
+        UserError: for what cannot be prepared.
+    """
+    found = prepare(data, tokenizer, context=context, seed=seed, show_progress=show_progress)
+    saved = read_manifest(checkpoint).state
+    for key, value in (("tokenizer", found.tokenizer.digest), ("data", found.fingerprint)):
+        if saved.get(key, value) != value:
+            raise DataError(
+                f"{checkpoint}: the {key} changed since the checkpoint (digest {saved[key][:12]}, "
+                f"now {value[:12]}). Restore it."
+            )
+    return found
+
+
+def held_out_rows(
+    data: PreparedData, *, context: int, sequences: int
+) -> dict[str, NDArray[np.int64]]:
+    """Validation text of each domain as token ids [S, context + 1], by domain.
+
+    Windows are spread evenly over the text, so that a few of them see more than its first document.
+    S = `sequences`, or less if a domain has fewer whole windows.
+    """
+    return {
+        domain.name: spread_windows(domain.validation, context, sequences)
+        for domain in data.domains
+    }
+
+
+def spread_windows(store: TokenStore, context: int, sequences: int) -> NDArray[np.int64]:
+    """Token ids [S, context + 1] of whole windows; see `held_out_rows`."""
+    num_windows = (store.num_tokens - 1) // context
+    count = min(sequences, num_windows)
+    chosen = np.arange(count, dtype=np.int64) * num_windows // count
+    return store.take(chosen[:, None] * context + np.arange(context + 1))
+
+
+def _run_of(checkpoint: Path) -> Path:
+    """The run folder above RUN/checkpoints/step_N."""
+    run = checkpoint.parent.parent
+    if not (run / "config.yaml").is_file():
+        raise MissingInputError(f"{run}: not a run folder, it has no config.yaml")
+    return run
+
+
+def _topologies(
+    reader: Reader, model: ModelConfig, topology: TopologyConfig, seed: int
+) -> Mapping[str, LayerTopology]:
+    """The live sets, by layer name."""
+    if topology.kind == "dense":
+        return {}
+    shapes = layer_shapes(model.resolved())
+    if topology.role == "update":
+
+        def read_weight(folder: Path, layer: str) -> NDArray[Any]:
+            return Reader(folder).read(MASTER, f"{layer}.weight").numpy()
+
+        return build_topologies(topology, shapes, seed=seed, read_checkpoint=read_weight)
+    found = {name.removesuffix(".weight"): live for name, live in reader.topologies.items()}
+    for shape in shapes:
+        live = found.get(shape.name)
+        if live is None or (live.out_features, live.in_features) != (
+            shape.out_features,
+            shape.in_features,
+        ):
+            raise DataError(f"{reader.folder}: holds no topology of {shape.name} for this config")
+    return found
+
+
+@torch.no_grad()
+def _fill(model: GPT, reader: Reader) -> None:
+    """Set every parameter from the masters, which are global: tp is 1 here."""
+    linears = {name: entry.layer for name, entry in sparse_parameters(model).items()}
+    params = dict(model.named_parameters())
+    if params.keys() != reader.manifest.parameters.keys():
+        other = sorted(params.keys() ^ reader.manifest.parameters.keys())[0]
+        raise DataError(f"{reader.folder}: its parameters are not those of this config: {other}")
+    for name, param in params.items():
+        value = reader.read(MASTER, name)
+        if name == "embedding.weight":
+            value = _real_rows(value, model)
+        wanted = linears[name].local_shape if name in linears else param.shape
+        if value.shape != wanted:
+            raise DataError(
+                f"{reader.folder}: {name} is {list(value.shape)}, this config has {list(wanted)}"
+            )
+        if name in linears:
+            linears[name].fill(value)
+        else:
+            param.copy_(value)
+
+
+def _real_rows(embedding: Tensor, model: GPT) -> Tensor:
+    """The embedding with this process's padding: how many rows are padded depends on tp."""
+    padded = torch.zeros(model.embedding.weight.shape[0], embedding.shape[1])
+    real = embedding[: model.vocab_size]
+    padded[: real.shape[0]] = real
+    return padded

@@ -1,0 +1,55 @@
+"""What a run costs before it starts: parameters, work and length, from its config alone."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparsecl.engine import ds_config
+from sparsecl.engine.plan import make_plan
+from sparsecl.engine.run import run_numbers, vocabulary
+from sparsecl.engine.run_config import RunConfig
+from sparsecl.engine.topology import draw_topologies
+from sparsecl.model.flops import count_parameters, training_flops_per_token
+
+
+@dataclass(frozen=True)
+class Price:
+    """Of the whole model and run, over all ranks."""
+
+    live: int
+    """Parameters that live (role topology) or are trained (role update)."""
+
+    total: int
+    """Parameters of the dense model of this shape."""
+
+    density: float
+    """Live share of the masked matrices."""
+
+    flops_per_token: int
+    """Training FLOPs by live weights."""
+
+    steps: int
+    """Optimizer steps; an upper bound if a phase may end early."""
+
+    tokens: int
+    """Training tokens, likewise."""
+
+
+def price(config: RunConfig, ds_path: Path) -> Price:
+    """Check a config as a run would, and count. Draws the topologies.
+
+    Raises:
+        UserError: what a run with this config would say before any work.
+    """
+    plan = make_plan(config, world_size=config.parallel.tensor)
+    ds_config.resolve(ds_path, run_numbers(config, plan))
+    topologies = draw_topologies(config)
+    counts = count_parameters(plan.shape, vocabulary(config), topologies)
+    flops = training_flops_per_token(plan.shape, counts, role=config.topology.role)
+    return Price(
+        live=counts.live,
+        total=counts.total,
+        density=counts.density_masked,
+        flops_per_token=flops.useful,
+        steps=plan.num_steps,
+        tokens=plan.num_steps * plan.tokens_per_step,
+    )

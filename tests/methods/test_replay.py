@@ -1,0 +1,224 @@
+"""Replay: who is remembered, who is drawn, and what a micro-batch then holds.
+
+Here sequence n of phase p is the row [100 p + n, 100 p + n] wherever tokens are read.
+"""
+
+import itertools
+import json
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from sparsecl import seeding
+from sparsecl.methods import replay as module
+from sparsecl.methods.base import Methods
+from sparsecl.methods.config import ReplayConfig
+from sparsecl.methods.replay import Replay, Reservoir
+
+
+class Dice:
+    """A generator that gives what it is told: for t = first, first + 1, .. one value below t."""
+
+    def __init__(self, values: list[int], first: int = 1) -> None:
+        self.values, self.first = values, first
+
+    def integers(self, low: int, high: Any) -> Any:
+        assert low == 0 and high.tolist() == [self.first + i for i in range(len(self.values))]
+        return np.array(self.values)
+
+
+def names(*numbers: int) -> Any:
+    return np.array([(0, number) for number in numbers], dtype=np.int64).reshape(-1, 2)
+
+
+def context(step: int, *, phase: int = 0, phase_step: int | None = None, **more: Any) -> Any:
+    fields = {
+        "phase": phase,
+        "step": step,
+        "phase_step": step if phase_step is None else phase_step,
+        "micro_step": 0,
+        "num_micro_steps": 1,
+        "batch_sequences": 4,
+        "rows": lambda phase, indices: np.stack([100 * phase + indices] * 2, axis=1),
+        "generator": lambda *parts: seeding.stream(7, *parts),
+    }
+    return SimpleNamespace(**{**fields, **more})
+
+
+def new_rows(first: int, num: int = 4) -> Any:
+    return np.stack([np.arange(first, first + num)] * 2, axis=1)
+
+
+@pytest.mark.parametrize("step", [1, 2, 4])
+def test_slots_by_hand(step):
+    """B = 2: names 10 and 11 fill it; 12 draws j = 1 and replaces 11; 13 draws j = 2 and goes."""
+    reservoir = Reservoir(2)
+    stream, dice = [10, 11, 12, 13], [0, 0, 1, 2]
+    for i in range(0, 4, step):
+        rng: Any = Dice(dice[i : i + step], first=i + 1)
+        reservoir.insert(names(*stream[i : i + step]), rng)
+    assert reservoir.names.tolist() == [[0, 10], [0, 12]]
+    assert reservoir.num_seen == 4
+
+
+def test_each_pair_is_equally_likely_by_enumeration():
+    """B = 2, a stream of 4: all 3 * 4 draws of j for t = 3 and 4, of equal weight."""
+    pairs: Counter[tuple[int, ...]] = Counter()
+    for third, fourth in itertools.product(range(3), range(4)):
+        reservoir, rng = Reservoir(2), Dice([0, 0, third, fourth])
+        reservoir.insert(names(0, 1, 2, 3), cast(Any, rng))
+        pairs[tuple(sorted(reservoir.names[:, 1].tolist()))] += 1
+    assert pairs == {pair: 2 for pair in itertools.combinations(range(4), 2)}
+
+
+@pytest.mark.parametrize("chunk", [1, 16])
+def test_long_streams_are_remembered_uniformly(chunk):
+    """B = 8, t = 64: each name is present with probability 1/8, whatever comes in one call."""
+    runs, num, capacity = 400, 64, 8
+    present = np.zeros(num)
+    for run in range(runs):
+        reservoir, rng = Reservoir(capacity), seeding.stream(run, "test")
+        for start in range(0, num, chunk):
+            reservoir.insert(names(*range(start, start + chunk)), rng)
+        found = reservoir.names[:, 1]
+        assert len(np.unique(found)) == capacity
+        present[found] += 1
+    expected = runs * capacity / num
+    # Within a run names exclude one another, which shrinks the variance by 1 - B/t.
+    chi_square = ((present - expected) ** 2 / expected).sum() / (1 - capacity / num)
+    assert stats.chi2.sf(chi_square, num - 1) > 1e-3
+
+
+def test_draws_are_uniform_over_filled_slots():
+    reservoir = Reservoir(10)
+    reservoir.insert(names(3, 4, 5, 6), seeding.stream(0, "insert"))
+    drawn = reservoir.draw(4000, seeding.stream(0, "draw"))[:, 1]
+    counts = np.bincount(drawn, minlength=7)
+    assert counts[:3].sum() == 0
+    assert stats.chisquare(counts[3:]).pvalue > 1e-3
+
+
+def test_an_empty_memory_changes_nothing():
+    method = Replay(ReplayConfig(share=0.5))
+    rows = new_rows(0)
+    assert method.batch(context(0), rows) is rows
+    assert method.replayed_sequences == 0
+
+
+def test_replayed_rows_are_rows_trained_before():
+    """Three steps of 4 in phase 0, then two in phase 2; half as many again are replayed."""
+    method, seen, replayed = Replay(ReplayConfig(sequences=6, share=0.5)), set(), 0
+    for step in range(5):
+        phase, phase_step = (0, step) if step < 3 else (2, step - 3)
+        rows = new_rows(100 * phase + 4 * phase_step)
+        trained = method.batch(context(step, phase=phase, phase_step=phase_step), rows)
+        assert trained[:4].tolist() == rows.tolist()
+        assert len(trained) == (6 if step else 4)
+        assert set(trained[4:, 0]) <= seen
+        replayed += len(trained) - 4
+        method.after_step(context(step + 1, phase=phase, phase_step=phase_step + 1))
+        seen |= set(rows[:, 0].tolist())
+    assert method.replayed_sequences == replayed == 8
+    assert Methods([method]).replayed_sequences == 8
+    assert method.reservoir.num_seen == 20
+
+
+def filled(**options: Any) -> Replay:
+    """A memory of phases 0 and 1, after two steps in each."""
+    method = Replay(ReplayConfig(**{"sequences": 12, "share": 0.5, **options}))
+    for step in range(4):
+        method.after_step(context(step + 1, phase=step // 2, phase_step=step % 2 + 1))
+    return method
+
+
+def test_tokens_stand_in_the_order_drawn():
+    """Names of several phases are read phase by phase, and put back where they were drawn."""
+    found = filled()._read(context(4), np.array([[1, 5], [0, 2], [1, 0], [0, 7], [1, 5]]))
+    assert found[:, 0].tolist() == [105, 2, 100, 7, 105]
+
+
+def test_all_layouts_replay_the_same_sequences(monkeypatch):
+    """16 new sequences in a step: dp_size * micro-steps * micro, in that nesting."""
+
+    def replayed(dp_size: int, num_micro_steps: int) -> list[int]:
+        micro, found = 16 // dp_size // num_micro_steps, []
+        monkeypatch.setattr(module.dist, "dp_size", lambda: dp_size)
+        for micro_step in range(num_micro_steps):
+            for rank in range(dp_size):
+                monkeypatch.setattr(module.dist, "dp_rank", lambda rank=rank: rank)
+                here = context(4, micro_step=micro_step, num_micro_steps=num_micro_steps)
+                found += filled().batch(here, new_rows(300, micro))[micro:, 0].tolist()
+        return found
+
+    alone = replayed(1, 1)
+    assert len(alone) == 8 and len(set(alone)) > 1
+    assert replayed(2, 1) == replayed(1, 4) == replayed(4, 2) == alone
+
+
+def test_draws_depend_on_the_step_alone():
+    rows = [filled().batch(context(step), new_rows(300))[:, 0].tolist() for step in (4, 4, 5)]
+    assert rows[0] == rows[1] != rows[2]
+
+
+def test_state_goes_and_comes_back():
+    method = filled()
+    method.batch(context(4), new_rows(300))
+    tensors, values = method.state_dict()
+    assert tensors == {}
+    other = Replay(method.config)
+    other.load_state_dict({}, json.loads(json.dumps(values)))
+    assert other.replayed_sequences == 2
+    for step in (4, 5):
+        trained = [m.batch(context(step), new_rows(300)).tolist() for m in (method, other)]
+        assert trained[0] == trained[1]
+        for m in (method, other):
+            m.after_step(context(step + 1))
+    assert method.state_dict() == other.state_dict()
+
+
+def test_an_empty_state_comes_back_too():
+    method = Replay(ReplayConfig())
+    other = Replay(ReplayConfig())
+    other.load_state_dict(*method.state_dict())
+    other.after_step(context(1))
+    assert other.reservoir.names.tolist() == [[0, 0], [0, 1], [0, 2], [0, 3]]
+
+
+@pytest.mark.parametrize(
+    ("share", "micro", "num"), [(0.25, 8, 2), (1.0, 3, 3), (0.01, 100, 1), (0.333333, 3, 1)]
+)
+def test_whole_shares(share, micro, num):
+    assert ReplayConfig(share=share).num_replayed(micro) == num
+
+
+@pytest.mark.parametrize(
+    ("share", "micro", "message"),
+    [
+        (0.3, 4, "share=0.3 of the 4 sequences of a micro-batch is 1.2,.* Use share 0.25 or 0.5,"),
+        (0.25, 1, "is 0.25, not a whole number >= 1. Use share 1, or another batch.micro"),
+        (0.01, 7, "Use share 0.142857,"),
+    ],
+)
+def test_a_share_that_does_not_fit_names_those_that_do(share, micro, message):
+    with pytest.raises(ValueError, match=message):
+        ReplayConfig(share=share).num_replayed(micro)
+
+
+@pytest.mark.parametrize("micro", range(1, 41))
+def test_the_shares_in_the_message_work(micro):
+    with pytest.raises(ValueError) as caught:
+        ReplayConfig(share=1.5 / micro).num_replayed(micro)
+    offered = str(caught.value).split("Use share ")[1].split(", or another")[0].split(" or ")
+    assert [ReplayConfig(share=float(s)).num_replayed(micro) for s in offered] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "values", [{"sequences": 0}, {"share": 0.0}, {"share": float("nan")}, {"share": float("inf")}]
+)
+def test_ranges(values):
+    with pytest.raises(ValueError, match=f"{next(iter(values))} must be"):
+        ReplayConfig(**values)
