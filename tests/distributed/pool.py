@@ -15,9 +15,6 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-# ZeRO-3 leaves gloo groups behind, whose threads wake up all the time: after hundreds of cases they
-# take both cores. New workers after this many cost ten seconds.
-CASES = 30
 TIMEOUT = 240.0  # seconds for one case; a hang must fail, not wait for ever
 
 
@@ -26,10 +23,6 @@ class Pool:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._start()
-
-    def _start(self) -> None:
-        self.num_cases = 0
         context = multiprocessing.get_context("spawn")
         self.results: Any = context.Queue()
         self.requests: list[Any] = [context.Queue() for _ in range(self.size)]
@@ -47,10 +40,6 @@ class Pool:
             AssertionError: with the traceback of the first rank that raised, or on a hang.
         """
         assert not self.broken, "the pool is broken by an earlier hang"
-        if self.num_cases == CASES:
-            self.close()
-            self._start()
-        self.num_cases += 1
         port = _free_port()
         for rank in range(world_size):
             env = {
@@ -123,19 +112,25 @@ def _forget_groups() -> None:
 
     from sparsecl import dist
 
-    # Engines hold process groups, and every group has threads: hundreds of cases would choke.
+    # Engines hold process groups, and every group has threads that wake up all the time: after
+    # hundreds of cases they would take all cores.
     for thing in gc.get_objects():
         if type(thing).__name__ == "DeepSpeedEngine" and "optimizer" in thing.__dict__:
             thing.destroy()
             optimizer = thing.optimizer
             thing.__dict__.clear()
             optimizer.__dict__.clear()  # ZeRO-3's is held by hooks on the module's class
+        elif type(thing).__name__ == "_lru_cache_wrapper":  # of a ZeRO-3 method: keeps the model
+            if str(thing.__module__).startswith("deepspeed.runtime.zero"):
+                thing.cache_clear()
+    offload = sys.modules.get("deepspeed.runtime.zero.parameter_offload")
+    if offload is not None:
+        offload.FWD_MODULE_STACK.clear()  # keeps the model too
     gc.collect()
     dist.shutdown()
     if "deepspeed.comm.comm" in sys.modules:
         sys.modules["deepspeed.comm.comm"].cdb = None
         importlib.reload(sys.modules["deepspeed.utils.groups"])
-    offload = sys.modules.get("deepspeed.runtime.zero.parameter_offload")
     if offload is not None:
         # ZeRO-3 numbers modules and parameters per process and compares the numbers over ranks;
         # workers have run different cases before.
