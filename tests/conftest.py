@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tests.distributed.pool import Pool  # noqa: E402
+from tests.launch.starter import PRELOAD, RANK_VARIABLES  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,3 +28,19 @@ def pool() -> Iterator[Pool]:
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One data cache for the whole session."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[None]:
+    """The process that tests/launch/starter.py forks. It keeps the environment of its start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        # These are tests on the CPU, also where there is a GPU; the server may not touch one.
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        patch.setenv("DS_ACCELERATOR", "cpu")
+        for name in RANK_VARIABLES:
+            patch.delenv(name, raising=False)
+        forkserver.set_forkserver_preload(PRELOAD)
+        forkserver.ensure_running()
+    yield

@@ -58,9 +58,7 @@ def header(
         "batch": f"{config.batch.sequences} sequences = {plan.tokens_per_step:,} tokens per step, "
         f"{plan.accumulation} x {plan.micro} per rank",
         "data": data,
-        "phases": ", ".join(
-            f"{plan.domain_name(phase)} {phase.num_steps}" for phase in plan.phases
-        )
+        "phases": ", ".join(f"{plan.domain_name(phase)} {phase.num_steps}" for phase in plan.phases)
         + " steps",
     }
     return "\n".join(_wrap(f"  {key:<11} ", value) for key, value in lines.items())

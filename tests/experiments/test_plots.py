@@ -7,6 +7,8 @@ from matplotlib.image import imread
 
 from sparsecl.errors import DataError, MissingInputError
 from sparsecl.experiments import plots
+from sparsecl.experiments.plots import runs, style, topology
+from sparsecl.metrics.matrix import ResultMatrix
 from sparsecl.metrics.records import read_records
 from sparsecl.metrics.summary import summarize
 from tests.metrics.fake_run import header, write_lines, write_run
@@ -15,7 +17,7 @@ from tests.metrics.fake_run import header, write_lines, write_run
 @pytest.fixture(autouse=True)
 def coarse(monkeypatch):
     """Fewer pixels: the tests ask what is drawn, not how finely."""
-    monkeypatch.setattr(plots, "DPI", 40)
+    monkeypatch.setattr(style, "DPI", 40)
 
 
 def ink(path):
@@ -46,7 +48,7 @@ def test_equal_records_give_equal_bytes(tmp_path):
 def test_curves_hold_the_scores_and_the_own_phase_is_thicker(tmp_path):
     records = read_records(write_run(tmp_path, domains=("code", "math")))
     axes = Figure().subplots()
-    plots._draw_curves(axes, records)
+    runs._draw_curves(axes, records)
     thin = [line for line in axes.lines if line.get_linewidth() == 1.5]
     thick = [line for line in axes.lines if line.get_linewidth() > 4]
     assert len(thin) == len(thick) == 2
@@ -61,9 +63,9 @@ def test_curves_hold_the_scores_and_the_own_phase_is_thicker(tmp_path):
 
 def test_the_matrix_shows_every_number_and_one_frame_a_phase(tmp_path):
     records = read_records(write_run(tmp_path, domains=("code", "math")))
-    matrix = plots.ResultMatrix.from_records(records)
+    matrix = ResultMatrix.from_records(records)
     axes = Figure().subplots()
-    plots._draw_matrix(axes, matrix)
+    runs._draw_matrix(axes, matrix)
     assert [t.get_text() for t in axes.texts] == [f"{v:.2f}" for v in matrix.loss.ravel()]
     assert len(axes.patches) == 2
 
@@ -71,7 +73,7 @@ def test_the_matrix_shows_every_number_and_one_frame_a_phase(tmp_path):
 def test_labels_do_not_overlap():
     axes = Figure().subplots()
     axes.set_ylim(0, 1)
-    plots._label_ends(axes, [(0.5, f"d{i}", "black") for i in range(12)] + [(1.0, "top", "black")])
+    runs._label_ends(axes, [(0.5, f"d{i}", "black") for i in range(12)] + [(1.0, "top", "black")])
     heights = sorted(text.xyann[1] for text in axes.texts)
     assert np.diff(heights).min() > 0.044 and heights[-1] <= 1.0
 
@@ -102,7 +104,7 @@ def test_what_cannot_be_drawn(tmp_path):
 def test_bars_leave_out_the_domain_that_nothing_followed(tmp_path):
     folders = [write_run(tmp_path / n, name=n, forgetting=f) for n, f in (("a", 0.2), ("b", 0.6))]
     summaries = [summarize(read_records(folder)) for folder in folders]
-    heights = plots._forgotten(summaries[0], summaries[0]["domains"])
+    heights = runs._forgotten(summaries[0], summaries[0]["domains"])
     assert np.isnan(heights).tolist() == [False, False, False, False, True]
     assert heights[0] == summaries[0]["forgetting"]["per_domain"]["code"]
     plots.comparison_plot(summaries, tmp_path / "bars.png")
@@ -126,14 +128,14 @@ def test_topologies_are_drawn_with_and_without_masks(tmp_path):
 
 def test_a_mask_is_drawn_weight_by_weight_or_as_local_density():
     small = np.eye(4, dtype=bool)
-    shares, size = plots._local_density(small)
+    shares, size = topology._local_density(small)
     assert size == 1 and (shares == small).all()
     # 600 x 2 in tiles of 3 x 3; the one column of tiles is 2 wide. One row of each tile lives.
     tall = np.zeros((600, 2), dtype=bool)
     tall[::3] = True
-    shares, size = plots._local_density(tall)
+    shares, size = topology._local_density(tall)
     assert size == 3 and shares.shape == (200, 1) and np.allclose(shares, 1 / 3)
-    shares, _ = plots._local_density(np.ones((601, 2), dtype=bool))
+    shares, _ = topology._local_density(np.ones((601, 2), dtype=bool))
     assert shares.shape == (201, 1) and np.allclose(shares, 1.0)
 
 
@@ -141,7 +143,7 @@ def test_degrees_are_counted_in_whole_numbers():
     mask = np.zeros((3, 6), dtype=bool)
     mask[0, :4] = mask[1, :2] = True
     axes = Figure().subplots()
-    plots._draw_degrees(axes, mask)
+    topology._draw_degrees(axes, mask)
     rows = axes.containers[0]
     counts = {round(bar.get_x() + bar.get_width() / 2): bar.get_height() for bar in rows}
     assert counts == {0: 1, 1: 0, 2: 1, 3: 0, 4: 1}
@@ -150,9 +152,9 @@ def test_degrees_are_counted_in_whole_numbers():
 def test_reach_and_spectrum_show_their_numbers():
     axes = Figure().subplots()
     curve = plots.ReachPicture(label="a", mean=(0.1, 0.5), minimum=(0.0, 0.2), maximum=(0.2, 1.0))
-    plots._draw_reach(axes, [curve, curve])
+    topology._draw_reach(axes, [curve, curve])
     assert [line.get_ydata().tolist() for line in axes.lines] == [[0.1, 0.5]] * 2
     axes = Figure().subplots()
-    plots._draw_spectrum(axes, mask_picture(np.eye(3, dtype=bool)))
+    topology._draw_spectrum(axes, mask_picture(np.eye(3, dtype=bool)))
     assert list(axes.lines[0].get_ydata()) == [3.0, 1.5]
     assert list(axes.lines[1].get_ydata()) == [2.0, 2.0]

@@ -1,4 +1,4 @@
-"""Starts launch/train.py as processes of their own in a tenth of the usual time.
+"""Starts scripts as processes of their own in a tenth of the usual time.
 
 A start costs seconds, nearly all of them for importing torch and DeepSpeed. A server process does
 that once and forks for every start. So exit codes, stderr and SIGKILL are the real ones.
@@ -6,8 +6,10 @@ that once and forks for every start. So exit codes, stderr and SIGKILL are the r
 
 import multiprocessing
 import os
+import runpy
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -147,18 +149,30 @@ def tiny(cache: Path) -> dict[str, Any]:
     }
 
 
+def run_script(script: Path, arguments: Sequence[str], *, cwd: Path, timeout: float) -> Done:
+    """What `python SCRIPT ARGUMENTS` does in the folder `cwd`, to its end."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = (str(script), list(arguments), {}, folder, str(cwd))
+        process = multiprocessing.get_context("forkserver").Process(target=_script, args=words)
+        process.start()
+        return Job(process, Path(folder)).wait(timeout)
+
+
 def _main(arguments: list[str], env: dict[str, str], folder: str) -> None:
     """In the forked process: be what `python launch/train.py ...` is."""
+    _script(str(ROOT / "launch" / "train.py"), arguments, env, folder, folder)
+
+
+def _script(script: str, arguments: list[str], env: dict[str, str], folder: str, cwd: str) -> None:
+    """In the forked process: be what `python SCRIPT ...` is; its output goes into `folder`."""
     for name in ("out", "err"):
         handle = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(handle, {"out": 1, "err": 2}[name])
     os.environ.update(env)
-    os.chdir(folder)
+    os.chdir(cwd)
     sys.path.insert(0, str(ROOT))
-    sys.argv = [str(ROOT / "launch" / "train.py"), *arguments]
-    from launch import train
-
-    sys.exit(train.main())
+    sys.argv = [script, *arguments]
+    runpy.run_path(script, run_name="__main__")
 
 
 def free_port() -> int:

@@ -1,39 +1,25 @@
-"""Pictures of forgetting, drawn from run records alone, and of topologies, drawn from their masks.
-
-The only file that knows matplotlib. Figures are built as objects on the Agg canvas, never through
-pyplot: no window, no global state, and two threads may draw at once.
-"""
+"""Pictures of runs, drawn from their records: one run by itself, or several side by side."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
-from sparsecl.files import atomic_open
+from sparsecl.experiments.plots import style
+from sparsecl.experiments.plots.style import COLOURS, FAINT, INK, clean, line_style, save_png
 from sparsecl.metrics.comparison import common_domains
 from sparsecl.metrics.forgetting import exposed_rows, f_last
-from sparsecl.metrics.matrix import ResultMatrix
+from sparsecl.metrics.matrix import OTHER_DOMAIN, ResultMatrix
 from sparsecl.metrics.records import RunRecords, read_records
 from sparsecl.metrics.speed import phase_begin
 from sparsecl.metrics.summary import matrix_of, summarize
-
-# Okabe & Ito 2008, safe for the common kinds of colour blindness; their yellow is too pale for
-# lines on white and is replaced by a dark grey. More domains repeat the colours in other dashes.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
-DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)))
-INK, FAINT = "#333333", "#BBBBBB"
-DPI = 150
-MAX_MASK_PIXELS = 256
-"""Longer side of a drawn mask; a larger one is drawn as local densities."""
 
 
 def forgetting_plot(run: Path | str | RunRecords, path: Path | str) -> None:
@@ -53,17 +39,17 @@ def forgetting_plot(run: Path | str | RunRecords, path: Path | str) -> None:
     map_width = min(2.2 + 0.62 * num_domains, 12.0)
     wide = num_domains <= 8 and num_rows <= 10
     if wide:
-        figure = Figure(figsize=(9.2 + map_width, 5.2), dpi=DPI, layout="constrained")
+        figure = Figure(figsize=(9.2 + map_width, 5.2), dpi=style.DPI, layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(9.2, map_width))
     else:
         map_height = min(1.6 + 0.34 * num_rows, 9.0)
         width = max(11.0, map_width)
-        figure = Figure(figsize=(width, 5.6 + map_height), dpi=DPI, layout="constrained")
+        figure = Figure(figsize=(width, 5.6 + map_height), dpi=style.DPI, layout="constrained")
         left, right = figure.subplots(2, 1, height_ratios=(5.6, map_height))
     _draw_curves(left, records)
     _draw_matrix(right, matrix)
     figure.suptitle(_title(records, matrix), color=INK, fontsize=12, fontweight="bold")
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def comparison_plot(summaries: Sequence[dict[str, Any]], path: Path | str) -> None:
@@ -79,7 +65,7 @@ def comparison_plot(summaries: Sequence[dict[str, Any]], path: Path | str) -> No
     kept = [i for i in range(len(domains)) if not np.isnan(bars[:, i]).all()]
     bars, domains = bars[:, kept], [domains[i] for i in kept]
     span = 3.5 + 0.3 * len(domains) * (len(summaries) + 1)
-    figure = Figure(figsize=(min(max(7.5, span), 20.0), 4.6), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(min(max(7.5, span), 20.0), 4.6), dpi=style.DPI, layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(summaries)
     for k, (summary, heights) in enumerate(zip(summaries, bars, strict=True)):
@@ -99,59 +85,8 @@ def comparison_plot(summaries: Sequence[dict[str, Any]], path: Path | str) -> No
     title = "Rise of the loss since each domain's own training, to the end of the run"
     axes.set_title(title, loc="left", fontsize=11, color=INK)
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
-    _clean(axes)
-    _save(figure, path)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaskPicture:
-    """What `topology_plot` shows of one layer: one row of panels."""
-
-    title: str
-    mask: NDArray[np.bool_]
-    """[O, I], True = live."""
-
-    singular_values: Sequence[float]
-    """The largest ones of the mask, descending."""
-
-    bound: float
-    """The (generalized) Ramanujan bound on the second of them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReachPicture:
-    """Reach of one unit after 1..L blocks, over source units: one curve with a band."""
-
-    label: str
-    mean: Sequence[float]
-    minimum: Sequence[float]
-    maximum: Sequence[float]
-
-
-def topology_plot(
-    masks: Sequence[MaskPicture],
-    curves: Sequence[ReachPicture],
-    path: Path | str,
-    *,
-    title: str = "",
-) -> None:
-    """Draw topologies as PNG: a row of panels per layer, and below them the reach through blocks.
-
-    Args:
-        masks: layers to show: mask, degrees, singular values. Empty for a dense model.
-        curves: at least one.
-        path: PNG to write; replaced atomically.
-    """
-    rows = len(masks) + 1
-    figure = Figure(figsize=(11.0, 3.1 * rows + 0.4), dpi=DPI, layout="constrained")
-    grid = figure.add_gridspec(rows, 3)
-    for row, picture in enumerate(masks):
-        _draw_mask(figure.add_subplot(grid[row, 0]), picture)
-        _draw_degrees(figure.add_subplot(grid[row, 1]), picture.mask)
-        _draw_spectrum(figure.add_subplot(grid[row, 2]), picture)
-    _draw_reach(figure.add_subplot(grid[-1, :]), curves)
-    figure.suptitle(title, color=INK, fontsize=11, fontweight="bold")
-    _save(figure, path)
+    clean(axes)
+    save_png(figure, path)
 
 
 def _forgotten(summary: dict[str, Any], domains: list[str]) -> list[float]:
@@ -179,7 +114,7 @@ def _draw_curves(axes: Axes, records: RunRecords) -> None:
             continue
         tokens = np.array(sorted(points))
         scores = np.array([points[at] for at in sorted(points)])
-        colour, dash = _style(i)
+        colour, dash = line_style(i)
         axes.plot(tokens, scores, color=colour, linestyle=dash, linewidth=1.5, marker=".", zorder=3)
         for begin, end in _own_phases(records, i, int(tokens[-1])):
             own = (tokens >= begin) & (tokens <= end)
@@ -188,7 +123,7 @@ def _draw_curves(axes: Axes, records: RunRecords) -> None:
         if np.isfinite(scores[-1]):
             ends.append((float(scores[-1]), domain, colour))
     _draw_phases(axes, records, last)
-    _clean(axes)
+    clean(axes)
     axes.set_xlim(-0.01 * last, last * 1.005 or 1)
     axes.set_xlabel("trained tokens (thick: while the domain itself is trained)")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -208,7 +143,7 @@ def _draw_phases(axes: Axes, records: RunRecords, last: int) -> None:
         middle = (begin + min(last, last if end is None else end)) / 2
         axes.axvline(begin, color=FAINT, linewidth=0.9, linestyle=(0, (3, 3)), zorder=1)
         axes.annotate(
-            records.domains[index],
+            "all domains" if index == OTHER_DOMAIN else records.domains[index],
             (middle, 1.0),
             xycoords=("data", "axes fraction"),
             xytext=(0, 4),
@@ -216,7 +151,7 @@ def _draw_phases(axes: Axes, records: RunRecords, last: int) -> None:
             ha="left" if many else "center",
             va="bottom",
             rotation=45 if many else 0,
-            color=_style(index)[0],
+            color=INK if index == OTHER_DOMAIN else line_style(index)[0],
             fontsize=8 if many else 9.5,
             fontweight="bold",
         )
@@ -271,13 +206,14 @@ def _draw_matrix(axes: Axes, matrix: ResultMatrix) -> None:
     axes.imshow(matrix.loss, cmap="cividis_r", norm=scale, aspect="auto")
     _write_numbers(axes, matrix.loss, scale)
     for phase, index in enumerate(matrix.order):
-        corner = (index - 0.47, phase + 0.53)
-        axes.add_patch(Rectangle(corner, 0.94, 0.94, fill=False, edgecolor="black", linewidth=2))
+        width = 0.94 if index != OTHER_DOMAIN else columns - 0.06  # a joint phase trains them all
+        corner = (max(index, 0) - 0.47, phase + 0.53)
+        axes.add_patch(Rectangle(corner, width, 0.94, fill=False, edgecolor="black", linewidth=2))
     axes.set_xticks(range(columns), matrix.domains, fontsize=9)
     if columns > 3:
         for label in axes.get_xticklabels():
             label.set(rotation=35, ha="right", rotation_mode="anchor")
-    labels = [f"after {p} {matrix.domains[index]}" for p, index in enumerate(matrix.order)]
+    labels = [f"after {p} {matrix.trained(p)}" for p in range(matrix.num_phases)]
     axes.set_yticks(range(rows), ["before training", *labels], fontsize=9)
     axes.tick_params(length=0, colors=INK)
     axes.spines[:].set_visible(False)
@@ -294,75 +230,6 @@ def _write_numbers(axes: Axes, loss: NDArray[np.float64], scale: Normalize) -> N
         axes.text(i, j, text, ha="center", va="center", color=shade, fontsize=size)
 
 
-def _draw_mask(axes: Axes, picture: MaskPicture) -> None:
-    """Live weights in black; rows are output units."""
-    shares, size = _local_density(picture.mask)
-    # Where a pixel is many weights the densest is black: a sparse mask would be all white.
-    axes.imshow(shares, cmap="Greys", vmin=0.0, vmax=shares.max() or 1.0, interpolation="nearest")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    num_rows, num_columns = picture.mask.shape
-    axes.set_xlabel(f"{num_columns} inputs", fontsize=9, color=INK)
-    axes.set_ylabel(f"{num_rows} outputs", fontsize=9, color=INK)
-    scale = "" if size == 1 else f"\n1 pixel = {size} x {size} weights"
-    axes.set_title(picture.title + scale, loc="left", fontsize=9, color=INK)
-
-
-def _local_density(mask: NDArray[np.bool_]) -> tuple[NDArray[np.float64], int]:
-    """Share of live weights in tiles of b x b weights, b the least that fits; and b."""
-    size = -(-max(mask.shape) // MAX_MASK_PIXELS)
-    starts = [np.arange(0, length, size) for length in mask.shape]
-    # The last tile of a side may be cut short, so each is divided by its own number of weights.
-    tall = np.add.reduceat(mask, starts[0], axis=0, dtype=np.float64)
-    sums = np.add.reduceat(tall, starts[1], axis=1)
-    sides = [np.diff([*at, length]) for at, length in zip(starts, mask.shape, strict=True)]
-    return sums / np.outer(*sides), size
-
-
-def _draw_degrees(axes: Axes, mask: NDArray[np.bool_]) -> None:
-    """How many units have how many live weights."""
-    for axis, name, colour in ((1, "inputs of a row", COLOURS[0]), (0, "of a column", COLOURS[1])):
-        degrees = mask.sum(axis=axis)
-        low, high = int(degrees.min()), int(degrees.max())
-        step = -(-(high - low + 1) // 40)  # bins of whole numbers, about 40 at most
-        edges = np.arange(low, high + step + 1, step) - 0.5
-        axes.hist(degrees, bins=edges.tolist(), color=colour, alpha=0.6, label=name)
-    axes.set_xlabel("live weights", fontsize=9)
-    axes.set_ylabel("units", fontsize=9)
-    axes.legend(frameon=False, fontsize=8)
-    _clean(axes)
-
-
-def _draw_spectrum(axes: Axes, picture: MaskPicture) -> None:
-    values = picture.singular_values
-    axes.plot(range(1, len(values) + 1), values, ".", color=COLOURS[0], markersize=7)
-    style = {"color": INK, "linewidth": 1.0, "linestyle": DASHES[1]}
-    axes.axhline(picture.bound, label="Ramanujan bound on the second", **style)
-    axes.set_ylim(0.0, None)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(frameon=False, fontsize=8)
-    axes.set_xlabel("singular values of the mask, by size", fontsize=9)
-    _clean(axes)
-
-
-def _draw_reach(axes: Axes, curves: Sequence[ReachPicture]) -> None:
-    """Mean share as a line, least to largest as a band."""
-    for i, curve in enumerate(curves):
-        colour = COLOURS[i % len(COLOURS)]
-        blocks = np.arange(1, len(curve.mean) + 1)
-        axes.fill_between(blocks, curve.minimum, curve.maximum, color=colour, alpha=0.15, lw=0)
-        # Alternating dashes: curves that coincide, as saturated ones do, stay visible.
-        style = {"color": colour, "linestyle": DASHES[i % 2], "marker": "."}
-        axes.plot(blocks, curve.mean, label=curve.label, **style)
-    axes.set_ylim(-0.02, 1.05)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("blocks passed", fontsize=9)
-    axes.set_ylabel("share of units reached from one", fontsize=9)
-    above = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "ncols": 4}
-    axes.legend(frameon=False, fontsize=9, **above)
-    _clean(axes)
-
-
 def _own_phases(records: RunRecords, domain: int, last: int) -> list[tuple[int, int]]:
     """(begin, end) in total tokens of the phases that train a domain, as far as the run went."""
     spans = []
@@ -373,28 +240,9 @@ def _own_phases(records: RunRecords, domain: int, last: int) -> list[tuple[int, 
     return spans
 
 
-def _style(index: int) -> tuple[str, Any]:
-    """Colour and dash of a domain or run."""
-    return COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)]
-
-
-def _clean(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=INK)
-    axes.grid(axis="y", color="#EEEEEE", zorder=0)
-    axes.set_axisbelow(True)
-
-
 def _title(records: RunRecords, matrix: ResultMatrix) -> str:
     forgotten = f_last(matrix.loss, matrix.order)
     score = "" if forgotten is None else f"   F_last {forgotten:.3f} nats per token"
     density = records.header.get("density", {}).get("masked")
     share = "" if density is None else f"   density {density:.3g}"
     return f"{records.name}{share}{score}"
-
-
-def _save(figure: Figure, path: Path | str) -> None:
-    """Write a PNG without a time stamp, so that equal records give equal bytes."""
-    FigureCanvasAgg(figure)
-    with atomic_open(Path(path), "wb") as file:
-        figure.savefig(file, format="png", metadata={"Software": None})

@@ -1,0 +1,170 @@
+"""Run a study: many runs from one file, a few at a time, then one table and a report.
+
+    python launch/sweep.py launch/experiments/exp1_density.yaml
+    python launch/sweep.py launch/experiments/exp2_topology.yaml --scale 100m --jobs 8 --dry_run
+
+It may be stopped (Ctrl-C, kill) and started again with the same command: what is done stays done,
+and runs that were going on continue from their last checkpoint.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:  # works from a checkout that was never installed
+    sys.path.insert(0, str(ROOT))
+
+from sparsecl.engine.run_config import RunConfig  # noqa: E402
+from sparsecl.errors import UserError  # noqa: E402
+from sparsecl.experiments.collect import collect  # noqa: E402
+from sparsecl.experiments.local import LocalPlace  # noqa: E402
+from sparsecl.experiments.overview import Overview  # noqa: E402
+from sparsecl.experiments.plan import StudyPlan  # noqa: E402
+from sparsecl.experiments.planning import make_plan, open_study, plan_text  # noqa: E402
+from sparsecl.experiments.runner import Runner, python_script  # noqa: E402
+from sparsecl.experiments.study import read_study  # noqa: E402
+from sparsecl.experiments.study_table import study_table  # noqa: E402
+from sparsecl.files import lock_folder  # noqa: E402
+
+TRAIN = ROOT / "launch" / "train.py"
+INTERFERENCE = ROOT / "tools" / "interference.py"
+RUN_FAILED = 1  # exit code: the study is finished as far as it can be, but a run has failed
+INTERRUPTED = 130
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("study", type=Path, help="study file (YAML)")
+    parser.add_argument("--scale", help="one of its scales; default: the first")
+    parser.add_argument("--base", type=Path, help="run config laid over the study's base")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides"
+    )
+    parser.add_argument("--seeds", type=int, help="number of seeds, in place of the study's")
+    parser.add_argument(
+        "--study_dir", type=Path, help="study folder; default studies/<name>-<scale>-<digest>"
+    )
+    parser.add_argument("--where", choices=("local",), default="local")
+    parser.add_argument(
+        "--jobs", type=int, help="runs at the same time; default: one per core, GPU"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each run; default 1")
+    parser.add_argument("--dry_run", action="store_true", help="show what would run, then stop")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code; see sparsecl/errors.py."""
+    options = parse(arguments)
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    warnings.filterwarnings("ignore")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return sweep(options)
+    except UserError as error:
+        print(f"sparsecl: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+
+
+def sweep(options: argparse.Namespace) -> int:
+    """Plan, run, show."""
+    if options.threads < 1 or (options.jobs is not None and options.jobs < 1):
+        raise UserError("--jobs and --threads must be >= 1")
+    from sparsecl import dist
+
+    # DeepSpeed warns on stderr when it has to find this out by itself.
+    os.environ.setdefault("DS_ACCELERATOR", dist.device().type)
+    from sparsecl.engine.price import price
+
+    study = read_study(
+        options.study,
+        scale=options.scale,
+        base=options.base,
+        overrides=options.set,
+        seeds=options.seeds,
+    )
+    plan, configs = make_plan(
+        study,
+        lambda config: price(config, study.ds_config),
+        threads=options.threads,
+        command=["python", "launch/sweep.py", *sys.argv[1:]],
+    )
+    folder = options.study_dir or Path("studies") / f"{plan.name}-{plan.scale}-{plan.digest[:8]}"
+    if options.dry_run:
+        print(plan_text(plan))
+        print(f"\nStudy folder: {folder}")
+        return 0
+    with lock_folder(folder, "--study_dir"):
+        plan = open_study(folder, plan, configs)
+        print(plan_text(plan))
+        print(f"\nStudy folder: {folder}\n", flush=True)
+        prepare_data(configs, plan)
+        try:
+            finished = run(folder, plan, options)
+        except KeyboardInterrupt:
+            print("\nstopped; the same command goes on from here", file=sys.stderr)
+            return INTERRUPTED
+        measured = not (finished and plan.analysis.interference) or measure_interference(folder)
+        return 0 if show(folder) and measured else RUN_FAILED
+
+
+def prepare_data(configs: dict[str, RunConfig], plan: StudyPlan) -> None:
+    """Tokenise once, before runs that would all wait for each other. Seeds count where text is
+    drawn from them."""
+    from dataclasses import replace
+
+    from sparsecl.data.prepare import prepare
+
+    done = set()
+    for config in configs.values():
+        drawn = any(domain.source == "synthetic" for domain in config.data.domains)
+        for seed in plan.seeds if drawn else plan.seeds[:1]:
+            key = (config.data, config.tokenizer, seed)
+            if key not in done:
+                done.add(key)
+                prepare(
+                    replace(config.data),
+                    config.tokenizer,
+                    context=config.model.resolved().context,
+                    seed=seed,
+                    show_progress=sys.stderr.isatty(),
+                )
+
+
+def run(folder: Path, plan: StudyPlan, options: argparse.Namespace) -> bool:
+    """All runs that are not done. Returns True if every run is done in the end."""
+    import torch
+
+    num_gpus = torch.cuda.device_count()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    slots = options.jobs or num_gpus or max(1, (cores or 1) // options.threads)
+    place = LocalPlace(slots=slots, threads=options.threads, num_gpus=num_gpus)
+    return Runner(folder, plan, place, train=python_script(TRAIN), watch=Overview()).run()
+
+
+def measure_interference(folder: Path) -> bool:
+    """On the last checkpoint of every run. Returns True if it worked everywhere."""
+    return subprocess.run([*python_script(INTERFERENCE), str(folder)]).returncode == 0
+
+
+def show(folder: Path) -> bool:
+    """The table and the report. Returns True if every run is done."""
+    from sparsecl.experiments.report import write_report
+
+    study = collect(folder)
+    print(f"\n{study_table(study)}")
+    print(f"\nReport     {write_report(study, folder / 'report')}")
+    return study.counts()["done"] == len(study.results)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""Runs as processes of this machine."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+PATIENCE = 10.0  # seconds that a process gets to leave by itself
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+class LocalProcess:
+    """One run that was started."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self._process = process
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs."""
+        return self._process.poll()
+
+    def stop(self) -> None:
+        """End it, whatever it takes."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+        self._process.wait()
+
+
+class LocalPlace:
+    """Starts each run as one process; with GPUs, each slot has one of them.
+
+    Args:
+        slots: runs at the same time.
+        threads: CPU threads of each.
+        num_gpus: 0 = the CPU.
+    """
+
+    def __init__(self, *, slots: int, threads: int, num_gpus: int = 0) -> None:
+        self.slots = slots
+        self._threads = threads
+        self._num_gpus = num_gpus
+
+    def start(self, command: Sequence[str], *, log: Path, slot: int) -> LocalProcess:
+        """Start a command; what it prints is appended to `log`."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "ab") as file:
+            process = subprocess.Popen(
+                list(command),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=self._environment(slot),
+                # Ctrl-C reaches the runner alone, which then ends its runs one by one.
+                start_new_session=True,
+                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            )
+        return LocalProcess(process)
+
+    def _environment(self, slot: int) -> Mapping[str, str]:
+        # A launcher's variables would make the run wait for ranks that do not exist.
+        foreign = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        kept = {key: value for key, value in os.environ.items() if key not in foreign}
+        kept["OMP_NUM_THREADS"] = str(self._threads)
+        kept["PYTHONUNBUFFERED"] = "1"
+        if self._num_gpus:
+            kept["CUDA_VISIBLE_DEVICES"] = str(slot % self._num_gpus)
+        return kept
+
+
+def _die_with_parent() -> None:
+    """In the child: a runner that is killed takes its runs along, so that none goes on unseen."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,73 @@
+"""The figures of one run that studies compare: name, unit, direction, meaning."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from sparsecl.metrics.forgetting import finite, last_rows, mean
+from sparsecl.metrics.matrix import FloatArray
+from sparsecl.metrics.summary import matrix_of
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One figure."""
+
+    unit: str
+    better: Literal["lower", "higher"]
+    text: str
+
+
+NATS = "nats per token"
+
+MEASURES: dict[str, Measure] = {
+    "F_last": Measure(NATS, "lower", "mean rise of the loss since each domain's own training"),
+    "F_std": Measure(NATS, "lower", "the same, since the best row from its training on"),
+    "F_seed": Measure(NATS, "lower", "since the best row after any phase, all trained domains"),
+    "NF": Measure("share", "lower", "share of what was learned that was lost again"),
+    "BWT": Measure(NATS, "higher", "effect of later phases on earlier domains, = -F_last"),
+    "FWT": Measure(NATS, "higher", "lead of a domain over row 0 just before its own training"),
+    "final_loss": Measure(NATS, "lower", "mean loss of all domains at the end"),
+    "final_bits_per_byte": Measure("bits per byte", "lower", "the same in bits per byte"),
+    "final_accuracy": Measure("share", "higher", "mean next-token accuracy at the end"),
+    "learned_loss": Measure(NATS, "lower", "mean loss of each domain right after its training"),
+    "first_loss": Measure(NATS, "lower", "loss of the first domain right after its training"),
+    "learning_area": Measure(NATS, "lower", "mean loss over a domain's own phase: learning speed"),
+    "seconds": Measure("s", "lower", "wall time of the run"),
+    "tokens_per_second": Measure("1/s", "higher", "new training tokens per second"),
+}
+
+
+def measures(summary: dict[str, Any]) -> dict[str, float | None]:
+    """Every measure of a run from its summary (metrics/summary.py); None where it is undefined."""
+    matrix = matrix_of(summary)
+    learned = _diagonal(matrix.loss, matrix.order)
+    return {
+        **{name: summary["forgetting"][name] for name in ("F_last", "F_std", "F_seed", "NF")},
+        "BWT": summary["bwt"],
+        "FWT": summary["fwt"],
+        "final_loss": _last_row(matrix.loss),
+        "final_bits_per_byte": _last_row(matrix.bits_per_byte),
+        "final_accuracy": _last_row(matrix.accuracy),
+        "learned_loss": mean(learned),
+        "first_loss": _first(matrix.loss, matrix.order),
+        "learning_area": summary["learning_speed"]["mean_area"],
+        "seconds": summary["seconds"],
+        "tokens_per_second": summary["tokens_per_second"],
+    }
+
+
+def _last_row(scores: FloatArray) -> float | None:
+    return mean(list(scores[-1])) if len(scores) > 1 else None
+
+
+def _diagonal(loss: FloatArray, order: tuple[int, ...]) -> list[float]:
+    """L[l(i), i] of every trained domain, l(i) = the row after its last phase."""
+    return [float(loss[row, i]) for i, row in last_rows(order).items()]
+
+
+def _first(loss: FloatArray, order: tuple[int, ...]) -> float | None:
+    if not order or order[0] < 0:
+        return None
+    return finite(float(np.asarray(loss)[1, order[0]]))

@@ -1,0 +1,213 @@
+"""What a study runs, as STUDY/plan.json: all that runner, collection and report know about it.
+
+A study folder:
+
+    plan.json                   this file's StudyPlan
+    configs/ARM.yaml            the resolved run config of an arm, for the first seed
+    runs/ARM/seedK/             run folders
+    failures/ARM-seedK.json     how the last attempt of a run failed
+    logs/ARM-seedK.txt          what its process printed
+    report/                     what tools/report.py makes
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from sparsecl import config as configs
+from sparsecl.errors import MissingInputError
+from sparsecl.files import write_json
+
+PLAN = "plan.json"
+
+Role = Literal[
+    "arm",
+    "equal_parameters",
+    "stopped_early",
+    "update_only",
+    "equal_flops",
+    "joint",
+    "alone",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastConfig:
+    """One planned comparison: the mean over seeds of `arm` minus `against`."""
+
+    arm: str
+    """Name of an arm or control."""
+
+    against: str
+    """Name of the other one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalysisConfig:
+    """What is compared, fixed before the runs begin."""
+
+    reference: str = "dense"
+    """The arm that others are compared with."""
+
+    metrics: tuple[str, ...] = ("F_last", "NF", "final_loss")
+    """Names of experiments/measures.py; the first is the primary endpoint."""
+
+    contrasts: tuple[ContrastConfig, ...] = ()
+    """Planned comparisons, tested with Holm's correction. Empty: every arm with the reference."""
+
+    alpha: float = 0.05
+    """Size of the tests; intervals cover 1 - alpha."""
+
+    margins: dict[str, float] = field(default_factory=lambda: {"F_last": 0.05, "final_loss": 0.05})
+    """Metric -> difference that counts as none (TOST), in the metric's unit."""
+
+    core: str | None = None
+    """Domain whose curve over the rounds is followed by itself."""
+
+    interference: bool = False
+    """Measure interference on the last checkpoint of every run, when all are done."""
+
+    def __post_init__(self) -> None:
+        if not self.metrics:
+            raise ValueError("metrics is empty; name at least one, for example [F_last]")
+        if not 0.0 < self.alpha < 0.5:
+            raise ValueError(f"alpha must be in (0, 0.5), got {self.alpha}")
+        for name, margin in self.margins.items():
+            if not margin > 0.0:
+                raise ValueError(f"margins.{name} must be > 0, got {margin}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One setting of a study, run once for each seed."""
+
+    name: str
+    label: str
+    """For people: in tables and legends."""
+
+    role: Role = "arm"
+    """arm: stated in the study. The others are controls, see experiments/controls.py."""
+
+    of: str | None = None
+    """Controls: the arm it belongs to."""
+
+    levels: dict[str, str] = field(default_factory=dict)
+    """Arms of a grid: axis -> level."""
+
+    differences: tuple[str, ...] = ()
+    """Lines "key: reference -> here": all that sets this arm apart from the reference."""
+
+    kind: str
+    """topology.kind."""
+
+    density: float
+    """Live share of the masked matrices, as drawn for the first seed."""
+
+    live: int
+    """Parameters that live, embedding included."""
+
+    total: int
+    flops_per_token: int
+    """Training FLOPs per token by live weights (model/flops.py, `useful`)."""
+
+    steps: int
+    """Optimizer steps of one run (an upper bound if a phase may end early)."""
+
+    tokens: int
+    """Training tokens of one run, likewise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One arm with one seed."""
+
+    name: str
+    """ARM/seedK."""
+
+    arm: str
+    seed: int
+    needs: str | None = None
+    """Name of a run that must be done before: its loss after the first phase ends that of this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyPlan:
+    """A study with nothing left open."""
+
+    name: str
+    question: str
+    scale: str
+    seeds: tuple[int, ...]
+    analysis: AnalysisConfig
+    arms: tuple[Arm, ...]
+    runs: tuple[Run, ...]
+    ds_config: str
+    """DeepSpeed JSON of every run."""
+
+    threads: int
+    """CPU threads of each run: another number rounds differently."""
+
+    command: str
+    """The command line that planned it."""
+
+    digest: str
+    """Of the arms' run configs, the seeds and the DeepSpeed JSON."""
+
+    def arm(self, name: str) -> Arm:
+        """By name; it must be there."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def runs_of(self, arm: str) -> list[Run]:
+        """In the order of the seeds."""
+        return [run for run in self.runs if run.arm == arm]
+
+    def contrasts(self) -> tuple[ContrastConfig, ...]:
+        """The planned ones, or every arm against the reference."""
+        reference = self.analysis.reference
+        return self.analysis.contrasts or tuple(
+            ContrastConfig(arm=arm.name, against=reference)
+            for arm in self.arms
+            if arm.role == "arm" and arm.name != reference
+        )
+
+
+def write_plan(folder: Path, plan: StudyPlan) -> None:
+    """Write plan.json, atomically."""
+    write_json(folder / PLAN, configs.to_dict(plan))
+
+
+def read_plan(folder: Path) -> StudyPlan:
+    """Read STUDY/plan.json.
+
+    Raises:
+        MissingInputError: if the folder has none.
+        UserError: if it is not one.
+    """
+    if not (folder / PLAN).is_file():
+        raise MissingInputError(f"{folder}: no {PLAN} in it, so this is not the folder of a study")
+    return configs.load(StudyPlan, folder / PLAN)
+
+
+def run_folder(folder: Path, run: Run) -> Path:
+    """STUDY/runs/ARM/seedK."""
+    return folder / "runs" / run.arm / f"seed{run.seed}"
+
+
+def arm_config(folder: Path, arm: str) -> Path:
+    """STUDY/configs/ARM.yaml."""
+    return folder / "configs" / f"{arm}.yaml"
+
+
+def slug(run: Run) -> str:
+    """ARM-seedK: for the files of one run that are not in its folder."""
+    return f"{run.arm}-seed{run.seed}"
+
+
+def failure_file(folder: Path, run: Run) -> Path:
+    """STUDY/failures/ARM-seedK.json."""
+    return folder / "failures" / f"{slug(run)}.json"
+
+
+def log_file(folder: Path, run: Run) -> Path:
+    """STUDY/logs/ARM-seedK.txt."""
+    return folder / "logs" / f"{slug(run)}.txt"

@@ -1,0 +1,243 @@
+"""From a study at one of its sizes to a plan: arms, controls, runs, and what sets them apart."""
+
+import json
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from sparsecl import config as configs
+from sparsecl.engine.run_config import RunConfig
+from sparsecl.errors import CannotCreateError, UserError
+from sparsecl.experiments.controls import Control, controls
+from sparsecl.experiments.measures import MEASURES
+from sparsecl.experiments.plan import (
+    PLAN,
+    Arm,
+    Run,
+    StudyPlan,
+    arm_config,
+    read_plan,
+    write_plan,
+)
+from sparsecl.experiments.study import ScaledStudy, Setting
+from sparsecl.files import atomic_open, sha256_text
+
+SAME_FOR_ALL = ("seed", "tokenizer", "batch.sequences", "phases.optimizer_state", "precision")
+"""What no arm may change: runs of one seed would read other data or start elsewhere."""
+
+
+class Price(Protocol):
+    """What a run costs; engine/price.py."""
+
+    @property
+    def live(self) -> int: ...
+    @property
+    def total(self) -> int: ...
+    @property
+    def density(self) -> float: ...
+    @property
+    def flops_per_token(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+
+
+def make_plan(
+    study: ScaledStudy,
+    price: Callable[[RunConfig], Price],
+    *,
+    threads: int,
+    command: Sequence[str],
+) -> tuple[StudyPlan, dict[str, RunConfig]]:
+    """The plan, and the config of every arm for the first seed.
+
+    Args:
+        price: checks a config and counts its cost; called once for each arm, and more often for
+            narrower models.
+        threads: CPU threads of each run.
+        command: the command line, for the report.
+
+    Raises:
+        UserError: what is wrong with the study, before any work.
+    """
+    settings = [_seeded(setting, study.seeds[0]) for setting in study.settings]
+    analysis = study.config.analysis
+    made = list(controls(study.config.controls, settings, analysis.reference, price))
+    all_of_them = [*settings, *(control.setting for control in made)]
+    reference = next(s for s in settings if s.name == analysis.reference)
+    for setting in settings:
+        _check_pairing(setting, reference)
+    roles = {control.setting.name: control for control in made}
+    arms = tuple(
+        _arm(setting, reference, roles.get(setting.name), study, price(setting.config))
+        for setting in all_of_them
+    )
+    by_name = {setting.name: setting.config for setting in all_of_them}
+    plan = StudyPlan(
+        name=study.config.name,
+        question=study.config.question,
+        scale=study.scale,
+        seeds=study.seeds,
+        analysis=analysis,
+        arms=arms,
+        runs=tuple(_runs(arms, roles, study.seeds)),
+        ds_config=str(study.ds_config),
+        threads=threads,
+        command=shlex.join(command),
+        digest=_digest(by_name, study),
+    )
+    _check_analysis(plan)
+    return plan, by_name
+
+
+def open_study(folder: Path, plan: StudyPlan, arm_configs: dict[str, RunConfig]) -> StudyPlan:
+    """Write a new study folder, or find the same study in an old one.
+
+    Returns:
+        The plan to go on with: that of the folder, if there is one.
+
+    Raises:
+        UserError: if the folder holds another study.
+        CannotCreateError: if it cannot be written.
+    """
+    if (folder / PLAN).exists():
+        return _same_study(folder, plan)
+    try:
+        for part in ("configs", "runs", "logs", "failures"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        for name, config in arm_configs.items():
+            with atomic_open(arm_config(folder, name)) as file:
+                file.write(configs.dump(config))
+        write_plan(folder, plan)  # last: a folder with a plan is complete
+    except OSError as error:
+        raise CannotCreateError(
+            f"--study_dir {folder}: cannot be written ({error.strerror})"
+        ) from None
+    return plan
+
+
+def _same_study(folder: Path, plan: StudyPlan) -> StudyPlan:
+    old = read_plan(folder)
+    if old.digest != plan.digest:
+        before, now = ({arm.name for arm in p.arms} for p in (old, plan))
+        changes = [
+            *(f"arm {name} is gone" for name in sorted(before - now)),
+            *(f"arm {name} is new" for name in sorted(now - before)),
+            *([f"seeds {old.seeds} -> {plan.seeds}"] if old.seeds != plan.seeds else []),
+        ]
+        what = "; ".join(changes) or "the run configs differ"
+        raise UserError(
+            f"--study_dir {folder}: holds another study ({what}). Give another folder, or go on "
+            "with the study as it was."
+        )
+    if old.threads != plan.threads:
+        raise UserError(
+            f"--threads {plan.threads}: the study was begun with {old.threads}, and another number "
+            f"rounds differently. Use --threads {old.threads}, or another --study_dir."
+        )
+    return replace(plan, command=old.command)
+
+
+def _seeded(setting: Setting, seed: int) -> Setting:
+    return replace(setting, config=replace(setting.config, seed=seed, name=setting.name))
+
+
+def _check_pairing(setting: Setting, reference: Setting) -> None:
+    """Arms of one seed must read the same tokens in the same order."""
+    ours, theirs = (configs.to_dict(s.config) for s in (setting, reference))
+    for line in configs.differences(theirs, ours):
+        if line.startswith(SAME_FOR_ALL):
+            raise UserError(
+                f"arms.{setting.name}: changes {line}. Arms of a study are paired by seed: they "
+                "must agree in it with the reference. Set it in the base, or make another study."
+            )
+
+
+def _arm(
+    setting: Setting, reference: Setting, control: Control | None, study: ScaledStudy, cost: Price
+) -> Arm:
+    lines = configs.differences(configs.to_dict(reference.config), configs.to_dict(setting.config))
+    if control is not None and control.needs_first_loss:
+        lines.append(f"phases.until_loss: null -> the loss of {control.of} after its first phase")
+    label = study.config.labels.get(setting.name, setting.name)
+    if control is not None:
+        of = study.config.labels.get(control.of, control.of)
+        rest = setting.name.removeprefix(f"{control.of}.").replace("_", " ").replace(".", " ")
+        label = f"{of}: {rest}"
+    return Arm(
+        name=setting.name,
+        label=label,
+        role=control.role if control else "arm",
+        of=control.of if control else None,
+        levels=setting.levels,
+        differences=tuple(line for line in lines if not line.startswith("name:")),
+        kind=setting.config.topology.kind,
+        density=cost.density,
+        live=cost.live,
+        total=cost.total,
+        flops_per_token=cost.flops_per_token,
+        steps=cost.steps,
+        tokens=cost.tokens,
+    )
+
+
+def _runs(arms: Sequence[Arm], roles: dict[str, Control], seeds: Sequence[int]) -> list[Run]:
+    """Seed by seed: a study that is stopped half-way has whole pairs."""
+    runs = []
+    for seed in seeds:
+        for arm in arms:
+            control = roles.get(arm.name)
+            needs = f"{arm.of}/seed{seed}" if control and control.needs_first_loss else None
+            name = f"{arm.name}/seed{seed}"
+            runs.append(Run(name=name, arm=arm.name, seed=seed, needs=needs))
+    return runs
+
+
+def _check_analysis(plan: StudyPlan) -> None:
+    """Names in the analysis that are not there."""
+    names = [arm.name for arm in plan.arms]
+    for name in (*plan.analysis.metrics, *plan.analysis.margins):
+        if name not in MEASURES:
+            raise UserError(
+                f"analysis: there is no measure {name}; there are {', '.join(MEASURES)}"
+            )
+    for contrast in plan.analysis.contrasts:
+        for name in (contrast.arm, contrast.against):
+            if name not in names:
+                raise UserError(
+                    f"analysis.contrasts: there is no arm {name}; there are {', '.join(names)}"
+                )
+
+
+def _digest(by_name: dict[str, RunConfig], study: ScaledStudy) -> str:
+    parts = {
+        "arms": {name: configs.digest(config) for name, config in by_name.items()},
+        "seeds": list(study.seeds),
+        "ds_config": study.ds_config.read_text(encoding="utf-8"),
+    }
+    return sha256_text(json.dumps(parts, sort_keys=True))
+
+
+def plan_text(plan: StudyPlan) -> str:
+    """What will run, as a table for people."""
+    left = max(3, *(len(arm.name) for arm in plan.arms))
+    lines = [
+        f"{plan.name} ({plan.scale}): {len(plan.arms)} arms x {len(plan.seeds)} seeds = "
+        f"{len(plan.runs)} runs",
+        "",
+        f"{'arm':<{left}}  {'density':>8} {'live':>13} {'FLOPs/token':>12} {'tokens':>14} "
+        f"{'steps':>7}",
+    ]
+    lines += [
+        f"{arm.name:<{left}}  {arm.density:>8.4f} {arm.live:>13,} {arm.flops_per_token:>12.3e} "
+        f"{arm.tokens:>14,} {arm.steps:>7,}"
+        for arm in plan.arms
+    ]
+    tokens = sum(plan.arm(run.arm).tokens for run in plan.runs)
+    work = sum(plan.arm(run.arm).tokens * plan.arm(run.arm).flops_per_token for run in plan.runs)
+    lines.append(f"{'in all':<{left}}  {'':>8} {'':>13} {work:>12.3e} {tokens:>14,}")
+    lines.append("(in all: FLOPs and tokens of all runs; FLOPs by live weights)")
+    return "\n".join(lines)

@@ -1,0 +1,12 @@
+"""All pictures; the only folder that knows matplotlib."""
+
+from sparsecl.experiments.plots.runs import comparison_plot, forgetting_plot
+from sparsecl.experiments.plots.topology import MaskPicture, ReachPicture, topology_plot
+
+__all__ = [
+    "MaskPicture",
+    "ReachPicture",
+    "comparison_plot",
+    "forgetting_plot",
+    "topology_plot",
+]

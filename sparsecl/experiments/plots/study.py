@@ -1,0 +1,141 @@
+"""All figures of a study's report, in its order; those with nothing to show are left out."""
+
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from sparsecl.experiments.collect import Study
+from sparsecl.experiments.compare import Comparison, sequential
+from sparsecl.experiments.curves import domains_of, mean_matrix, num_phases, order_of
+from sparsecl.experiments.measures import MEASURES
+from sparsecl.experiments.plan import Arm
+from sparsecl.experiments.plots import lines, matrices, points
+from sparsecl.experiments.plots.style import freeze
+from sparsecl.experiments.trends import Trends
+
+MAX_LINES = 7
+"""Arms in a figure of curves: as many as there are colours."""
+
+
+@dataclass(frozen=True)
+class StudyFigure:
+    """A figure with the words under it."""
+
+    name: str
+    """Of its files, and of the place in the report that it belongs to."""
+    caption: str
+    figure: Figure
+
+
+def study_figures(study: Study, comparison: Comparison, trends: Trends) -> list[StudyFigure]:
+    """Draw everything. Same records, same figures."""
+    arms = sequential(study.plan.arms)
+    shown = in_curves(study)
+    interval = f"{100 * (1 - study.plan.analysis.alpha):g} % bootstrap interval over seeds"
+    cut = "" if len(shown) == len(arms) else " Controls are left out here."
+    core = study.plan.analysis.core
+    made = [
+        StudyFigure(
+            name,
+            f"{caption}{cut if name in ('curves', 'crossover', 'core', 'plasticity') else ''}",
+            freeze(figure),
+        )
+        for name, caption, figure in (
+            (
+                "arms",
+                f"Points: seeds. Upright stroke: their mean; line: {interval}.",
+                points.arms_figure(study, comparison, list(study.plan.arms), _two(study)),
+            ),
+            (
+                "curves",
+                "Validation loss of each domain while all are trained in turn; grey: while the "
+                f"domain itself is trained. Line: mean; band: {interval}; thin lines: seeds. The "
+                "first fall from the untrained model's loss leaves the axis.",
+                lines.curves_figure(study, shown),
+            ),
+            (
+                "level",
+                f"Faint: seeds; large: mean over seeds; crosses: {interval}. An arm that learned "
+                "less lies further right; it has less to forget.",
+                points.level_figure(study, comparison, arms),
+            ),
+            (
+                "matrices",
+                "Mean over seeds of the loss on each domain (columns), before training and after "
+                "each phase (rows), in nats per token; one colour scale for all. Framed: the "
+                "domain just trained.",
+                _matrices(study, comparison, arms),
+            ),
+            (
+                "crossover",
+                f"Above: loss after each phase, band: {interval}. Below: difference from the "
+                "reference, moving average over 3 phases, with the same kind of band; below 0 the "
+                "arm is better. Dot: the crossover.",
+                lines.crossover_figure(study, shown, trends.crossovers, None),
+            ),
+            (
+                "core",
+                "The same for the core domain by itself.",
+                lines.crossover_figure(study, shown, trends.crossovers, core) if core else None,
+            ),
+            (
+                "pareto",
+                "Means over seeds; ringed and joined: arms that no other beats in both measures. "
+                "Lower and further left is better.",
+                points.pareto_figure(study, trends.fronts),
+            ),
+            (
+                "density",
+                f"Points: seeds; diamonds: means; line: fit, band: its pointwise {interval}. "
+                "Dashed: the reference.",
+                points.density_figure(study, comparison, trends.densities),
+            ),
+            (
+                "interference",
+                "Points: seeds; large: mean over seeds.",
+                points.interference_figure(study, trends),
+            ),
+            (
+                "plasticity",
+                f"On held-out text that is the same at every phase end. Line: mean; band: "
+                f"{interval}; thin lines: seeds.",
+                lines.plasticity_figure(study, shown),
+            ),
+            (
+                "cost",
+                "Of one run. Wall time is measured, mean over seeds; the others are planned.",
+                points.cost_figure(study, comparison, list(study.plan.arms)),
+            ),
+        )
+        if figure
+    ]
+    return made
+
+
+def in_curves(study: Study) -> list[Arm]:
+    """Arms that learn in sequence; if they are too many for one picture, without controls."""
+    arms = sequential(study.plan.arms)
+    stated = [arm for arm in arms if arm.role == "arm"]
+    return arms if len(arms) <= MAX_LINES else stated
+
+
+def _two(study: Study) -> list[str]:
+    """The primary measure and NF, or the next one."""
+    metrics = study.plan.analysis.metrics
+    return list(dict.fromkeys([metrics[0], "NF", *metrics[1:]]))[:2]
+
+
+def _matrices(study: Study, comparison: Comparison, arms: list[Arm]) -> Figure | None:
+    """The reference first, the best of the others beside it, then the rest."""
+    primary, reference = study.plan.analysis.metrics[0], study.plan.analysis.reference
+    sign = 1 if MEASURES[primary].better == "lower" else -1
+
+    def place(arm: Arm) -> tuple[int, float]:
+        estimate = comparison.figures[arm.name, primary].estimate
+        return int(arm.name != reference), sign * estimate.mean if estimate else float("inf")
+
+    found = [(arm, mean_matrix(study, arm.name)) for arm in sorted(arms, key=place)]
+    shown = [
+        (arm, mean[0]) for arm, mean in found if mean and len(mean[0]) == num_phases(study) + 1
+    ]
+    return matrices.matrices_figure(shown, domains_of(study), order_of(study))

@@ -1,0 +1,133 @@
+"""The answer in short: sentences made of the tests, and of nothing that they do not say."""
+
+from collections.abc import Sequence
+
+from sparsecl.experiments.collect import Study
+from sparsecl.experiments.compare import Comparison, Contrast
+from sparsecl.experiments.measures import MEASURES
+from sparsecl.experiments.report.results import verdict
+from sparsecl.experiments.trends import Trends
+from sparsecl.metrics.table import number
+
+FEW_SEEDS = 10
+"""Below it bootstrap intervals are known to be too narrow (metrics/bootstrap.py)."""
+
+
+def headline(study: Study, comparison: Comparison) -> str:
+    """One sentence for all planned contrasts on the primary metric."""
+    primary, alpha = comparison.family("primary"), study.plan.analysis.alpha
+    metric = study.plan.analysis.metrics[0]
+    if not study.counts()["done"]:
+        return "No run is finished, so there is no answer yet."
+    if not primary:
+        return "The plan has no contrast, so nothing was tested."
+    reached = [contrast for contrast in primary if contrast.significant]
+    if all(contrast.test.p is None for contrast in primary):
+        return f"No planned contrast on {metric} could be tested: too few finished seeds."
+    if not reached:
+        return f"No planned contrast on {metric} reached p <= {alpha:g} after Holm's correction."
+    which = "; ".join(
+        f"{c.arm} {'better' if c.improves else 'worse'} than {c.against}" for c in reached
+    )
+    return (
+        f"{len(reached)} of {len(primary)} planned contrasts on {metric} reached p <= {alpha:g} "
+        f"after Holm's correction: {which}."
+    )
+
+
+def sentences(study: Study, comparison: Comparison) -> list[str]:
+    """One for each primary contrast, in the order of the plan."""
+    return [contrast_sentence(contrast) for contrast in comparison.family("primary")]
+
+
+def contrast_sentence(contrast: Contrast) -> str:
+    """Difference, interval, corrected p or the reason for none, equivalence, verdict."""
+    test, unit = contrast.test, MEASURES[contrast.measure].unit
+    start = f"{contrast.arm} minus {contrast.against}, {contrast.measure}:"
+    if test.mean is None:
+        return f"{start} no pair of finished runs ({contrast.planned} planned)."
+    text = f"{start} {signed(test.mean)} {unit}"
+    if test.percentile is not None:
+        level = 100 * test.percentile.level
+        text += f", {level:g} % interval [{signed(test.percentile.low)}, "
+        text += f"{signed(test.percentile.high)}]"
+    text += f", {test.num_seeds} of {contrast.planned} seeds"
+    if contrast.adjusted is not None:
+        text += f"; p = {number(contrast.adjusted, 4)} ({contrast.correction} over "
+        text += f"{contrast.family_size})"
+    elif test.why is not None:
+        text += f"; no p ({test.why})"
+    return f"{text}{_equivalence(contrast)}: {verdict(contrast)}."
+
+
+def _equivalence(contrast: Contrast) -> str:
+    """The two one-sided tests, where they add something: a difference that is shown and larger
+    than the margin needs no second word."""
+    found = contrast.test.equivalence
+    if found is None or (contrast.significant and not found.inside):
+        return ""
+    low, high = signed(found.interval.low), signed(found.interval.high)
+    place = "within" if found.inside else "not within"
+    level = f"{100 * found.interval.level:g} %"
+    return f"; {level} interval [{low}, {high}] {place} the margin of {found.margin:g} (TOST)"
+
+
+def signed(value: float) -> str:
+    """Four digits and always a sign, but for zero."""
+    text = number(value, 4)
+    return text if text.startswith("-") or float(text) == 0 else f"+{text}"
+
+
+def runs(count: int) -> str:
+    """ "1 run", "2 runs"."""
+    return "1 run" if count == 1 else f"{count} runs"
+
+
+def cautions(study: Study, comparison: Comparison, trends: Trends) -> list[str]:
+    """What a reader must hold against the answer."""
+    counts, texts = study.counts(), []
+    open_runs = counts["begun"] + counts["missing"]
+    if open_runs:
+        texts.append(f"Provisional: {runs(open_runs)} of {len(study.results)} still to come.")
+    if counts["failed"]:
+        texts.append(
+            f"{runs(counts['failed'])} failed; failed runs are in no figure. Where failing goes "
+            "with an arm, the arm looks better than it is."
+        )
+    primary = comparison.family("primary")
+    texts += [
+        f"{c.arm} minus {c.against}: if each failed run counts as the largest difference seen, "
+        f"against its arm, then p = {number(c.failed_as_worst, 4)} before correction (instead of "
+        f"{number(c.test.p, 4)})."
+        for c in primary
+        if c.failed_as_worst is not None
+    ]
+    # Where there is no p at all, the sentence of the contrast has said so.
+    reasons = [
+        c.test.why for c in primary if c.test.why and c.test.p is not None and not c.significant
+    ]
+    texts += [f"What the tests cannot show: {why}." for why in dict.fromkeys(reasons)]
+    fewest = min((c.test.num_seeds for c in primary if c.pairs.seeds), default=0)
+    if 0 < fewest < FEW_SEEDS:
+        texts.append(
+            f"With {fewest} seeds bootstrap intervals are somewhat too narrow; the t interval "
+            "stands beside them in the tables."
+        )
+    texts += _controls(comparison)
+    texts += [
+        f"{stop.arm} was stopped at a first_loss of {number(stop.reached, 4)}; its arm {stop.of} "
+        f"has {number(stop.target, 4)} (means over {len(stop.seeds)} seeds)."
+        for stop in trends.stops
+        if stop.reached is not None
+    ]
+    return texts
+
+
+def _controls(comparison: Comparison) -> Sequence[str]:
+    """The exploratory contrasts on the primary metric, in one line each."""
+    primary = [contrast.measure for contrast in comparison.family("primary")][:1]
+    return [
+        f"Control (exploratory): {contrast_sentence(contrast)}"
+        for contrast in comparison.family("exploratory")
+        if contrast.measure in primary and contrast.test.mean is not None
+    ]

@@ -1,0 +1,294 @@
+"""Tables of a report: tests, controls, and what the trends show."""
+
+from sparsecl.experiments.collect import Study
+from sparsecl.experiments.compare import Comparison, Contrast, Family
+from sparsecl.experiments.curves import plasticity_names
+from sparsecl.experiments.report.table import Cell, Column, Table
+from sparsecl.experiments.report.tables import (
+    ARM,
+    PLANNED,
+    SEEDS,
+    ends,
+    interval_columns,
+    level_text,
+    mean_of,
+)
+from sparsecl.experiments.trends import INTERFERENCE_FIGURES, Trends
+
+
+def contrasts_table(study: Study, comparison: Comparison, family: Family) -> Table:
+    """The tests of one family."""
+    columns = (
+        Column(key="metric", heading="metric"),
+        ARM,
+        Column(key="against", heading="minus"),
+        SEEDS,
+        PLANNED,
+        Column(key="difference", heading="difference"),
+        *interval_columns(narrow=True),
+        Column(key="p", heading="p"),
+        Column(key="p_corrected", heading="corrected p"),
+        Column(key="family_size", heading="over", csv_only=True),
+        Column(key="d_z", heading="d_z", digits=2),
+        Column(key="margin", heading="margin", digits=3, csv_only=True),
+        Column(key="tost_p", heading="TOST p"),
+        Column(key="p_failed_as_worst", heading="p, failed as worst", csv_only=True),
+        Column(key="verdict", heading="verdict"),
+    )
+    rows = tuple(_contrast_row(contrast) for contrast in comparison.family(family))
+    method = "Benjamini-Hochberg" if family == "exploratory" else "Holm"
+    note = "" if family == "primary" else f" {family.capitalize()}: not what the plan rests on."
+    caption = (
+        f"Paired differences over seeds, corrected with {method}'s method for each metric. "
+        f"{level_text(study)}{note}"
+    )
+    return Table(name=f"tests-{family}", caption=caption, columns=columns, rows=rows)
+
+
+def _contrast_row(contrast: Contrast) -> tuple[Cell, ...]:
+    test = contrast.test
+    tost = test.equivalence
+    return (
+        contrast.measure,
+        contrast.arm,
+        contrast.against,
+        test.num_seeds,
+        contrast.planned,
+        test.mean,
+        *ends(test.percentile),
+        *ends(test.bca),
+        *ends(test.t),
+        test.p,
+        contrast.adjusted,
+        contrast.family_size,
+        test.d_z,
+        tost.margin if tost else None,
+        tost.p if tost else None,
+        contrast.failed_as_worst,
+        verdict(contrast),
+    )
+
+
+def verdict(contrast: Contrast) -> str:
+    """What a contrast shows of its first arm. "Not shown" is never "no difference"."""
+    test = contrast.test
+    if test.mean is None:
+        return "no pair of runs has this measure"
+    equivalent = test.equivalence is not None and test.equivalence.inside
+    same = f"equivalent within {test.equivalence.margin:g}" if test.equivalence else ""
+    if contrast.significant:
+        direction = "better" if contrast.improves else "worse"
+        return f"{direction}, yet {same}" if equivalent else direction
+    if equivalent:
+        return same
+    return "difference not shown" if test.p is not None else "no test: too few seeds"
+
+
+def stops_table(trends: Trends) -> Table:
+    """Controls that were stopped early: at which loss."""
+    columns = (
+        ARM,
+        Column(key="of", heading="stopped at the loss of"),
+        SEEDS,
+        PLANNED,
+        Column(key="target", heading="its first_loss"),
+        Column(key="reached", heading="first_loss of the control"),
+    )
+    rows = tuple((s.arm, s.of, len(s.seeds), s.planned, s.target, s.reached) for s in trends.stops)
+    caption = (
+        "Loss on the first domain, nats per token, where the control's first phase was ended: at "
+        "the first evaluation at or below the arm's."
+    )
+    return Table(name="stops", caption=caption, columns=columns, rows=rows)
+
+
+def alone_table(trends: Trends) -> Table:
+    """Domains learned alone and in sequence."""
+    columns = (
+        ARM,
+        Column(key="domain", heading="domain"),
+        SEEDS,
+        PLANNED,
+        Column(key="in_sequence", heading="in sequence"),
+        Column(key="alone", heading="alone"),
+        Column(key="difference", heading="difference"),
+    )
+    rows = tuple(
+        (
+            gap.arm,
+            gap.domain,
+            len(gap.seeds),
+            gap.planned,
+            gap.in_sequence,
+            gap.by_itself,
+            gap.in_sequence - gap.by_itself,
+        )
+        for gap in trends.alone
+    )
+    caption = (
+        "Loss right after a domain's own training, nats per token, when it is learned in sequence "
+        "and when the same data are learned alone from the initial weights. A positive difference "
+        "is what the earlier domains cost."
+    )
+    return Table(name="alone", caption=caption, columns=columns, rows=rows)
+
+
+def crossover_table(study: Study, trends: Trends) -> Table:
+    """Crossovers with the reference."""
+    columns = (
+        ARM,
+        Column(key="curve", heading="curve"),
+        SEEDS,
+        PLANNED,
+        Column(key="rounds", heading="rounds"),
+        Column(key="round", heading="crossover", csv_only=True),
+        Column(key="low", heading="interval", pair=True, csv_only=True),
+        Column(key="high", heading="high"),
+        Column(key="share", heading="share of resamples", digits=3, csv_only=True),
+        Column(key="text", heading="crossover [interval], share of resamples with one"),
+    )
+    rows = []
+    for item in trends.crossovers:
+        found, curve = item.result, item.curve or "all domains"
+        values: tuple[Cell, ...] = (None, None, None, None, None, item.why)
+        if found is not None:
+            low, high = found.interval or (None, None)
+            values = (found.num_rounds, found.round, low, high, found.share, found.text())
+        rows.append((item.arm, curve, len(item.seeds), item.planned, *values))
+    caption = (
+        "First of three phases in a row after which the arm is better than "
+        f"{study.plan.analysis.reference}, from a moving average over three. In the CSV an end "
+        "without a number is later than the stream."
+    )
+    return Table(name="crossover", caption=caption, columns=columns, rows=tuple(rows))
+
+
+def pareto_table(trends: Trends) -> Table:
+    """Membership of every front."""
+    columns = (
+        Column(key="first", heading="measure"),
+        Column(key="second", heading="against"),
+        ARM,
+        SEEDS,
+        Column(key="first_mean", heading="mean of the first"),
+        Column(key="second_mean", heading="mean of the second"),
+        Column(key="on_front", heading="on the front"),
+        Column(key="share", heading="share of resamples", digits=3),
+    )
+    rows = tuple(
+        (
+            *front.measures,
+            point.name,
+            len(front.seeds),
+            *point.values,
+            "yes" if point.on_front else "no",
+            point.share,
+        )
+        for front in trends.fronts
+        for point in front.points
+    )
+    caption = (
+        "Arms that no other beats in both measures at once, and how often they are on the front "
+        "when seeds are resampled. An arm with a failed run is on none."
+    )
+    return Table(name="pareto", caption=caption, columns=columns, rows=rows)
+
+
+def density_table(study: Study, trends: Trends) -> Table:
+    """Fits of forgetting against density."""
+    columns = (
+        Column(key="kind", heading="topology"),
+        Column(key="densities", heading="densities"),
+        SEEDS,
+        Column(key="points", heading="points"),
+        Column(key="missing", heading="without value"),
+        Column(key="slope", heading="slope per factor 10"),
+        Column(key="slope_low", heading="interval", pair=True),
+        Column(key="slope_high", heading="high"),
+        Column(key="at_density_1", heading="line at density 1"),
+        Column(key="r_squared", heading="R^2", digits=3),
+        Column(key="spearman", heading="Spearman", digits=3),
+        Column(key="spearman_low", heading="interval", digits=3, pair=True),
+        Column(key="spearman_high", heading="high", digits=3),
+    )
+    rows = []
+    for trend in trends.densities:
+        found = trend.relation
+        if found is None:
+            densities = ", ".join(f"{study.plan.arm(name).density:.3g}" for name in trend.arms)
+            rows.append((trend.kind, f"{densities}: {trend.why}", *(None,) * 11))
+            continue
+        rows.append(
+            (
+                trend.kind,
+                ", ".join(f"{density:.3g}" for density in found.densities),
+                found.num_seeds,
+                found.num_points,
+                found.num_missing,
+                found.slope,
+                *ends(found.slope_interval),
+                found.intercept,
+                found.r_squared,
+                found.spearman,
+                *ends(found.spearman_interval),
+            )
+        )
+    caption = (
+        "F_last = a + b log10(density), least squares over all seeds, over arms that differ in "
+        f"density alone; whole seeds are resampled. {level_text(study)}"
+    )
+    return Table(name="density", caption=caption, columns=columns, rows=tuple(rows))
+
+
+def interference_table(trends: Trends) -> Table:
+    """Means of interference.json over seeds, one line an arm."""
+    found = {(item.arm, item.name): item for item in trends.interference}
+    columns = (
+        ARM,
+        SEEDS,
+        *(Column(key=name, heading=name, digits=5) for name in INTERFERENCE_FIGURES),
+    )
+    rows = []
+    for arm in dict.fromkeys(item.arm for item in trends.interference):
+        items = [found.get((arm, name)) for name in INTERFERENCE_FIGURES]
+        seeds = max(len(item.seeds) for item in items if item is not None)
+        # A figure that some of the seeds lack has no mean that belongs to this line.
+        means = (
+            mean_of(item.values) if item is not None and len(item.seeds) == seeds else None
+            for item in items
+        )
+        rows.append((arm, seeds, *means))
+    caption = (
+        "Interference between domains, measured on the last checkpoint of each run; means over "
+        "seeds. "
+        + "; ".join(
+            f"{name}: {text}" + (f" ({unit})" if unit else "")
+            for name, (unit, text, _) in INTERFERENCE_FIGURES.items()
+        )
+    )
+    return Table(name="interference", caption=f"{caption}.", columns=columns, rows=tuple(rows))
+
+
+def plasticity_table(study: Study) -> Table:
+    """The plasticity panel before training and after the last phase, means over seeds."""
+    columns = (
+        ARM,
+        Column(key="figure", heading="figure"),
+        SEEDS,
+        Column(key="first", heading="before training", digits=5),
+        Column(key="last", heading="after the last phase", digits=5),
+    )
+    rows = []
+    for arm in study.plan.arms:
+        panels = [(r.summary or {}).get("plasticity") or [] for r in study.done(arm.name)]
+        borders = [(panel[0], panel[-1]) for panel in panels if panel]
+        for name in plasticity_names(study):
+            known = [(a.get(name), b.get(name)) for a, b in borders if b.get(name) is not None]
+            if known:
+                first, last = ([pair[k] for pair in known] for k in (0, 1))
+                rows.append((arm.name, name, len(known), mean_of(first), mean_of(last)))
+    caption = (
+        "Plasticity panel on held-out text: means over blocks (final_: the last hidden state), "
+        "then over seeds."
+    )
+    return Table(name="plasticity", caption=caption, columns=columns, rows=tuple(rows))

@@ -1,0 +1,252 @@
+"""The sections of the page, each from tables, figures and a few words; in the order of reading."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from sparsecl.experiments.collect import Study, pairing_problems
+from sparsecl.experiments.compare import Comparison
+from sparsecl.experiments.measures import MEASURES
+from sparsecl.experiments.report import answer, results, setting, tables
+from sparsecl.experiments.report.methods import flags_table
+from sparsecl.experiments.report.page import Section, bullets, fold, paragraph
+from sparsecl.experiments.report.table import Table, as_html
+from sparsecl.experiments.trends import Trends
+
+
+@dataclass(frozen=True)
+class Material:
+    """What sections are made of."""
+
+    study: Study
+    comparison: Comparison
+    trends: Trends
+    plots: Mapping[str, str]
+    """Figure name -> HTML."""
+    tables: dict[str, Table] = field(default_factory=dict)
+    """Filled by `table`: every table of the page is written as CSV and LaTeX too."""
+
+    def table(self, table: Table | None, *, folded: bool = False) -> str:
+        """A table as HTML; nothing if it has no rows."""
+        if table is None or not table.rows:
+            return ""
+        self.tables[table.name] = table
+        return as_html(table, folded=folded)
+
+    def plot(self, name: str) -> str:
+        """A figure as HTML; nothing if there was nothing to draw."""
+        return self.plots.get(name, "")
+
+
+def sections(material: Material) -> list[Section]:
+    """All sections; a question without an answer keeps its place and says why."""
+    made = []
+    for name, title, build in SECTIONS:
+        body = build(material)
+        if body:
+            made.append(Section(name, title, body))
+    return made
+
+
+def _question(m: Material) -> str:
+    study, analysis = m.study, m.study.plan.analysis
+    primary = MEASURES[analysis.metrics[0]]
+    planned = [f"{c.arm} minus {c.against}" for c in study.plan.contrasts()]
+    alpha = f"{analysis.alpha:g}"
+    margin = analysis.margins.get(analysis.metrics[0])
+    against = (
+        "A planned contrast speaks for a difference if its p, corrected over all planned contrasts "
+        f"with Holm's method, is at most {alpha}. Without that nothing is concluded"
+    )
+    if margin is not None:
+        against += (
+            f", unless the interval of the difference lies within {margin:g} {primary.unit} of 0: "
+            "then the arms are equivalent for all that was asked"
+        )
+    return "".join(
+        (
+            paragraph(study.plan.question or "The study file states no question."),
+            paragraph(
+                f"Fixed before the runs: the primary measure is {analysis.metrics[0]} "
+                f"({primary.text}; {primary.unit}, {primary.better} is better), compared as paired "
+                "differences over seeds:"
+            ),
+            bullets(planned),
+            paragraph(f"{against}."),
+        )
+    )
+
+
+def _answer(m: Material) -> str:
+    return "".join(
+        (
+            f"<p><strong>{paragraph(answer.headline(m.study, m.comparison))[3:-5]}</strong></p>\n",
+            bullets(answer.sentences(m.study, m.comparison)),
+            bullets(answer.cautions(m.study, m.comparison, m.trends)),
+        )
+    )
+
+
+def _setting(m: Material) -> str:
+    problems = pairing_problems(m.study)
+    pairing = "<h3>Pairing</h3>\n" + (
+        paragraph("Runs of one seed are not equal where they must be:") + bullets(problems)
+        if problems
+        else paragraph("Runs of one seed have the same data and tokenizer digests.")
+    )
+    return (
+        setting.plan_facts(m.study)
+        + setting.differences(m.study)
+        + pairing
+        + m.table(setting.digests_table(m.study))
+        + setting.base_config(m.study)
+    )
+
+
+def _runs(m: Material) -> str:
+    return "".join(
+        map(
+            m.table,
+            (
+                tables.arms_table(m.study),
+                tables.status_table(m.study),
+                tables.failures_table(m.study),
+            ),
+        )
+    )
+
+
+def _figures(m: Material) -> str:
+    if not m.study.counts()["done"]:
+        return paragraph("No run is finished.")
+    metrics = dict.fromkeys([*m.study.plan.analysis.metrics, "learned_loss"])
+    made = [m.plot("arms")]
+    made += [m.table(tables.measure_table(m.study, m.comparison, metric)) for metric in metrics]
+    made += [m.table(tables.means_table(m.study, m.comparison))]
+    made += [m.table(tables.seeds_table(m.study), folded=True)]
+    return "".join(made)
+
+
+def _tests(m: Material) -> str:
+    text = paragraph(
+        "p: sign-flip permutation test of the paired differences, exact up to 20 seeds; none where "
+        "that number of seeds could never give a p at or below the planned size. TOST: two "
+        "one-sided t tests against the margin that was fixed beforehand. d_z: mean difference over "
+        "its standard deviation. The CSV files have BCa and t intervals too."
+    )
+    primary = m.table(results.contrasts_table(m.study, m.comparison, "primary"))
+    secondary = m.table(results.contrasts_table(m.study, m.comparison, "secondary"))
+    if not primary:
+        return paragraph("The plan has no contrast.")
+    more = f"<h3>Secondary measures</h3>\n{secondary}" if secondary else ""
+    return f"{text}<h3>Primary measure</h3>\n{primary}{more}"
+
+
+def _controls(m: Material) -> str:
+    body = "".join(
+        map(
+            m.table,
+            (
+                results.contrasts_table(m.study, m.comparison, "exploratory"),
+                results.stops_table(m.trends),
+                results.alone_table(m.trends),
+            ),
+        )
+    )
+    return body or paragraph("The study has no controls.")
+
+
+def _matrices(m: Material) -> str:
+    numbers = "".join(map(m.table, tables.matrix_tables(m.study)))
+    body = m.plot("matrices") + fold("The means to four digits", numbers)
+    return body or paragraph("No run is finished.")
+
+
+def _curves(m: Material) -> str:
+    return m.plot("curves") + m.plot("level") or paragraph("No run is finished.")
+
+
+def _crossover(m: Material) -> str:
+    body = m.plot("crossover") + m.plot("core")
+    table = m.table(results.crossover_table(m.study, m.trends))
+    return body + table or paragraph("There is no arm beside the reference.")
+
+
+def _pareto(m: Material) -> str:
+    body = m.plot("pareto") + m.table(results.pareto_table(m.trends))
+    return body or paragraph("Fewer than two arms have finished runs of the same seeds.")
+
+
+def _density(m: Material) -> str:
+    body = m.plot("density") + m.table(results.density_table(m.study, m.trends))
+    return body or paragraph(
+        "No three arms differ in density alone, so no relation with density can be fitted."
+    )
+
+
+def _interference(m: Material) -> str:
+    body = m.plot("interference") + m.table(results.interference_table(m.trends))
+    body += bullets([f"Cannot be read: {text}" for text in m.trends.interference_problems])
+    return body or paragraph(
+        "Not measured: no finished run has an interference.json (tools/interference.py writes it)."
+    )
+
+
+def _plasticity(m: Material) -> str:
+    table = m.table(results.plasticity_table(m.study), folded=True)
+    body = m.plot("plasticity") + table
+    return body or paragraph("Not measured: no finished run has a plasticity panel.")
+
+
+def _methods(m: Material) -> str:
+    return m.table(flags_table(m.study))
+
+
+def _cost(m: Material) -> str:
+    return m.plot("cost") + m.table(tables.cost_table(m.study, m.comparison))
+
+
+def _definitions(m: Material) -> str:
+    return m.table(tables.definitions_table()) + bullets(DEFINITIONS)
+
+
+DEFINITIONS = (
+    "Losses are of the next token, in nats per token, on held-out text of each domain. L[P, i] is "
+    "the loss on domain i after the last phase, L[l(i), i] right after the last phase that trained "
+    "it, L[b(i), i] right before the first.",
+    "F_last: mean of L[P, i] - L[l(i), i] over the domains that another phase followed.",
+    "NF: mean over the same domains of (L[P, i] - L[l(i), i]) / (L[b(i), i] - L[l(i), i]); domains "
+    "whose loss fell by less than 0.01 are left out.",
+    "learned_loss: mean of L[l(i), i] over all trained domains. first_loss: the loss on the domain "
+    "of the first phase at its end. learning_area: area under the loss of a domain over its own "
+    "phase, divided by the tokens of the phase; mean over phases.",
+    "Intervals: percentile bootstrap over seeds, 10,000 resamples, unless a column says BCa or t. "
+    "Both arms of a contrast are resampled with the same seeds.",
+    "Crossover: first of three phases in a row after which the difference of the mean losses, "
+    "averaged over seeds and over three neighbouring phases, is below 0.",
+)
+
+
+def _repeat(m: Material) -> str:
+    return setting.repeat(m.study)
+
+
+SECTIONS: tuple[tuple[str, str, Callable[[Material], str]], ...] = (
+    ("question", "Question and hypothesis", _question),
+    ("answer", "Answer in short", _answer),
+    ("setting", "Setting", _setting),
+    ("runs", "Arms and runs", _runs),
+    ("figures", "Results of the arms", _figures),
+    ("curves", "Forgetting curves", _curves),
+    ("matrices", "Loss matrices", _matrices),
+    ("tests", "Planned tests", _tests),
+    ("controls", "Controls", _controls),
+    ("crossover", "Crossover", _crossover),
+    ("pareto", "What learning costs against what is kept", _pareto),
+    ("density", "Forgetting against density", _density),
+    ("interference", "Interference", _interference),
+    ("plasticity", "Plasticity", _plasticity),
+    ("methods", "What the methods need", _methods),
+    ("cost", "Cost", _cost),
+    ("definitions", "Definitions", _definitions),
+    ("repeat", "How to repeat it", _repeat),
+)

@@ -1,0 +1,133 @@
+"""What was run, on what, with which code: everything of a report that is not a result."""
+
+import html
+import json
+from collections import Counter
+from typing import Any
+
+from sparsecl.experiments.collect import Study
+from sparsecl.experiments.plan import arm_config
+from sparsecl.experiments.report.page import bullets, facts, listing, paragraph
+from sparsecl.experiments.report.table import Cell, Column, Table
+
+SHOWN_DIGITS = 16
+"""Of a sha256, enough to see that two are equal; the CSV has all."""
+
+
+def banner(study: Study) -> str:
+    """HTML that names every run without a result; empty if all are done."""
+    counts = study.counts()
+    if counts["done"] == len(study.results):
+        return ""
+    texts = [f"{counts['done']} of {len(study.results)} runs are done"]
+    texts += [f"{counts[name]} {name}" for name in ("failed", "begun", "missing") if counts[name]]
+    failed = [f"{r.run.name}: {r.reason}" for r in study.results if r.status == "failed"]
+    lead = html.escape(", ".join(texts) + ". Averages are over the runs that are done.")
+    return f'<div class="banner" role="note">\n<p>{lead}</p>\n{bullets(failed)}</div>\n'
+
+
+def plan_facts(study: Study) -> str:
+    """The plan in a few lines."""
+    plan = study.plan
+    return facts(
+        [
+            ("study", plan.name),
+            ("scale", plan.scale),
+            ("seeds", ", ".join(map(str, plan.seeds))),
+            ("reference", plan.analysis.reference),
+            ("DeepSpeed config", plan.ds_config),
+            ("CPU threads of a run", str(plan.threads)),
+            ("size of the tests", f"{plan.analysis.alpha:g}"),
+            ("plan digest", plan.digest),
+        ]
+    )
+
+
+def differences(study: Study) -> str:
+    """What sets each arm apart from the reference."""
+    lines = [
+        f"{arm.name}: {'; '.join(arm.differences) or 'as the reference'}"
+        for arm in study.plan.arms
+        if arm.name != study.plan.analysis.reference
+    ]
+    if not lines:
+        return ""
+    head = paragraph("What differs from the reference, and nothing else does:")
+    return f"<h3>Arms</h3>\n{head}{bullets(lines)}"
+
+
+def digests_table(study: Study) -> Table:
+    """Digests of data and tokenizer of each seed."""
+    columns = (
+        Column(key="seed", heading="seed"),
+        Column(key="data", heading="data"),
+        Column(key="tokenizer", heading="tokenizer"),
+        Column(key="runs", heading="runs"),
+    )
+    rows: list[tuple[Cell, ...]] = []
+    for seed in study.plan.seeds:
+        found = Counter(
+            (str(digests.get("data", "")), str(digests.get("tokenizer", "")))
+            for r in study.results
+            if r.run.seed == seed and r.summary is not None
+            for digests in [r.summary["digests"]]
+        )
+        rows += [
+            (seed, data[:SHOWN_DIGITS], tokenizer[:SHOWN_DIGITS], count)
+            for (data, tokenizer), count in sorted(found.items())
+        ]
+    caption = f"sha256 of the prepared data and the tokenizer, first {SHOWN_DIGITS} digits."
+    return Table(name="digests", caption=caption, columns=columns, rows=tuple(rows))
+
+
+def base_config(study: Study) -> str:
+    """The resolved run config of the reference, folded."""
+    file = arm_config(study.folder, study.plan.analysis.reference)
+    if not file.is_file():
+        return ""
+    text = file.read_text(encoding="utf-8", errors="replace")
+    title = f"Run config of {study.plan.analysis.reference}, seed {study.plan.seeds[0]}"
+    return listing(title, text)
+
+
+def repeat(study: Study) -> str:
+    """Commands, commits and versions."""
+    commits: Counter[str] = Counter()
+    versions: dict[str, set[str]] = {}
+    for result in study.results:
+        if result.status == "done":
+            found = _environment(result.folder / "environment.json")
+            commits[str(found.get("commit") or "unknown")] += 1
+            for name, value in (found.get("versions") or {}).items():
+                versions.setdefault(str(name), set()).add(str(value))
+    many = len(commits) > 1
+    pairs = [("plan digest", study.plan.digest), ("DeepSpeed config", study.plan.ds_config)]
+    pairs += [
+        ("commit", f"{name} ({count} runs)" if many else name)
+        for name, count in sorted(commits.items())
+    ]
+    pairs += [(name, ", ".join(sorted(found))) for name, found in sorted(versions.items())]
+    mixed = [name for name, found in versions.items() if len(found) > 1]
+    warning = (
+        ""
+        if not mixed and not many
+        else paragraph("Runs were made with unequal code or packages: compare with care.")
+    )
+    command = html.escape(study.plan.command)
+    return (
+        f"<pre>{command}\npython tools/report.py STUDY_DIR</pre>\n"
+        + warning
+        + facts(pairs)
+        + paragraph(
+            "Every figure here is computed from the scalars.jsonl of the runs (and their "
+            "interference.json); making the report again from the same runs gives the same bytes."
+        )
+    )
+
+
+def _environment(file: Any) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,233 @@
+"""Tables of a report: the arms, their runs and figures, and what they cost."""
+
+from collections.abc import Sequence
+
+from sparsecl.experiments.collect import Study
+from sparsecl.experiments.compare import Comparison, sequential
+from sparsecl.experiments.curves import domains_of, mean_matrix, order_of
+from sparsecl.experiments.measures import MEASURES
+from sparsecl.experiments.plan import Arm
+from sparsecl.experiments.report.table import Cell, Column, Table, file_name
+from sparsecl.metrics.bootstrap import Interval
+
+DIGITS = {"seconds": 1, "tokens_per_second": 0}
+"""Digits after the point of measures that are no nats or shares."""
+
+ARM = Column(key="arm", heading="arm")
+SEEDS = Column(key="seeds", heading="seeds")
+PLANNED = Column(key="planned_seeds", heading="of")
+
+
+def arms_table(study: Study) -> Table:
+    """What each arm is, before anything was measured."""
+    columns = (
+        ARM,
+        Column(key="label", heading="label"),
+        Column(key="role", heading="role"),
+        Column(key="of", heading="control of"),
+        Column(key="kind", heading="topology"),
+        Column(key="density", heading="density"),
+        Column(key="live_parameters", heading="live parameters"),
+        Column(key="done", heading="runs done"),
+        Column(key="planned", heading="of"),
+    )
+    rows = tuple(
+        (
+            arm.name,
+            arm.label,
+            arm.role,
+            arm.of,
+            arm.kind,
+            arm.density,
+            arm.live,
+            len(study.done(arm.name)),
+            len(study.of(arm.name)),
+        )
+        for arm in study.plan.arms
+    )
+    caption = "The arms. Density: live share of the masked matrices, for the first seed."
+    return Table(name="arms", caption=caption, columns=columns, rows=rows)
+
+
+def status_table(study: Study) -> Table:
+    """Every run of the plan."""
+    columns = (ARM, *(Column(key=f"seed{s}", heading=f"seed {s}") for s in study.plan.seeds))
+    rows = []
+    for arm in study.plan.arms:
+        status = {result.run.seed: str(result.status) for result in study.of(arm.name)}
+        rows.append((arm.name, *(status.get(seed) for seed in study.plan.seeds)))
+    caption = "Runs by arm and seed. Only those that are done stand in any figure of this report."
+    return Table(name="runs", caption=caption, columns=columns, rows=tuple(rows))
+
+
+def failures_table(study: Study) -> Table:
+    """Runs that failed, and why."""
+    columns = (Column(key="run", heading="run"), Column(key="reason", heading="reason"))
+    rows = tuple((r.run.name, r.reason) for r in study.results if r.status == "failed")
+    return Table(name="failures", caption="Runs that failed.", columns=columns, rows=rows)
+
+
+def measure_table(study: Study, comparison: Comparison, measure: str) -> Table:
+    """One measure of every arm with all its intervals."""
+    digits = DIGITS.get(measure, 4)
+    found = MEASURES[measure]
+    means = (Column(key=key, heading=key, digits=digits) for key in ("mean", "sd"))
+    columns = (ARM, SEEDS, PLANNED, *means, *interval_columns(digits))
+    rows = []
+    for arm in study.plan.arms:
+        figure = comparison.figures[arm.name, measure]
+        one = figure.estimate
+        values: tuple[Cell, ...] = (None,) * 8
+        if one is not None:
+            values = (one.mean, one.sd, *ends(one.percentile), *ends(one.bca), *ends(one.t))
+        rows.append((arm.name, len(figure.seeds), figure.planned, *values))
+    caption = (
+        f"{measure}, {found.unit}: {found.text}; {found.better} is better. {level_text(study)}"
+    )
+    return Table(name=f"measure-{measure}", caption=caption, columns=columns, rows=tuple(rows))
+
+
+def interval_columns(digits: int = 4, *, narrow: bool = False) -> tuple[Column, ...]:
+    """Low and high of the three intervals; `narrow` shows the first alone."""
+    kinds = (("", "bootstrap interval"), ("bca_", "BCa interval"), ("t_", "t interval"))
+    columns = []
+    for prefix, heading in kinds:
+        hide = narrow and bool(prefix)
+        low = Column(key=f"{prefix}low", heading=heading, digits=digits, pair=True, csv_only=hide)
+        columns += [low, Column(key=f"{prefix}high", heading="", digits=digits, csv_only=hide)]
+    return tuple(columns)
+
+
+def means_table(study: Study, comparison: Comparison) -> Table:
+    """Means of all measures, one line an arm."""
+    columns = [ARM, Column(key="seeds", heading="runs done")]
+    columns += [
+        Column(key=name, heading=name, digits=DIGITS.get(name, 3))
+        for name in MEASURES
+        if name != "BWT"  # F_last with the other sign
+    ]
+    rows = []
+    for arm in study.plan.arms:
+        row: list[Cell] = [arm.name, len(study.done(arm.name))]
+        for column in columns[2:]:
+            figure = comparison.figures[arm.name, column.key]
+            row.append(figure.estimate.mean if figure.estimate else None)
+        rows.append(tuple(row))
+    caption = "Means over the seeds that are done; units and directions are in the definitions."
+    return Table(name="means", caption=caption, columns=tuple(columns), rows=tuple(rows))
+
+
+def seeds_table(study: Study) -> Table:
+    """Every measure of every run that is done: what all other tables are made of."""
+    columns = (ARM, Column(key="seed", heading="seed"))
+    columns += tuple(
+        Column(key=name, heading=name, digits=DIGITS.get(name, 4)) for name in MEASURES
+    )
+    rows = []
+    for result in study.results:
+        if result.values is not None:
+            values = (result.values[name] for name in MEASURES)
+            rows.append((result.run.arm, result.run.seed, *values))
+    caption = "Every run that is done, one line each."
+    return Table(name="seeds", caption=caption, columns=columns, rows=tuple(rows))
+
+
+def cost_table(study: Study, comparison: Comparison) -> Table:
+    """Planned and measured cost of one run of each arm."""
+    columns = (
+        ARM,
+        SEEDS,
+        Column(key="seconds", heading="wall time, s", digits=1),
+        Column(key="tokens_per_second", heading="tokens/s", digits=0),
+        Column(key="tokens", heading="tokens"),
+        Column(key="replayed_tokens", heading="replayed tokens", digits=0),
+        Column(key="steps", heading="steps"),
+        Column(key="flops_per_token", heading="FLOPs per token"),
+        Column(key="flops", heading="FLOPs of a run"),
+        Column(key="live_parameters", heading="live parameters"),
+        Column(key="parameters", heading="all parameters"),
+    )
+    rows = tuple(_cost_row(study, comparison, arm) for arm in study.plan.arms)
+    caption = (
+        "Cost of one run. Wall time, speed and replayed tokens are measured, means over seeds; the "
+        "rest is planned, an upper bound where a phase may end early. FLOPs count live weights."
+    )
+    return Table(name="cost", caption=caption, columns=columns, rows=rows)
+
+
+def _cost_row(study: Study, comparison: Comparison, arm: Arm) -> tuple[Cell, ...]:
+    seconds, speed = (
+        comparison.figures[arm.name, measure].estimate
+        for measure in ("seconds", "tokens_per_second")
+    )
+    replayed = [(r.summary or {}).get("replayed_tokens") for r in study.done(arm.name)]
+    return (
+        arm.name,
+        len(study.done(arm.name)),
+        seconds.mean if seconds else None,
+        speed.mean if speed else None,
+        arm.tokens,
+        mean_of(replayed),
+        arm.steps,
+        arm.flops_per_token,
+        arm.flops_per_token * arm.tokens,
+        arm.live,
+        arm.total,
+    )
+
+
+def matrix_tables(study: Study) -> list[Table]:
+    """The mean loss matrix of each arm that has one."""
+    tables = []
+    for arm in sequential(study.plan.arms):
+        found = mean_matrix(study, arm.name)
+        if found is None:
+            continue
+        loss, seeds = found
+        names = domains_of(study)
+        columns = (
+            Column(key="after", heading="after phase"),
+            *(Column(key=name, heading=name) for name in names),
+        )
+        rows = tuple(
+            (_row_name(study, row, len(loss)), *map(float, values))
+            for row, values in enumerate(loss)
+        )
+        caption = f"{arm.name}: mean loss over {len(seeds)} seeds, nats per token."
+        tables.append(
+            Table(name=file_name(f"matrix-{arm.name}"), caption=caption, columns=columns, rows=rows)
+        )
+    return tables
+
+
+def _row_name(study: Study, row: int, num_rows: int) -> str:
+    if row == 0:
+        return "before training"
+    order = order_of(study)
+    known = num_rows == len(order) + 1
+    return f"{row - 1} {domains_of(study)[order[row - 1]]}" if known else str(row - 1)
+
+
+def definitions_table() -> Table:
+    """Every measure in words."""
+    columns = (
+        Column(key="measure", heading="measure"),
+        Column(key="unit", heading="unit"),
+        Column(key="better", heading="better"),
+        Column(key="meaning", heading="meaning"),
+    )
+    rows = tuple((name, m.unit, m.better, m.text) for name, m in MEASURES.items())
+    return Table(name="definitions", caption="The measures.", columns=columns, rows=rows)
+
+
+def ends(interval: Interval | None) -> tuple[Cell, Cell]:
+    return (None, None) if interval is None else (interval.low, interval.high)
+
+
+def level_text(study: Study) -> str:
+    return f"Intervals cover {100 * (1 - study.plan.analysis.alpha):g} %."
+
+
+def mean_of(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

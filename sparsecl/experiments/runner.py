@@ -1,0 +1,213 @@
+"""Runs a study: what is not done yet, a few at a time, until nothing can be started any more.
+
+All state is in the study folder: a run is done when its folder says so. So the runner may be
+stopped or killed at any time; started again it finds what is done and goes on with the rest, each
+run from its last checkpoint. A run that fails is written down and does not stop the others.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from sparsecl.errors import DataError, UserError
+from sparsecl.experiments.collect import Status, status_of
+from sparsecl.experiments.measures import measures
+from sparsecl.experiments.plan import (
+    Run,
+    StudyPlan,
+    arm_config,
+    failure_file,
+    log_file,
+    run_folder,
+)
+from sparsecl.files import write_json
+from sparsecl.metrics.records import read_records
+from sparsecl.metrics.summary import summarize
+
+TICK = 0.2  # seconds between looks at the processes
+MAX_REASON = 500
+
+
+class Process(Protocol):
+    """A run that was started."""
+
+    def poll(self) -> int | None:
+        """The exit code; None while it runs."""
+        ...
+
+    def stop(self) -> None:
+        """End it and wait until it has ended."""
+        ...
+
+
+class Place(Protocol):
+    """Where runs are started: this machine, or a cluster."""
+
+    slots: int
+    """Runs at the same time."""
+
+    def start(self, command: Sequence[str], *, log: Path, slot: int) -> Process:
+        """Start a command; what it prints is appended to `log`."""
+        ...
+
+
+@dataclass
+class Active:
+    """A run in progress."""
+
+    run: Run
+    process: Process
+    slot: int
+    begun: float
+    """time.monotonic()."""
+
+
+class Runner:
+    """One study folder and a place.
+
+    Args:
+        train: the command that trains one run, up to its options.
+        watch: called every tick with the runner, to show where things stand.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        plan: StudyPlan,
+        place: Place,
+        *,
+        train: Sequence[str],
+        watch: Callable[["Runner"], None],
+    ) -> None:
+        self.folder, self.plan, self.place = folder, plan, place
+        self._train, self._watch = list(train), watch
+        self.active: list[Active] = []
+        self.status: dict[str, Status] = {}
+        self.reasons: dict[str, str] = {}
+        for run in plan.runs:
+            # What failed before is tried again: whoever starts the study anew has a reason to.
+            failure_file(folder, run).unlink(missing_ok=True)
+            self.status[run.name], _ = status_of(folder, run)
+
+    def run(self) -> bool:
+        """Run all that can be run. Returns True if every run is done."""
+        waiting = [run for run in self.plan.runs if self.status[run.name] != "done"]
+        try:
+            while waiting or self.active:
+                self._collect_ended()
+                waiting = self._start_ready(waiting)
+                self._watch(self)
+                time.sleep(TICK if self.active else 0.0)
+        finally:
+            for active in self.active:
+                active.process.stop()
+        return all(status == "done" for status in self.status.values())
+
+    def _start_ready(self, waiting: list[Run]) -> list[Run]:
+        """Fill the free slots; returns those that still wait."""
+        left = []
+        for run in waiting:
+            blocker = self._blocker(run)
+            if blocker == "failed":
+                self._fail(run, None, f"needs {run.needs}, which failed")
+            elif blocker == "open" or len(self.active) >= self.place.slots:
+                left.append(run)
+            else:
+                self._start(run)
+        return left
+
+    def _blocker(self, run: Run) -> str:
+        """ "open" while what it needs is not done, "failed" if it never will be, "" if ready."""
+        if run.needs is None:
+            return ""
+        status = self.status[run.needs]
+        return {"done": "", "failed": "failed"}.get(status, "open")
+
+    def _start(self, run: Run) -> None:
+        used = {active.slot for active in self.active}
+        slot = next(slot for slot in range(self.place.slots) if slot not in used)
+        try:
+            command = self.command(run)
+            process = self.place.start(command, log=log_file(self.folder, run), slot=slot)
+        except (UserError, OSError) as error:
+            self._fail(run, None, str(error))
+            return
+        self.status[run.name] = "begun"
+        self.active.append(Active(run, process, slot, time.monotonic()))
+
+    def command(self, run: Run) -> list[str]:
+        """The command of one run: what a user would type for it."""
+        settings = [f"seed={run.seed}", f"name={run.arm}-seed{run.seed}"]
+        if run.needs is not None:
+            settings.append(f"phases.until_loss={self._first_loss(run.needs)!r}")
+        return [
+            *self._train,
+            *("--ds_config", self.plan.ds_config),
+            *("--config", str(arm_config(self.folder, run.arm))),
+            *("--run_dir", str(run_folder(self.folder, run))),
+            *("--set", *settings),
+        ]
+
+    def _first_loss(self, name: str) -> float:
+        needed = next(run for run in self.plan.runs if run.name == name)
+        loss = measures(summarize(read_records(run_folder(self.folder, needed))))["first_loss"]
+        if loss is None:
+            raise DataError(f"{name}: its loss after the first phase is not known")
+        return loss
+
+    def _collect_ended(self) -> None:
+        for active in list(self.active):
+            code = active.process.poll()
+            if code is None:
+                continue
+            self.active.remove(active)
+            status, _ = status_of(self.folder, active.run)
+            if code == 0 and status == "done":
+                self.status[active.run.name] = "done"
+            else:
+                reason = last_words(log_file(self.folder, active.run)) or f"ended with {code}"
+                self._fail(active.run, code, reason)
+
+    def _fail(self, run: Run, code: int | None, reason: str) -> None:
+        self.status[run.name] = "failed"
+        self.reasons[run.name] = reason
+        value = {"exit_code": code, "reason": reason, "log": str(log_file(Path(), run))}
+        write_json(failure_file(self.folder, run), value)
+
+
+def last_words(log: Path) -> str:
+    """Why a run ended, from the end of what it printed: the error line if there is one."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-200:]
+    except OSError:
+        return ""
+    lines = [line.strip() for line in lines if line.strip()]
+    named = [line for line in lines if line.startswith("sparsecl: ")]
+    chosen = named[-1].removeprefix("sparsecl: ") if named else (lines[-1] if lines else "")
+    return chosen[:MAX_REASON]
+
+
+def steps_done(folder: Path, run: Run) -> int:
+    """Optimizer steps of a run as far as it has written them; 0 if it has not begun."""
+    try:
+        with open(run_folder(folder, run) / "scalars.jsonl", "rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - 8192))
+            lines = file.read().splitlines()
+    except OSError:
+        return 0
+    for line in reversed(lines):
+        try:
+            return int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return 0
+
+
+def python_script(script: Path) -> list[str]:
+    """A command that runs a script with this interpreter."""
+    return [sys.executable, str(script)]

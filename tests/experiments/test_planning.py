@@ -1,0 +1,145 @@
+"""Plans: runs seed by seed, what sets arms apart, and that a folder keeps its study."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sparsecl.data.prepare import prepare
+from sparsecl.engine.plan import make_plan as engine_plan
+from sparsecl.engine.price import price
+from sparsecl.engine.streams import phase_stream
+from sparsecl.errors import UserError
+from sparsecl.experiments.plan import arm_config, read_plan
+from sparsecl.experiments.planning import make_plan, open_study, plan_text
+from sparsecl.experiments.study import read_study
+from sparsecl.model.build import build_gpt
+
+ROOT = Path(__file__).resolve().parents[2]
+
+STUDY = """
+name: small
+ds_config: {ds}
+base:
+  model: {{preset: null, layers: 2, width: 32, heads: 4, context: 16}}
+  tokenizer: {{kind: bytes}}
+  data:
+    domains:
+      - {{name: a, source: synthetic, synthetic: {{train_tokens: 4000, validation_tokens: 100}}}}
+      - {{name: b, source: synthetic, synthetic: {{train_tokens: 4000, validation_tokens: 100}}}}
+  phases: {{steps: 5}}
+  eval: {{every: 2}}
+seeds: [0, 7]
+arms:
+  dense: {{topology: {{kind: dense}}}}
+  sparse: {{topology: {{density: 0.25}}}}
+controls: {{stopped_early: [sparse], equal_parameters: [sparse]}}
+"""
+
+
+@pytest.fixture
+def planned(tmp_path):
+    def make(more="", threads=1, **options):
+        path = tmp_path / "study.yaml"
+        path.write_text(STUDY.format(ds=ROOT / "ds_configs" / "zero2.json") + more)
+        study = read_study(path, **options)
+        return make_plan(
+            study, lambda c: price(c, study.ds_config), threads=threads, command=["sweep", "a b"]
+        )
+
+    return make
+
+
+def test_runs_are_made_seed_by_seed(planned):
+    plan, _ = planned()
+    arms = ["dense", "sparse", "sparse.equal_parameters", "sparse.stopped_early"]
+    assert [run.name for run in plan.runs] == [f"{a}/seed{s}" for s in (0, 7) for a in arms]
+    assert plan.runs[3].needs == "sparse/seed0" and plan.runs[7].needs == "sparse/seed7"
+    assert plan.runs[0].needs is None
+    assert plan.command == "sweep 'a b'"
+    assert [(c.arm, c.against) for c in plan.contrasts()] == [("sparse", "dense")]
+
+
+def test_differences_name_all_that_sets_an_arm_apart(planned):
+    plan, _ = planned()
+    assert plan.arm("dense").differences == ()
+    assert plan.arm("sparse").differences == (
+        'topology.kind: "dense" -> "er_fixed"',
+        "topology.density: 0.1 -> 0.25",
+    )
+    stopped = plan.arm("sparse.stopped_early").differences
+    assert stopped == ("phases.until_loss: null -> the loss of sparse after its first phase",)
+    narrow = plan.arm("sparse.equal_parameters").differences
+    assert {line.split(":")[0] for line in narrow} <= {"model.width", "model.heads", "model.mlp"}
+
+
+def test_counts_stand_in_the_plan(planned):
+    plan, _ = planned()
+    dense, sparse = plan.arm("dense"), plan.arm("sparse")
+    # Two layers of 4 * 32^2 + 8 * 32^2 cells, embedding 257 x 32, positions 16, five norms.
+    assert dense.live == dense.total == 24 * 32**2 + (257 + 16 + 5) * 32
+    assert sparse.live == dense.live - round(0.75 * 24 * 32**2) and sparse.density == 0.25
+    assert (sparse.steps, sparse.tokens) == (10, 10 * 16 * 16)
+    text = plan_text(plan)
+    assert "4 arms x 2 seeds = 8 runs" in text and "sparse.stopped_early" in text
+
+
+def test_a_study_folder_keeps_its_study(planned, tmp_path):
+    folder = tmp_path / "folder"
+    plan, arms = planned()
+    assert open_study(folder, plan, arms) == plan == read_plan(folder)
+    assert arm_config(folder, "sparse").read_text().startswith("name: sparse\n")
+    assert open_study(folder, replace(plan, command="another"), arms).command == plan.command
+    with pytest.raises(UserError, match="holds another study .*seeds \\(0, 7\\) -> \\(0, 1, 2\\)"):
+        open_study(folder, *planned(seeds=3))
+    with pytest.raises(UserError, match="the run configs differ"):
+        open_study(folder, *planned(overrides=["optimizer.lr=1.0e-4"]))
+    with pytest.raises(UserError, match="--threads 2: the study was begun with 1"):
+        open_study(folder, *planned(threads=2))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("analysis: {metrics: [F_first]}", "there is no measure F_first"),
+        ("analysis: {contrasts: [{arm: x, against: dense}]}", "contrasts: there is no arm x"),
+        ("analysis: {reference: x}", "analysis.reference: there is no arm x"),
+    ],
+)
+def test_analysis_names_what_is_there(planned, more, message):
+    with pytest.raises(UserError, match=message):
+        planned(more)
+
+
+def test_arms_that_cannot_be_paired_are_refused(planned):
+    grid = "grids: [{design: factorial, axes: {n: {big: {batch: {sequences: 8}}}}}]"
+    with pytest.raises(UserError, match=r"arms\.centre: changes batch\.sequences: 16 -> 8"):
+        planned(grid)
+
+
+def test_arms_of_a_seed_read_the_same_and_start_the_same(planned, tmp_path):
+    """Same rows in the same order; live weights equal those of the dense model, but for the
+    factor that keeps the scale of each row."""
+    _, arms = planned(overrides=[f"data.cache_dir={tmp_path / 'cache'}"])
+    rows, states = [], []
+    for name in ("dense", "sparse"):
+        config = arms[name]
+        data = prepare(config.data, config.tokenizer, context=16, seed=config.seed)
+        plan = engine_plan(config, world_size=1)
+        rows.append([phase_stream(config, plan, data, p).rows(np.arange(40)) for p in (0, 1)])
+        model = build_gpt(config.model, config.topology, vocab_size=257, seed=config.seed)
+        states.append({key: value.numpy() for key, value in model.state_dict().items()})
+    assert np.array_equal(rows[0], rows[1])
+    dense, sparse = states
+    for name, weight in sparse.items():
+        if name not in dense:
+            continue  # masks
+        live = weight != 0
+        ratio = np.divide(weight, dense[name], out=np.zeros_like(weight), where=live)
+        if weight.ndim == 2 and not live.all() and "embedding" not in name:
+            degrees = live.sum(axis=1)
+            expected = np.sqrt(weight.shape[1] / np.maximum(degrees, 1))[:, None] * live
+            assert np.allclose(ratio, expected, rtol=1e-5), name
+        else:
+            assert np.array_equal(weight, dense[name]), name

@@ -1,0 +1,367 @@
+"""The report: every number is that of the run folders, every text of a user is harmless."""
+
+import csv
+import html
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from sparsecl.errors import CannotCreateError
+from sparsecl.experiments.collect import collect
+from sparsecl.experiments.compare import compare
+from sparsecl.experiments.measures import MEASURES
+from sparsecl.experiments.plan import AnalysisConfig
+from sparsecl.experiments.plots import lines, points, style
+from sparsecl.experiments.report import answer, methods, setting, write, write_report
+from sparsecl.experiments.report.table import Column, Table, as_csv, as_html, as_latex, shown
+from sparsecl.experiments.trends import crossovers
+from sparsecl.metrics.records import read_records
+from sparsecl.metrics.summary import summarize
+from tests.experiments.fake_study import FakeArm, last_forgetting, scores, write_study
+
+HOSTILE = "ER <b>&\"'</b> $x_1$ 100% {a} \\input{b} <script>alert(1)</script>"
+ARMS = (
+    FakeArm(name="dense", kind="dense", density=1.0, plasticity=True, interference=True),
+    FakeArm(name="er", label=HOSTILE, forgets=0.2, level=3.1, plasticity=True, interference=True),
+    FakeArm(name="er.narrow", role="equal_parameters", of="er", kind="dense", forgets=0.4),
+)
+
+
+class Page(HTMLParser):
+    """What a browser would see: tags, ids, links, and the rows of each table by its id."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.ids, self.links, self.tables = [], [], [], {}
+        self.table = self.cell = None
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self.tags.append(tag)
+        self.ids += [values["id"]] if "id" in values else []
+        self.links += [v for k, v in attrs if k in ("href", "src", "xlink:href", "action")]
+        if values.get("class") == "table":
+            self.table = self.tables.setdefault(values["id"].removeprefix("table-"), [])
+        if tag == "tr" and self.table is not None:
+            self.table.append([])
+        if tag in ("td", "th"):
+            self.cell = ""
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th"):
+            self.table[-1].append(self.cell)
+            self.cell = None
+
+    def handle_data(self, data):
+        self.text += data
+        if self.cell is not None:
+            self.cell += data
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(study, report folder, page): one report for all tests of this file."""
+    place = tmp_path_factory.mktemp("report")
+    folder = write_study(
+        place / "study",
+        ARMS,
+        seeds=range(7),
+        failed={("er", 6): "loss </pre><script>alert(2)</script>"},
+        question=f"Why {HOSTILE}?",
+        command="python launch/sweep.py 'a&b'",
+    )
+    (folder / "configs" / "dense.yaml").write_text("name: '</pre><script>'\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(style, "DPI", 30)
+        patch.setattr(style, "PDF_FONT", 3)  # subsets of TrueType fonts take half of the time
+        study = collect(folder)
+        page = write_report(study, folder / "report")
+    return study, page.parent, Page(page.read_text())
+
+
+def table(report, name):
+    with open(report / "tables" / f"{name}.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_runs_by_seed_are_those_of_the_records(made):
+    study, report, _ = made
+    rows = table(report, "seeds")
+    assert len(rows) == 20
+    for row in rows:
+        folder = study.folder / "runs" / row["arm"] / f"seed{row['seed']}"
+        order, loss = scores(folder)
+        learned = [loss[phase + 1, i] for phase, i in enumerate(order)]
+        assert float(row["F_last"]) == pytest.approx(last_forgetting(folder))
+        assert float(row["final_loss"]) == pytest.approx(loss[-1].mean())
+        assert float(row["learned_loss"]) == pytest.approx(np.mean(learned))
+        assert float(row["first_loss"]) == pytest.approx(loss[1, order[0]])
+        shares = [
+            (loss[-1, i] - loss[p + 1, i]) / (loss[p, i] - loss[p + 1, i])
+            for p, i in enumerate(order[:-1])
+        ]
+        assert float(row["NF"]) == pytest.approx(np.mean(shares))
+
+
+def test_means_tests_and_matrices_follow_from_the_runs(made):
+    study, report, _ = made
+    runs = {arm: {} for arm in ("dense", "er", "er.narrow")}
+    for row in table(report, "seeds"):
+        runs[row["arm"]][int(row["seed"])] = row
+    for name in ("F_last", "NF", "final_loss", "learned_loss"):
+        for row in table(report, f"measure-{name}"):
+            values = [float(run[name]) for run in runs[row["arm"]].values()]
+            assert (int(row["seeds"]), int(row["planned_seeds"])) == (len(values), 7)
+            assert float(row["mean"]) == pytest.approx(np.mean(values))
+            assert float(row["sd"]) == pytest.approx(np.std(values, ddof=1))
+            half = float(row["t_high"]) - float(row["mean"])
+            quantile = {7: 2.446912, 6: 2.570582}[len(values)]  # t table, 0.975
+            assert half == pytest.approx(quantile * np.std(values, ddof=1) / len(values) ** 0.5)
+            assert min(values) <= float(row["low"]) <= float(row["high"]) <= max(values)
+    (row,) = table(report, "tests-primary")
+    both = [s for s in runs["er"] if s in runs["dense"]]
+    gaps = [float(runs["er"][s]["F_last"]) - float(runs["dense"][s]["F_last"]) for s in both]
+    assert (int(row["seeds"]), int(row["planned_seeds"])) == (6, 7)
+    assert float(row["difference"]) == pytest.approx(np.mean(gaps))
+    assert float(row["p"]) == float(row["p_corrected"]) == 2 / 2**6
+    assert row["verdict"] == "better"
+    loss = np.mean([scores(r.folder)[1] for r in study.done("er")], axis=0)
+    means = [
+        [float(row[d]) for d in ("code", "math", "legal")] for row in table(report, "matrix-er")
+    ]
+    assert np.allclose(means, loss)
+
+
+def test_the_other_tables_follow_from_the_run_folders(made):
+    study, report, _ = made
+    rows = {row["arm"]: row for row in table(report, "means")}
+    for arm in rows:
+        done = [summarize(read_records(r.folder)) for r in study.done(arm)]
+        assert int(rows[arm]["seeds"]) == len(done)
+        areas = [run["learning_speed"]["mean_area"] for run in done]
+        assert float(rows[arm]["learning_area"]) == pytest.approx(np.mean(areas))
+        assert float(rows[arm]["FWT"]) == pytest.approx(np.mean([run["fwt"] for run in done]))
+    first = table(report, "interference")[0]
+    assert (first["arm"], float(first["cosine"]), first["seeds"]) == ("dense", 0.5, "7")
+    panel = {(row["arm"], row["figure"]): row for row in table(report, "plasticity")}
+    assert [float(panel["er", "erank"][k]) for k in ("first", "last")] == [11.0, 8.0]
+    cost = {row["arm"]: row for row in table(report, "cost")}
+    assert float(cost["er"]["seconds"]) == pytest.approx(300 * 4096 / 9000)
+    assert int(cost["er"]["flops"]) == 6 * 100_000 * 300 * 4096
+    failed = {row["arm"]: row for row in table(report, "runs")}
+    assert (failed["er"]["seed6"], failed["er"]["seed5"]) == ("failed", "done")
+
+
+def test_the_page_shows_the_tables_rounded(made):
+    _, report, page = made
+    assert len(page.tables) == len(list((report / "tables").glob("*.csv"))) >= 15
+    for name in ("measure-F_last", "seeds", "cost"):
+        rows, cells = table(report, name), page.tables[name]
+        assert len(cells) == len(rows) + 1
+        assert [line[0] for line in cells[1:]] == [row["arm"] for row in rows]
+    heading, dense = page.tables["measure-F_last"][:2]
+    row = table(report, "measure-F_last")[0]
+    assert heading[:5] == ["arm", "seeds", "of", "mean", "sd"]
+    assert dense[3:6] == [
+        f"{float(row['mean']):.4f}",
+        f"{float(row['sd']):.4f}",
+        f"[{float(row['low']):.4f}, {float(row['high']):.4f}]",
+    ]
+
+
+def test_the_answer_says_what_the_tests_say(made):
+    study, _, page = made
+    comparison = compare(study)
+    assert answer.headline(study, comparison) in page.text
+    (sentence,) = answer.sentences(study, comparison)
+    assert sentence in page.text
+    assert "6 of 7 seeds; p = 0.0312 (Holm over 1): better." in sentence
+    assert "Control (exploratory): er minus er.narrow" in page.text
+
+
+def test_failed_runs_are_named_on_top_and_in_no_average(made):
+    study, _, page = made
+    banner = page.text[: page.text.index("Question and hypothesis")]
+    assert "20 of 21 runs are done, 1 failed" in banner
+    assert "er/seed6: loss </pre><script>alert(2)</script>" in banner
+    assert setting.banner(study).count("<script>") == 0
+
+
+def test_text_of_users_is_text_and_nothing_is_fetched(made):
+    _, report, page = made
+    text = (report / "report.html").read_text()
+    assert not {"script", "iframe", "img", "link", "b"} & set(page.tags)
+    assert "onerror" not in text and "javascript:" not in text
+    assert f"Why {HOSTILE}?" in page.text  # all of it, as written
+    assert html.escape(HOSTILE) in text
+    for link in page.links:
+        inside = link.startswith("#") and link[1:] in page.ids
+        assert inside or (report / link).is_file(), link
+    outside = set(re.findall(r"[\"'(](https?://[^\"')]+)", text))
+    assert outside <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert "@import" not in text and "url(http" not in text
+    assert len(page.ids) == len(set(page.ids))
+    assert set(re.findall(r"url\(#([^)]+)\)", text)) <= set(page.ids)
+
+
+def test_figures_are_vectors_with_letters_and_their_files_are_there(made):
+    _, report, page = made
+    names = {path.stem for path in (report / "figures").glob("*.pdf")}
+    assert names == {path.stem for path in (report / "figures").glob("*.png")}
+    assert names == {i.removeprefix("figure-") for i in page.ids if i.startswith("figure-")}
+    assert {"arms", "curves", "matrices", "crossover", "pareto", "level", "cost"} <= names
+    assert {"interference", "plasticity"} <= names
+    assert "F_last, nats per token (lower is better)" in page.text
+    assert page.tags.count("svg") == len(names)
+    for path in (report / "figures").glob("*.pdf"):
+        assert b"CreationDate" not in path.read_bytes()
+
+
+def test_a_figure_has_the_same_bytes_twice_and_colours_of_the_page(made, tmp_path):
+    study, _, _ = made
+    drawn = []
+    for name in "ab":
+        figure = points.arms_figure(study, compare(study), study.plan.arms, ["F_last"])
+        style.freeze(figure)
+        style.save_png(figure, tmp_path / f"{name}.png")
+        style.save_pdf(figure, tmp_path / f"{name}.pdf")
+        files = [(tmp_path / f"{name}.{kind}").read_bytes() for kind in ("png", "pdf")]
+        drawn.append([*files, style.svg(figure, "arms")])
+    assert drawn[0] == drawn[1]
+    text = drawn[0][2]
+    assert "var(--c0)" in text and "var(--ink)" in text and style.INK.lower() not in text
+    assert text.startswith("<svg ") and 'id="arms-' in text and "width=" not in text.split(">")[0]
+
+
+def test_latex_and_csv_of_hostile_text():
+    columns = (Column(key="arm", heading="50% & more"), Column(key="x", heading="x_1", digits=2))
+    made = Table(name="t", caption="a\nb", columns=columns, rows=((HOSTILE, 1.234), ("b", None)))
+    lines = as_latex(made).splitlines()
+    assert lines[0] == "% a b" and lines[1] == r"\begin{tabular}{lr}"
+    assert lines[3] == r"50\% \& more & x\_1 \\"
+    assert r"\$x\_1\$ 100\% \{a\} \textbackslash{}input\{b\}" in lines[5]
+    assert lines[5].endswith(r"& 1.23 \\") and lines[6] == r"b & - \\"
+    assert re.search(r"(?<!\\)[$%#]", "\n".join(lines[1:])) is None
+    assert list(csv.reader(as_csv(made).splitlines()))[1:] == [[HOSTILE, "1.234"], ["b", ""]]
+    assert Page(as_html(made)).tables["t"][1] == [HOSTILE, "1.23"]
+
+
+def test_an_interval_is_one_column_for_people_and_two_for_machines():
+    columns = (
+        Column(key="low", heading="interval", digits=1, pair=True),
+        Column(key="high", heading=""),
+        Column(key="l2", heading="hidden", pair=True, csv_only=True),
+        Column(key="h2", heading=""),
+        Column(key="n", heading="n"),
+    )
+    made = Table(name="t", caption="", columns=columns, rows=((1.0, 2.0, 3.0, 4.0, 5), (None,) * 5))
+    assert Page(as_html(made)).tables["t"] == [["interval", "n"], ["[1.0, 2.0]", "5"], ["-", "-"]]
+    assert as_csv(made).splitlines()[:2] == ["low,high,l2,h2,n", "1.0,2.0,3.0,4.0,5"]
+
+
+def test_how_cells_are_shown():
+    column = Column(key="p", heading="p")
+    cells = (None, "", 1234567, 0.5, 1e-9, 0.0, -1e-9, float("nan"))
+    shown_as = ["-", "-", "1,234,567", "0.5000", "< 0.0001", "0.0000", "0.0000", "-"]
+    assert [shown(cell, column) for cell in cells] == shown_as
+
+
+def test_no_finished_run_still_makes_a_page(tmp_path):
+    nothing = [(arm.name, seed) for arm in ARMS for seed in range(2)]
+    folder = write_study(tmp_path / "study", ARMS, seeds=range(2), missing=nothing)
+    page = Page(write_report(collect(folder), tmp_path / "out").read_text())
+    assert "No run is finished, so there is no answer yet." in page.text
+    assert "0 of 6 runs are done, 6 missing" in page.text
+    assert [row[1:] for row in page.tables["runs"][1:]] == [["missing", "missing"]] * 3
+    assert "seeds" not in page.tables
+
+
+def test_a_null_is_called_equivalent_or_not_shown_never_absent(tmp_path):
+    arms = [ARMS[0], FakeArm(name="same", noise=0.001), FakeArm(name="noisy", noise=0.2)]
+    study = collect(write_study(tmp_path, arms, seeds=range(7), analysis=AnalysisConfig(alpha=0.1)))
+    comparison = compare(study)
+    headline = answer.headline(study, comparison)
+    assert headline == "No planned contrast on F_last reached p <= 0.1 after Holm's correction."
+    same, noisy = answer.sentences(study, comparison)
+    assert "within the margin of 0.05 (TOST): equivalent within 0.05." in same
+    assert "not within the margin of 0.05 (TOST): difference not shown." in noisy
+
+
+def test_too_few_seeds_are_no_null_result(tmp_path):
+    arms = [ARMS[0], FakeArm(name="er", forgets=0.2)]
+    study = collect(write_study(tmp_path, arms, seeds=range(3)))
+    comparison = compare(study)
+    headline = answer.headline(study, comparison)
+    assert headline == "No planned contrast on F_last could be tested: too few finished seeds."
+    (sentence,) = answer.sentences(study, comparison)
+    assert "3 of 3 seeds; no p (3 seeds: the smallest reachable p is 0.25 > 0.05" in sentence
+    assert sentence.endswith("no test: too few seeds.")
+
+
+def test_what_the_methods_need_is_told_when_methods_are_compared(tmp_path, monkeypatch):
+    assert methods.flags_table(collect(write_study(tmp_path / "a", ARMS[:2], seeds=[0]))) is None
+    arms = [
+        ARMS[0],
+        FakeArm(name="ewc", kind="dense", methods={"ewc": {"strength": 1.0}}),
+        FakeArm(name="both", methods={"ewc": None, "replay": {"share": 0.5}}),
+        FakeArm(name="set", methods={"set": {"every": 10}}),
+        FakeArm(name="unreadable", methods={"no such": 1}),
+    ]
+    study = collect(write_study(tmp_path / "b", arms, seeds=[0]))
+    names = [flag for flag, _ in methods.FLAGS]
+    rows = {row[0]: row[1:] for row in methods.flags_table(study).rows}
+    assert list(rows) == ["dense", "ewc", "both", "set"]
+    assert rows["dense"] == ("dense", *[""] * 7)
+    assert rows["ewc"][0] == "dense + ewc"
+    assert {k for k, v in zip(names, rows["ewc"][1:], strict=True) if v} == {"B", "X"}
+    assert rows["both"][0] == "fixed sparse + replay"
+    assert {k for k, v in zip(names, rows["both"][1:], strict=True) if v} == {"D", "C"}
+    assert rows["set"][0] == "set"
+    monkeypatch.delitem(methods.METHODS, "replay")
+    rows = {row[0]: row[1:] for row in methods.flags_table(study).rows}
+    assert rows["both"][1:] == ("?",) * 7
+
+
+def test_a_report_replaces_a_report_and_nothing_else(tmp_path, monkeypatch):
+    study = collect(write_study(tmp_path / "study", ARMS[:1], seeds=[0]))
+    monkeypatch.setattr(write, "study_figures", lambda *_: [])
+    target = tmp_path / "out"
+    first = write_report(study, target).read_bytes()
+    (target / "old").write_text("")
+    assert write_report(study, target).read_bytes() == first
+    assert not (target / "old").exists() and sorted(p.name for p in tmp_path.iterdir()) == [
+        "out",
+        "study",
+    ]
+    monkeypatch.setattr(write, "as_latex", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_report(study, target)
+    assert (target / "report.html").read_bytes() == first
+    assert len(list(tmp_path.iterdir())) == 2  # no half of a report is left
+    with pytest.raises(CannotCreateError, match="is not a report"):
+        write_report(study, tmp_path / "study")
+
+
+def test_the_crossover_is_marked_or_denied(tmp_path):
+    arms = [
+        FakeArm(name="dense", kind="dense", density=1.0, drift=0.1, forgets=0.0),
+        FakeArm(name="later", level=3.55, forgets=0.0),
+        FakeArm(name="never", level=4.5, forgets=0.0),
+    ]
+    study = collect(write_study(tmp_path, arms, seeds=range(3), order=(0, 1, 2) * 4))
+    found = crossovers(study)
+    figure = lines.crossover_figure(study, study.plan.arms, found, None)
+    texts = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
+    at = next(item.result.round for item in found if item.arm == "later")
+    assert texts == [f"later:\nround {at}", "never:\nnot within 12 rounds"]
+    (dot,) = [line for line in figure.axes[1].lines if line.get_marker() == "o"]
+    assert dot.get_xdata() == [at]
+
+
+def test_every_measure_is_defined(made):
+    _, report, _ = made
+    assert [row["measure"] for row in table(report, "definitions")] == list(MEASURES)

@@ -1,0 +1,184 @@
+"""The runner: order, failures, needs, and that stopping it changes nothing."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sparsecl.experiments.collect import collect, status_of
+from sparsecl.experiments.overview import Overview, bar, clock
+from sparsecl.experiments.plan import (
+    AnalysisConfig,
+    Arm,
+    Run,
+    StudyPlan,
+    failure_file,
+    log_file,
+    run_folder,
+    write_plan,
+)
+from sparsecl.experiments.runner import last_words, steps_done
+from tests.experiments.fake_sweep import make_runner
+
+SWEEP = Path(__file__).with_name("fake_sweep.py")
+
+
+def write_study(folder, arms=("dense", "sparse"), seeds=(0, 1), needs=None):
+    """A plan of these arms; `needs` maps an arm to the arm it waits for."""
+    needs = needs or {}
+    made = [
+        Arm(name=n, label=n, kind="er_fixed", density=0.1, live=1, total=10, flops_per_token=6,
+            steps=200, tokens=2000)
+        for n in arms
+    ]  # fmt: skip
+    runs = [
+        Run(
+            name=f"{n}/seed{s}",
+            arm=n,
+            seed=s,
+            needs=f"{needs[n]}/seed{s}" if n in needs else None,
+        )
+        for s in seeds
+        for n in arms
+    ]
+    plan = StudyPlan(
+        name="fake", question="", scale="demo", seeds=tuple(seeds), analysis=AnalysisConfig(),
+        arms=tuple(made), runs=tuple(runs), ds_config="none.json", threads=1, command="",
+        digest="0",
+    )  # fmt: skip
+    write_plan(folder, plan)
+    return folder
+
+
+def values(folder):
+    """All that the final table is made of."""
+    return {result.run.name: (result.status, result.values) for result in collect(folder).results}
+
+
+def test_everything_is_run_once_and_as_many_at_a_time_as_asked(tmp_path):
+    folder, most = write_study(tmp_path), []
+    runner = make_runner(folder, watch=lambda r: most.append(len(r.active)))
+    assert runner.run() and max(most) == 2
+    assert set(runner.status.values()) == {"done"}
+    again = []
+    assert make_runner(folder, watch=lambda r: again.append(len(r.active))).run()
+    assert not again  # nothing was left to do
+
+
+def test_a_failed_run_is_written_down_and_stops_nothing(tmp_path):
+    folder = write_study(
+        tmp_path, arms=("bad", "dense", "waits"), seeds=(0,), needs={"waits": "bad"}
+    )
+    assert not make_runner(folder).run()
+    study = collect(folder)
+    assert [(r.run.arm, r.status, r.reason) for r in study.results] == [
+        ("bad", "failed", "step 2: the loss is nan"),
+        ("dense", "done", ""),
+        ("waits", "failed", "needs bad/seed0, which failed"),
+    ]
+    stored = json.loads(failure_file(folder, study.plan.runs[0]).read_text())
+    assert stored["exit_code"] == 70 and stored["log"] == "logs/bad-seed0.txt"
+    assert study.values("bad", "F_last") == {} and list(study.values("dense", "F_last")) == [0]
+    # Another start tries again what failed, and says so again.
+    assert not make_runner(folder).run()
+    assert status_of(folder, study.plan.runs[0])[0] == "failed"
+
+
+def test_a_run_that_needs_another_gets_its_loss(tmp_path):
+    folder = write_study(tmp_path, arms=("stopped", "sparse"), needs={"stopped": "sparse"})
+    runner = make_runner(folder)
+    assert runner.run()
+    for seed in (0, 1):
+        command = runner.command(Run(name="", arm="stopped", seed=seed, needs=f"sparse/seed{seed}"))
+        value = float(command[-1].removeprefix("phases.until_loss="))
+        assert value == pytest.approx(2.0 + 0.1 * seed, rel=1e-12)
+    first = collect(folder).values("stopped", "first_loss")
+    assert first == {0: pytest.approx(2.0), 1: pytest.approx(2.1)}
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_stopping_the_runner_at_any_time_changes_nothing(tmp_path, how):
+    arms, seeds = ("dense", "sparse", "third"), (0, 1, 2)
+    whole = write_study(tmp_path / "whole", arms, seeds)
+    assert make_runner(whole).run()
+    cut = write_study(tmp_path / "cut", arms, seeds)
+    rng, stops = np.random.default_rng(int(how)), 0
+    for _ in range(40):
+        process = subprocess.Popen([sys.executable, str(SWEEP), str(cut)], stderr=subprocess.PIPE)
+        target = lines(cut) + int(rng.integers(2, 12))
+        while process.poll() is None and lines(cut) < target:
+            time.sleep(0.005)
+        if process.poll() is not None:
+            break
+        process.send_signal(how)
+        process.communicate()
+        stops += 1
+        assert_nobody_writes(cut)
+    assert process.returncode == 0 and stops >= 3
+    assert values(cut) == values(whole)
+
+
+def assert_nobody_writes(folder):
+    """The runs of a runner that is gone are gone too."""
+    time.sleep(0.1)
+    before = lines(folder)
+    time.sleep(0.15)
+    assert lines(folder) == before
+
+
+def lines(folder):
+    """Records of all runs together."""
+    return sum(len(path.read_bytes().splitlines()) for path in folder.rglob("scalars.jsonl"))
+
+
+def test_the_overview_tells_what_ended_and_what_remains(tmp_path):
+    folder = write_study(tmp_path, arms=("bad", "dense"), seeds=(0,))
+    stream = io.StringIO()
+    make_runner(folder, watch=Overview(stream)).run()
+    text = stream.getvalue()
+    assert "failed  bad/seed0: step 2: the loss is nan" in text
+    assert "done    dense/seed0" in text
+    assert "fake (demo): 1 of 2 runs done, 1 failed, [####################] 100%" in text
+
+
+def test_words_and_numbers():
+    assert bar(1, 4) == "[#####...............] 25%" and bar(0, 0).endswith("100%")
+    assert clock(59.6) == "1:00" and clock(3661) == "1:01:01"
+
+
+def test_last_words_and_steps(tmp_path):
+    log = tmp_path / "log"
+    assert last_words(log) == ""
+    log.write_text("a\nsparsecl: the reason\nnoise after\n\n")
+    assert last_words(log) == "the reason"
+    log.write_text("Traceback\nValueError: x\n")
+    assert last_words(log) == "ValueError: x"
+    run = Run(name="a/seed0", arm="a", seed=0)
+    assert steps_done(tmp_path, run) == 0
+    place = run_folder(tmp_path, run)
+    place.mkdir(parents=True)
+    (place / "scalars.jsonl").write_text('{"step": 7}\n{"kind": "end"}\n{"step": 9, "to')
+    assert steps_done(tmp_path, run) == 7
+    assert log_file(tmp_path, run).name == "a-seed0.txt"
+
+
+def test_a_slot_is_a_gpu_and_foreign_ranks_are_forgotten(tmp_path, monkeypatch):
+    from sparsecl.experiments.local import LocalPlace
+
+    monkeypatch.setenv("RANK", "3")
+    log = tmp_path / "log"
+    names = ("CUDA_VISIBLE_DEVICES", "RANK", "OMP_NUM_THREADS")
+    show = f"import os; print(*(os.environ.get(k) for k in {names}))"
+    place = LocalPlace(slots=4, threads=3, num_gpus=2)
+    process = place.start([sys.executable, "-c", show], log=log, slot=3)
+    while process.poll() is None:
+        time.sleep(0.01)
+    assert log.read_text().split() == ["1", "None", "3"]
+    assert os.environ["RANK"] == "3"

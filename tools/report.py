@@ -1,0 +1,48 @@
+"""Make the report of a study from its folder: a page, figures, tables.
+
+    python tools/report.py studies/ablation-tiny
+    python tools/report.py studies/ablation-tiny --out /tmp/report
+
+Works on a study that is still running or where runs have failed: it shows what is there, and says
+what is not. Needs numpy, scipy and matplotlib only.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:  # works from a checkout that was never installed
+    sys.path.insert(0, str(ROOT))
+
+from sparsecl.errors import UserError  # noqa: E402
+from sparsecl.experiments.collect import collect  # noqa: E402
+from sparsecl.experiments.report import write_report  # noqa: E402
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, read, write. Returns the exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        study = collect(options.study)
+        place = options.study / "report" if options.out is None else options.out
+        print(f"wrote {write_report(study, place)}")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(description="Make the report of a study from its folder.")
+    result.add_argument("study", type=Path, metavar="STUDY_DIR", help="folder with a plan.json")
+    result.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder to write (default: STUDY_DIR/report)"
+    )
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main())
