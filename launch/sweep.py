@@ -22,10 +22,10 @@ if str(ROOT) not in sys.path:  # works from a checkout that was never installed
 
 from sparsecl.engine.run_config import RunConfig  # noqa: E402
 from sparsecl.errors import UserError  # noqa: E402
-from sparsecl.experiments.collect import collect  # noqa: E402
+from sparsecl.experiments.collect import collect, status_text  # noqa: E402
 from sparsecl.experiments.local import LocalPlace  # noqa: E402
 from sparsecl.experiments.overview import Overview  # noqa: E402
-from sparsecl.experiments.plan import StudyPlan  # noqa: E402
+from sparsecl.experiments.plan import PLAN, StudyPlan  # noqa: E402
 from sparsecl.experiments.planning import make_plan, open_study, plan_text  # noqa: E402
 from sparsecl.experiments.runner import Runner, python_script  # noqa: E402
 from sparsecl.experiments.study import read_study  # noqa: E402
@@ -102,6 +102,8 @@ def sweep(options: argparse.Namespace) -> int:
     if options.dry_run:
         print(plan_text(plan))
         print(f"\nStudy folder: {folder}")
+        if (folder / PLAN).exists():
+            print(status_text(folder, plan))
         return 0
     with lock_folder(folder, "--study_dir"):
         plan = open_study(folder, plan, configs)

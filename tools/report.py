@@ -1,7 +1,7 @@
 """Make the report of a study from its folder: a page, figures, tables.
 
-    python tools/report.py studies/ablation-tiny
-    python tools/report.py studies/ablation-tiny --out /tmp/report
+    python tools/report.py studies/density
+    python tools/report.py studies/density --out report
 
 Works on a study that is still running or where runs have failed: it shows what is there, and says
 what is not. Needs numpy, scipy and matplotlib only.

@@ -5,6 +5,7 @@ that is missing or has failed is listed as such, and never stands in an average.
 """
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -108,6 +109,17 @@ def status_of(folder: Path, run: Run) -> tuple[Status, str]:
         return "failed", _reason(failure)
     begun = (place / "scalars.jsonl").is_file()
     return ("begun" if begun else "missing"), ""
+
+
+def status_text(folder: Path, plan: StudyPlan) -> str:
+    """Which runs are done, which failed and why, which remain; cheap."""
+    found = {run.name: status_of(folder, run) for run in plan.runs}
+    counts = Counter(status for status, _ in found.values())
+    names: tuple[Status, ...] = ("done", "failed", "begun", "missing")
+    lines = [", ".join(f"{counts[name]} {name}" for name in names) + f" of {len(found)} runs"]
+    lines += [f"  failed  {name}: {why}" for name, (_, why) in found.items() if why]
+    lines += [f"  begun   {name}" for name, (status, _) in found.items() if status == "begun"]
+    return "\n".join(lines)
 
 
 def _result(folder: Path, run: Run) -> RunResult:

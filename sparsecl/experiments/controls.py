@@ -25,12 +25,20 @@ SPARSE = "sparse"
 
 
 class Price(Protocol):
-    """What is asked of engine/price.py."""
+    """What a run costs before it starts; engine/price.py."""
 
     @property
     def live(self) -> int: ...
     @property
+    def total(self) -> int: ...
+    @property
+    def density(self) -> float: ...
+    @property
     def flops_per_token(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
 
 
 @dataclass(frozen=True)

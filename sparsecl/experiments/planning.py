@@ -5,12 +5,11 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 from sparsecl import config as configs
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import CannotCreateError, UserError
-from sparsecl.experiments.controls import Control, controls
+from sparsecl.experiments.controls import Control, Price, controls
 from sparsecl.experiments.measures import MEASURES
 from sparsecl.experiments.plan import (
     PLAN,
@@ -26,23 +25,6 @@ from sparsecl.files import atomic_open, sha256_text
 
 SAME_FOR_ALL = ("seed", "tokenizer", "batch.sequences", "phases.optimizer_state", "precision")
 """What no arm may change: runs of one seed would read other data or start elsewhere."""
-
-
-class Price(Protocol):
-    """What a run costs; engine/price.py."""
-
-    @property
-    def live(self) -> int: ...
-    @property
-    def total(self) -> int: ...
-    @property
-    def density(self) -> float: ...
-    @property
-    def flops_per_token(self) -> int: ...
-    @property
-    def steps(self) -> int: ...
-    @property
-    def tokens(self) -> int: ...
 
 
 def make_plan(

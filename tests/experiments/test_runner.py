@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparsecl.experiments.collect import collect, status_of
+from sparsecl.experiments.collect import collect, status_of, status_text
 from sparsecl.experiments.overview import Overview, bar, clock
 from sparsecl.experiments.plan import (
     AnalysisConfig,
@@ -86,6 +86,11 @@ def test_a_failed_run_is_written_down_and_stops_nothing(tmp_path):
     stored = json.loads(failure_file(folder, study.plan.runs[0]).read_text())
     assert stored["exit_code"] == 70 and stored["log"] == "logs/bad-seed0.txt"
     assert study.values("bad", "F_last") == {} and list(study.values("dense", "F_last")) == [0]
+    assert status_text(folder, study.plan).splitlines() == [
+        "1 done, 2 failed, 0 begun, 0 missing of 3 runs",
+        "  failed  bad/seed0: step 2: the loss is nan",
+        "  failed  waits/seed0: needs bad/seed0, which failed",
+    ]
     # Another start tries again what failed, and says so again.
     assert not make_runner(folder).run()
     assert status_of(folder, study.plan.runs[0])[0] == "failed"
