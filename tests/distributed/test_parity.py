@@ -129,8 +129,18 @@ def test_ewc_of_the_reference_holds_weights_back(shared_cache, reference_ewc):
     assert max(abs(a - b) for a, b in zip(losses, reference_ewc[0], strict=True)) > 0.01
 
 
-@pytest.mark.parametrize(("tp", "dp"), [(1, 1), (2, 2)])
-@pytest.mark.parametrize("stage", ["zero0", "zero1", "zero2", "zero2_offload", "zero3"])
+@pytest.mark.parametrize(
+    ("stage", "tp", "dp"),
+    [
+        ("zero0", 1, 1),
+        ("zero0", 2, 1),
+        ("zero1", 1, 2),
+        ("zero2", 2, 2),
+        ("zero2_offload", 1, 2),
+        ("zero3", 1, 1),
+        ("zero3", 1, 2),
+    ],
+)
 def test_ewc_in_every_layout(pool: Pool, shared_cache, tmp_path, reference_ewc, stage, tp, dp):
     overrides = (*EWC, f"parallel.tensor={tp}", "batch.micro=2")
     results = pool.run(cases.train, tp * dp, str(shared_cache), stage, overrides, str(tmp_path))

@@ -74,26 +74,26 @@ def assert_equal_states(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "precision"),
+    ("stage", "precision", "tp", "dp"),
     [
-        ("zero0", "fp32"),
-        ("zero1", "fp32"),
-        ("zero2", "fp32"),
-        ("zero2_offload", "fp32"),
-        ("zero3", "fp32"),
+        ("zero0", "fp32", 1, 2),
+        ("zero1", "fp32", 1, 2),
+        ("zero2", "fp32", 2, 2),
+        ("zero2_offload", "fp32", 2, 1),
+        ("zero3", "fp32", 1, 2),
         # Where bf16 has other wrappers or other copies than fp32.
-        ("zero0", "bf16"),
-        ("zero1", "bf16"),
-        ("zero3", "bf16"),
+        ("zero0", "bf16", 2, 1),
+        ("zero1", "bf16", 1, 2),
+        ("zero3", "bf16", 1, 2),
     ],
 )
-def test_same_layout_goes_on_bit_for_bit(pool, shared_cache, tmp_path, stage, precision):
-    overrides = (*EWC, *SPLIT, f"precision={precision}")
-    cache = str(shared_cache)
-    whole = pool.run(cases.train, 4, cache, stage, overrides, str(tmp_path / "whole"))[0]
+def test_same_layout_goes_on_bit_for_bit(pool, shared_cache, tmp_path, stage, precision, tp, dp):
+    overrides = (*EWC, f"parallel.tensor={tp}", "batch.micro=2", f"precision={precision}")
+    cache, world = str(shared_cache), tp * dp
+    whole = pool.run(cases.train, world, cache, stage, overrides, str(tmp_path / "whole"))[0]
     folder = tmp_path / "parts"
-    first = pool.run(train_part, 4, cache, stage, overrides, str(folder), 13)[0]
-    second = pool.run(go_on, 4, cache, stage, overrides, str(folder))[0]
+    first = pool.run(train_part, world, cache, stage, overrides, str(folder), 13)[0]
+    second = pool.run(go_on, world, cache, stage, overrides, str(folder))[0]
     assert second["from"] == "step_13"
     assert first + second["losses"] == whole["losses"]
     assert_equal_states(folder / "step_13", folder / "again" / "step_13")
