@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from launch import train
-from tests.experiments.fake_study import write_study
+from tests.experiments.fake_study import FakeArm, write_study
 from tests.launch.starter import run_script
 from tools import bench, metrics
 
@@ -233,11 +233,12 @@ def sweep_tool(arguments: list[str], workspace: Workspace) -> None:
     """Planned as it stands; a small one is run by tests/launch/test_sweep.py."""
     words = [word for word in arguments if word != "--dry_run"]
     output = workspace.run(sys.executable, "launch/sweep.py", *words, "--dry_run")
-    assert "arms x 6 seeds" in output
+    assert "11 arms x 8 seeds = 88 runs" in output
 
 
 def report_tool(arguments: list[str], workspace: Workspace) -> None:
-    write_study(workspace.folder / arguments[0])
+    dense = FakeArm(name="dense", kind="dense", density=1.0)
+    write_study(workspace.folder / arguments[0], [dense, FakeArm(name="sparse")])
     workspace.run(sys.executable, "tools/report.py", *arguments)
     assert (workspace.folder / arguments[0] / "report" / "report.html").is_file()
 

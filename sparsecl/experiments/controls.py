@@ -20,7 +20,7 @@ from sparsecl.experiments.study import ControlsConfig, Setting
 TOLERANCE = 0.01
 """Relative difference of live parameters that still counts as equal."""
 
-SPARSE = "sparse"
+SPARSE = "all_sparse"
 """In a list of arms: all that are not dense."""
 
 

@@ -50,7 +50,7 @@ class GridConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ControlsConfig:
-    """Controls, each with the names of the arms that get it; "sparse" = all that are not dense."""
+    """Controls, each with the names of its arms; "all_sparse" stands for all that are not dense."""
 
     equal_parameters: tuple[str, ...] = ()
     """A dense model with as many parameters as the arm has live ones: narrower, within 1 %."""

@@ -98,8 +98,10 @@ def learn(cache: str, overrides: tuple[str, ...], folder: str) -> dict[str, floa
 
 @pytest.mark.slow
 # Grammar: a window may begin inside a sentence, whose first words then stay unknown.
-@pytest.mark.parametrize(("kind", "excess"), [("markov", 0.08), ("grammar", 0.2)])
-@pytest.mark.parametrize("topology", ["topology.kind=dense", "topology.density=0.5"])
+@pytest.mark.parametrize(
+    ("kind", "excess", "topology"),
+    [("markov", 0.08, "topology.density=0.5"), ("grammar", 0.2, "topology.kind=dense")],
+)
 def test_the_loss_approaches_the_entropy_rate_and_never_falls_below(
     pool, shared_cache, tmp_path, kind, excess, topology
 ):

@@ -65,7 +65,7 @@ def test_too_few_weights_for_any_width_is_an_error():
 
 
 def test_equal_flops_trains_longer():
-    (control,) = made(equal_flops=("sparse",)).values()
+    (control,) = made(equal_flops=("all_sparse",)).values()
     arm = cost(sparse(0.05))
     work = cost(control.setting.config).tokens * arm.flops_per_token
     dense = cost(DENSE)
@@ -82,7 +82,7 @@ def test_each_domain_alone_keeps_its_first_phase():
 
 
 def test_the_others_change_one_thing():
-    found = made(update_only=("sparse",), joint=("dense",), stopped_early=("five",))
+    found = made(update_only=("all_sparse",), joint=("dense",), stopped_early=("five",))
     assert list(found) == ["five.stopped_early", "five.update_only", "dense.joint"]
     update = found["five.update_only"].setting.config
     assert update == replace(sparse(0.05), topology=replace(sparse(0.05).topology, role="update"))

@@ -35,7 +35,7 @@ seeds: 1
 arms:
   dense: {{topology: {{kind: dense}}}}
   sparse: {{topology: {{density: 0.25}}}}
-  broken: {{optimizer: {{lr: 1.0e+12, clip: null}}}}
+  broken: {{optimizer: {{lr: 1.0e+9}}}}
 controls: {{stopped_early: [sparse]}}
 """
 
