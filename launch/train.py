@@ -20,7 +20,7 @@ if str(ROOT) not in sys.path:  # works from a checkout that was never installed
     sys.path.insert(0, str(ROOT))
 
 from sparsecl import config as configs  # noqa: E402
-from sparsecl.errors import InvariantError, UserError  # noqa: E402
+from sparsecl.errors import InvariantError, PeerLostError, Preempted, UserError  # noqa: E402
 
 DEMO = ROOT / "launch" / "configs" / "demo.yaml"
 
@@ -50,6 +50,26 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--run_dir", type=Path, help="run folder; default runs/<name>-<digest>")
     parser.add_argument("--resume", choices=("auto", "never", "must"), default="auto")
+    parser.add_argument(
+        "--allow_config_change", action="store_true", help="go on with another config; it is shown"
+    )
+    parser.add_argument(
+        "--allow_data_change", action="store_true", help="go on with other text or tokenizer"
+    )
+    parser.add_argument(
+        "--weights_only",
+        action="store_true",
+        help="go on from the weights of a checkpoint, with a new optimizer",
+    )
+    parser.add_argument(
+        "--inject",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FAULT",
+        help="faults on purpose, to see what happens; sparsecl/faults.py has their grammar",
+    )
+    parser.add_argument("--inject_seed", type=int, default=0, help="draws what a fault leaves open")
     parser.add_argument("--dry_run", action="store_true", help="show what would run, then stop")
     parser.add_argument(
         "--help_config", action=HelpConfig, nargs=0, help="every key of a run config, then stop"
@@ -69,6 +89,13 @@ def main() -> int:
         if first or _is_mine(error):
             print(f"sparsecl: {error}", file=sys.stderr, flush=True)
         return error.exit_code
+    except Preempted as error:
+        if first or not _in_run():
+            print(f"sparsecl: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except PeerLostError as error:
+        print(f"sparsecl: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
     except Exception:
         traceback.print_exc()
         return InvariantError.exit_code
@@ -77,9 +104,12 @@ def main() -> int:
 
 def _is_mine(error: Exception) -> bool:
     """True if no other rank will say it: a user error that befell this rank in mid-run."""
+    return _in_run() and isinstance(error, UserError) and not error.agreed
+
+
+def _in_run() -> bool:
     dist = sys.modules.get("sparsecl.dist")
-    in_run = dist is not None and dist.is_initialized()
-    return in_run and isinstance(error, UserError) and not error.agreed
+    return dist is not None and dist.is_initialized()
 
 
 def train(args: argparse.Namespace, first: bool) -> None:
@@ -89,6 +119,10 @@ def train(args: argparse.Namespace, first: bool) -> None:
 
     config = configs.load(RunConfig, args.config, args.set)
 
+    from sparsecl import faults
+
+    faults.arm(args.inject, seed=args.inject_seed, rank=int(os.environ.get("RANK", "0")))
+
     from sparsecl import allocator, dist
 
     allocator.keep_freed_memory()
@@ -96,6 +130,7 @@ def train(args: argparse.Namespace, first: bool) -> None:
     os.environ.setdefault("DS_ACCELERATOR", dist.device().type)
 
     from sparsecl.engine import run
+    from sparsecl.engine.resume import Allowed
     from sparsecl.experiments.plots import forgetting_plot
 
     prepared = run.check(config, args.ds_config, args.run_dir)
@@ -103,7 +138,12 @@ def train(args: argparse.Namespace, first: bool) -> None:
         if first:
             print(run.dry_run(prepared))
         return
-    summary = run.run(prepared, resume=args.resume)
+    allowed = Allowed(
+        config=args.allow_config_change,
+        data=args.allow_data_change,
+        new_optimizer=args.weights_only,
+    )
+    summary = run.run(prepared, resume=args.resume, allowed=allowed)
     if summary is not None:
         picture = prepared.run_dir / "forgetting.png"
         forgetting_plot(prepared.run_dir, picture)

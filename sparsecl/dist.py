@@ -13,8 +13,9 @@ from typing import Any
 import torch
 import torch.distributed as torch_dist
 from megatron.core import parallel_state
+from torch.distributed import distributed_c10d
 
-from sparsecl.errors import UserError
+from sparsecl.errors import PeerLostError, UserError
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)  # data preparation of a rank may take long
 
@@ -50,11 +51,17 @@ def check_sizes(tensor: int) -> None:
         )
 
 
-def init(tensor: int = 1) -> None:
+def init(tensor: int = 1, *, join_seconds: float = 600.0) -> None:
     """Join the process group and form the tp and dp groups. Collective over the world.
 
     The place comes from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as every launcher sets them;
     without them the process is alone.
+
+    Args:
+        join_seconds: how long to wait for the other ranks.
+
+    Raises:
+        PeerLostError: naming the ranks that did not come.
     """
     check_sizes(tensor)
     os.environ.setdefault("RANK", "0")
@@ -74,14 +81,13 @@ def init(tensor: int = 1) -> None:
     if not torch_dist.is_initialized():
         # gloo beside nccl: small agreements and CPU tensors need no GPU.
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-        try:
-            torch_dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
-        except torch_dist.DistNetworkError as error:
-            place = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT')}"
-            raise UserError(
-                f"the ranks cannot meet at {place} ({str(error).splitlines()[0]}). "
-                "If another job uses the port, give this one its own: deepspeed --master_port PORT."
-            ) from None
+        torch_dist.init_process_group(
+            backend,
+            store=_meet(join_seconds),
+            rank=rank(),
+            world_size=world_size(),
+            timeout=COLLECTIVE_TIMEOUT,
+        )
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tensor, create_gloo_process_groups=False
     )
@@ -93,6 +99,75 @@ def shutdown() -> None:
         parallel_state.destroy_model_parallel()
     if is_initialized():
         torch_dist.destroy_process_group()
+
+
+def _meet(seconds: float) -> Any:
+    """The store that the ranks find each other by, once all of them are there. Collective."""
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT')}"
+    try:
+        store = _store(seconds, serve=rank() == 0)
+        everyone = [f"sparsecl/here/{other}" for other in range(world_size())]
+        store.set(everyone[rank()], "yes")
+        missing: list[str] = []
+        try:
+            store.wait(everyone, datetime.timedelta(seconds=seconds))
+        except torch_dist.DistError:
+            missing = [str(other) for other, key in enumerate(everyone) if not store.check([key])]
+    except torch_dist.DistError as error:
+        text = str(error).splitlines()[0]
+        if rank() > 0:
+            raise PeerLostError(f"rank {rank()} cannot reach rank 0 at {place} ({text})") from None
+        raise UserError(
+            f"the ranks cannot meet at {place} ({text}). "
+            "If another job uses the port, give this one its own: deepspeed --master_port PORT."
+        ) from None
+    if missing:
+        raise PeerLostError(
+            f"{world_size()} ranks are to meet at {place}; rank {', '.join(missing)} did not come "
+            f"within {seconds:g} s. Look at what those ranks (or their nodes) say."
+        )
+    return distributed_c10d.PrefixStore("sparsecl/group", store)
+
+
+def _store(seconds: float, *, serve: bool) -> Any:
+    """A connection to the store at MASTER_ADDR:MASTER_PORT, or the store itself."""
+    # torchrun keeps the store in its agent; its workers are all guests.
+    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return torch_dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        world_size(),
+        is_master=serve and not agent,
+        timeout=datetime.timedelta(seconds=seconds),
+        wait_for_workers=False,
+        multi_tenant=True,
+    )
+
+
+class StoreBoard:
+    """A line of every rank, for the watchdogs; see watchdog.Board.
+
+    It has a connection of its own: the group's may be in use by a thread that hangs.
+    """
+
+    def __init__(self) -> None:
+        self._connection = _store(10.0, serve=False)
+
+    def post(self, line: str) -> None:
+        self._connection.set(f"sparsecl/line/{rank()}", line)
+
+    def lines(self) -> dict[int, str]:
+        keys = {other: f"sparsecl/line/{other}" for other in range(world_size())}
+        there = {other: key for other, key in keys.items() if self._connection.check([key])}
+        return {other: self._connection.get(key).decode() for other, key in there.items()}
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """True if a collective failed because another rank is gone. torch says it in words only."""
+    if isinstance(error, torch_dist.DistError):
+        return True
+    words = ("closed by peer", "reset by peer", "Broken pipe", "Socket closed", "Timed out waiting")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def _free_port() -> int:
@@ -155,23 +230,40 @@ def all_reduce(
     return tensor
 
 
-def gather_objects(value: Any) -> list[Any]:
-    """The `value` of every rank, in rank order, on all ranks. Collective over the world.
+def side_group() -> torch_dist.ProcessGroup | None:
+    """A gloo group of all ranks for a thread beside the training loop; None in a lone process.
+
+    Collective over the world. Two threads must not share a group: their collectives would meet in
+    another order on every rank.
+    """
+    if not is_initialized() or world_size() == 1:
+        return None
+    found: Any = torch_dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+    return found
+
+
+def gather_objects(value: Any, *, group: torch_dist.ProcessGroup | None = None) -> list[Any]:
+    """The `value` of every rank, in rank order, on all ranks. Collective over `group` (the world).
 
     For small facts of our own processes (pickled by torch), never for anything read from a file.
     """
-    if not is_initialized() or world_size() == 1:
+    if not is_initialized() or torch_dist.get_world_size(group) == 1:
         return [value]
-    values: list[Any] = [None] * world_size()
-    torch_dist.all_gather_object(values, value)
+    values: list[Any] = [None] * torch_dist.get_world_size(group)
+    torch_dist.all_gather_object(values, value, group=group)
     return values
 
 
-def agree(action: Callable[[], Any], *, only_first: bool = False) -> Any:
+def agree(
+    action: Callable[[], Any],
+    *,
+    only_first: bool = False,
+    group: torch_dist.ProcessGroup | None = None,
+) -> Any:
     """Run `action` on all ranks, or on rank 0 alone, and fail on all ranks if it fails on one.
 
-    Collective over the world. Without it, ranks that succeeded would wait for ever in their next
-    collective.
+    Collective over the world, by way of `group` if one is given (see `side_group`). Without it,
+    ranks that succeeded would wait for ever in their next collective.
 
     Returns:
         This rank's result; with `only_first`, rank 0's result, on all ranks.
@@ -186,7 +278,7 @@ def agree(action: Callable[[], Any], *, only_first: bool = False) -> Any:
         except Exception as error:  # whatever it is, every rank must hear of it
             problem = error
     told = problem if problem is None or isinstance(problem, UserError) else repr(problem)
-    reports = gather_objects((told, result if only_first else None))
+    reports = gather_objects((told, result if only_first else None), group=group)
     for place, (found, _) in enumerate(reports):
         if isinstance(found, UserError):
             found.agreed = True

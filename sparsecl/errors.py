@@ -35,3 +35,25 @@ class InvariantError(RuntimeError):
     """A law of the system is broken (an absent weight is not zero, a loss is not finite)."""
 
     exit_code = 70  # EX_SOFTWARE
+
+
+class StorageError(UserError):
+    """A file could not be written: the disk is full, or it fails."""
+
+    exit_code = 74  # EX_IOERR
+
+
+class Preempted(BaseException):
+    """The run was asked to stop, has saved its state, and wants to be started again.
+
+    Like KeyboardInterrupt it is no Exception: it may be raised anywhere by a signal, and what
+    tells other ranks of a failure must not take it for one.
+    """
+
+    exit_code = 75  # EX_TEMPFAIL
+
+
+class PeerLostError(RuntimeError):
+    """Another rank is gone, did not come, or does not answer."""
+
+    exit_code = 76  # EX_PROTOCOL

@@ -3,20 +3,37 @@
 Only rank 0 writes. scalars.jsonl is the single source of every figure of a report; TensorBoard is
 a picture of it. After a resume both continue where the checkpoint left them: lines written after
 the checkpoint are cut off, so a resumed run has the same records as one that never stopped.
+
+No failure here stops training. A picture or a line of text that cannot be written is lost, with one
+warning; a record waits in memory and is written, in order, as soon as that works again. Only
+`sync`, which a checkpoint asks for, says no while records wait: a checkpoint may not claim them.
 """
 
+import contextlib
+import errno
 import json
 import os
 import shutil
+import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
-from sparsecl.errors import DataError
+from sparsecl.errors import CannotCreateError, DataError, StorageError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+# Lines kept in memory because no fsync has covered them yet; then one is done between checkpoints.
+MAX_UNSYNCED = 4096
+
+EVENTS = "events.out.tfevents."
 
 
 class RunLog:
@@ -33,49 +50,48 @@ class RunLog:
             purge_tokens: TensorBoard drops events after this many tokens (resume only).
 
         Raises:
-            DataError: if scalars.jsonl is shorter than it was at the checkpoint.
+            DataError: if scalars.jsonl is not what it was at the checkpoint.
+            CannotCreateError: if it cannot be opened.
         """
-        from torch.utils.tensorboard import SummaryWriter  # slow import, wanted on rank 0 only
-
         self.folder = folder
         self.path = folder / "scalars.jsonl"
+        self._warned: set[str] = set()
         if resume_at is None:
             # Events of an attempt that reached no checkpoint would be drawn over the new ones.
             shutil.rmtree(folder / "tb", ignore_errors=True)
-        else:
-            size = self.path.stat().st_size if self.path.exists() else 0
-            if size < resume_at:
-                raise DataError(
-                    f"{self.path}: {size} bytes, but {resume_at} at the checkpoint; the record "
-                    "cannot be continued. Restore the file, or start in another --run_dir."
-                )
-            os.truncate(self.path, resume_at)
-        # Line by line, so that a reader sees every record when it is written.
-        mode = "w" if resume_at is None else "a"
-        self._jsonl = open(self.path, mode, buffering=1, encoding="utf-8")
-        purge = None if resume_at is None else purge_tokens + 1
-
-        def writer(curve: str = "") -> SummaryWriter:
-            return SummaryWriter(str(folder / "tb" / curve), purge_step=purge, flush_secs=30)
-
-        self.tensorboard = writer()
-        self._writer, self._curves = writer, dict[str, SummaryWriter]()
+        self._records = RecordFile(self.path, keep=resume_at)
+        self._board = Board(folder / "tb", purge=None if resume_at is None else purge_tokens + 1)
 
     def say(self, text: str = "") -> None:
         """Print on stdout, without tearing a progress bar, and append to log.txt."""
-        tqdm.write(text)
-        with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
-            file.write(text + "\n")
+        try:
+            tqdm.write(text)
+            sys.stdout.flush()  # or the failure comes at exit, where nobody can take it
+        except (OSError, ValueError) as error:  # ValueError: closed, or cannot encode the text
+            self._warn_once("standard output", error)
+            forget_broken(sys.stdout, error)
+        try:
+            with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
+                file.write(text + "\n")
+        except (OSError, ValueError) as error:
+            self._warn_once(str(self.folder / "log.txt"), error)
 
     def record(self, kind: str, **values: Any) -> None:
         """Append one line to scalars.jsonl. Values are JSON-safe and finite."""
         line = json.dumps({"kind": kind, **values}, allow_nan=False)
-        self._jsonl.write(line + "\n")
+        self._records.append(line.encode() + b"\n")
+        if self._records.problem is not None:
+            what = f"{self.path} (records wait in memory)"
+            self._warn_once(what, self._records.problem)
+
+    @property
+    def num_waiting(self) -> int:
+        """Records that are not in scalars.jsonl yet. Figures made from the file would lack them."""
+        return self._records.num_waiting
 
     def scalars(self, values: Mapping[str, float], *, tokens: int) -> None:
         """Write TensorBoard scalars `group/name` at `tokens`, the run's common axis."""
-        for tag, value in values.items():
-            self.tensorboard.add_scalar(tag, value, tokens, walltime=time.time())
+        self._board.scalars([("", tag, value) for tag, value in values.items()], tokens)
 
     def chart(self, tag: str, curves: Mapping[str, float], *, tokens: int) -> None:
         """Write one point of every curve of a chart that holds several.
@@ -83,18 +99,17 @@ class RunLog:
         TensorBoard gives a chart's curves different colours only if they come from different
         folders, so each curve has its own.
         """
-        for curve, value in curves.items():
-            if curve not in self._curves:
-                self._curves[curve] = self._writer(curve)
-            self._curves[curve].add_scalar(tag, value, tokens, walltime=time.time())
+        self._board.scalars([(curve, tag, value) for curve, value in curves.items()], tokens)
 
     def image(self, tag: str, pixels: np.ndarray, *, tokens: int) -> None:
         """Write a TensorBoard picture [height, width] of numbers in [0, 1]."""
-        self.tensorboard.add_image(tag, pixels[None], tokens, dataformats="CHW")
+        self._board.draw(
+            lambda writer: writer.add_image(tag, pixels[None], tokens, dataformats="CHW")
+        )
 
     def text(self, tag: str, markdown: str, *, tokens: int) -> None:
         """Write a card of TensorBoard's TEXT page."""
-        self.tensorboard.add_text(tag, markdown, tokens)
+        self._board.draw(lambda writer: writer.add_text(tag, markdown, tokens))
 
     def hparams(self, config: Mapping[str, Any], metrics: Sequence[str]) -> None:
         """Write this run's row of the HPARAMS table.
@@ -103,24 +118,288 @@ class RunLog:
             config: hyper-parameter -> value.
             metrics: tags of scalars; the table shows the last value of each.
         """
-        from torch.utils.tensorboard.summary import hparams
 
-        # Not SummaryWriter.add_hparams: it writes every metric once more, at step 0, and the
-        # scalar pages then begin with cards of a single dot.
-        for summary in hparams(dict(config), dict.fromkeys(metrics, 0.0)):
-            self.tensorboard.file_writer.add_summary(summary)  # pyright: ignore
+        def draw(writer: "SummaryWriter") -> None:
+            from torch.utils.tensorboard.summary import hparams
+
+            # Not SummaryWriter.add_hparams: it writes every metric once more, at step 0, and the
+            # scalar pages then begin with cards of a single dot.
+            for summary in hparams(dict(config), dict.fromkeys(metrics, 0.0)):
+                writer.file_writer.add_summary(summary)  # pyright: ignore
+
+        self._board.draw(draw)
 
     def sync(self) -> int:
-        """Make everything durable. Returns the size of scalars.jsonl in bytes."""
-        self._jsonl.flush()
-        os.fsync(self._jsonl.fileno())
-        for writer in (self.tensorboard, *self._curves.values()):
-            writer.flush()
-        return self.path.stat().st_size
+        """Make everything durable. Returns the size of scalars.jsonl in bytes.
+
+        Raises:
+            StorageError: while records cannot be written. They are kept: a later call may succeed.
+        """
+        self._board.flush()
+        try:
+            return self._records.sync()
+        except OSError as error:
+            raise StorageError(
+                f"{self.path}: {self.num_waiting} records cannot be written "
+                f"({error.strerror or error}). Free some space and start the same command again: "
+                "the run goes on from its last checkpoint."
+            ) from None
+
+    def close(self) -> None:
+        """Flush and close all writers. Raises as `sync` does, after closing."""
+        try:
+            self.sync()
+        finally:
+            self._board.close()
+            self._records.close()
+
+    def _warn_once(self, what: str, error: Exception) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            warn(f"{what}: cannot be written ({_reason(error)}); the run goes on")
+
+
+class RecordFile:
+    """Whole lines at the end of one file; what cannot be written waits, in order.
+
+    Law: the file holds a prefix of the appended lines and nothing else, whenever a call returns.
+    Where even cutting a torn line fails, it is cut before the next write.
+    """
+
+    def __init__(self, path: Path, *, keep: int | None) -> None:
+        """Open `path` behind its first `keep` bytes; None = behind none.
+
+        Raises:
+            DataError: the file is shorter, or no line ends there.
+            CannotCreateError: it cannot be opened.
+        """
+        self.path = path
+        if keep is not None:
+            _check_prefix(path, keep)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        try:
+            self._handle = os.open(path, flags, 0o644)
+            os.ftruncate(self._handle, keep or 0)
+        except OSError as error:
+            raise CannotCreateError(f"{path}: cannot be written ({_reason(error)})") from None
+        self._size = self._synced_size = keep or 0  # of the whole lines in the file; all that last
+        self._torn = False  # something lies behind them
+        self._unsynced: list[bytes] = []
+        self._waiting: deque[bytes] = deque()
+        self.problem: OSError | None = None
+        """Why lines wait; None if none does."""
+
+    @property
+    def num_waiting(self) -> int:
+        """Lines that are not in the file yet."""
+        return len(self._waiting)
+
+    def append(self, line: bytes) -> None:
+        """Write a line, behind those that wait; never raises for what a disk does."""
+        self._waiting.append(line)
+        self._write_waiting()
+        if len(self._unsynced) >= MAX_UNSYNCED:
+            with contextlib.suppress(OSError):
+                self.sync()
+
+    def sync(self) -> int:
+        """Make all lines durable. Returns the size of the file.
+
+        Raises:
+            OSError: lines wait, or the file is not the one that the path names any more.
+        """
+        self._write_waiting()
+        if self.problem is not None:
+            raise self.problem
+        try:
+            os.fsync(self._handle)
+        except OSError as error:
+            # The kernel forgets the pages that it could not write: a second fsync would succeed
+            # and say nothing. So the lines themselves have to be written again.
+            self._waiting.extendleft(reversed(self._unsynced))
+            self._unsynced.clear()
+            self._size, self._torn, self.problem = self._synced_size, True, error
+            raise
+        self._synced_size = self._size
+        self._unsynced.clear()
+        mine, named = os.fstat(self._handle), os.stat(self.path)
+        if (mine.st_ino, mine.st_dev, mine.st_size) != (named.st_ino, named.st_dev, self._size):
+            raise OSError(errno.ESTALE, "the file was replaced or changed while the run wrote it")
+        return self._size
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._handle)
+
+    def _write_waiting(self) -> None:
+        while self._waiting:
+            try:
+                self._write(self._waiting[0])
+            except OSError as error:
+                self.problem = error
+                with contextlib.suppress(OSError):
+                    self._cut()  # a reader may come before the next write
+                return
+            self._size += len(self._waiting[0])
+            self._unsynced.append(self._waiting.popleft())
+        self.problem = None
+
+    def _write(self, line: bytes) -> None:
+        self._cut()
+        self._torn = True
+        while line:  # a disk that fills up takes a part
+            line = line[os.write(self._handle, line) :]
+        self._torn = False
+
+    def _cut(self) -> None:
+        """Remove what lies behind the last whole line."""
+        if self._torn:
+            os.ftruncate(self._handle, self._size)
+            self._torn = False
+
+
+class Board:
+    """TensorBoard's files. The first failure, in whatever thread, turns it off for the run."""
+
+    def __init__(self, folder: Path, *, purge: int | None) -> None:
+        """Open the main writer; those of curves follow when they are needed.
+
+        Args:
+            purge: earlier events from this step on are void; None = there are none.
+        """
+        self.folder, self.purge = folder, purge
+        self.is_on = True
+        self._writers: dict[str, SummaryWriter] = {}
+        self._hook = threading.excepthook
+        threading.excepthook = self._hear_thread
+        # Wall time by the monotonic clock, from where the last attempt ended: a clock that is set
+        # back gives no negative durations.
+        self._begun, self._wall_begun = time.monotonic(), time.time()
+
+        def start() -> None:
+            if purge is not None:
+                self._wall_begun = max(self._wall_begun, _newest_change(folder))
+                _put_before_now(folder)
+            self._writer("")
+
+        self._try(start)
+
+    def draw(self, action: Callable[["SummaryWriter"], Any]) -> None:
+        """Let `action` write with the main writer."""
+        self._try(lambda: action(self._writer("")))
+
+    def scalars(self, points: Iterable[tuple[str, str, float]], tokens: int) -> None:
+        """Write points (curve, tag, value); the curve "" is the main writer's."""
+
+        def write() -> None:
+            wall = self._wall_begun + time.monotonic() - self._begun
+            for curve, tag, value in points:
+                self._writer(curve).add_scalar(tag, value, tokens, walltime=wall)
+
+        self._try(write)
+
+    def flush(self) -> None:
+        """Hand everything to the operating system."""
+        self._try(lambda: [writer.flush() for writer in self._writers.values()])
 
     def close(self) -> None:
         """Flush and close all writers."""
-        self.sync()
-        self._jsonl.close()
-        for writer in (self.tensorboard, *self._curves.values()):
-            writer.close()
+        self._try(self._close)
+        # Bound methods are new objects each time, so equality, not identity.
+        if threading.excepthook == self._hear_thread:
+            threading.excepthook = self._hook
+
+    def _writer(self, curve: str) -> "SummaryWriter":
+        from torch.utils.tensorboard import SummaryWriter  # slow import, wanted on rank 0 only
+
+        if curve not in self._writers:
+            self._writers[curve] = SummaryWriter(
+                str(self.folder / curve), purge_step=self.purge, flush_secs=30
+            )
+        return self._writers[curve]
+
+    def _close(self) -> None:
+        while self._writers:
+            self._writers.popitem()[1].close()
+
+    def _try(self, action: Callable[[], Any]) -> None:
+        if not self.is_on:
+            return
+        try:
+            action()
+        # Wide on purpose: the disk, protocol buffers and the writers' threads raise what they
+        # like, and no picture is worth a run.
+        except Exception as error:
+            self.is_on = False
+            warn(f"TensorBoard is off from here on ({_reason(error)}); scalars.jsonl has all of it")
+            while self._writers:
+                with contextlib.suppress(Exception):
+                    self._close()
+
+    def _hear_thread(self, args: Any) -> None:
+        """A writer's thread that dies prints no traceback: the writer's next call raises it."""
+        if type(args.thread).__module__.startswith("tensorboard."):
+            return
+        self._hook(args)
+
+
+def warn(text: str) -> None:
+    """Say one line on stderr, if anybody is left to read it."""
+    try:
+        print(f"sparsecl: warning: {text}", file=sys.stderr, flush=True)
+    except (OSError, ValueError) as error:
+        forget_broken(sys.stderr, error)
+
+
+def forget_broken(stream: IO[str], error: Exception) -> None:
+    """Send a stream nowhere if its reader is gone: Python would fail on it once more at exit."""
+    if isinstance(error, BrokenPipeError):
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(text.split())[:200]
+
+
+def _check_prefix(path: Path, keep: int) -> None:
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, keep - 1))
+            ends_line = keep == 0 or file.read(1) == b"\n"
+    except FileNotFoundError:
+        size, ends_line = 0, keep == 0
+    except OSError as error:
+        raise CannotCreateError(f"{path}: cannot be read ({_reason(error)})") from None
+    way_out = "the record cannot be continued. Restore the file, or start in another --run_dir."
+    if size < keep:
+        raise DataError(f"{path}: {size} bytes, but {keep} at the checkpoint; {way_out}")
+    if not ends_line:
+        raise DataError(f"{path}: changed since the checkpoint: no line ends at {keep}; {way_out}")
+
+
+def _newest_change(folder: Path) -> float:
+    """When an event file was last written; 0 if there is none."""
+    return max((path.stat().st_mtime for path in folder.rglob(EVENTS + "*")), default=0.0)
+
+
+def _put_before_now(folder: Path) -> None:
+    """Rename event files that would sort behind those that are written now.
+
+    A name begins with the second of its making, and TensorBoard reads a folder in the order of the
+    names. If the clock was set back, the new events would be read first, and those that they
+    replace would be drawn over them.
+    """
+    now = int(time.time())
+    for parent in {path.parent for path in folder.rglob(EVENTS + "*")}:
+        files = sorted(parent.glob(EVENTS + "*"))
+        stamps = [path.name.removeprefix(EVENTS).partition(".")[0] for path in files]
+        if not all(map(str.isdecimal, stamps)) or int(stamps[-1]) < now:
+            continue
+        for place, (path, stamp) in enumerate(zip(files, stamps, strict=True)):
+            rest = path.name.removeprefix(EVENTS + stamp)
+            path.rename(path.with_name(f"{EVENTS}{now - len(files) + place:010d}{rest}"))

@@ -14,7 +14,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 # Floor 0: single files. They may use each other (everybody raises UserError), without cycles.
-GROUND = ("allocator", "errors", "seeding", "files", "config", "config_nodes", "dist", "log")
+GROUND = (
+    "allocator",
+    "config",
+    "config_nodes",
+    "dist",
+    "errors",
+    "faults",
+    "files",
+    "log",
+    "seeding",
+    "watchdog",
+)
 
 # part -> (floor, parts it may import besides itself and the ground floor)
 FLOORS: dict[str, tuple[int, tuple[str, ...]]] = {

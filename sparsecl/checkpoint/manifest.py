@@ -6,21 +6,28 @@ slice of which parameter's state lies where, so any layout can read what any oth
 parameter on a topology only the live weights are there, whatever the storage that wrote it. The
 manifest carries the sha256 of every file and of itself; a folder without a valid manifest does not
 exist for the loader.
+
+A digest guards against damage, not against somebody who computes it anew. So everything else in a
+manifest is checked too (sparsecl/checkpoint/strict.py), before anything is allocated by it.
 """
 
 import json
+import os
 import re
+import stat
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from sparsecl.checkpoint import strict
 from sparsecl.errors import DataError
-from sparsecl.files import fsync_folder, sha256_file, sha256_text, write_json
+from sparsecl.files import atomic_open, fsync_folder, sha256_file, sha256_text
 
 FORMAT = 2
 MANIFEST = "manifest.json"
-FOLDER_NAME = re.compile(r"step_(\d{1,18})")
-_FILE_NAME = re.compile(r"(rank_\d{1,9}|topology)\.safetensors")
+FOLDER_NAME = re.compile(r"step_(\d{1,18})", re.ASCII)
+MAX_BYTES = 1 << 29
+"""Of a manifest. 1 M pieces, say 500 matrices with 3 states on 600 ranks, are a fifth of it."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         "pieces": [list(asdict(piece).values()) for piece in manifest.pieces],
         "state": manifest.state,
     }
-    write_json(folder / MANIFEST, {"sha256": _own_digest(body), **body})
+    text = _text({"sha256": _own_digest(body), **body})
+    with atomic_open(folder / MANIFEST) as file:
+        file.write(text)
     fsync_folder(folder)
 
 
@@ -103,53 +112,108 @@ def read_manifest(folder: Path) -> Manifest:
         DataError: naming the file and what is wrong with it.
     """
     path = folder / MANIFEST
+    body = _own_body(path)
+    _check_format(path, body)
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-        claimed = body.pop("sha256")
-        if body["format"] != FORMAT:
-            raise DataError(f"{path}: format {body['format']}, this version reads {FORMAT}")
-        if claimed != _own_digest(body):
-            raise DataError(f"{path}: its sha256 does not match its content")
         manifest = Manifest(
-            step=int(body["step"]),
-            tp_size=int(body["tp_size"]),
-            files=dict(body["files"]),
+            step=strict.count(body, "step"),
+            tp_size=strict.count(body, "tp_size", low=1, high=1 << 20),
+            files=strict.files(body),
             parameters={
-                name: ParameterEntry(
-                    tuple(entry["shape"]), int(entry["partition_dim"]), bool(entry["live"])
-                )
-                for name, entry in body["parameters"].items()
+                name: ParameterEntry(*entry) for name, entry in strict.parameters(body).items()
             },
-            pieces=tuple(Piece(*fields) for fields in body["pieces"]),
-            state=dict(body["state"]),
+            pieces=tuple(Piece(*fields) for fields in strict.pieces(body)),
+            state=strict.mapping(body, "state"),
         )
-    except DataError:
-        raise
-    except FileNotFoundError:
-        raise DataError(f"{path}: not there; the checkpoint was never finished") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(f"{path}: not a readable manifest ({type(error).__name__})") from None
-    if any(not _FILE_NAME.fullmatch(name) for name in manifest.files):
-        raise DataError(f"{path}: names a file outside its folder")
+    except strict.NotStrictError as error:
+        raise DataError(f"{path}: {error}") from None
+    named = FOLDER_NAME.fullmatch(folder.name)
+    if named and int(named[1]) != manifest.step:
+        raise DataError(f"{path}: it is of step {manifest.step}, not of {folder.name}")
     return manifest
 
 
 def verify(folder: Path) -> Manifest:
     """Read the manifest and check size and sha256 of every file it names.
 
+    What else lies in the folder is never read; only a further shard is refused, as a sign that two
+    checkpoints were mixed.
+
     Raises:
-        DataError: naming the first file that is missing, linked, truncated or changed.
+        DataError: naming the first file that is missing, linked, truncated, changed or too many.
     """
     manifest = read_manifest(folder)
+    check_sizes(folder, manifest)
+    for name, entry in manifest.files.items():
+        if sha256_file(folder / name) != entry["sha256"]:
+            raise DataError(f"{folder / name}: sha256 differs from the manifest")
+    for name in sorted(os.listdir(folder)):
+        if strict.FILE_NAME.fullmatch(name) and name not in manifest.files:
+            raise DataError(f"{folder / name}: the manifest does not know this file")
+    return manifest
+
+
+def check_sizes(folder: Path, manifest: Manifest) -> None:
+    """What can be checked of a checkpoint's files without reading them.
+
+    Raises:
+        DataError: naming the first file that is missing, linked or of another size.
+    """
     for name, entry in manifest.files.items():
         path = folder / name
-        if path.is_symlink() or not path.is_file():
+        if not is_plain_file(path):
             raise DataError(f"{path}: missing or not a plain file")
-        if path.stat().st_size != entry["bytes"]:
-            raise DataError(f"{path}: {path.stat().st_size} bytes, manifest says {entry['bytes']}")
-        if sha256_file(path) != entry["sha256"]:
-            raise DataError(f"{path}: sha256 differs from the manifest")
-    return manifest
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            raise DataError(f"{path}: {size} bytes, manifest says {entry['bytes']}")
+
+
+def is_plain_file(path: Path) -> bool:
+    """True if `path` itself is a file: no link, no pipe that would make a reader wait."""
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
+def _own_body(path: Path) -> dict[str, Any]:
+    """What the manifest says beside its own digest, after that was checked."""
+    try:
+        if not os.path.lexists(path):
+            raise DataError(f"{path}: not there; the checkpoint was never finished")
+        if not is_plain_file(path) or path.stat().st_size > MAX_BYTES:
+            raise DataError(f"{path}: not a plain file of at most {MAX_BYTES} bytes")
+        text = path.read_text(encoding="utf-8")
+        whole = json.loads(text)
+        if not isinstance(whole, dict) or "sha256" not in whole:
+            raise DataError(f"{path}: not a readable manifest (no sha256)")
+        body = {key: value for key, value in whole.items() if key != "sha256"}
+        # The digest is over the content. The text too must be what is written for that content, so
+        # that a lost newline, a repeated key or a NaN does not go unseen.
+        if whole["sha256"] != _own_digest(body) or text != _text(whole):
+            raise DataError(f"{path}: its sha256 does not match its content")
+        return body
+    except DataError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not a readable manifest ({type(error).__name__})") from None
+
+
+def _check_format(path: Path, body: dict[str, Any]) -> None:
+    found = body.get("format")
+    if found == FORMAT and type(found) is int:
+        return
+    if type(found) is int and found > FORMAT:
+        why = "made by a newer version of sparsecl; read it with that one"
+    elif type(found) is int and found > 0:
+        why = "made by an older version of sparsecl; read it with that one"
+    else:
+        why = "no version ever wrote that"
+    raise DataError(f"{path}: format {str(found)[:40]}, this version reads {FORMAT}: {why}")
+
+
+def _text(whole: dict[str, Any]) -> str:
+    return json.dumps(whole, indent=2, allow_nan=False) + "\n"
 
 
 def _own_digest(body: dict[str, Any]) -> str:

@@ -3,34 +3,44 @@
 Order of events: shards into `step_N.tmp`, each synced; all ranks report size and sha256; rank 0
 writes the manifest, syncs, renames the folder, syncs its parent, replaces `latest`, and only then
 removes what retention gives up. A kill between any two of these leaves the previous checkpoint
-valid and named, or the new one whole.
+valid and named, or the new one whole. A checkpoint that is saved again steps aside as `step_N.old`,
+which a loader takes as well, so that there is no moment without any.
+
+Each border between two events is a point of sparsecl/faults.py.
 """
 
+import errno
 import os
+import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+import torch.distributed as torch_dist
 
-from sparsecl import dist
+from sparsecl import dist, faults
 from sparsecl.checkpoint.manifest import (
     FOLDER_NAME,
+    MANIFEST,
     Manifest,
     ParameterEntry,
     Piece,
+    check_sizes,
+    is_plain_file,
     verify,
     write_manifest,
 )
-from sparsecl.checkpoint.topologies import TOPOLOGY_FILE, save_topologies
-from sparsecl.errors import CannotCreateError, DataError
-from sparsecl.files import atomic_open, fsync_folder, sha256_file
+from sparsecl.checkpoint.shards import storing, write_shard
+from sparsecl.checkpoint.topologies import TOPOLOGY_FILE, stored_form
+from sparsecl.errors import CannotCreateError, DataError, StorageError
+from sparsecl.files import atomic_open, fsync_folder
 from sparsecl.topology.layer import LayerTopology
 
 LATEST = "latest"
+_CANDIDATE = re.compile(r"step_(\d{1,18})(\.old)?", re.ASCII)
+_LEFTOVER = re.compile(r"step_\d{1,18}(\.old)?\.tmp|\.latest\..*\.tmp", re.ASCII)
 
 
 def publish(
@@ -43,6 +53,7 @@ def publish(
     *,
     keep: int,
     topologies: Mapping[str, LayerTopology] | None = None,
+    group: torch_dist.ProcessGroup | None = None,
 ) -> Path:
     """Save one checkpoint. Collective over the world.
 
@@ -54,119 +65,203 @@ def publish(
         state: JSON-safe; rank 0's is written.
         keep: how many checkpoints stay.
         topologies: global live sets by parameter name, of all entries with `live`; rank 0's count.
+        group: all ranks, for a thread that must not use the world's group (dist.side_group).
 
     Returns:
         The folder of the new checkpoint.
 
     Raises:
-        CannotCreateError: on all ranks, if any rank could not write; nothing is published.
+        StorageError: on all ranks, if the disk of any was full or failed. Nothing half-written is
+            left; what was published before still is.
+        CannotCreateError: on all ranks, if the folder cannot be made.
     """
     target, temporary = root / f"step_{step}", root / f"step_{step}.tmp"
-    dist.agree(lambda: _fresh_folder(temporary), only_first=True)
-    file = f"rank_{dist.rank()}.safetensors"
-    entry = dist.agree(lambda: _write_shard(temporary / file, tensors))
-    reports = dist.gather_objects((file, entry, list(pieces)))
-    written = dist.agree(
-        lambda: _write_topologies(temporary / TOPOLOGY_FILE, topologies or {}), only_first=True
-    )
-    manifest = Manifest(
-        step=step,
-        tp_size=dist.tp_size(),
-        files={
-            name: found
-            for name, found in [(TOPOLOGY_FILE, written), *((n, f) for n, f, _ in reports)]
-            if found
-        },
-        parameters=parameters,
-        pieces=tuple(piece for _, _, some in reports for piece in some),
-        state=state,
-    )
-
-    dist.agree(lambda: _name(temporary, target, manifest, keep), only_first=True)
+    shard = f"rank_{dist.rank()}.safetensors"
+    try:
+        dist.agree(lambda: _begin(root, temporary), group=group)
+        written = dist.agree(lambda: _write(temporary, shard, tensors, topologies), group=group)
+        reports = dist.gather_objects((written, list(pieces)), group=group)
+        manifest = Manifest(
+            step=step,
+            tp_size=dist.tp_size(),
+            files={name: entry for files, _ in reports for name, entry in files.items()},
+            parameters=parameters,
+            pieces=tuple(piece for _, some in reports for piece in some),
+            state=state,
+        )
+        dist.agree(lambda: _name(temporary, target, manifest, temporary / shard), group=group)
+    except Exception:
+        # What one rank fails in, all hear of before any goes on, so nobody writes there any more.
+        if dist.rank() == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    dist.agree(lambda: _retain(root, target, keep, target / shard), group=group)
     return target
 
 
 def newest_valid(root: Path) -> tuple[Path | None, list[str]]:
     """The checkpoint to resume from, and a line for everything that was passed over.
 
-    `latest` is a hint; what counts is a whole checkpoint. Local (rank 0 decides for all).
+    `latest` is a hint for people; what counts is a whole checkpoint. Nothing is changed. Local
+    (rank 0 decides for all).
     """
     notes: list[str] = []
     for folder in candidates(root):
         try:
             verify(folder)
-            return folder, notes
         except (DataError, OSError) as error:
             notes.append(f"passed over: {error}")
+            continue
+        hint = _hint(root, folder)
+        return folder, notes + ([hint] if hint else [])
     return None, notes
 
 
 def candidates(root: Path) -> list[Path]:
-    """Folders with a checkpoint's name, newest first; links and temporary folders are not."""
+    """Folders with a checkpoint's name, newest first; links and temporary folders are not.
+
+    `step_N.old`, which a kill may have left while N was saved again, comes after `step_N`.
+    """
     if not root.is_dir():
         return []
     found = [
-        path
+        (int(name[1]), not name[2], path)
         for path in root.iterdir()
-        if FOLDER_NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+        if (name := _CANDIDATE.fullmatch(path.name)) and path.is_dir() and not path.is_symlink()
     ]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
+    return [path for *_, path in sorted(found, reverse=True)]
 
 
-def _fresh_folder(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)  # what a killed save left
+def _hint(root: Path, found: Path) -> str | None:
+    """A line if `latest` does not name `found`, and that is not because of damage."""
+    path = root / LATEST
+    if not os.path.lexists(path):
+        return None
     try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise CannotCreateError(f"{folder}: cannot be made ({error.strerror})") from None
-
-
-def _write_shard(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Any] | None:
-    on_cpu = {key: tensor.contiguous().cpu() for key, tensor in tensors.items()}
-    return _durably(path, lambda: save_file(on_cpu, path)) if tensors else None
-
-
-def _write_topologies(path: Path, topologies: Mapping[str, LayerTopology]) -> dict[str, Any] | None:
-    return _durably(path, lambda: save_topologies(path, topologies)) if topologies else None
-
-
-def _durably(path: Path, write: Callable[[], None]) -> dict[str, Any]:
-    """Write and sync a file; its size and sha256."""
-    try:
-        write()
+        if not is_plain_file(path):
+            return f"{path}: ignored, not a plain file; the newest whole checkpoint is {found.name}"
         with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    except (OSError, SafetensorError) as error:
-        raise CannotCreateError(f"{path}: cannot be written ({error})") from None
-    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-
-
-def _name(temporary: Path, target: Path, manifest: Manifest, keep: int) -> None:
-    """The last part of a publication: the manifest, the name, and what retention gives up."""
-    root = target.parent
-    replaced = root / f"{target.name}.old.tmp"
-    try:
-        write_manifest(temporary, manifest)
-        if target.exists():  # the same step again, after a resume from an older checkpoint
-            shutil.rmtree(replaced, ignore_errors=True)
-            os.rename(target, replaced)
-        os.rename(temporary, target)
-        fsync_folder(root)
-        shutil.rmtree(replaced, ignore_errors=True)
-        with atomic_open(root / LATEST) as latest:
-            latest.write(target.name + "\n")
+            text = file.read(100).decode("utf-8", "replace")
     except OSError as error:
-        raise CannotCreateError(f"{target}: cannot be published ({error.strerror})") from None
-    _retain(root, target, keep)
+        return f"{path}: ignored, cannot be read ({error.strerror or error})"
+    named = text.removesuffix("\n")
+    if named == found.name or (FOLDER_NAME.fullmatch(named) and (root / named).is_dir()):
+        return None  # it, one that is older, or one that was just passed over
+    what = "empty" if not named else f"it says {named[:40]!a}, which is no checkpoint here"
+    return f"{path}: ignored, {what}; the newest whole checkpoint is {found.name}"
 
 
-def _retain(root: Path, published: Path, keep: int) -> None:
-    """Remove all but `published` and the `keep` - 1 before it.
+def _begin(root: Path, temporary: Path) -> None:
+    """An empty temporary folder, and no leftovers of saves that were killed."""
+    with storing(temporary):
+        faults.point("save.begin")
+    if dist.rank() > 0:
+        return
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for path in root.iterdir():
+            if _LEFTOVER.fullmatch(path.name):
+                _remove(path)
+        temporary.mkdir()
+        fsync_folder(root.parent)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+        kind = StorageError if full else CannotCreateError
+        raise kind(f"{temporary}: cannot be made ({error.strerror})") from None
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _write(
+    folder: Path,
+    shard: str,
+    tensors: Mapping[str, torch.Tensor],
+    topologies: Mapping[str, LayerTopology] | None,
+) -> dict[str, dict[str, Any]]:
+    """This rank's files, by name, as the manifest lists them."""
+    files = {}
+    if dist.rank() == 0 and topologies:
+        arrays = stored_form(topologies)
+        live = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        files[TOPOLOGY_FILE] = write_shard(folder / TOPOLOGY_FILE, live)
+    if tensors:
+        files[shard] = write_shard(folder / shard, tensors)
+    if files:
+        with storing(folder):
+            fsync_folder(folder)
+    return files
+
+
+def _name(temporary: Path, target: Path, manifest: Manifest, shard: Path) -> None:
+    """The manifest, and the name; rank 0's work."""
+    with storing(target):
+        faults.point("save.reported", path=shard)
+        if dist.rank() > 0:
+            return
+        _check_visible(temporary, manifest)
+        write_manifest(temporary, manifest)
+        faults.point("save.manifest", path=temporary / MANIFEST)
+        _rename(temporary, target)
+        fsync_folder(target.parent)
+        faults.point("save.renamed", path=target / MANIFEST)
+        with atomic_open(target.parent / LATEST) as latest:
+            latest.write(target.name + "\n")
+        faults.point("save.latest", path=target / MANIFEST)
+
+
+def _check_visible(folder: Path, manifest: Manifest) -> None:
+    """What every rank has written must be there for the rank that gives it a name."""
+    try:
+        check_sizes(folder, manifest)
+    except DataError as error:
+        raise StorageError(
+            f"{error}, seen from rank 0. Is the run folder on a disk that all nodes share?"
+        ) from None
+
+
+def _rename(temporary: Path, target: Path) -> None:
+    """Give the folder its name; a checkpoint of that name steps aside until that is done."""
+    aside = target.with_name(f"{target.name}.old")
+    if not target.exists():
+        os.rename(temporary, target)
+        return
+    if aside.exists():  # of a kill in an earlier save of this step, which `target` came after
+        _discard(aside)
+    os.rename(target, aside)
+    try:
+        os.rename(temporary, target)
+    except OSError:
+        os.rename(aside, target)
+        raise
+
+
+def _retain(root: Path, published: Path, keep: int, shard: Path) -> None:
+    """Remove all but `published` and the `keep` - 1 before it; rank 0's work.
 
     A newer one is of a future that a resume gave up because that checkpoint was not whole. Were it
-    counted, it would take the place of a whole one.
+    counted, it would take the place of a whole one. What cannot be removed is left for next time.
     """
-    folders = candidates(root)
-    place = folders.index(published)
-    for folder in folders[:place] + folders[place + keep :]:
-        shutil.rmtree(folder, ignore_errors=True)
+    if dist.rank() == 0:
+        folders = candidates(root)
+        aside = [path for path in folders if path.suffix and path.with_suffix("") in folders]
+        folders = [path for path in folders if path not in aside]
+        place = folders.index(published)
+        for path in aside + folders[:place] + folders[place + keep :]:
+            _discard(path)
+    with storing(published):
+        faults.point("save.retained", path=shard)
+
+
+def _discard(folder: Path) -> None:
+    """Remove a checkpoint; first its name, so that a kill leaves none that is half there."""
+    gone = folder.with_name(f"{folder.name}.tmp")
+    try:
+        os.rename(folder, gone)
+    except OSError:
+        return
+    shutil.rmtree(gone, ignore_errors=True)

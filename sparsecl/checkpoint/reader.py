@@ -1,14 +1,19 @@
-"""Canonical tensors out of a checkpoint, whatever layout wrote it."""
+"""Canonical tensors out of a checkpoint, whatever layout wrote it.
 
+Everything that a manifest claims is compared with the headers of the files before a tensor is read
+or allocated: a checkpoint of another model is refused at the cost of its headers.
+"""
+
+import functools
 import math
 from collections import defaultdict
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from sparsecl.checkpoint.manifest import Manifest, Piece, read_manifest
-from sparsecl.checkpoint.topologies import TOPOLOGY_FILE, load_topologies
+from sparsecl.checkpoint.shards import check_entry, open_shard
+from sparsecl.checkpoint.topologies import TOPOLOGY_FILE, StoredTopologies
 from sparsecl.errors import DataError
 from sparsecl.topology.layer import LayerTopology
 
@@ -20,7 +25,8 @@ class Reader:
         """Open a checkpoint that `verify` has accepted.
 
         Raises:
-            DataError: if a parameter's state is not covered exactly once by its pieces.
+            DataError: if a parameter's state is not covered exactly once by its pieces, or files
+                do not hold what the manifest says.
         """
         self.folder = folder
         self.manifest: Manifest = read_manifest(folder)
@@ -28,17 +34,23 @@ class Reader:
         for piece in self.manifest.pieces:
             self._pieces[piece.state, piece.name].append(piece)
         self._files = {
-            name: safe_open(folder / name, framework="pt", device="cpu")
-            for name in self.manifest.files
-            if name != TOPOLOGY_FILE
+            name: open_shard(folder / name) for name in self.manifest.files if name != TOPOLOGY_FILE
         }
-        shapes = {n: entry.shape for n, entry in self.manifest.parameters.items() if entry.live}
-        self.topologies: dict[str, LayerTopology] = (
-            load_topologies(folder / TOPOLOGY_FILE, shapes) if shapes else {}
-        )
-        self._live_counts: dict[tuple[str, int], int] = {}
+        live = {name: entry for name, entry in self.manifest.parameters.items() if entry.live}
+        self._stored = StoredTopologies(folder / TOPOLOGY_FILE, live) if live else None
+        self._sizes: dict[str, list[int]] = {}
+        for piece in self.manifest.pieces:
+            check_entry(folder / piece.file, self._files[piece.file], piece.key, piece.numel)
         for (state, name), pieces in self._pieces.items():
             self._check_cover(state, name, pieces)
+
+    @functools.cached_property
+    def topologies(self) -> dict[str, LayerTopology]:
+        """The global live sets, by the names of the parameters whose entry says `live`.
+
+        Built at the first use: compare `manifest.parameters` with the model before.
+        """
+        return dict(self._stored or {})
 
     def states(self) -> list[str]:
         """Names of all states, for example ["master", "exp_avg", "exp_avg_sq"]."""
@@ -49,11 +61,15 @@ class Reader:
         return (state, name) in self._pieces
 
     def read(self, state: str, name: str) -> torch.Tensor:
-        """The whole tensor in global coordinates, fp32; absent weights are 0."""
-        entry = self.manifest.parameters[name]
+        """The whole tensor in global coordinates, fp32; absent weights are 0.
+
+        Raises:
+            DataError: if the checkpoint does not hold it.
+        """
         shards = self._num_shards(name)
         parts = [self._shard(state, name, shard) for shard in range(shards)]
-        return parts[0] if shards == 1 else torch.cat(parts, dim=entry.partition_dim)
+        dim = self.manifest.parameters[name].partition_dim
+        return parts[0] if shards == 1 else torch.cat(parts, dim=dim)
 
     def read_local(self, state: str, name: str, *, tp_rank: int, tp_size: int) -> torch.Tensor:
         """The slice of `read` that a tp rank of any layout holds."""
@@ -65,6 +81,8 @@ class Reader:
 
     def _shard(self, state: str, name: str, shard: int) -> torch.Tensor:
         """One tp slice, in the layout that wrote it."""
+        if not self.has(state, name):
+            raise DataError(f"{self.folder}: holds no {state} of {name}")
         entry = self.manifest.parameters[name]
         shards = self._num_shards(name)
         shape = list(entry.shape)
@@ -75,8 +93,6 @@ class Reader:
             if piece.tp_rank != shard:
                 continue
             found = self._files[piece.file].get_tensor(piece.key)
-            if found.numel() != piece.numel:
-                raise DataError(f"{self.folder / piece.file}: {piece.key} has a wrong length")
             kept[piece.start : piece.start + piece.numel] = found.view(-1)
         if not entry.live:
             return kept.view(shape)
@@ -87,13 +103,13 @@ class Reader:
 
     def _shard_size(self, name: str, shard: int) -> int:
         """Elements that the checkpoint keeps of one tp slice."""
-        entry, shards = self.manifest.parameters[name], self._num_shards(name)
-        if not entry.live:
-            return math.prod(entry.shape) // shards
-        if (name, shard) not in self._live_counts:
-            mask = self.topologies[name].shard(entry.partition_dim, shard, shards)
-            self._live_counts[name, shard] = int(mask.sum())
-        return self._live_counts[name, shard]
+        if name not in self._sizes:
+            entry, shards = self.manifest.parameters[name], self._num_shards(name)
+            if entry.live and self._stored is not None:
+                self._sizes[name] = self._stored.num_live(name, shards)
+            else:
+                self._sizes[name] = [math.prod(entry.shape) // shards] * shards
+        return self._sizes[name][shard]
 
     def _num_shards(self, name: str) -> int:
         split = self.manifest.parameters[name].partition_dim >= 0
@@ -101,11 +117,10 @@ class Reader:
 
     def _check_cover(self, state: str, name: str, pieces: list[Piece]) -> None:
         where = f"{self.folder}: {state} of {name}"
-        if name not in self.manifest.parameters:
-            raise DataError(f"{where}: unknown parameter")
         shards = self._num_shards(name)
         covered: dict[int, int] = dict.fromkeys(range(shards), 0)
-        for piece in sorted(pieces, key=lambda piece: (piece.tp_rank, piece.start)):
+        # By length too: a rank whose part has no live weight wrote an empty piece.
+        for piece in sorted(pieces, key=lambda piece: (piece.tp_rank, piece.start, piece.numel)):
             if covered.get(piece.tp_rank) != piece.start:
                 raise DataError(f"{where}: pieces overlap or leave a gap")
             covered[piece.tp_rank] += piece.numel

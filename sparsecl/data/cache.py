@@ -22,6 +22,9 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 """Version of what is written below the cache root; part of every key."""
 
+MAX_MANIFEST_BYTES = 64 << 20
+"""A source of a million files has a manifest of this size."""
+
 Build = Callable[[Path], dict[str, Any]]
 
 
@@ -82,8 +85,11 @@ def read_manifest(entry: Path) -> dict[str, Any]:
         DataError: if it is not a JSON object.
     """
     try:
-        manifest = json.loads((entry / MANIFEST).read_bytes())
-    except (ValueError, RecursionError) as error:
+        with open(entry / MANIFEST, "rb") as file:
+            if os.fstat(file.fileno()).st_size > MAX_MANIFEST_BYTES:
+                raise ValueError(f"larger than {MAX_MANIFEST_BYTES} bytes")
+            manifest = json.loads(file.read())
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{entry / MANIFEST}: not JSON ({error}); delete {entry}") from error
     if not isinstance(manifest, dict):
         raise DataError(f"{entry / MANIFEST}: not a JSON object; delete {entry}")

@@ -132,6 +132,7 @@ def _text(
 
     entry = cache.entry_path(root, "text", domain.name, key)
     text = _Text(domain, entry, cache.build_once(entry, build))
+    _check_manifest(text)
     _check_not_empty(text)
     return text
 
@@ -226,6 +227,21 @@ def _per_token(per_byte: float, store: TokenStore) -> float:
     better on average over a long text.
     """
     return per_byte * store.num_bytes / (store.num_tokens - store.num_documents)
+
+
+def _check_manifest(text: _Text) -> None:
+    """The parts of a text entry's manifest that are read later."""
+    manifest, per_byte = text.manifest, text.manifest.get("entropy_per_byte", "")
+    parts = [(split, name) for split in SPLITS for name in ("documents", "bytes")]
+    parts += [("dropped", "empty"), ("dropped", "duplicate")]
+    try:
+        counts = [manifest[part][name] for part, name in parts]
+        whole = all(type(count) is int and 0 <= count < 2**62 for count in counts)
+        whole = whole and all(isinstance(manifest[split]["sha256"], str) for split in SPLITS)
+    except (KeyError, TypeError):
+        whole = False
+    if not whole or not (per_byte is None or type(per_byte) is float and 0.0 <= per_byte < 99.0):
+        raise DataError(f"{text.folder}: its manifest is not one of text; delete the folder")
 
 
 def _check_not_empty(text: _Text) -> None:

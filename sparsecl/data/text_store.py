@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from sparsecl.errors import DataError
+
 LENGTH = np.dtype("<u4")
 
 
@@ -60,8 +62,22 @@ class TextWriter:
 
 
 def lengths(folder: Path, split: str) -> np.ndarray:
-    """Bytes of each document, int64 [num_documents]."""
-    return np.fromfile(folder / f"{split}.lengths", dtype=LENGTH).astype(np.int64)
+    """Bytes of each document, int64 [num_documents].
+
+    Raises:
+        DataError: if the two files of the split do not belong together.
+    """
+    text, path = folder / f"{split}.text", folder / f"{split}.lengths"
+    for file in (text, path):
+        if file.is_symlink() or not file.is_file():
+            raise DataError(f"{file}: missing or not a plain file; delete {folder}")
+    num_bytes, size = text.stat().st_size, path.stat().st_size
+    # No document is empty, so there are not more of them than bytes: bounds what is read.
+    fits = size <= num_bytes * LENGTH.itemsize
+    found = np.fromfile(path, dtype=LENGTH, count=-1 if fits else 0).astype(np.int64)
+    if (num_bytes, size) != (int(found.sum()), len(found) * LENGTH.itemsize):
+        raise DataError(f"{path}: not the lengths of {text.name}; delete {folder}")
+    return found
 
 
 def spans(folder: Path, split: str, target: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -80,7 +96,15 @@ def spans(folder: Path, split: str, target: int) -> Iterator[tuple[int, np.ndarr
 
 
 def read_span(folder: Path, split: str, offset: int, sizes: np.ndarray) -> list[str]:
-    """The documents of one span."""
-    with open(folder / f"{split}.text", "rb") as file:
+    """The documents of one span.
+
+    Raises:
+        DataError: if they are not UTF-8; only UTF-8 was ever written there.
+    """
+    path = folder / f"{split}.text"
+    with open(path, "rb") as file:
         file.seek(offset)
-        return [file.read(int(size)).decode() for size in sizes]
+        try:
+            return [file.read(int(size)).decode() for size in sizes]
+        except UnicodeDecodeError:
+            raise DataError(f"{path}: was changed, it is not UTF-8; delete {folder}") from None

@@ -77,12 +77,16 @@ def open_store(
     path = folder / f"{split}.tokens"
     try:
         dtype, part = DTYPES[manifest["dtype"]], manifest[split]
-        num_tokens, max_token = int(part["tokens"]), int(part["max_token"])
-        num_bytes, num_documents, digest = part["bytes"], part["documents"], part["sha256"]
-    except (KeyError, TypeError, ValueError) as error:
+        counts = [part[name] for name in ("tokens", "max_token", "bytes", "documents")]
+        digest = part["sha256"]
+    except (KeyError, TypeError) as error:
         raise DataError(f"{folder}: the manifest lacks {error}; delete the folder") from error
-    if not path.is_file():
-        raise DataError(f"{path}: missing; delete {folder} to build it again")
+    if not all(type(count) is int and -1 <= count < 2**62 for count in counts):
+        raise DataError(f"{folder}: the manifest's counts of {split} are none; delete the folder")
+    num_tokens, max_token, num_bytes, num_documents = counts
+    # A link would let whoever made the folder choose which file of the reader's is read.
+    if path.is_symlink() or not path.is_file():
+        raise DataError(f"{path}: missing or not a plain file; delete {folder} to build it again")
     size = path.stat().st_size
     if size != num_tokens * dtype.itemsize:
         raise DataError(

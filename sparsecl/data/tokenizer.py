@@ -6,6 +6,7 @@ decode(encode(text)) == text. Bits per byte is a fair unit across tokenizers onl
 
 import abc
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from sparsecl.files import atomic_open, sha256_text, write_json
 
 _DESCRIPTION = "tokenizer.json"
 _MODEL = "tokenizer.model"
+
+MAX_MODEL_BYTES = 256 << 20
+"""A model of a million pieces has a tenth of it."""
 
 # SentencePiece writes a space as U+2581 and cannot tell it from a U+2581 of the text.
 _SPACE_MARK = "\u2581"
@@ -99,7 +103,10 @@ class SentencePieceTokenizer(Tokenizer):
             raise DataError(f"{name}: no SentencePiece model (it has no pieces)")
         if self.eot_id < 0:
             raise DataError(f"{name}: the model has no end-of-sentence piece; train with eos_id=1")
-        self._bytes = [self._bytes_of(i) for i in range(self.vocab_size)]
+        try:
+            self._bytes = [self._bytes_of(i) for i in range(self.vocab_size)]
+        except ValueError:
+            raise DataError(f"{name}: a piece that should be a byte is none") from None
         self.bytes_per_token = np.array([len(b) for b in self._bytes], dtype=np.int32)
         self._mark_ids = [self._byte_id(byte, name) for byte in _SPACE_MARK_BYTES]
         self.digest = _model_digest(model)
@@ -162,7 +169,12 @@ def read_model(path: Path) -> SentencePieceTokenizer:
         DataError: if it is no usable model.
     """
     try:
-        model = path.read_bytes()
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise MissingInputError(f"tokenizer.model={path}: not a plain file")
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size > MAX_MODEL_BYTES:
+                raise DataError(f"tokenizer.model={path}: larger than {MAX_MODEL_BYTES} bytes")
+            model = file.read()
     except OSError as error:
         raise MissingInputError(f"tokenizer.model={path}: {error.strerror or error}") from error
     if not model:
@@ -181,9 +193,10 @@ def load(folder: Path) -> Tokenizer:
     if not path.is_file():
         raise MissingInputError(f"{path}: missing; {folder} holds no tokenizer")
     try:
-        description = json.loads(path.read_bytes())
+        with open(path, "rb") as file:
+            description = json.loads(file.read(1 << 16))
         kind, digest = description["kind"], description["digest"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path}: no tokenizer description ({error})") from error
     if kind == "bytes":
         tokenizer: Tokenizer = BytesTokenizer()

@@ -1,5 +1,6 @@
 """What a person sees on the terminal: header, costs, evaluations, progress."""
 
+import contextlib
 import sys
 import textwrap
 from collections.abc import Mapping
@@ -188,10 +189,12 @@ class _Lines:
 
     def write(self, text: str) -> None:
         if text.strip():
-            sys.stderr.write(text.strip() + "\n")
+            with contextlib.suppress(OSError):  # no bar is worth a run
+                sys.stderr.write(text.strip() + "\n")
 
     def flush(self) -> None:
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
 
 
 def _wrap(label: str, value: str) -> str:

@@ -9,9 +9,7 @@ silence, clips at 1.0 when the file says nothing, and answers a typo in a block 
 """
 
 import copy
-import importlib.metadata
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,6 @@ from sparsecl.config_nodes import suggest
 from sparsecl.engine.ds_json import JsonFile, read_json
 from sparsecl.engine.ds_keys import (
     ALLOWED,
-    BAD_RELEASES,
     LOOSE_KEYS,
     NUMBERS,
     OPTIMIZERS,
@@ -97,7 +94,6 @@ def resolve(path: Path, numbers: RunNumbers) -> Resolved:
     if "optimizer" in config:
         _fill_optimizer(file, config["optimizer"], numbers)
     stage, offload = _check_zero(file, config, numbers)
-    _check_release(file, stage, importlib.metadata.version("deepspeed"))
     _check_blocks(file, config)
     return Resolved(config, tuple(_warnings(file, config)), stage, offload)
 
@@ -262,15 +258,6 @@ def _check_zero(file: JsonFile, config: dict[str, Any], numbers: RunNumbers) -> 
         if offload:
             _fill(file, config, "zero_force_ds_cpu_optimizer", False, reason, way_out="write false")
     return stage, offload
-
-
-def _check_release(file: JsonFile, stage: int, version: str) -> None:
-    """Refuse ZeRO 2 and 3 under releases that are known to compute wrong gradients."""
-    release = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
-    for first_bad, first_good, issue in BAD_RELEASES:
-        if stage >= 2 and first_bad <= release < first_good:
-            problem = f"DeepSpeed {version} computes wrong gradients here (issue {issue})"
-            file.fail("zero_optimization.stage", f"{problem}; install 0.19.8, or use stage 0 or 1")
 
 
 def _warnings(file: JsonFile, config: dict[str, Any]) -> Iterator[str]:

@@ -103,6 +103,3 @@ OPTIMIZERS: dict[str, tuple[str, ...]] = {
     "lion": ("lr", "betas", "weight_decay", "fp32_optimizer_states"),
     "adagrad": ("lr", "eps", "weight_decay", "amsgrad", "fp32_optimizer_states"),
 }
-
-# Releases with wrong gradients under ZeRO 2 and 3: [first bad, first good), DeepSpeed issues.
-BAD_RELEASES = (((0, 17, 6), (0, 18, 3), "#7718"), ((0, 18, 3), (0, 19, 4), "#8224"))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparsecl import dist
+from sparsecl import dist, watchdog
 from sparsecl.data.batches import EvaluationWindows
 
 SUMS = ("loss_sum", "num_tokens", "num_bytes", "num_correct")
@@ -51,6 +51,7 @@ def evaluate(
     sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
     engine.eval()
     for first in range(0, len(windows), per_call):
+        watchdog.beat(f"evaluation, window {first} of {len(windows)}")
         inputs, targets = _rows(windows, first + dist.dp_rank() * batch, batch)
         losses, correct = engine(
             torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device)
@@ -101,6 +102,7 @@ def mean_squared_gradients(
     params = dict(module.named_parameters())
     sums: dict[str, torch.Tensor] = {}
     for row, counts in zip(rows, counted, strict=True):
+        watchdog.beat("squared gradients of single sequences")
         tokens = torch.from_numpy(row[None]).to(dist.device())
         # The module, not the engine: the engine's outputs only run backward through the engine.
         losses, _ = module(tokens[:, :-1], tokens[:, 1:])

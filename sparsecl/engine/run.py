@@ -3,27 +3,38 @@
 Order matters: everything that a user can get wrong is checked before the run folder exists.
 """
 
-import json
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from sparsecl import config as configs
 from sparsecl import dist
-from sparsecl.checkpoint.manifest import read_manifest
+from sparsecl.checkpoint.manifest import MANIFEST, read_manifest, verify
 from sparsecl.checkpoint.publish import candidates, newest_valid
 from sparsecl.data.prepare import PreparedData, prepare
 from sparsecl.engine import board, display, ds_config, state
 from sparsecl.engine.build import Built, build, check_precision
+from sparsecl.engine.environment import check_environment, versions
 from sparsecl.engine.plan import Plan, make_plan
+from sparsecl.engine.position import Position
+from sparsecl.engine.resume import NOTHING, Allowed, check_config, check_identity
 from sparsecl.engine.run_config import RunConfig
-from sparsecl.engine.run_folder import RunFolder, versions
+from sparsecl.engine.run_folder import RunFolder
+from sparsecl.engine.stop import StopRequest
 from sparsecl.engine.topology import choose_backends, draw_topologies
-from sparsecl.engine.train import Position, Trainer
-from sparsecl.errors import CannotCreateError, DataError, MissingInputError, UserError
-from sparsecl.files import sha256_text, write_json
+from sparsecl.engine.train import Trainer
+from sparsecl.errors import (
+    CannotCreateError,
+    DataError,
+    MissingInputError,
+    PeerLostError,
+    UserError,
+)
+from sparsecl.files import sha256_file, sha256_text, write_json
 from sparsecl.log import RunLog
+from sparsecl.methods.base import Methods
 from sparsecl.methods.build import build_methods
 from sparsecl.metrics.records import read_records
 from sparsecl.metrics.summary import summarize
@@ -32,13 +43,9 @@ from sparsecl.model.flops import count_parameters
 from sparsecl.sparse.backends import BackendName
 from sparsecl.topology.layer import LayerTopology
 from sparsecl.topology.report import table, topology_digest
+from sparsecl.watchdog import Watchdog
 
 Resume = Literal["auto", "never", "must"]
-
-# Settings that change what is written down, not what is computed.
-FREE_ON_RESUME = ("name", "log", "checkpoint", "data.workers", "data.cache_dir", "parallel")
-# How weights are kept and multiplied: another choice rounds differently, no more.
-FREE_ON_RESUME += ("topology.storage", "topology.backend", "topology.keep_expansion")
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,9 @@ class Prepared:
     topologies: Mapping[str, LayerTopology]
     """By layer name; empty for a dense model."""
 
+    warnings: tuple[str, ...] = ()
+    """Of the environment, one line each."""
+
 
 def check(config: RunConfig, ds_path: Path, run_dir: Path | None) -> Prepared:
     """All checks that need neither data nor process group; the same result on every rank.
@@ -62,8 +72,10 @@ def check(config: RunConfig, ds_path: Path, run_dir: Path | None) -> Prepared:
     plan = make_plan(config, world_size=dist.world_size())
     resolved = ds_config.resolve(ds_path, run_numbers(config, plan))
     check_precision(config)
+    warnings = check_environment(resolved, config)
     topologies = draw_topologies(config)
-    return Prepared(config, plan, resolved, run_dir or default_run_dir(config, ds_path), topologies)
+    folder = run_dir or default_run_dir(config, ds_path)
+    return Prepared(config, plan, resolved, folder, topologies, tuple(warnings))
 
 
 def run_numbers(config: RunConfig, plan: Plan) -> ds_config.RunNumbers:
@@ -114,8 +126,13 @@ def dry_run(prepared: Prepared) -> str:
     return "\n".join([configs.dump(config), head, *graph, price, place])
 
 
-def run(prepared: Prepared, *, resume: Resume = "auto") -> dict[str, Any] | None:
+def run(
+    prepared: Prepared, *, resume: Resume = "auto", allowed: Allowed = NOTHING
+) -> dict[str, Any] | None:
     """Train, or go on training, or show what is finished. Collective over the world.
+
+    Args:
+        allowed: what may differ from the run that wrote the checkpoint.
 
     Returns:
         The summary of results.json on rank 0, None elsewhere.
@@ -123,8 +140,24 @@ def run(prepared: Prepared, *, resume: Resume = "auto") -> dict[str, Any] | None
     Raises:
         UserError: the same on all ranks.
     """
+    with StopRequest() as stop:
+        try:
+            return _run(prepared, resume, allowed, stop)
+        except RuntimeError as error:
+            if not dist.is_lost_peer(error):
+                raise
+            text = str(error).splitlines()[0]
+            raise PeerLostError(
+                f"rank {dist.rank()} has lost another rank ({text}). What ended that one stands in "
+                "its own output."
+            ) from error
+
+
+def _run(
+    prepared: Prepared, resume: Resume, allowed: Allowed, stop: StopRequest
+) -> dict[str, Any] | None:
     config = prepared.config
-    dist.init(config.parallel.tensor)
+    dist.init(config.parallel.tensor, join_seconds=config.health.join_seconds)
     folder = _claim(prepared.run_dir, resume)
     try:
         if dist.agree(lambda: folder is not None and _is_finished(folder, config), only_first=True):
@@ -133,8 +166,9 @@ def run(prepared: Prepared, *, resume: Resume = "auto") -> dict[str, Any] | None
         # every digest: a changed token file must end here, not in the middle of the run.
         dist.agree(lambda: _prepare_data(prepared, verify=True) and None, only_first=True)
         data: PreparedData = dist.agree(lambda: _prepare_data(prepared))
-        trainer = _assemble(prepared, data, folder, resume)
-        trainer.run()
+        trainer = _assemble(prepared, data, folder, resume, allowed, stop)
+        with _watched(config.health.hang_seconds):
+            trainer.run()
         return _finish(trainer, folder)
     except UserError:
         if folder is not None:
@@ -143,6 +177,21 @@ def run(prepared: Prepared, *, resume: Resume = "auto") -> dict[str, Any] | None
     finally:
         if folder is not None:
             folder.close()
+
+
+@contextlib.contextmanager
+def _watched(seconds: float) -> Iterator[None]:
+    """A watchdog over this rank, unless it was turned off."""
+    if not seconds:
+        yield
+        return
+    board = dist.StoreBoard() if dist.world_size() > 1 else None
+    watchdog = Watchdog(seconds, rank=dist.rank(), board=board)
+    watchdog.start()
+    try:
+        yield
+    finally:
+        watchdog.close()
 
 
 def _claim(run_dir: Path, resume: Resume) -> RunFolder | None:
@@ -183,7 +232,12 @@ def _prepare_data(prepared: Prepared, *, verify: bool = False) -> PreparedData:
 
 
 def _assemble(
-    prepared: Prepared, data: PreparedData, folder: RunFolder | None, resume: Resume
+    prepared: Prepared,
+    data: PreparedData,
+    folder: RunFolder | None,
+    resume: Resume,
+    allowed: Allowed,
+    stop: StopRequest,
 ) -> Trainer:
     """Build everything and put it where the last checkpoint left it."""
     config, plan = prepared.config, prepared.plan
@@ -196,9 +250,16 @@ def _assemble(
     }
     found, notes = dist.agree(lambda: _find_checkpoint(prepared.run_dir, resume), only_first=True)
     saved: dict[str, Any] = {}
+    changes: list[str] = []
     if found is not None:
         saved = dist.agree(lambda: read_manifest(found).state)
-        _check_identity(found, saved, identity)
+        if saved.get("weights_only"):
+            raise DataError(
+                f"{found}: holds weights only, no run to go on with. Begin one in another "
+                f"--run_dir, with --set init_from={found}."
+            )
+        changes = check_identity(found, saved, identity, allowed)
+        notes += changes
     backends, lines = choose_backends(config, plan, prepared.topologies, saved.get("backends"))
     notes += lines
     identity["backends"] = backends
@@ -211,13 +272,17 @@ def _assemble(
     )
     position, scalars_bytes = None, None
     if found is not None:
-        dist.agree(lambda: state.restore(found, built, methods))
+        anew = allowed.new_optimizer
+        dist.agree(lambda: state.restore(found, built, methods, weights_only=anew))
         position = Position(**saved["position"])
         scalars_bytes = int(saved["scalars_bytes"])
         # A checkpoint with a revived weight ends here, before anything is written.
         built.guard.audit(position.step)
         built.guard.checks = int(saved["audit_checks"])
-        notes.append(f"resumed from {found.name}")
+        notes.append(f"resumed from {found.name}" + (" with a new optimizer" if anew else ""))
+    elif config.init_from is not None:
+        identity["init_from"] = _begin_from(Path(config.init_from), built, methods)
+        notes.append(f"weights of {config.init_from}")
     tokens = position.step * plan.tokens_per_step if position else 0
     opened: list[RunLog] = []
 
@@ -226,6 +291,8 @@ def _assemble(
             opened.append(_open_log(prepared, folder, data, built, backends, scalars_bytes, tokens))
             for note in notes:
                 opened[0].say(f"  {note}")
+            if changes:  # figures of such a run must be told from those of one setting
+                opened[0].record("changed", step=position.step if position else 0, lines=changes)
 
     dist.agree(open_log, only_first=True)
     return Trainer(
@@ -238,7 +305,23 @@ def _assemble(
         checkpoints=prepared.run_dir / "checkpoints",
         identity=identity,
         position=position,
+        stop=stop,
     )
+
+
+def _begin_from(folder: Path, built: Built, methods: Methods) -> str:
+    """Take over the weights of a checkpoint. Returns the sha256 of its manifest. Collective."""
+
+    def digest() -> str:
+        if not folder.is_dir():
+            raise MissingInputError(f"init_from={folder}: no such folder. Name a checkpoint's.")
+        verify(folder)
+        return sha256_file(folder / MANIFEST)
+
+    found = dist.agree(digest, only_first=True)
+    dist.agree(lambda: state.restore(folder, built, methods, weights_only=True))
+    built.guard.audit(0)
+    return found
 
 
 def _find_checkpoint(run_dir: Path, resume: Resume) -> tuple[Path | None, list[str]]:
@@ -249,35 +332,6 @@ def _find_checkpoint(run_dir: Path, resume: Resume) -> tuple[Path | None, list[s
     if found is None and candidates(root):
         raise DataError(f"{root}: no checkpoint is valid. {notes[0]}. Start in another --run_dir.")
     return found, notes
-
-
-def _check_identity(folder: Path, saved: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-    """Raise unless the checkpoint was made by this very run."""
-    _check_config(folder, saved["config"], identity["config"])
-    for key in ("tokenizer", "data"):
-        if saved[key] != identity[key]:
-            raise DataError(
-                f"{folder}: the {key} changed since the checkpoint (digest {saved[key][:12]}, now "
-                f"{identity[key][:12]}). Restore it, or start in another --run_dir."
-            )
-    for name, digest in identity["topology"].items():
-        if saved["topology"].get(name) != digest:
-            raise DataError(
-                f"{folder}: topology digest of {name} is "
-                f"{str(saved['topology'].get(name))[:12]}, this config gives {digest[:12]}"
-            )
-
-
-def _check_config(holder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Raise if `holder` was made with a config that computes something else."""
-    changed = [
-        line for line in configs.differences(old, new) if not line.startswith(FREE_ON_RESUME)
-    ]
-    if changed:
-        raise UserError(
-            f"{holder}: was made with another config: {'; '.join(changed)}. "
-            "Use the same config, or another --run_dir."
-        )
 
 
 def _open_log(
@@ -309,7 +363,7 @@ def _open_log(
     log.say(head)
     if built.topologies:
         log.say(table(built.topologies))
-    for warning in prepared.deepspeed.warnings:
+    for warning in (*prepared.deepspeed.warnings, *prepared.warnings):
         log.say(f"  warning: {warning}")
     log.say(f"  folder      {folder.path}   (watch: tensorboard --logdir {folder.path})")
     log.say()
@@ -343,7 +397,7 @@ def _open_log(
 
 def _finish(trainer: Trainer, folder: RunFolder | None) -> dict[str, Any] | None:
     """Write results.json and print the tables, on rank 0. Local."""
-    log = trainer.log
+    log = trainer.journal.log
     if log is None or folder is None:
         return None
     log.sync()
@@ -351,8 +405,8 @@ def _finish(trainer: Trainer, folder: RunFolder | None) -> dict[str, Any] | None
     write_json(folder.path / "results.json", summary)
     text = report(summary)
     density = {f"topology/density_{k}": v for k, v in summary["density"].items()}
-    log.scalars(density, tokens=trainer.tokens)
-    log.text("run/results", board.preformatted(text), tokens=trainer.tokens)
+    log.scalars(density, tokens=trainer.journal.tokens)
+    log.text("run/results", board.preformatted(text), tokens=trainer.journal.tokens)
     log.hparams(board.flat_hparams(trainer.config), board.final_metrics(summary))
     log.say()
     log.say(text)
@@ -369,14 +423,14 @@ def _is_finished(folder: RunFolder, config: RunConfig) -> bool:
     if not folder.is_complete():
         return False
     made_with = configs.load(RunConfig, folder.path / "config.yaml")
-    _check_config(folder.path, configs.to_dict(made_with), configs.to_dict(config))
+    check_config(folder.path, configs.to_dict(made_with), configs.to_dict(config))
     return True
 
 
 def _show_finished(folder: RunFolder | None) -> dict[str, Any] | None:
     if folder is None:
         return None
-    summary = json.loads((folder.path / "results.json").read_text(encoding="utf-8"))
+    summary = summarize(read_records(folder.path))  # what results.json holds, to the last bit
     print(report(summary))
     print(f"\nThis run was finished before. To repeat it, remove {folder.path} or give --run_dir.")
     return summary

@@ -158,11 +158,55 @@ class CheckpointConfig:
     keep: int = 2
     """Checkpoints kept; older ones are removed after a newer one is published."""
 
+    background: bool = False
+    """Copy the state, then write it while training goes on. Needs memory for the copy."""
+
+    on_failure: Literal["stop", "go_on"] = "stop"
+    """When a checkpoint cannot be written (a full disk): stop with code 74, or go on training and
+    try again at the next."""
+
     def __post_init__(self) -> None:
         if self.every < 0:
             raise ValueError(f"every must be >= 0 steps, got {self.every}")
         if self.keep < 1:
             raise ValueError(f"keep must be >= 1 checkpoints, got {self.keep}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealthConfig:
+    """What a run does when something goes wrong in it."""
+
+    hang_seconds: float = 120.0
+    """A rank that gets nowhere for so long (and for 10 times its longest step) is ended with its
+    stacks printed; 0 = never."""
+
+    join_seconds: float = 600.0
+    """How long ranks wait for each other at the start."""
+
+    max_bad_steps: int = 3
+    """Steps in a row whose gradient is not finite before the run stops; each is discarded on all
+    ranks. Overflows of fp16 are not counted: the loss scale answers them."""
+
+    spike_factor: float = 2.0
+    """A logged training loss above this times the median of the last 50 is a spike; 0 = off."""
+
+    rollback: bool = False
+    """At a spike, return to the last checkpoint and leave out the data read since."""
+
+    max_rollbacks: int = 3
+    """In the whole run; later spikes are only logged."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.hang_seconds < 1e9:
+            raise ValueError(f"hang_seconds must be >= 0, got {self.hang_seconds}")
+        if not 0.0 < self.join_seconds < 1e9:
+            raise ValueError(f"join_seconds must be > 0, got {self.join_seconds}")
+        if self.max_bad_steps < 1:
+            raise ValueError(f"max_bad_steps must be >= 1, got {self.max_bad_steps}")
+        if self.spike_factor and not 1.0 < self.spike_factor < 1e9:
+            raise ValueError(f"spike_factor must be > 1, or 0 = off, got {self.spike_factor}")
+        if self.max_rollbacks < 0:
+            raise ValueError(f"max_rollbacks must be >= 0, got {self.max_rollbacks}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +243,10 @@ class RunConfig:
     seed: int = 0
     """Seed of every named random stream: masks, initial weights, order of the data."""
 
+    init_from: str | None = None
+    """A checkpoint folder whose weights the run begins with, with a new optimizer; null = draw
+    them. `tools/convert.py hf-import` makes one of foreign weights."""
+
     model: ModelConfig = field(default_factory=ModelConfig)
     topology: TopologyConfig = field(default_factory=TopologyConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -217,6 +265,7 @@ class RunConfig:
     plasticity: PlasticityConfig = field(default_factory=PlasticityConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
 
     def __post_init__(self) -> None:
         allowed = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")

@@ -1,18 +1,12 @@
 """The run folder: made, locked, and described. The only interface to everything offline."""
 
-import importlib.metadata
-import os
-import platform
 import shutil
-import socket
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from sparsecl.files import atomic_open, lock_folder, write_json
-
-VERSIONED = ("torch", "deepspeed", "megatron-core", "numpy", "datasets", "sentencepiece")
+from sparsecl.engine.environment import environment
+from sparsecl.files import FolderLock, atomic_open, lock_folder, write_json
 
 
 class RunFolder:
@@ -27,7 +21,7 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self._is_new = not path.exists()
-        self._lock: IO[str] = lock_folder(path, "--run_dir")
+        self._lock: FolderLock = lock_folder(path, "--run_dir")
 
     def has_run(self) -> bool:
         """True if a run has begun here."""
@@ -52,40 +46,3 @@ class RunFolder:
     def close(self) -> None:
         """Let go of the folder."""
         self._lock.close()
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
-    found = {"python": platform.python_version()}
-    for name in VERSIONED:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def environment() -> dict[str, object]:
-    """Versions, host, cores and the state of the code, as JSON-safe values."""
-    return {
-        "versions": versions(),
-        "platform": platform.platform(),
-        "host": socket.gethostname(),
-        "cores": os.cpu_count(),
-        "commit": _commit(),
-    }
-
-
-def _commit() -> str | None:
-    """The commit of the code that runs, "-dirty" if it was changed; None outside a checkout."""
-    try:
-        result = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout.strip() or None

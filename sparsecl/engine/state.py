@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from sparsecl import dist
+from sparsecl.checkpoint.background import Saver
 from sparsecl.checkpoint.manifest import ParameterEntry, Piece
-from sparsecl.checkpoint.publish import publish
 from sparsecl.checkpoint.reader import Reader
 from sparsecl.engine.build import Built
 from sparsecl.errors import DataError
@@ -30,12 +30,15 @@ COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 
 
 def save(
-    root: Path, built: Built, methods: Methods, state: Mapping[str, Any], *, step: int, keep: int
-) -> Path:
-    """Publish a checkpoint of the run. Collective over the world.
+    saver: Saver, built: Built, methods: Methods, state: Mapping[str, Any], *, step: int
+) -> None:
+    """Save a checkpoint of the run. Collective over the world.
 
     Args:
         state: position and whatever else the engine wants back, JSON-safe.
+
+    Raises:
+        StorageError, CannotCreateError: see Saver.save.
     """
     tensors, pieces = {}, []
     sparse = sparse_parameters(built.engine.module)
@@ -58,37 +61,45 @@ def save(
             )
             tensors[piece.key] = value
             pieces.append(piece)
-    return publish(
-        root,
+    saver.save(
         step,
         tensors,
         pieces,
         _parameters(built),
         {**state, "optimizer": _optimizer_state(built), "methods": method_values},
-        keep=keep,
-        topologies={name: entry.topology for name, entry in sparse.items() if _is_live(entry)},
+        {name: entry.topology for name, entry in sparse.items() if _is_live(entry)},
     )
 
 
-def restore(folder: Path, built: Built, methods: Methods) -> dict[str, Any]:
+def restore(
+    folder: Path, built: Built, methods: Methods, *, weights_only: bool = False
+) -> dict[str, Any]:
     """Load a verified checkpoint into the run, from any layout. Collective over the world.
+
+    Args:
+        weights_only: masters and nothing else; the optimizer begins as before its first step, and
+            methods begin anew.
 
     Returns:
         The manifest's `state`.
 
     Raises:
-        DataError: if the checkpoint is of another model or topology.
+        DataError: if the checkpoint is of another model or topology, or if it lacks a part of the
+            optimizer's state.
     """
     reader = Reader(folder)
     if reader.manifest.parameters != _parameters(built):
         raise DataError(f"{folder}: its parameters are not those of this model config")
     _restore_topologies(folder, reader, built, methods)
+    if not weights_only:
+        _check_whole(folder, reader)
     slices = {item.name: item for item in built.slices}
     sparse = sparse_parameters(built.engine.module)
-    states = [key for key in reader.states() if key != MASTER and "." not in key]
-    numbers = reader.manifest.state["optimizer"]
+    found = [] if weights_only else reader.states()
+    states = [key for key in found if key != MASTER and "." not in key]
+    numbers = {} if weights_only else reader.manifest.state["optimizer"]
     _make_optimizer_state(built.slices, states, numbers)
-    method_tensors = {key: {} for key in reader.states() if "." in key}
+    method_tensors = {key: {} for key in found if "." in key}
     for name, param in built.engine.module.named_parameters():
         read = functools.partial(_local, reader, name=name, entry=sparse.get(name))
         local = read(MASTER)
@@ -99,16 +110,33 @@ def restore(folder: Path, built: Built, methods: Methods) -> dict[str, Any]:
         own = built.slices.moments(item)
         item.master.copy_(item.part(local))
         for key in states:
-            if reader.has(key, name):
-                own[key].copy_(item.part(read(key)))
+            own[key].copy_(item.part(read(key)))
         for key, tensors in method_tensors.items():
             if reader.has(key, name):
                 value = item.part(read(key))
                 tensors[name] = value.clone().to(item.master.device)
     forget_expansions(built.engine.module)
-    methods.load_state_dict(method_tensors, reader.manifest.state["methods"])
-    _restore_numbers(built, numbers)
+    if not weights_only:
+        methods.load_state_dict(method_tensors, reader.manifest.state["methods"])
+        _restore_numbers(built, numbers)
     return reader.manifest.state
+
+
+def _check_whole(folder: Path, reader: Reader) -> None:
+    """Raise unless the optimizer's state is there for every parameter."""
+    way_out = "Give --weights_only to go on from its weights with a new optimizer."
+    numbers = reader.manifest.state.get("optimizer")
+    if numbers is None:
+        raise DataError(f"{folder}: it holds weights only, no state of an optimizer. {way_out}")
+    kept = set(reader.states())
+    for key in dict.fromkeys([*numbers["moments"], *kept]):
+        if key == MASTER or "." in key:
+            continue
+        missing = [name for name in reader.manifest.parameters if not reader.has(key, name)]
+        if missing:
+            raise DataError(
+                f"{folder}: the optimizer's {key} of {missing[0]} is missing. {way_out}"
+            )
 
 
 def reset_moments(slices: Slices) -> None:
@@ -198,6 +226,7 @@ def _optimizer_state(built: Built) -> dict[str, Any]:
         break
     scaler = _scaler(built)
     return {
+        "moments": built.slices.moment_names(),
         "scalars": scalars,
         "group_step": next((g["step"] for g in optimizer.param_groups if "step" in g), None),
         "scaler": {key: getattr(scaler, key) for key in SCALER_FIELDS if hasattr(scaler, key)},

@@ -7,33 +7,37 @@ uninterrupted one bit for bit on the same layout.
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from sparsecl import dist, seeding
+from sparsecl import dist, faults, seeding, watchdog
 from sparsecl.data.batches import evaluation_windows, sample_indices
 from sparsecl.data.prepare import PreparedData
 from sparsecl.engine import state
-from sparsecl.engine.board import CHART, IN_TRAINING, forgetting_scalars
 from sparsecl.engine.build import Built
-from sparsecl.engine.display import Progress, evaluation_line
-from sparsecl.engine.evaluate import evaluate, mean_squared_gradients
-from sparsecl.engine.plan import JOINT, Phase, Plan, learning_rate
-from sparsecl.engine.plasticity import Panel, PhaseSums, scalars
+from sparsecl.engine.display import Progress
+from sparsecl.engine.evaluate import Score, evaluate, mean_squared_gradients
+from sparsecl.engine.health import Health, RolledBack, Spike
+from sparsecl.engine.journal import Journal
+from sparsecl.engine.keeper import Keeper
+from sparsecl.engine.plan import Phase, Plan, learning_rate
+from sparsecl.engine.plasticity import Panel, PhaseSums
+from sparsecl.engine.position import Position
+from sparsecl.engine.rollback import rewind
 from sparsecl.engine.run_config import RunConfig
+from sparsecl.engine.step import Looks, StepResult, take_step
+from sparsecl.engine.stop import StopRequest
 from sparsecl.engine.streams import Stream, phase_stream
-from sparsecl.errors import InvariantError
+from sparsecl.errors import InvariantError, Preempted, StorageError
 from sparsecl.log import RunLog
 from sparsecl.methods.base import Methods, SliceTensors
-from sparsecl.metrics.records import read_records
-from sparsecl.metrics.summary import summarize
 from sparsecl.optim.build import set_lr
 from sparsecl.optim.moving import move_parameter, move_slices, whole
+from sparsecl.optim.replicas import check_replicas
 from sparsecl.optim.slices import Slices
 from sparsecl.sparse.registry import SparseParameter, sparse_parameters
 from sparsecl.sparse.rewire import rewire
@@ -41,34 +45,14 @@ from sparsecl.sparse.rewire import rewire
 # Keeps fp16 gradients of single sequences clear of underflow, and of overflow by the scale alone.
 FISHER_SCALE = 1024.0
 
-
-@dataclass
-class Position:
-    """Where the run is: the next step to take, and what early stopping has seen."""
-
-    phase: int = 0
-    phase_step: int = 0
-    step: int = 0
-    """Optimizer steps done in the whole run."""
-
-    started: bool = False
-    """The evaluation before training is done."""
-
-    best_loss: float = 1e30
-    num_bad: int = 0
-    train_seconds: float = 0.0
-    seconds: float = 0.0
-    """Wall time of the run up to its last checkpoint, over all restarts."""
-
-    plasticity: PhaseSums = field(default_factory=PhaseSums)
-
-    def __post_init__(self) -> None:
-        if isinstance(self.plasticity, dict):  # as a checkpoint keeps it
-            self.plasticity = PhaseSums(**self.plasticity)
+# What a pass of a method over much data may take.
+METHOD_SECONDS = 3600.0
 
 
 class Trainer:
     """One run on this rank. All methods are collective over the world unless they say otherwise."""
+
+    make_journal = Journal
 
     def __init__(
         self,
@@ -82,6 +66,7 @@ class Trainer:
         checkpoints: Path,
         identity: dict[str, Any],
         position: Position | None = None,
+        stop: StopRequest | None = None,
     ) -> None:
         """Join the parts.
 
@@ -89,12 +74,18 @@ class Trainer:
             log: rank 0's writers; None on other ranks.
             identity: what a resume compares: config, fingerprints and digests.
             position: where to go on; None = at the beginning.
+            stop: signals to this rank; None = nobody listens.
         """
         self.config, self.plan, self.data = config, plan, data
         self.built, self.methods = built, methods
-        self.log, self.checkpoints, self.identity = log, checkpoints, identity
+        self.checkpoints = checkpoints
         self.position = position or Position()
-        self.begun = time.monotonic() - self.position.seconds
+        self.journal = self.make_journal(log, plan, self.position)
+        self.health = Health(config.health, self.position, self.journal, checkpoints.parent)
+        self.keeper = Keeper(
+            config.checkpoint, checkpoints, built, self.position, self.journal, identity=identity
+        )
+        self.stop = stop
         self.micro_step = 0
         self.streams: dict[int, Stream] = {}
         self.stream = self._stream()
@@ -124,9 +115,9 @@ class Trainer:
         return self.position.step
 
     @property
-    def phase_step(self) -> int:
-        """Optimizer steps done in this phase."""
-        return self.position.phase_step
+    def data_step(self) -> int:
+        """Steps' worth of this phase's data read so far."""
+        return self.position.phase_step + self.position.data_shift
 
     @property
     def num_micro_steps(self) -> int:
@@ -188,21 +179,26 @@ class Trainer:
 
     # The loop.
 
-    @property
-    def tokens(self) -> int:
-        """Tokens trained so far."""
-        return self.position.step * self.plan.tokens_per_step
-
     def run(self) -> None:
-        """Train to the end of the last phase."""
+        """Train to the end of the last phase.
+
+        Raises:
+            Preempted: a signal came to any rank, and the state is saved.
+        """
+        if self.stop is not None:
+            self.stop.armed = True
         if not self.position.started:
             self._evaluate_all("start", phase=-1)
             self._record_plasticity("start", phase=-1)
             self.position.started = True
         while self.position.phase < len(self.plan.phases):
-            self._run_phase(self.plan.phases[self.position.phase])
-        if self.log:
-            self.log.record("end", seconds=self._seconds(), tokens_per_second=self._speed())
+            try:
+                self._run_phase(self.plan.phases[self.position.phase])
+            except RolledBack:
+                continue
+        self.keeper.wait()
+        journal = self.journal
+        journal.record("end", seconds=journal.seconds, tokens_per_second=journal.speed)
 
     def _run_phase(self, phase: Phase) -> None:
         if self.position.phase_step == 0:
@@ -211,7 +207,7 @@ class Trainer:
             f"phase {phase.index} {self.domain}",
             total=phase.num_steps,
             done=self.position.phase_step,
-            show=self.log is not None,
+            show=self.journal.log is not None,
         )
         try:
             stopped = False
@@ -226,18 +222,24 @@ class Trainer:
             state.reset_moments(self.slices)
         self.stream = self._stream()
         self.position.plasticity = PhaseSums()
-        self._record("phase", event="start", domain=self.domain)
+        self.journal.record("phase", event="start", domain=self.domain)
         self.methods.phase_start(self)
 
     def _end_phase(self, phase: Phase) -> None:
+        faults.point("phase_end", step=self.step)
         self._evaluate_all("phase_end", phase=phase.index)
         self._record_plasticity("phase_end", phase=phase.index)
-        self._show_forgetting()
+        self.journal.forgetting()
         self._audit()
-        self.methods.phase_end(self)
-        self._record("phase", event="end", domain=self.domain)
-        self.position.phase, self.position.phase_step = phase.index + 1, 0
+        with watchdog.patient("the methods' end of a phase", METHOD_SECONDS):
+            self.methods.phase_end(self)
+        self.journal.record("phase", event="end", domain=self.domain)
+        position = self.position
+        position.phase, position.phase_step = phase.index + 1, 0
+        position.data_shift, position.recent_losses = 0, []
         self._save()
+        if position.phase < len(self.plan.phases):  # else the end is nearer than a restart
+            self._stop_if_asked()
 
     def _step_and_watch(self, phase: Phase, progress: Progress) -> bool:
         """One step with everything that may follow it. Returns True if the phase ends early."""
@@ -247,17 +249,23 @@ class Trainer:
         logged = last or _due(position.step + 1, config.log.every)
         begin = time.monotonic()
         lr = learning_rate(config, phase, position.phase_step)
-        loss, grad_norm = self._train_step(lr, audited=audited, logged=logged)
+        result = self._train_step(lr, audited=audited, logged=logged)
         position.phase_step += 1
         position.step += 1
-        begin += self.panel.after_update(position.phase_step, position.plasticity)
+        if result.applied:
+            begin += self.panel.after_update(position.phase_step, position.plasticity)
         self.methods.after_step(self)
-        if logged:
-            self._log_step(loss, grad_norm, lr)
+        if config.precision != "fp16":
+            self.health.judge(result, batch=self._batch_name())
+        loss = self._log_step(result, lr) if logged else None
         # Logging has waited for the device, so the clock is honest at least there.
         position.train_seconds += time.monotonic() - begin
         progress.advance(
-            **({"loss": f"{float(loss):.3f}", "tok/s": f"{self._speed():,.0f}"} if logged else {})
+            **(
+                {"loss": f"{loss:.3f}", "tok/s": f"{self.journal.speed:,.0f}"}
+                if loss is not None
+                else {}
+            )
         )
         stopped = False
         if not last:
@@ -267,75 +275,122 @@ class Trainer:
                 self._audit()
             if _due(position.phase_step, config.checkpoint.every) and not stopped:
                 self._save()
+            if not stopped:
+                self._stop_if_asked()
         return stopped
 
-    def _train_step(
-        self, lr: float, *, audited: bool, logged: bool
-    ) -> tuple[torch.Tensor, float | None]:
-        """Returns the mean loss of this rank's tokens, and the gradient norm if `logged`."""
-        engine, plan, batch = self.built.engine, self.plan, self.config.batch
+    def _train_step(self, lr: float, *, audited: bool, logged: bool) -> StepResult:
+        number = self.step + 1
+        watchdog.beat(f"step {number}")
+        faults.point("step", step=number)
         set_lr(self.slices.optimizer, lr)
-        total = torch.zeros((), device=dist.device())
-        norm = None
-        for micro_step in range(plan.accumulation):
-            indices = sample_indices(
-                self.position.phase_step,
-                sequences=batch.sequences,
-                micro=plan.micro,
-                dp_rank=dist.dp_rank(),
-                dp_size=plan.dp_size,
-                micro_step=micro_step,
-            )
+        hooks = [lambda: self.methods.after_backward(self)]
+        if audited:
+            hooks.append(self.built.guard.audit_gradients)
+        hooks.append(lambda: self._point("gradient", number))
+        result = take_step(
+            self.built,
+            self._micro_losses(),
+            name=f"step {number}",
+            accumulation=self.plan.accumulation,
+            looks=Looks(grad_norm=logged, bad_gradients=self.health.suspicious),
+            before_step=hooks,
+        )
+        self._point("weights", number)
+        return result
+
+    def _micro_losses(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """For each micro-batch its mean loss per token, and the loss to go backward from."""
+        for micro_step in range(self.plan.accumulation):
             self.micro_step = micro_step
-            rows = self.methods.batch(self, self.stream.rows(indices))
+            watchdog.beat(f"step {self.step + 1}, data of micro-batch {micro_step}")
+            faults.point("batch", step=self.step + 1)
+            rows = self.methods.batch(self, self.stream.rows(self._indices(micro_step)))
             tokens = torch.from_numpy(rows).to(dist.device())
-            losses, _ = engine(tokens[:, :-1], tokens[:, 1:])
+            watchdog.beat(f"step {self.step + 1}, forward of micro-batch {micro_step}")
+            losses, _ = self.built.engine(tokens[:, :-1], tokens[:, 1:])
             loss = losses.mean()
-            total += loss.detach() / plan.accumulation
+            if faults.armed():
+                factor = torch.ones(1, device=loss.device)
+                faults.point("loss", tensors=[factor], step=self.step + 1)
+                loss = loss * factor[0]
             extra = self.methods.extra_loss(self)
-            whole = loss if extra is None else loss + extra
-            engine.backward(whole * self.slices.missing_scale)
-            if micro_step + 1 == plan.accumulation:
-                self.methods.after_backward(self)
-                if audited:
-                    self.built.guard.audit_gradients()
-                norm = self.slices.grad_norm() if logged else None
-            engine.step()
+            yield loss, loss if extra is None else loss + extra
             self.panel.see(tokens, loss)
-        return total, norm
+
+    def _indices(self, micro_step: int) -> np.ndarray:
+        """Numbers in this phase of the sequences of one micro-batch of this rank. Local."""
+        return sample_indices(
+            self.data_step,
+            sequences=self.config.batch.sequences,
+            micro=self.plan.micro,
+            dp_rank=dist.dp_rank(),
+            dp_size=self.plan.dp_size,
+            micro_step=micro_step,
+        )
+
+    def _batch_name(self) -> dict[str, Any]:
+        """What tells the sequences of the step just taken, for diagnostics. Local."""
+        first = (self.data_step - 1) * self.config.batch.sequences
+        return {"domain": self.domain, "first_sequence": first}
+
+    def _point(self, name: str, number: int) -> None:
+        """A point at which tensors can be changed on purpose. Local."""
+        if faults.armed():
+            slices = self.slices
+            found = {i.name: i.weight if name == "weights" else slices.grad(i) for i in slices}
+            tensors = {key: value for key, value in found.items() if value is not None}
+            faults.point(name, tensors=tensors, step=number)
 
     # What is written down.
 
-    def _log_step(self, loss: torch.Tensor, grad_norm: float | None, lr: float) -> None:
-        dist.all_reduce(loss, group=dist.dp_group()).div_(self.plan.dp_size)
-        value = float(loss)
-        if not math.isfinite(value):
+    def _log_step(self, result: StepResult, lr: float) -> float | None:
+        """Record a step. Returns the loss over all ranks; None if the step was discarded for it."""
+        if not result.applied and self.config.precision != "fp16":
+            return None
+        mean = dist.all_reduce(result.loss, group=dist.dp_group()).div_(self.plan.dp_size)
+        loss, norm = float(mean), result.grad_norm
+        if not math.isfinite(loss):
             raise InvariantError(
-                f"step {self.step}: the training loss is {value}. Lower optimizer.lr, or turn on "
+                f"step {self.step}: the training loss is {loss}. Lower optimizer.lr, or turn on "
                 "clipping (optimizer.clip)."
             )
-        finite = grad_norm is not None and math.isfinite(grad_norm)
-        self.position.plasticity.grad_norm = grad_norm if finite else None
-        again = self.methods.replayed_sequences * self.plan.shape.context
-        self._record(
-            "train",
-            loss=value,
-            lr=lr,
-            grad_norm=grad_norm if finite else None,  # fp16 steps that overflow have none
-            tokens_per_second=self._speed(),
-            seconds=self._seconds(),
-            **({"replayed_tokens": again} if again else {}),
+        if norm is not None and not math.isfinite(norm):
+            norm = None  # fp16 steps that overflow have none
+        self.position.plasticity.grad_norm = norm
+        replayed = self.methods.replayed_sequences * self.plan.shape.context
+        self.journal.step(loss, norm, lr, replayed=replayed)
+        spike = self.health.spike(loss)
+        if spike is not None and self.health.may_roll_back:
+            self._roll_back(spike)
+        return loss
+
+    def _roll_back(self, spike: Spike) -> None:
+        """Return to the last checkpoint of this phase; without one, go on.
+
+        Raises:
+            RolledBack: the position is another one now.
+        """
+        step = self.step
+        self.keeper.wait()
+        found = rewind(self.checkpoints, self.built, self.methods, self.position)
+        if found is None:
+            self.journal.say("  no checkpoint of this phase to return to: going on")
+            return
+        there, scalars_bytes = found
+        self.position.take(there)
+        self.journal.rewind(scalars_bytes)
+        self.journal.record("rollback", from_step=step, loss=spike.loss, usual=spike.usual)
+        self.journal.say(
+            f"  back to step {self.step}; the data of {step - self.step} steps is left out "
+            f"(rollback {there.rollbacks} of at most {self.config.health.max_rollbacks})"
         )
-        if self.log:
-            values = {"loss": value, "learning_rate": lr, "tokens_per_second": self._speed()}
-            if grad_norm is not None and finite:
-                values["live_gradient_norm"] = grad_norm
-            self.log.scalars({f"train/{key}": v for key, v in values.items()}, tokens=self.tokens)
-            self.log.scalars({"progress/phase": self.phase}, tokens=self.tokens)
+        raise RolledBack
 
     def _evaluate_all(self, at: str, *, phase: int) -> bool:
         """Score every domain. Returns True if patience has run out in the first phase."""
-        losses, bits = {}, {}
+        faults.point("evaluate", step=self.step)
+        scores: dict[str, Score] = {}
         for domain in self.data.domains:
             windows = evaluation_windows(
                 domain.validation,
@@ -353,49 +408,17 @@ class Trainer:
                     f"step {self.step}: the validation loss on {domain.name} is {score.loss}. "
                     "Lower optimizer.lr, or turn on clipping (optimizer.clip)."
                 )
-            losses[domain.name] = score.loss
-            self._record("eval", phase=phase, at=at, domain=domain.name, **asdict(score))
-            bits[domain.name] = score.loss_sum / math.log(2) / max(1, score.num_bytes)
-            if self.log:
-                self.log.scalars(
-                    {
-                        f"validation_loss/{domain.name}": score.loss,
-                        f"validation_bits_per_byte/{domain.name}": bits[domain.name],
-                        f"validation_accuracy/{domain.name}": score.num_correct / score.num_tokens,
-                    },
-                    tokens=self.tokens,
-                )
-        if self.log:
-            self.log.say(evaluation_line(self.step, losses, self.domain if phase >= 0 else None))
-            self._chart_bits(bits, self.plan.phases[max(0, phase) : phase + 1 + (at != "during")])
+            scores[domain.name] = score
+        self.journal.evaluation(scores, at=at, phase=phase)
+        losses = {name: score.loss for name, score in scores.items()}
         return at == "during" and self._ends_early(losses)
 
     def _record_plasticity(self, at: str, *, phase: int) -> None:
         """Measure the network's plasticity and write it down; see engine/plasticity.py."""
-        found = self.panel.measure(self.position.plasticity)
+        with watchdog.patient("the figures of plasticity", METHOD_SECONDS):
+            found = self.panel.measure(self.position.plasticity)
         if found is not None:
-            self._record("plasticity", **{"phase": phase, "at": at, **found})
-            if self.log:
-                self.log.scalars(scalars(found), tokens=self.tokens)
-
-    def _chart_bits(self, bits: Mapping[str, float], trained: Sequence[Phase]) -> None:
-        """Draw all domains in one chart; at a border, `trained` is the old and the new phase."""
-        if self.log:
-            tag = f"{CHART}/validation_bits_per_byte"
-            self.log.chart(tag, bits, tokens=self.tokens)
-            for phase in trained:  # two points at a border make the curve jump
-                if phase.domain != JOINT:
-                    now = bits[self.plan.domain_name(phase)]
-                    self.log.chart(tag, {IN_TRAINING: now}, tokens=self.tokens)
-
-    def _show_forgetting(self) -> None:
-        """Draw what is forgotten so far, from the records as the report does. Local."""
-        if self.log:
-            summary = summarize(read_records(self.log.folder))
-            self.log.scalars(forgetting_scalars(summary), tokens=self.tokens)
-            risen = summary["forgetting"]["per_domain"]
-            known = {name: value for name, value in risen.items() if value is not None}
-            self.log.chart(f"{CHART}/forgotten_nats", known, tokens=self.tokens)
+            self.journal.plasticity(found, at=at, phase=phase)
 
     def _ends_early(self, losses: Mapping[str, float]) -> bool:
         """True if the first phase is good enough, or does not get better."""
@@ -416,32 +439,26 @@ class Trainer:
         try:
             guard.audit(self.step)
         finally:  # a violation ends the run, and its record says so too
-            self._record("audit", checks=guard.checks, nonzero=guard.nonzero)
-            if self.log:
-                self.log.scalars({"audit/nonzero_absent": guard.nonzero}, tokens=self.tokens)
+            self.journal.audit(checks=guard.checks, nonzero=guard.nonzero)
+        buffers = dict(self.built.engine.module.named_buffers())
+        check_replicas(self.slices, buffers, self.step)
 
-    def _save(self) -> None:
-        self.position.seconds = self._seconds()
-        here = {
-            **self.identity,
-            "position": asdict(self.position),
-            "scalars_bytes": self.log.sync() if self.log else 0,
-            "audit_checks": self.built.guard.checks,
-        }
-        state.save(
-            self.checkpoints,
-            self.built,
-            self.methods,
-            here,
-            step=self.step,
-            keep=self.config.checkpoint.keep,
+    def _stop_if_asked(self) -> None:
+        signal = self.stop.agreed() if self.stop is not None else None
+        if signal is None:
+            return
+        if self.keeper.saved_step != self.step:
+            self._save()
+        self.keeper.wait()
+        if self.keeper.saved_step != self.step:
+            raise StorageError(f"{signal}: stopping, and step {self.step} could not be saved")
+        raise Preempted(
+            f"{signal}: stopped after step {self.step}, saved in {self.checkpoints}. "
+            "The same command goes on from there."
         )
 
-    def _record(self, kind: str, **values: Any) -> None:
-        """Write one line of scalars.jsonl. Local; nothing happens on ranks other than 0."""
-        if self.log:
-            place = {"phase": self.phase, "step": self.step, "tokens": self.tokens}
-            self.log.record(kind, **{**place, **values})
+    def _save(self) -> None:
+        self.keeper.save(self.methods)
 
     def _stream(self) -> Stream:
         return self._phase_stream(min(self.position.phase, len(self.plan.phases) - 1))
@@ -451,14 +468,6 @@ class Trainer:
         if index not in self.streams:
             self.streams[index] = phase_stream(self.config, self.plan, self.data, index)
         return self.streams[index]
-
-    def _speed(self) -> float:
-        """New training tokens per second, evaluations and checkpoints left out. The seconds hold
-        the replayed tokens too, so that replay shows as a lower speed."""
-        return self.tokens / max(self.position.train_seconds, 1e-9)
-
-    def _seconds(self) -> float:
-        return time.monotonic() - self.begun
 
 
 def _due(step: int, every: int) -> bool:

@@ -143,7 +143,7 @@ def _reason(file: Path) -> str:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
         return str(value["reason"])
-    except (OSError, ValueError, KeyError, TypeError, UserError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError):
         return f"{file.name} cannot be read"
 
 

@@ -10,6 +10,7 @@ A study folder:
     report/                     what tools/report.py makes
 """
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -128,6 +129,11 @@ class Run:
     seed: int
     needs: str | None = None
     """Name of a run that must be done before: its loss after the first phase ends that of this."""
+
+    def __post_init__(self) -> None:
+        # A plan that somebody else has written may not name folders outside of the study's.
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.arm):
+            raise ValueError(f"arm: {self.arm!r} cannot name a folder")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,8 +36,9 @@ class MethodContext(Protocol):
         ...
 
     @property
-    def phase_step(self) -> int:
-        """Optimizer steps done in this phase."""
+    def data_step(self) -> int:
+        """Steps' worth of this phase's data read so far: the optimizer steps done in this phase,
+        and what a rollback has left out."""
         ...
 
     @property
@@ -52,8 +53,8 @@ class MethodContext(Protocol):
 
     @property
     def batch_sequences(self) -> int:
-        """New sequences per optimizer step, over all ranks. Step s of a phase, 0-based, trains
-        those numbered s * batch_sequences and following."""
+        """New sequences per optimizer step, over all ranks: those numbered from
+        data_step * batch_sequences on, where data_step is that before the step."""
         ...
 
     @property

@@ -88,7 +88,7 @@ class Replay(Method):
     def after_step(self, context: MethodContext) -> None:
         """Show the sequences of the step that has just been taken to the reservoir."""
         num = context.batch_sequences
-        numbers = (context.phase_step - 1) * num + np.arange(num, dtype=np.int64)
+        numbers = (context.data_step - 1) * num + np.arange(num, dtype=np.int64)
         names = np.stack([np.full_like(numbers, context.phase), numbers], axis=1)
         self.reservoir.insert(names, context.generator("replay", "insert", context.step))
 

@@ -152,7 +152,7 @@ def _lines(file: Path, warnings: list[str]) -> Iterator[tuple[int, dict[str, Any
     for number, line in numbered:
         try:
             record = json.loads(line)
-        except ValueError:  # JSONDecodeError and UnicodeDecodeError
+        except (ValueError, RecursionError):  # not JSON, not UTF-8; brackets without end
             record = None
         if isinstance(record, dict):
             yield number, record
@@ -187,6 +187,7 @@ class _Reader:
 
     def _take_run(self, record: dict[str, Any]) -> None:
         domains, order = _domains_and_order(record)
+        _check_header(record)
         if self.header is not None and (domains, order) != (self.domains, self.order):
             raise ValueError("a second run with other domains or another order is in the same file")
         self.header, self.domains, self.order = record, domains, order
@@ -288,6 +289,8 @@ def _domains_and_order(record: dict[str, Any]) -> tuple[tuple[str, ...], tuple[i
     domains, order = record.get("domains"), record.get("order")
     if not isinstance(domains, list) or not all(isinstance(name, str) for name in domains):
         raise ValueError(f"domains must be a list of names, got {domains!r}")
+    if not all(name.isprintable() for name in domains):  # they are shown in terminals
+        raise ValueError(f"domains must be names that can be printed, got {_shown(domains)}")
     if not domains or len(set(domains)) < len(domains):
         raise ValueError(f"domains must be distinct names, at least one, got {domains}")
     if not isinstance(order, list) or not all(
@@ -297,10 +300,40 @@ def _domains_and_order(record: dict[str, Any]) -> tuple[tuple[str, ...], tuple[i
     return tuple(domains), tuple(order)
 
 
+# What the header says beside domains and order: key -> type of its values.
+_HEADER: dict[str, tuple[type, ...]] = {
+    "density": (int, float, type(None)),
+    "parameters": (int,),
+    "digests": (str, type(None)),
+    "versions": (str,),
+    "entropy_rate": (int, float),
+}
+
+
+def _check_header(record: dict[str, Any]) -> None:
+    for key, kinds in _HEADER.items():
+        found = record.get(key, {})
+        # bool is a kind of int, and no number of ours.
+        good = isinstance(found, dict) and all(type(value) in kinds for value in found.values())
+        if not good or not all(_is_plain(value) for value in found.values()):
+            raise ValueError(f"{key} has values that are none, got {_shown(found)}")
+    if not isinstance(record.get("config", {}), dict):
+        raise ValueError(f"config must be an object, got {_shown(record['config'])}")
+    if not _is_plain(record.get("name") or ""):
+        raise ValueError(f"name must be a name that can be printed, got {_shown(record['name'])}")
+
+
+def _is_plain(value: Any) -> bool:
+    """Text of one line without control characters, or a number of a usual size."""
+    if isinstance(value, str):
+        return value.isprintable()
+    return not isinstance(value, int) or abs(value) < 2**63
+
+
 def _integer(record: dict[str, Any], key: str) -> int:
     value = record.get(key)
-    if type(value) is not int:
-        raise ValueError(f"{key} must be an integer, got {value!r}")
+    if type(value) is not int or abs(value) >= 2**63:
+        raise ValueError(f"{key} must be an integer of 64 bits, got {_shown(value)}")
     return value
 
 
@@ -312,8 +345,17 @@ def _real(record: dict[str, Any], key: str) -> float:
     if value is None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{key} must be a number, got {value!r}")
-    return float(value) if math.isfinite(value) else math.nan
+        raise ValueError(f"{key} must be a number, got {_shown(value)}")
+    try:
+        return float(value) if math.isfinite(value) else math.nan
+    except OverflowError:  # a whole number beyond the largest float
+        return math.nan
+
+
+def _shown(value: Any) -> str:
+    """A value for a message: one line, and not longer than that."""
+    text = ascii(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _mapping(record: dict[str, Any], key: str) -> dict[str, Any]:

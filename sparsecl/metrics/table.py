@@ -32,7 +32,9 @@ def report(summary: dict[str, Any], width: int = WIDTH) -> str:
         "\n".join(_speed_lines(summary)),
         audit_line(summary),
     ]
-    return "\n\n".join(part for part in parts if part)
+    text = "\n\n".join(part for part in parts if part)
+    # Records may come from anywhere; what is in them may not steer the reader's terminal.
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def matrix_table(summary: dict[str, Any], width: int = WIDTH) -> str:

@@ -89,6 +89,7 @@ class Slices:
         self.optimizer: torch.optim.Optimizer = engine.basic_optimizer
         self.stage: int = engine.zero_optimization_stage()
         names = {param: name for name, param in engine.module.named_parameters()}
+        self._params = {name: param for param, name in names.items()}
         found = {item.name: item for item in self._find(names)}
         self._slices = [found[name] for name in names.values() if name in found]
         self.partitioned = self.stage > 0
@@ -98,6 +99,10 @@ class Slices:
 
     def __len__(self) -> int:
         return len(self._slices)
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """All parameters of this tp rank by name, also those that it has no slice of."""
+        return dict(self._params)
 
     def find(self, name: str) -> Slice | None:
         """The slice of one parameter; None if this rank holds no part of it."""

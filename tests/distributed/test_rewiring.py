@@ -9,7 +9,7 @@ import torch
 from sparsecl.checkpoint.publish import newest_valid
 from sparsecl.checkpoint.reader import Reader
 from sparsecl.engine import state
-from sparsecl.engine.train import Position
+from sparsecl.engine.position import Position
 from sparsecl.sparse.registry import sparse_parameters
 from tests.distributed import cases
 from tests.distributed.test_parity import TWO_DOMAINS
@@ -112,7 +112,7 @@ def go_on(cache: str, stage: str, overrides: tuple[str, ...], folder: str, out: 
     trainer, _, built = cases.assemble(cases.load(cache, overrides), stage, out)
     first = {name: entry.topology.digest for name, entry in trainer.sparse.items()}
     saved = state.restore(Path(folder) / "step_10", built, trainer.methods)
-    trainer.position = Position(**saved["position"])
+    trainer.position.take(Position(**saved["position"]))
     trainer.stream = trainer._stream()
     now = {name: entry.topology.digest for name, entry in trainer.sparse.items()}
     assert all(now[name] != digest for name, digest in first.items())

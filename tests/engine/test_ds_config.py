@@ -274,26 +274,6 @@ def test_keys_are_found_where_they_stand(tmp_path):
     }
 
 
-@pytest.mark.parametrize(
-    ("version", "stage", "bad"),
-    [
-        ("0.19.8", 2, False),
-        ("0.19.3", 3, True),
-        ("0.19.3", 1, False),
-        ("0.18.0+cpu", 2, True),
-        ("0.17.5", 2, False),
-    ],
-)
-def test_releases_with_wrong_gradients_are_refused(tmp_path, monkeypatch, version, stage, bad):
-    monkeypatch.setattr(ds_config.importlib.metadata, "version", lambda name: version)
-    value = {"zero_optimization": {"stage": stage, "overlap_comm": False}}
-    if bad:
-        expected = f"DeepSpeed {version} computes wrong gradients here"
-        assert expected in message(tmp_path, value)
-    else:
-        assert resolve(write(tmp_path, value), NUMBERS).stage == stage
-
-
 def test_overlap_is_warned_about(tmp_path):
     for zero, word in (
         ({"stage": 2, "overlap_comm": True}, "overlap_comm is on:"),

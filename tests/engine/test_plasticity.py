@@ -23,8 +23,8 @@ from sparsecl.engine.plasticity import (
     scalars,
     weight_figures,
 )
+from sparsecl.engine.position import Position
 from sparsecl.engine.run_config import PlasticityConfig
-from sparsecl.engine.train import Position
 from sparsecl.optim.slices import Slice
 from sparsecl.sparse.linear import ColumnParallelSparseLinear
 from sparsecl.topology.layer import LayerShape, LayerTopology
@@ -186,7 +186,7 @@ def go_on(cache: str, stage: str, overrides: tuple[str, ...], folder: str) -> di
     """The rest of a run after its step 4, in the middle of phase 0."""
     trainer, _, built = cases.assemble(cases.load(cache, overrides), stage, folder + "/again")
     saved = state.restore(Path(folder) / "step_4", built, trainer.methods)
-    trainer.position = Position(**saved["position"])
+    trainer.position.take(Position(**saved["position"]))
     assert trainer.position.plasticity.num_looks == 2
     trainer.run()
     return outcome(trainer)

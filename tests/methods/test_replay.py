@@ -35,11 +35,11 @@ def names(*numbers: int) -> Any:
     return np.array([(0, number) for number in numbers], dtype=np.int64).reshape(-1, 2)
 
 
-def context(step: int, *, phase: int = 0, phase_step: int | None = None, **more: Any) -> Any:
+def context(step: int, *, phase: int = 0, data_step: int | None = None, **more: Any) -> Any:
     fields = {
         "phase": phase,
         "step": step,
-        "phase_step": step if phase_step is None else phase_step,
+        "data_step": step if data_step is None else data_step,
         "micro_step": 0,
         "num_micro_steps": 1,
         "batch_sequences": 4,
@@ -115,12 +115,12 @@ def test_replayed_rows_are_rows_trained_before():
     for step in range(5):
         phase, phase_step = (0, step) if step < 3 else (2, step - 3)
         rows = new_rows(100 * phase + 4 * phase_step)
-        trained = method.batch(context(step, phase=phase, phase_step=phase_step), rows)
+        trained = method.batch(context(step, phase=phase, data_step=phase_step), rows)
         assert trained[:4].tolist() == rows.tolist()
         assert len(trained) == (6 if step else 4)
         assert set(trained[4:, 0]) <= seen
         replayed += len(trained) - 4
-        method.after_step(context(step + 1, phase=phase, phase_step=phase_step + 1))
+        method.after_step(context(step + 1, phase=phase, data_step=phase_step + 1))
         seen |= set(rows[:, 0].tolist())
     assert method.replayed_sequences == replayed == 8
     assert Methods([method]).replayed_sequences == 8
@@ -131,7 +131,7 @@ def filled(**options: Any) -> Replay:
     """A memory of phases 0 and 1, after two steps in each."""
     method = Replay(ReplayConfig(**{"sequences": 12, "share": 0.5, **options}))
     for step in range(4):
-        method.after_step(context(step + 1, phase=step // 2, phase_step=step % 2 + 1))
+        method.after_step(context(step + 1, phase=step // 2, data_step=step % 2 + 1))
     return method
 
 

@@ -38,8 +38,8 @@ def start(
     import torch
 
     from sparsecl.allocator import keep_freed_memory
+    from sparsecl.engine.environment import environment
     from sparsecl.engine.run import check
-    from sparsecl.engine.run_folder import environment
 
     prepared = {
         key: {name: check(config, options.ds_config, None) for name, config in configs.items()}

@@ -1,0 +1,145 @@
+"""The weights of some GPT-2 as those of our GPT, or the reason why it is none.
+
+transformers' GPT-2 and nanoGPT compute the same function up to names, transposes and options. What
+ours has no place for (biases, the tanh form of GELU, another epsilon) is refused, or, if the user
+asks for an approximation, left out and said.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sparsecl.checkpoint.foreign import Tensors
+from sparsecl.checkpoint.gpt2_names import (
+    BUFFER,
+    EMBEDDING,
+    entries,
+    gpt2_biases,
+    place,
+)
+from sparsecl.errors import DataError, UserError
+from sparsecl.model.config import ModelShape
+
+PREFIX = "transformer."
+HEAD = "lm_head.weight"
+APPROXIMATE = "--approximate"
+MAX_SIZE = 1 << 24  # of any one dimension: far above real models, and products stay exact
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model of ours to start from, read as it is asked for."""
+
+    shape: ModelShape
+    vocab_size: int
+    read: Callable[[str], torch.Tensor]
+    """fp32 tensor of one of our parameters; the embedding is [vocab_size, W]."""
+
+    notes: tuple[str, ...]
+    """What was left out or done, for the user."""
+
+
+def gpt2_weights(
+    tensors: Tensors, where: Path, *, heads: int, conv1d: bool, approximate: bool
+) -> Weights:
+    """Check a GPT-2 and open it under our names.
+
+    Args:
+        tensors: with or without the prefix "transformer.".
+        where: the file, for errors.
+        heads: attention heads, which no tensor tells.
+        conv1d: linears are [inputs, outputs] (transformers), not [outputs, inputs] (nanoGPT).
+        approximate: leave out biases.
+
+    Raises:
+        DataError: it is no GPT-2, or not whole.
+        UserError: it has what ours has not, and `approximate` is False.
+    """
+    prefix = PREFIX if f"{PREFIX}wte.weight" in tensors.keys else ""
+    names = {key.removeprefix(prefix) for key in tensors.keys if key != HEAD}
+    names = {name for name in names if not BUFFER.fullmatch(name)}
+
+    def get(name: str) -> torch.Tensor:
+        if prefix + name not in tensors.keys:
+            raise DataError(f"{where}: holds no {prefix}{name}; it is no GPT-2")
+        return tensors.read(prefix + name)
+
+    shape, vocab_size = _shape(get, names, where, heads, conv1d)
+    biases = gpt2_biases(shape)
+    wanted = entries(shape, vocab_size, frozenset())
+    keys = {place(name).key for name in wanted}
+    for name in sorted(names - keys - biases.keys()):
+        raise DataError(f"{where}: {prefix}{name} is not a tensor of a GPT-2")
+    _check_head(tensors, prefix, where)
+    notes = _left_out_biases(get, names & biases.keys(), where, approximate)
+
+    def read(name: str) -> torch.Tensor:
+        spot, size = place(name), wanted[name].shape
+        found = get(spot.key)
+        whole = size if spot.third is None else (3 * size[0], *size[1:])
+        transposed = conv1d and spot.is_linear
+        if tuple(found.shape) != (whole[::-1] if transposed else whole):
+            raise DataError(
+                f"{where}: {prefix}{spot.key} is of shape {list(found.shape)}, which does not fit "
+                f"width {shape.width} and {shape.mlp} hidden units"
+            )
+        found = found.T if transposed else found
+        found = found if spot.third is None else found.chunk(3)[spot.third]
+        return found.float().contiguous()
+
+    return Weights(shape, vocab_size, read, notes)
+
+
+def approximation(what: str, *, approximate: bool) -> str:
+    """The line of something that ours computes otherwise.
+
+    Raises:
+        UserError: with it, if no approximation was asked for.
+    """
+    if not approximate:
+        raise UserError(f"{what}. {APPROXIMATE} leaves it out, and changes what the model computes")
+    return f"{what}: left out"
+
+
+def _shape(
+    get: Callable[[str], torch.Tensor], names: set[str], where: Path, heads: int, conv1d: bool
+) -> tuple[ModelShape, int]:
+    """Sizes, from the tensors, and the number of token ids."""
+    embedding, positions = get("wte.weight"), get("wpe.weight")
+    up = get("h.0.mlp.c_fc.weight")
+    if any(tensor.dim() != 2 or max(tensor.shape) > MAX_SIZE for tensor in (embedding, positions)):
+        raise DataError(f"{where}: wte.weight or wpe.weight is no matrix of a usual size")
+    if up.dim() != 2 or 0 in (*embedding.shape, *positions.shape, *up.shape):
+        raise DataError(f"{where}: an empty tensor, or a linear that is no matrix")
+    width = embedding.shape[1]
+    if heads < 1 or width % heads:
+        raise DataError(f"{where}: {heads} heads do not divide the width {width}")
+    layers = 1
+    while f"h.{layers}.ln_1.weight" in names:
+        layers += 1
+    mlp = up.shape[1] if conv1d else up.shape[0]
+    shape = ModelShape(layers, width, heads, context=positions.shape[0], mlp=mlp)
+    return shape, embedding.shape[0]
+
+
+def _check_head(tensors: Tensors, prefix: str, where: Path) -> None:
+    if HEAD not in tensors.keys:
+        return
+    if not torch.equal(tensors.read(HEAD), tensors.read(f"{prefix}wte.weight")):
+        raise UserError(
+            f"{where}: {HEAD} differs from {prefix}wte.weight; the head of this model is always "
+            f"tied to its {EMBEDDING}"
+        )
+
+
+def _left_out_biases(
+    get: Callable[[str], torch.Tensor], names: set[str], where: Path, approximate: bool
+) -> tuple[str, ...]:
+    """A line if any bias is not zero."""
+    largest, name = max(((float(get(name).abs().max()), name) for name in names), default=(0.0, ""))
+    if largest == 0.0:
+        return ()
+    what = f"{where}: has biases, this model has none ({name} is up to {largest:.3g})"
+    return (approximation(what, approximate=approximate),)

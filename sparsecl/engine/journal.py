@@ -1,0 +1,172 @@
+"""What a run writes down, and where on the run's axis: records, TensorBoard, lines for people.
+
+Every rank has a journal; only rank 0's has writers behind it, and on the other ranks nothing
+happens. scalars.jsonl is the source of every figure (metrics/records.py), the rest a picture of it.
+"""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from sparsecl import dist
+from sparsecl.checkpoint.background import Saved
+from sparsecl.engine.board import CHART, IN_TRAINING, forgetting_scalars
+from sparsecl.engine.display import evaluation_line
+from sparsecl.engine.evaluate import Score
+from sparsecl.engine.plan import JOINT, Phase, Plan
+from sparsecl.engine.plasticity import scalars
+from sparsecl.engine.position import Position
+from sparsecl.log import RunLog
+from sparsecl.metrics.records import read_records
+from sparsecl.metrics.summary import summarize
+
+
+class Journal:
+    """Writes for one run. Local, but for `rewind`."""
+
+    def __init__(self, log: RunLog | None, plan: Plan, position: Position) -> None:
+        """Args:
+        log: rank 0's writers; None on other ranks.
+        position: the run's own, read at every entry.
+        """
+        self.log, self.plan, self.position = log, plan, position
+        self.begun = time.monotonic() - position.seconds
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained so far."""
+        return self.position.step * self.plan.tokens_per_step
+
+    @property
+    def speed(self) -> float:
+        """New training tokens per second, evaluations and checkpoints left out. The seconds hold
+        the replayed tokens too, so that replay shows as a lower speed."""
+        return self.tokens / max(self.position.train_seconds, 1e-9)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run, over all restarts, without what a restart repeated."""
+        return time.monotonic() - self.begun
+
+    def record(self, kind: str, **values: Any) -> None:
+        """One line of scalars.jsonl."""
+        if self.log:
+            place = {
+                "phase": self.position.phase,
+                "step": self.position.step,
+                "tokens": self.tokens,
+            }
+            self.log.record(kind, **{**place, **values})
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        if self.log:
+            self.log.say(text)
+
+    def scalars(self, values: Mapping[str, float]) -> None:
+        """Points of TensorBoard curves."""
+        if self.log:
+            self.log.scalars(values, tokens=self.tokens)
+
+    def step(self, loss: float, grad_norm: float | None, lr: float, *, replayed: int) -> None:
+        """A training step whose gradient was finite.
+
+        Args:
+            loss: mean over the whole batch, nats per token.
+            grad_norm: None if the step was discarded (fp16 steps that overflow).
+            replayed: tokens trained again up to now.
+        """
+        self.record(
+            "train",
+            loss=loss,
+            lr=lr,
+            grad_norm=grad_norm,
+            tokens_per_second=self.speed,
+            seconds=self.seconds,
+            **({"replayed_tokens": replayed} if replayed else {}),
+        )
+        values = {"loss": loss, "learning_rate": lr, "tokens_per_second": self.speed}
+        if grad_norm is not None:
+            values["live_gradient_norm"] = grad_norm
+        self.scalars({f"train/{key}": value for key, value in values.items()})
+        self.scalars({"progress/phase": self.position.phase})
+
+    def evaluation(self, scores: Mapping[str, Score], *, at: str, phase: int) -> None:
+        """All domains, scored at one moment; see metrics/records.py for `at` and `phase`."""
+        bits = {}
+        for name, score in scores.items():
+            self.record("eval", phase=phase, at=at, domain=name, **asdict(score))
+            bits[name] = score.loss_sum / math.log(2) / max(1, score.num_bytes)
+            self.scalars(
+                {
+                    f"validation_loss/{name}": score.loss,
+                    f"validation_bits_per_byte/{name}": bits[name],
+                    f"validation_accuracy/{name}": score.num_correct / score.num_tokens,
+                }
+            )
+        losses = {name: score.loss for name, score in scores.items()}
+        trained = self.plan.domain_name(self.plan.phases[phase]) if phase >= 0 else None
+        self.say(evaluation_line(self.position.step, losses, trained))
+        self._chart_bits(bits, self.plan.phases[max(0, phase) : phase + 1 + (at != "during")])
+
+    def _chart_bits(self, bits: Mapping[str, float], trained: Sequence[Phase]) -> None:
+        """Draw all domains in one chart; at a border, `trained` is the old and the new phase."""
+        if self.log is None:
+            return
+        tag = f"{CHART}/validation_bits_per_byte"
+        self.log.chart(tag, bits, tokens=self.tokens)
+        for phase in trained:  # two points at a border make the curve jump
+            if phase.domain != JOINT:
+                now = bits[self.plan.domain_name(phase)]
+                self.log.chart(tag, {IN_TRAINING: now}, tokens=self.tokens)
+
+    def plasticity(self, found: Mapping[str, Any], *, at: str, phase: int) -> None:
+        """Figures of engine/plasticity.py."""
+        self.record("plasticity", **{"phase": phase, "at": at, **found})
+        self.scalars(scalars(found))
+
+    def forgetting(self) -> None:
+        """Draw what is forgotten so far, from the records as the report does."""
+        if self.log is None or self.log.num_waiting:  # the record has gaps while a disk is full
+            return
+        summary = summarize(read_records(self.log.folder))
+        self.scalars(forgetting_scalars(summary))
+        risen = summary["forgetting"]["per_domain"]
+        known = {name: value for name, value in risen.items() if value is not None}
+        self.log.chart(f"{CHART}/forgotten_nats", known, tokens=self.tokens)
+
+    def audit(self, *, checks: int, nonzero: int) -> None:
+        """An audit of the absent weights."""
+        self.record("audit", checks=checks, nonzero=nonzero)
+        self.scalars({"audit/nonzero_absent": nonzero})
+
+    def saved(self, what: Saved) -> None:
+        """What the last checkpoint that is done has cost. Only in TensorBoard: a resumed run has
+        other checkpoints than one that was never stopped, and must have the same records."""
+        self.scalars(
+            {
+                "checkpoint/megabytes": what.bytes / 1e6,
+                "checkpoint/stall_seconds": what.stall_seconds,
+                "checkpoint/write_seconds": what.write_seconds,
+            }
+        )
+
+    def sync(self) -> int:
+        """Make the records durable. Returns their size in bytes; 0 on other ranks."""
+        return self.log.sync() if self.log else 0
+
+    def rewind(self, size: int) -> None:
+        """Cut off what was written after the moment that `position` is at now. Collective.
+
+        Args:
+            size: of scalars.jsonl at that moment, in bytes.
+        """
+
+        def reopen() -> None:
+            if self.log:
+                self.log.close()
+                self.log = RunLog(self.log.folder, resume_at=size, purge_tokens=self.tokens)
+
+        dist.agree(reopen)

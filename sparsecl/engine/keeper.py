@@ -1,0 +1,82 @@
+"""Checkpoints of a run: what goes into them, and what happens if one cannot be written."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sparsecl import dist, watchdog
+from sparsecl.checkpoint.background import Saver
+from sparsecl.engine import state
+from sparsecl.engine.build import Built
+from sparsecl.engine.journal import Journal
+from sparsecl.engine.position import Position
+from sparsecl.engine.run_config import CheckpointConfig
+from sparsecl.errors import CannotCreateError, StorageError
+from sparsecl.methods.base import Methods
+
+# What a large model's checkpoint on a slow file system may take.
+SAVE_SECONDS = 3600.0
+
+
+class Keeper:
+    """Saves one run. All methods are collective over the world."""
+
+    def __init__(
+        self,
+        config: CheckpointConfig,
+        root: Path,
+        built: Built,
+        position: Position,
+        journal: Journal,
+        *,
+        identity: Mapping[str, Any],
+    ) -> None:
+        """Args:
+        root: the `checkpoints` folder of the run.
+        identity: what a resume compares, JSON-safe.
+        """
+        self.config, self.built = config, built
+        self.position, self.journal, self.identity = position, journal, identity
+        self.saver = Saver(root, keep=config.keep, background=config.background)
+        self.saved_step = -1
+        """The step of the last checkpoint of this process that has not failed up to now."""
+
+    def save(self, methods: Methods) -> None:
+        """Save the run as it is now.
+
+        Raises:
+            StorageError, CannotCreateError: if checkpoint.on_failure says to stop.
+        """
+        position = self.position
+        position.seconds = self.journal.seconds
+        with watchdog.patient(f"checkpoint of step {position.step}", SAVE_SECONDS):
+            try:
+                here = {
+                    **self.identity,
+                    "position": asdict(position),
+                    # A checkpoint must not claim a record that is not on the disk.
+                    "scalars_bytes": dist.agree(self.journal.sync),
+                    "audit_checks": self.built.guard.checks,
+                }
+                state.save(self.saver, self.built, methods, here, step=position.step)
+            except (StorageError, CannotCreateError) as error:
+                self._failed(error)
+                return
+        self.saved_step = position.step
+        if self.saver.last is not None:
+            self.journal.saved(self.saver.last)
+
+    def wait(self) -> None:
+        """Wait for a save in the background, if there is one; `save` tells what it raises."""
+        with watchdog.patient("the end of a checkpoint in the background", SAVE_SECONDS):
+            try:
+                self.saver.wait()
+            except (StorageError, CannotCreateError) as error:
+                self._failed(error)
+
+    def _failed(self, error: StorageError | CannotCreateError) -> None:
+        self.saved_step = -1
+        if self.config.on_failure == "stop":
+            raise error
+        self.journal.say(f"  warning: {error}. Training goes on without this checkpoint.")

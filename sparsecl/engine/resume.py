@@ -1,0 +1,236 @@
+"""What may change between a checkpoint and the run that goes on from it.
+
+Three kinds. Some settings change no result, or only how it is rounded: free. Most others change
+what is computed from here on: shown key by key, and refused unless the user has allowed it. A few
+would make the checkpoint or the record of the run mean something else: never.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sparsecl import config as configs
+from sparsecl import dist
+from sparsecl.config_nodes import compose, one_line
+from sparsecl.engine.plan import Plan, make_plan
+from sparsecl.engine.position import Position
+from sparsecl.engine.run_config import RunConfig
+from sparsecl.errors import DataError, UserError
+
+# Settings that change what is written down, not what is computed.
+FREE = ("name", "log", "checkpoint", "data.workers", "data.cache_dir", "parallel")
+# How weights are kept and multiplied: another choice rounds differently, no more.
+FREE += ("topology.storage", "topology.backend", "topology.keep_expansion")
+# When a broken run is given up.
+FREE += ("health.hang_seconds", "health.join_seconds", "health.max_bad_steps")
+
+MAX_SHOWN = 6  # changes in the one line of an error
+
+ANEW = "Use the old value, or start in another --run_dir."
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """Changes that the user has permitted."""
+
+    config: bool = False
+    """--allow_config_change."""
+
+    data: bool = False
+    """--allow_data_change: of the text or the tokenizer."""
+
+    new_optimizer: bool = False
+    """--weights_only: the optimizer and the methods begin anew."""
+
+
+NOTHING = Allowed()
+
+
+def check_identity(
+    folder: Path,
+    saved: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    allowed: Allowed = NOTHING,
+) -> list[str]:
+    """Compare a checkpoint with the run that wants to go on from it.
+
+    Args:
+        saved: the state in the manifest of the checkpoint `folder`.
+        identity: config, and digests of data, tokenizer and topology, of this run.
+
+    Returns:
+        What has changed with permission, as lines for the log.
+
+    Raises:
+        UserError: the config changed without permission, or in what a run cannot change.
+        DataError: other domains, text, tokenizer or topology.
+    """
+    lines = check_config(folder, saved["config"], identity["config"], allowed=allowed)
+    if lines:
+        _check_fixed(folder, saved, identity["config"])
+    for key in ("tokenizer", "data"):
+        if saved[key] == identity[key]:
+            continue
+        change = f"the {key} changed since the checkpoint (digest {saved[key][:12]}, now "
+        change += f"{identity[key][:12]})"
+        if not allowed.data:
+            raise DataError(
+                one_line(f"{folder}: {change}. Restore it, start in another --run_dir, or go on ")
+                + "with it by --allow_data_change."
+            )
+        lines.append(f"allowed: {change}")
+    _check_topologies(folder, saved["topology"], identity["topology"])
+    return lines
+
+
+def check_config(
+    holder: Path, old: Mapping[str, Any], new: Mapping[str, Any], *, allowed: Allowed = NOTHING
+) -> list[str]:
+    """Compare the config that `holder` was made with to that of this run.
+
+    Returns:
+        The changes, as lines for the log: a head, then "  key: old -> new" each; empty if there
+        are none that matter.
+
+    Raises:
+        DataError: other domains.
+        UserError: other changes, unless they are allowed. Rank 0 prints all of them before.
+    """
+    old = completed(old)
+    _check_domains(holder, old, new)
+    changed = [line for line in configs.differences(old, new) if not _is_free(line)]
+    if not changed:
+        return []
+    if not allowed.config:
+        if dist.rank() == 0:
+            print("\n".join([f"{holder}: made with another config:", *(f"  {c}" for c in changed)]))
+        shown = changed[:MAX_SHOWN]
+        if len(changed) > MAX_SHOWN:
+            shown.append(f"and {len(changed) - MAX_SHOWN} more")
+        raise UserError(
+            one_line(f"{holder}: was made with another config: {'; '.join(shown)}. ")
+            + "Use the same config, another --run_dir, or --allow_config_change."
+        )
+    return [f"allowed: the config changed since {holder.name}:", *(f"  {c}" for c in changed)]
+
+
+def completed(old: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved config with the defaults of keys that are younger than it.
+
+    A key that is no longer known stays, and so shows as a change.
+    """
+    config = _parsed(old)
+    return dict(old) if config is None else configs.to_dict(config)
+
+
+def _parsed(old: Mapping[str, Any]) -> RunConfig | None:
+    try:
+        node = compose(yaml.safe_dump(configs.to_dict(old)), "checkpoint")
+        return None if node is None else configs.overlay(RunConfig(), node, "")
+    except UserError:
+        return None
+
+
+def _is_free(line: str) -> bool:
+    key = line.partition(":")[0]
+    return any(key == free or key.startswith(f"{free}.") for free in FREE)
+
+
+def _check_domains(holder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """The domains of a run are the columns of its result matrix, measured from the first step."""
+    names, now = ([d["name"] for d in config["data"]["domains"]] for config in (old, new))
+    if names == now:
+        return
+    missing = [name for name in names if name not in now]
+    added = [name for name in now if name not in names]
+    what = [f"{', '.join(missing)} missing"] if missing else []
+    what += [f"{', '.join(added)} new"] if added else []
+    what = what or [f"the order was {', '.join(names)} and is {', '.join(now)}"]
+    raise DataError(
+        one_line(f"{holder}: data.domains are not those of this run: {'; '.join(what)}. {ANEW}")
+    )
+
+
+def _check_fixed(folder: Path, saved: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raise for a change that no permission covers."""
+    before, now = _parsed(saved["config"]), _parsed(new)
+    if before is None or now is None:
+        raise UserError(
+            one_line(f"{folder}: its config has keys that this version does not know. {ANEW}")
+        )
+    position = Position(**saved["position"])
+    for key, value, why in _FIXED:
+        if value(before) != value(now):
+            raise UserError(
+                one_line(f"{folder}: {key} was {value(before)} and is {value(now)}: {why}. {ANEW}")
+            )
+    _check_phases(folder, position, _plan(before), _plan(now))
+
+
+def _plan(config: RunConfig) -> Plan:
+    """Its phases; they are the same for any number of ranks."""
+    return make_plan(config, world_size=config.parallel.tensor)
+
+
+def _methods(config: RunConfig) -> list[str]:
+    return [name for name, block in configs.to_dict(config.methods).items() if block is not None]
+
+
+# (key, its value, why it cannot change in a run)
+_FIXED: Sequence[tuple[str, Callable[[RunConfig], Any], str]] = (
+    ("model", lambda c: c.model.resolved(), "the weights in the checkpoint have the old shapes"),
+    (
+        "optimizer.kind",
+        lambda c: c.optimizer.kind,
+        "the moments in the checkpoint are those of the old one",
+    ),
+    ("methods", _methods, "a method needs what it has gathered since the first step"),
+    (
+        "batch.sequences",
+        lambda c: c.batch.sequences,
+        "sequences of the phase would be read twice or not at all",
+    ),
+    (
+        "topology.role",
+        lambda c: (c.topology.kind == "dense", c.topology.role),
+        "the checkpoint holds the weights that the old one has",
+    ),
+)
+
+
+def _check_phases(folder: Path, position: Position, before: Plan, now: Plan) -> None:
+    """What is trained is trained; the phases to come may be longer or shorter."""
+    names, new = ([plan.domain_name(p) for p in plan.phases] for plan in (before, now))
+    if names != new:
+        raise DataError(
+            one_line(
+                f"{folder}: the phases were {', '.join(names)} and are {', '.join(new)}: the "
+                f"record of the run is made for the old ones. {ANEW}"
+            )
+        )
+    for old_phase, new_phase in zip(before.phases, now.phases, strict=True):
+        index, steps = old_phase.index, new_phase.num_steps
+        done = old_phase.num_steps if index < position.phase else 0
+        if index == position.phase:
+            done = position.phase_step
+        if steps < done or (index < position.phase and steps != done):
+            raise UserError(
+                one_line(
+                    f"{folder}: phase {index} has {steps} steps now, but {done} of its "
+                    f"{old_phase.num_steps} steps are done. {ANEW}"
+                )
+            )
+
+
+def _check_topologies(folder: Path, old: Mapping[str, str], new: Mapping[str, str]) -> None:
+    for name in [*new, *(name for name in old if name not in new)]:
+        if old.get(name) != new.get(name):
+            was, now = (str(digests.get(name))[:12] for digests in (old, new))
+            raise DataError(
+                one_line(
+                    f"{folder}: topology digest of {name} is {was}, this config gives {now}. {ANEW}"
+                )
+            )

@@ -1,0 +1,47 @@
+"""Back to the last checkpoint after a spike, with the data that led to it left out.
+
+The weights are rewound and the phase goes on with the sequences that come after the spike, so what
+may have caused it is not read again. The number of steps of the phase stays what it was.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from sparsecl import dist
+from sparsecl.checkpoint.manifest import read_manifest
+from sparsecl.checkpoint.publish import newest_valid
+from sparsecl.engine import state
+from sparsecl.engine.build import Built
+from sparsecl.engine.position import Position
+from sparsecl.methods.base import Methods
+
+
+def rewind(
+    checkpoints: Path, built: Built, methods: Methods, position: Position
+) -> tuple[Position, int] | None:
+    """Load the newest checkpoint of this phase. Collective over the world.
+
+    Args:
+        position: where the run is; unchanged.
+
+    Returns:
+        Where to go on, and the size that scalars.jsonl had there; None, and nothing is changed, if
+        no checkpoint of this phase (or of its border) is there.
+    """
+    folder, _ = dist.agree(lambda: newest_valid(checkpoints), only_first=True)
+    if folder is None:
+        return None
+    saved = dist.agree(lambda: read_manifest(folder).state)
+    earlier = Position(**saved["position"])
+    if earlier.phase != position.phase:
+        return None
+    dist.agree(lambda: state.restore(folder, built, methods))
+    built.guard.audit(earlier.step)
+    built.guard.checks = int(saved["audit_checks"])
+    left_out = position.phase_step - earlier.phase_step
+    there = replace(
+        earlier,
+        data_shift=position.data_shift + left_out,
+        rollbacks=position.rollbacks + 1,
+    )
+    return there, int(saved["scalars_bytes"])

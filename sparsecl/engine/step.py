@@ -1,0 +1,127 @@
+"""One optimizer step: forward, backward, and whether it may be taken.
+
+A gradient that is not finite anywhere must not reach the weights anywhere. DeepSpeed's ZeRO stages
+1-3 agree on that among the ranks and discard the step. Its stage 0 does not ask other ranks, and in
+fp32 does not look at all, so there it is decided here (but for fp16, where the loss scale must hear
+of it). Either way nothing changes, bit for bit.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sparsecl import dist, watchdog
+from sparsecl.engine.build import Built
+
+Hook = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What came of one step."""
+
+    losses: list[torch.Tensor]
+    """Mean loss of each micro-batch of this rank, nats per token."""
+
+    grad_norm: float | None
+    """Of the whole model before clipping; None if it was not asked for."""
+
+    applied: bool
+    """False: a gradient was not finite, and nothing changed. The same on all ranks."""
+
+    bad_gradients: list[str]
+    """Parameters of this rank with gradients that are not finite; only if they were asked for."""
+
+    @property
+    def loss(self) -> torch.Tensor:
+        """Mean loss of this rank's tokens."""
+        return torch.stack(self.losses).mean()
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What a step shall look at beside what it must."""
+
+    grad_norm: bool = False
+    bad_gradients: bool = False
+
+
+def take_step(
+    built: Built,
+    micro_losses: Iterator[tuple[torch.Tensor, torch.Tensor]],
+    *,
+    name: str,
+    accumulation: int,
+    looks: Looks,
+    before_step: Sequence[Hook] = (),
+) -> StepResult:
+    """Run all micro-batches of one step. Collective over the world.
+
+    Args:
+        name: for the watchdog.
+        micro_losses: for each micro-batch its mean loss, and the loss to go backward from.
+        before_step: called in order when the gradients are reduced and not yet clipped.
+    """
+    engine, slices = built.engine, built.slices
+    losses: list[torch.Tensor] = []
+    norm, bad, applied = None, list[str](), True
+    for micro_step, (loss, whole) in enumerate(micro_losses):
+        last = micro_step + 1 == accumulation
+        losses.append(loss.detach())
+        watchdog.beat(f"{name}, backward of micro-batch {micro_step}")
+        engine.backward(whole * slices.missing_scale)
+        if last:
+            for hook in before_step:
+                hook()
+            norm = slices.grad_norm() if looks.grad_norm else None
+            bad = _bad_gradients(built) if looks.bad_gradients else []
+            watchdog.beat(f"{name}, update")
+            applied = _step(built)
+        else:
+            engine.step()
+    return StepResult(losses, norm, applied, bad)
+
+
+def _step(built: Built) -> bool:
+    """Let DeepSpeed step, or discard. Returns True if the step was taken."""
+    engine = built.engine
+    if built.slices.partitioned or engine.fp16_enabled():
+        engine.step()
+        return bool(engine.was_step_applied())
+    bad = torch.tensor([float(bool(_bad_gradients(built)))], device=dist.device())
+    if not float(dist.all_reduce(bad, op="max")):
+        engine.step()
+        return True
+    with _without_update(engine.optimizer):
+        engine.step()
+    engine.skipped_steps += 1
+    return False
+
+
+def _bad_gradients(built: Built) -> list[str]:
+    gradients = [(item.name, built.slices.grad(item)) for item in built.slices]
+    found = [(name, gradient) for name, gradient in gradients if gradient is not None]
+    if not found:
+        return []
+    # A sum that is finite has finite terms. One that is not may have overflowed: look again.
+    sums = torch.stack([gradient.sum(dtype=torch.float32) for _, gradient in found]).tolist()
+    return [
+        name
+        for (name, gradient), total in zip(found, sums, strict=True)
+        if not math.isfinite(total) and not bool(torch.isfinite(gradient).all())
+    ]
+
+
+@contextlib.contextmanager
+def _without_update(optimizer: Any) -> Iterator[None]:
+    """DeepSpeed does all that belongs to a step but the update: gradients are dropped, counters
+    and the place in the accumulation move on."""
+    optimizer.step = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        del optimizer.step  # the method of its class is in sight again
