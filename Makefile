@@ -1,5 +1,6 @@
 # make demo   train a small model through all phases, on one CPU or on every GPU of this machine
-# make test   all tests; FAST=1 leaves out the slow ones, ARGS="-k name" selects
+# make test   the tests that fit a quarter of an hour; ARGS="-k name" selects
+# make test-slow   the others
 # make lint   ruff (lint and format) and pyright
 # make clean  remove caches and build leftovers; the virtual environment and runs/ stay
 
@@ -13,7 +14,7 @@ ARGS ?=
 # DeepSpeed finds ninja on PATH, and its workers find the tools of this environment.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-slow lint clean
 .DEFAULT_GOAL := test
 
 # torch goes first and by its exact version: a range would fetch the newest CUDA build, and the
@@ -30,7 +31,10 @@ demo: $(STAMP)
 
 # One thread per process: tests that start several gloo ranks would fight for the cores otherwise.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(if $(FAST),-m "not slow") $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+
+test-slow: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,10 +1,14 @@
 """Prepare the data of a run ahead of time, and print what there is of it.
 
     python launch/prepare_data.py
-    python launch/prepare_data.py --config run.yaml --set data.workers=8
+    python launch/prepare_data.py --config launch/configs/gpt_100m.yaml \\
+        launch/configs/domains_hub.yaml --set data.workers=8
 
 A training run prepares whatever is missing by itself; this serves a login node with a network, or
-a large corpus. It may be killed and called again.
+a large corpus. It may be killed and called again: what is finished of each domain (its text, its
+tokens) stays. Memory does not grow with the corpus; the disk holds its text and its tokens, about
+1.5 times its size, beside what `datasets` downloads. Without a terminal a line every 15 seconds
+tells how far it is.
 """
 
 import argparse
@@ -24,8 +28,16 @@ from sparsecl.errors import UserError  # noqa: E402
 def main() -> int:
     """Parse, load, prepare, print. Returns the exit code."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--config", type=Path, help="run config; default: the embedded one")
-    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="run config; of several, later ones are laid over earlier ones; default: the demo's",
+    )
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides"
+    )
     parser.add_argument("--verify", action="store_true", help="check the sha256 of token files")
     options = parser.parse_args()
     try:
@@ -35,7 +47,7 @@ def main() -> int:
             run.tokenizer,
             context=run.model.resolved().context,
             seed=run.seed,
-            show_progress=sys.stderr.isatty(),
+            show_progress=True,
             verify=options.verify,
         )
     except UserError as error:

@@ -2,9 +2,11 @@
 
     python launch/sweep.py launch/experiments/exp1_density.yaml
     python launch/sweep.py launch/experiments/exp2_topology.yaml --scale 100m --jobs 8 --dry_run
+    python launch/sweep.py launch/experiments/exp2_topology.yaml --scale 100m --where slurm
 
 It may be stopped (Ctrl-C, kill) and started again with the same command: what is done stays done,
-and runs that were going on continue from their last checkpoint.
+and runs that were going on continue from their last checkpoint. With --where slurm it submits what
+is neither done nor in the queue, and returns at once.
 """
 
 import argparse
@@ -53,9 +55,19 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--study_dir", type=Path, help="study folder; default studies/<name>-<scale>-<digest>"
     )
-    parser.add_argument("--where", choices=("local",), default="local")
+    parser.add_argument("--where", choices=("local", "slurm"), default="local")
     parser.add_argument(
-        "--jobs", type=int, help="runs at the same time; default: one per core, GPU"
+        "--site",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="over the settings of slurm/site.env",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        help="runs at the same time; default: one per core, GPU; in Slurm, no limit of ours",
     )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each run; default 1")
     parser.add_argument("--dry_run", action="store_true", help="show what would run, then stop")
@@ -104,12 +116,16 @@ def sweep(options: argparse.Namespace) -> int:
         print(f"\nStudy folder: {folder}")
         if (folder / PLAN).exists():
             print(status_text(folder, plan))
+        if options.where == "slurm":
+            on_slurm(folder, plan, options)
         return 0
     with lock_folder(folder, "--study_dir"):
         plan = open_study(folder, plan, configs)
         print(plan_text(plan))
         print(f"\nStudy folder: {folder}\n", flush=True)
         prepare_data(configs, plan)
+        if options.where == "slurm":
+            return 0 if not on_slurm(folder, plan, options) or show(folder) else RUN_FAILED
         try:
             finished = run(folder, plan, options)
         except KeyboardInterrupt:
@@ -151,6 +167,23 @@ def run(folder: Path, plan: StudyPlan, options: argparse.Namespace) -> bool:
     slots = options.jobs or num_gpus or max(1, (cores or 1) // options.threads)
     place = LocalPlace(slots=slots, threads=options.threads, num_gpus=num_gpus)
     return Runner(folder, plan, place, train=python_script(TRAIN), watch=Overview()).run()
+
+
+def on_slurm(folder: Path, plan: StudyPlan, options: argparse.Namespace) -> bool:
+    """Say where the runs stand, and submit what is missing. Returns True if every run is done."""
+    from sparsecl.experiments import slurm
+
+    place = slurm.SlurmPlace(ROOT, limit=options.jobs, site=options.site)
+    queued = slurm.queue(folder)
+    found = slurm.standings(folder, plan, queued)
+    print(slurm.standing_text(folder, plan, found), flush=True)
+    runs = slurm.missing(plan, found)
+    if options.dry_run:
+        jobs = place.jobs(folder, plan, runs, (array for array, _ in queued)) if runs else []
+        print(f"\n{slurm.preview(folder, jobs)}" if jobs else "\nnothing to submit")
+    elif runs:
+        print("\n".join(place.submit(folder, plan, runs)), flush=True)
+    return all(standing == "done" for standing in found.values())
 
 
 def measure_interference(folder: Path) -> bool:

@@ -43,7 +43,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", type=Path, default=DEMO, help="run config (YAML)")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        nargs="+",
+        default=[DEMO],
+        metavar="FILE",
+        help="run config (YAML); of several, later ones are laid over earlier ones",
+    )
     parser.add_argument("--ds_config", type=Path, required=True, help="DeepSpeed config (JSON)")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides"

@@ -51,13 +51,14 @@ _NOT_FINITE = re.compile(r"[-+]?\.?(inf|nan|infinity)", re.IGNORECASE)
 _PERCENT = re.compile(r"([0-9]{1,30}(?:\.[0-9]+)?)\s*%")
 
 
-def load(cls: type[T], path: Path | None, overrides: Sequence[str] = ()) -> T:
-    """Build `cls` from a YAML file and overrides.
+def load(cls: type[T], path: Path | Sequence[Path] | None, overrides: Sequence[str] = ()) -> T:
+    """Build `cls` from YAML files and overrides.
 
     Args:
         cls: a dataclass, usually frozen; its __post_init__ may raise ValueError with a message
             that starts with the name of the field at fault.
-        path: YAML file; None = the defaults of `cls` alone.
+        path: YAML file, or several, each laid over those before it: a key that a later one does
+            not name keeps its value. None = the defaults of `cls` alone.
         overrides: "a.b=value" texts, value in YAML; a list item is "a.0.b=value". A later one
             wins. A mapping as value replaces what the file says under that key.
 
@@ -66,10 +67,14 @@ def load(cls: type[T], path: Path | None, overrides: Sequence[str] = ()) -> T:
         MissingInputError: the file cannot be opened.
         DataError: the file is not UTF-8.
     """
-    root = empty_mapping("defaults") if path is None else read_nodes(path)
+    paths = [path] if isinstance(path, Path) else list(path or ())
+    roots = [read_nodes(one) for one in paths] or [empty_mapping("defaults")]
     for text in overrides:
-        override(root, text)
-    return _dataclass(root, cls, "", None)
+        override(roots[-1], text)
+    config = _dataclass(roots[0], cls, "", None)
+    for root in roots[1:]:
+        config = overlay(config, root, "")
+    return config
 
 
 def read_nodes(path: Path) -> MappingNode:

@@ -7,6 +7,7 @@ functions work in a single process without a process group (tp and dp are then o
 import datetime
 import os
 import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.distributed import distributed_c10d
 from sparsecl.errors import PeerLostError, UserError
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)  # data preparation of a rank may take long
+POLL_SECONDS = 0.5  # how often ranks ask whether the first one is done (agree_at_length)
 
 
 def rank() -> int:
@@ -79,6 +81,8 @@ def init(tensor: int = 1, *, join_seconds: float = 600.0) -> None:
         local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1"
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(local)))
     if not torch_dist.is_initialized():
+        global _num_waits
+        _num_waits = 0
         # gloo beside nccl: small agreements and CPU tensors need no GPU.
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         torch_dist.init_process_group(
@@ -286,6 +290,46 @@ def agree(
         if found is not None:
             raise RuntimeError(f"rank {place}: {found}") from problem
     return reports[0][1] if only_first else result
+
+
+def agree_at_length(action: Callable[[], Any]) -> Any:
+    """`agree` with `only_first`, for work of rank 0 that may outlast COLLECTIVE_TIMEOUT.
+
+    The others ask the store until rank 0 says that it is done, for hours if need be. Rank 0's
+    process holds the store (under torchrun the agent, which ends all ranks if one dies), and
+    answers for it even while Python is busy: if rank 0 is gone, so is the store, and they hear it.
+
+    Collective over the world. Returns and raises as `agree`; and PeerLostError on the others.
+    """
+    global _num_waits
+    if not is_initialized() or world_size() == 1:
+        return agree(action, only_first=True)
+    _num_waits += 1
+    key = f"sparsecl/done/{_num_waits}"
+    connection = _store(10.0, serve=False)
+    if rank() > 0:
+        _wait_for(connection, key)
+
+    def told() -> Any:
+        try:
+            return action()
+        finally:
+            connection.set(key, "yes")
+
+    return agree(told, only_first=True)
+
+
+_num_waits = 0
+"""Calls of agree_at_length since `init`: the same on all ranks, so it names the occasion."""
+
+
+def _wait_for(connection: Any, key: str) -> None:
+    try:
+        while not connection.check([key]):
+            time.sleep(POLL_SECONDS)
+    except torch_dist.DistError as error:
+        text = str(error).splitlines()[0]
+        raise PeerLostError(f"rank {rank()} waited for rank 0, which is gone ({text})") from None
 
 
 def barrier() -> None:

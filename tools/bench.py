@@ -6,6 +6,8 @@
     python tools/bench.py --per_layer --arms packed_csr --density 0.01 0.05
     python tools/bench.py --memory --preset 100m --vocab 50257 --sequences 1 --length 64
     python tools/bench.py --wire --layers 2 --width 128 --heads 4 --context 64
+    python tools/bench.py --gpu_table --device cuda --precision bf16 --vocab 50257 --out gpu.json
+    python tools/bench.py --checkpoints --density 0.01 0.1 --arms masked packed --rounds 3
 
 By default whole steps are timed: forward, backward and optimizer step through DeepSpeed on random
 tokens, in one process. The arms of a density take turns: every round is one step of each, on the
@@ -16,7 +18,9 @@ after the last round. Each density has its own dense baseline and is dropped bef
 
 On a CPU all arms alike run with an allocator that reuses large blocks (sparsecl/allocator.py), as
 training does. --per_layer times the linears alone, --growth fits exponents of the step time,
---memory compares bytes with the formulas, and --wire counts the bytes of gradient reductions.
+--memory compares bytes with the formulas, --wire counts the bytes of gradient reductions,
+--gpu_table gives tokens/s, utilisation and memory of the presets on one device, and
+--checkpoints saves in the foreground and beside training.
 """
 
 import argparse
@@ -36,7 +40,16 @@ from sparsecl.errors import CannotCreateError, InvariantError, UserError  # noqa
 from sparsecl.files import write_json  # noqa: E402
 from sparsecl.model.config import PRESETS  # noqa: E402
 from sparsecl.topology.config import TopologyKind  # noqa: E402
-from tools.benchmarks import growth, layers, memory, process, steps, wire  # noqa: E402
+from tools.benchmarks import (  # noqa: E402
+    checkpoints,
+    gpu_table,
+    growth,
+    layers,
+    memory,
+    process,
+    steps,
+    wire,
+)
 from tools.benchmarks.arms import (  # noqa: E402
     ARMS,
     DEFAULT_ARMS,
@@ -51,6 +64,8 @@ MODES = {
     "growth": "how step and update time grow with live weights, tokens and layers",
     "memory": "bytes of model state and of one pass, beside the formulas",
     "wire": "bytes of one gradient reduction over --dp processes, for ZeRO 0 to 3",
+    "gpu_table": "tokens/s, MFU and memory of --presets: dense, masked, packed, tiles",
+    "checkpoints": "bytes of a checkpoint, and how long training waits for it",
 }
 # Kinds that --density does not describe.
 KINDS = tuple(
@@ -104,6 +119,7 @@ def parser() -> argparse.ArgumentParser:
     _add_numbers(result, numbers)
     result.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
     result.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    result.add_argument("--compile", action="store_true", help="compile the blocks of all arms")
     result.add_argument(
         "--ds_config",
         type=Path,
@@ -134,6 +150,16 @@ def _add_model(result: argparse.ArgumentParser) -> None:
         "length": (None, "--memory: tokens of a sequence; default: the context"),
     }
     _add_numbers(result, {**sizes, **others})
+    result.add_argument(
+        "--presets",
+        nargs="+",
+        choices=tuple(PRESETS),
+        default=gpu_table.DEFAULT_PRESETS,
+        help="--gpu_table: sizes, in this order (default 100m 500m 1b)",
+    )
+    result.add_argument(
+        "--peak_tflops", type=float, help="--gpu_table: of the device, in place of its data sheet"
+    )
     result.add_argument("--activation_checkpointing", action="store_true")
 
 
@@ -211,14 +237,15 @@ def measure(
     options: argparse.Namespace, configs: dict[float, dict[str, RunConfig]]
 ) -> dict[str, Any]:
     """Do what the mode says. Returns the content of the JSON file."""
-    if options.mode == "growth":
-        found = growth.measure(options)
+    if options.mode in ("growth", "gpu_table"):
+        found = {"growth": growth, "gpu_table": gpu_table}[options.mode].measure(options)
     else:
         modes = {
             "steps": steps.measure,
             "per_layer": layers.measure,
             "memory": memory.measure,
             "wire": wire.measure,
+            "checkpoints": checkpoints.measure,
         }
         found = modes[options.mode](options, configs)
     config = {key: plain(value) for key, value in vars(options).items()}

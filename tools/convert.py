@@ -1,10 +1,14 @@
 """Convert, compare and check checkpoints offline, one tensor at a time.
 
     python tools/convert.py verify runs/demo-1a2b3c
+    python tools/convert.py diff runs/first runs/second --tolerance 1e-6
     python tools/convert.py reshard runs/demo-1a2b3c/checkpoints/step_750 step_750 --tensor 2
     python tools/convert.py consolidate runs/demo-1a2b3c model --dtype bf16
     python tools/convert.py sparse-export runs/demo-1a2b3c live.safetensors
-    python tools/convert.py diff runs/first runs/second --tolerance 1e-6
+    python tools/convert.py hf-export runs/demo-1a2b3c gpt2
+    python tools/convert.py hf-import gpt2 imported --by magnitude --density 0.1
+    python tools/convert.py nanogpt-import ckpt.pt imported --trust-checkpoint
+    python tools/convert.py from-deepspeed zero imported --config run.yaml --trust-checkpoint
 
 Where a command takes a checkpoint, a run folder stands for its newest valid one. Every digest is
 checked before a tensor is used. One process, on the CPU; nothing that is there is overwritten.

@@ -17,7 +17,7 @@ _KEY_SOURCES: dict[str, tuple[str, ...]] = {
     "text_field": ("files", "hf"),
     "columns": ("files", "hf"),
     "separator": ("files",),
-    "encoding_errors": ("files",),
+    "encoding_errors": ("files", "hf"),
     "path": ("hf",),
     "config_name": ("hf",),
     "split": ("hf",),
@@ -129,7 +129,8 @@ class DomainConfig:
     """files: what parts the documents inside a plain text file; empty: one file, one document."""
 
     encoding_errors: Literal["strict", "replace"] = "strict"
-    """files: bytes that are not UTF-8 are an error, or become U+FFFD."""
+    """files, hf: what no text can hold (bytes that are not UTF-8, NUL) is an error, or becomes
+    U+FFFD."""
 
     path: str | None = None
     """hf: id on the hub, or a local folder in any layout that `datasets` loads."""

@@ -12,13 +12,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from sparsecl.data.digest_set import DIGEST_BYTES, DigestSet
 from sparsecl.data.sources import Source
 from sparsecl.data.text_store import TextWriter
 
 SPLITS = ("train", "validation")
-
-# 16 bytes: a chance collision among 10**9 documents is below 10**-20.
-_HASH_BYTES = 16
 
 
 def write_texts(
@@ -32,24 +30,26 @@ def write_texts(
 ) -> dict[str, Any]:
     """Write a source's documents into `folder` (format: text_store).
 
-    Memory: one document and 16 bytes (about 100 with Python's overhead) per distinct document.
+    Memory: one document. While it runs, a file in `folder` holds 16 bytes for each distinct one.
     A document that is in both given splits stays in validation only.
 
     Returns:
         Per split {documents, bytes, sha256}, and the numbers of dropped documents.
     """
-    seen: set[bytes] = set()
     dropped = {"empty": 0, "duplicate": 0}
-    with TextWriter(folder, "train") as train, TextWriter(folder, "validation") as validation:
+    with (
+        DigestSet(folder / "seen") as seen,
+        TextWriter(folder, "train") as train,
+        TextWriter(folder, "validation") as validation,
+    ):
         # Validation first: its hashes then keep its documents out of train.
         for split in ("validation", "train"):
             texts = source.texts(split)
             for piece in _pieces(texts, source.atomic, max_document_bytes, dropped):
                 key = document_hash(piece)
-                if key in seen:
+                if not seen.add(key):
                     dropped["duplicate"] += 1
                     continue
-                seen.add(key)
                 hashed_out = not source.has_validation and _fraction(key) < validation_share
                 writer = validation if split == "validation" or hashed_out else train
                 writer.append(piece)
@@ -64,9 +64,12 @@ def write_texts(
 
 
 def document_hash(document: bytes) -> bytes:
-    """Identity of a document: sha256 of its NFC text with every run of white space as one space."""
+    """Identity of a document: sha256 of its NFC text with every run of white space as one space.
+
+    16 bytes of it: a chance collision among 10**9 documents is below 10**-20.
+    """
     text = unicodedata.normalize("NFC", document.decode())
-    return hashlib.sha256(" ".join(text.split()).encode()).digest()[:_HASH_BYTES]
+    return hashlib.sha256(" ".join(text.split()).encode()).digest()[:DIGEST_BYTES]
 
 
 def cut(document: bytes, limit: int) -> Iterator[bytes]:

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sparsecl.errors import DataError
 
 LENGTH = np.dtype("<u4")
+
+_WINDOW = 1 << 16  # lengths that are looked at together; half a MiB of int64
 
 
 class TextWriter:
@@ -61,8 +64,8 @@ class TextWriter:
             file.close()
 
 
-def lengths(folder: Path, split: str) -> np.ndarray:
-    """Bytes of each document, int64 [num_documents].
+def lengths(folder: Path, split: str) -> NDArray[np.uint32]:
+    """Bytes of each document, uint32 [num_documents]; a map of the file, not a copy.
 
     Raises:
         DataError: if the two files of the split do not belong together.
@@ -73,11 +76,20 @@ def lengths(folder: Path, split: str) -> np.ndarray:
             raise DataError(f"{file}: missing or not a plain file; delete {folder}")
     num_bytes, size = text.stat().st_size, path.stat().st_size
     # No document is empty, so there are not more of them than bytes: bounds what is read.
-    fits = size <= num_bytes * LENGTH.itemsize
-    found = np.fromfile(path, dtype=LENGTH, count=-1 if fits else 0).astype(np.int64)
-    if (num_bytes, size) != (int(found.sum()), len(found) * LENGTH.itemsize):
+    fits = size <= num_bytes * LENGTH.itemsize and size % LENGTH.itemsize == 0
+    if size and fits:  # an empty file cannot be mapped
+        found = np.memmap(path, dtype=LENGTH, mode="r")
+    else:
+        found = np.empty(0, dtype=LENGTH)
+    if (num_bytes, size) != (int(found.sum(dtype=np.int64)), len(found) * LENGTH.itemsize):
         raise DataError(f"{path}: not the lengths of {text.name}; delete {folder}")
     return found
+
+
+def windows(sizes: NDArray[np.uint32]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """The lengths piece by piece: number of the first document, and int64 [n], n >= 1."""
+    for first in range(0, len(sizes), _WINDOW):
+        yield first, sizes[first : first + _WINDOW].astype(np.int64)
 
 
 def spans(folder: Path, split: str, target: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -86,13 +98,14 @@ def spans(folder: Path, split: str, target: int) -> Iterator[tuple[int, np.ndarr
     Yields:
         Offset of the run in `<split>.text`, and the lengths of its documents, int64 [n], n >= 1.
     """
-    sizes = lengths(folder, split)
-    ends = np.cumsum(sizes)
-    first, offset = 0, 0
-    while first < len(sizes):
-        last = max(first + 1, int(np.searchsorted(ends, offset + target, side="right")))
-        yield offset, sizes[first:last]
-        first, offset = last, int(ends[last - 1])
+    offset = 0
+    for _, sizes in windows(lengths(folder, split)):
+        begin, ends, first = offset, offset + np.cumsum(sizes), 0
+        while first < len(sizes):
+            last = max(first + 1, int(np.searchsorted(ends, begin + target, side="right")))
+            yield begin, sizes[first:last]
+            first, begin = last, int(ends[last - 1])
+        offset = begin
 
 
 def read_span(folder: Path, split: str, offset: int, sizes: np.ndarray) -> list[str]:

@@ -45,7 +45,7 @@ def write_tokens(
         "tokenizer": vocabulary.digest,
         "vocab_size": vocabulary.vocab_size,
     }
-    total = sum(int(text_store.lengths(texts, split).sum()) for split in SPLITS)
+    total = sum(int(text_store.lengths(texts, split).sum(dtype=np.int64)) for split in SPLITS)
     if workers > 1 and total >= _BYTES_WORTH_A_POOL:
         # spawn: a fork of a process with threads (OpenMP, gRPC) may hang.
         context = multiprocessing.get_context("spawn")

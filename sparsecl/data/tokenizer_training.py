@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import sentencepiece
 
 from sparsecl.data import text_store
@@ -94,12 +95,15 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
 def training_texts(folder: Path, max_bytes: int) -> Iterator[str]:
     """Every n-th training document of a text entry, with the n that keeps below `max_bytes`."""
     sizes = text_store.lengths(folder, "train")
-    stride = max(1, -(-int(sizes.sum()) // max_bytes))
-    left = max_bytes
-    offset = 0
-    for number, size in enumerate(sizes.tolist()):
-        if number % stride == 0 and left > 0:
-            text = text_store.read_span(folder, "train", offset, sizes[number : number + 1])[0]
+    stride = max(1, -(-int(sizes.sum(dtype=np.int64)) // max_bytes))
+    left, begin = max_bytes, 0
+    for first, window in text_store.windows(sizes):
+        offsets = begin + np.cumsum(window) - window
+        for place in range(-first % stride, len(window), stride):
+            if left <= 0:
+                return
+            one = window[place : place + 1]
+            text = text_store.read_span(folder, "train", int(offsets[place]), one)[0]
             yield text[:left]  # a long single document; characters are at most as many as bytes
-            left -= size
-        offset += size
+            left -= int(one[0])
+        begin = int(offsets[-1] + window[-1])

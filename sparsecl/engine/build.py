@@ -12,6 +12,7 @@ from sparsecl import dist
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import UserError
 from sparsecl.model.build import build_gpt
+from sparsecl.model.compiled import compile_blocks
 from sparsecl.model.gpt import GPT
 from sparsecl.optim.build import build_optimizer
 from sparsecl.optim.masking import MaskGuard
@@ -67,6 +68,8 @@ def build(
         topologies=topologies,
         backends=backends,
     )
+    if config.speed.compile:
+        compile_blocks(model)
     return attach(model, config, ds_config)
 
 

@@ -142,13 +142,18 @@ class Journal:
         self.record("audit", checks=checks, nonzero=nonzero)
         self.scalars({"audit/nonzero_absent": nonzero})
 
-    def saved(self, what: Saved) -> None:
-        """What the last checkpoint that is done has cost. Only in TensorBoard: a resumed run has
-        other checkpoints than one that was never stopped, and must have the same records."""
+    def saved(self, what: Saved, *, stall_seconds: float) -> None:
+        """What checkpoints cost. Only in TensorBoard: a resumed run has other checkpoints than one
+        that was never stopped, and must have the same records.
+
+        Args:
+            what: the last one that is done; in the background that is the one before this.
+            stall_seconds: how long training has just waited.
+        """
         self.scalars(
             {
                 "checkpoint/megabytes": what.bytes / 1e6,
-                "checkpoint/stall_seconds": what.stall_seconds,
+                "checkpoint/stall_seconds": stall_seconds,
                 "checkpoint/write_seconds": what.write_seconds,
             }
         )

@@ -1,5 +1,6 @@
 """Checkpoints of a run: what goes into them, and what happens if one cannot be written."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -48,6 +49,7 @@ class Keeper:
         Raises:
             StorageError, CannotCreateError: if checkpoint.on_failure says to stop.
         """
+        begin = time.monotonic()
         position = self.position
         position.seconds = self.journal.seconds
         with watchdog.patient(f"checkpoint of step {position.step}", SAVE_SECONDS):
@@ -65,7 +67,7 @@ class Keeper:
                 return
         self.saved_step = position.step
         if self.saver.last is not None:
-            self.journal.saved(self.saver.last)
+            self.journal.saved(self.saver.last, stall_seconds=time.monotonic() - begin)
 
     def wait(self) -> None:
         """Wait for a save in the background, if there is one; `save` tells what it raises."""

@@ -24,6 +24,8 @@ from sparsecl.errors import DataError, UserError
 FREE = ("name", "log", "checkpoint", "data.workers", "data.cache_dir", "parallel")
 # How weights are kept and multiplied: another choice rounds differently, no more.
 FREE += ("topology.storage", "topology.backend", "topology.keep_expansion")
+# How fast it runs; a compiled block rounds differently.
+FREE += ("speed",)
 # When a broken run is given up.
 FREE += ("health.hang_seconds", "health.join_seconds", "health.max_bad_steps")
 

@@ -22,6 +22,7 @@ from sparsecl.engine.position import Position
 from sparsecl.engine.resume import NOTHING, Allowed, check_config, check_identity
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.engine.run_folder import RunFolder
+from sparsecl.engine.speed_config import check_speed
 from sparsecl.engine.stop import StopRequest
 from sparsecl.engine.topology import choose_backends, draw_topologies
 from sparsecl.engine.train import Trainer
@@ -72,6 +73,7 @@ def check(config: RunConfig, ds_path: Path, run_dir: Path | None) -> Prepared:
     plan = make_plan(config, world_size=dist.world_size())
     resolved = ds_config.resolve(ds_path, run_numbers(config, plan))
     check_precision(config)
+    check_speed(config.speed, stage=resolved.stage)
     warnings = check_environment(resolved, config)
     topologies = draw_topologies(config)
     folder = run_dir or default_run_dir(config, ds_path)
@@ -162,9 +164,10 @@ def _run(
     try:
         if dist.agree(lambda: folder is not None and _is_finished(folder, config), only_first=True):
             return _show_finished(folder)
-        # Rank 0 first, so that the others (on this machine) find the data ready. It also compares
-        # every digest: a changed token file must end here, not in the middle of the run.
-        dist.agree(lambda: _prepare_data(prepared, verify=True) and None, only_first=True)
+        # Rank 0 first, so that the others (on this machine) find the data ready, however long a
+        # large corpus takes. It also compares every digest: a changed token file must end here, not
+        # in the middle of the run.
+        dist.agree_at_length(lambda: _prepare_data(prepared, verify=True) and None)
         data: PreparedData = dist.agree(lambda: _prepare_data(prepared))
         trainer = _assemble(prepared, data, folder, resume, allowed, stop)
         with _watched(config.health.hang_seconds):

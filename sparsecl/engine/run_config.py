@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sparsecl.data.config import DataConfig, TokenizerConfig
+from sparsecl.engine.speed_config import SpeedConfig
 from sparsecl.methods.config import MethodsConfig
 from sparsecl.model.config import ModelConfig
 from sparsecl.optim.config import AuditConfig, OptimizerConfig, ScheduleConfig
@@ -260,6 +261,7 @@ class RunConfig:
     """Precision of weights and activations; masters and moments are fp32 always."""
 
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
     plasticity: PlasticityConfig = field(default_factory=PlasticityConfig)

@@ -229,7 +229,11 @@ def _optimizer_state(built: Built) -> dict[str, Any]:
         "moments": built.slices.moment_names(),
         "scalars": scalars,
         "group_step": next((g["step"] for g in optimizer.param_groups if "step" in g), None),
-        "scaler": {key: getattr(scaler, key) for key in SCALER_FIELDS if hasattr(scaler, key)},
+        "scaler": {
+            key: getattr(scaler, key)
+            for key in SCALER_FIELDS
+            if _is_dynamic(scaler) and hasattr(scaler, key)
+        },
         "counters": {key: getattr(built.engine, key) for key in COUNTERS},
     }
 
@@ -257,7 +261,7 @@ def _restore_numbers(built: Built, numbers: Mapping[str, Any]) -> None:
             group["step"] = numbers["group_step"]
     scaler = _scaler(built)
     for key, value in numbers["scaler"].items():
-        if hasattr(scaler, key):
+        if _is_dynamic(scaler) and hasattr(scaler, key):
             setattr(scaler, key, value)
     for key, value in numbers["counters"].items():
         setattr(built.engine, key, value)
@@ -265,6 +269,12 @@ def _restore_numbers(built: Built, numbers: Mapping[str, Any]) -> None:
     # taken another number of them per step.
     accumulation = built.engine.gradient_accumulation_steps()
     built.engine.micro_steps = built.engine.global_steps * accumulation
+
+
+def _is_dynamic(scaler: Any) -> bool:
+    """Only a scale that moves is state. A fixed one follows from the precision and the DeepSpeed
+    JSON, which may have changed since: 65536 is as wrong for bf16 as 1 is for fp16."""
+    return bool(getattr(scaler, "dynamic_loss_scale", getattr(scaler, "dynamic", False)))
 
 
 def _scaler(built: Built) -> Any:

@@ -3,7 +3,7 @@
 A gradient that is not finite anywhere must not reach the weights anywhere. DeepSpeed's ZeRO stages
 1-3 agree on that among the ranks and discard the step. Its stage 0 does not ask other ranks, and in
 fp32 does not look at all, so there it is decided here (but for fp16, where the loss scale must hear
-of it). Either way nothing changes, bit for bit.
+of it). Either way nothing changes, bit for bit. An fp16 scale that cannot go lower ends the run.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import torch
 
 from sparsecl import dist, watchdog
 from sparsecl.engine.build import Built
+from sparsecl.errors import InvariantError
 
 Hook = Callable[[], None]
 
@@ -89,7 +90,9 @@ def take_step(
 def _step(built: Built) -> bool:
     """Let DeepSpeed step, or discard. Returns True if the step was taken."""
     engine = built.engine
-    if built.slices.partitioned or engine.fp16_enabled():
+    if engine.fp16_enabled():
+        return _scaled_step(built)
+    if built.slices.partitioned:
         engine.step()
         return bool(engine.was_step_applied())
     bad = torch.tensor([float(bool(_bad_gradients(built)))], device=dist.device())
@@ -100,6 +103,31 @@ def _step(built: Built) -> bool:
         engine.step()
     engine.skipped_steps += 1
     return False
+
+
+def _scaled_step(built: Built) -> bool:
+    """Step under a loss scale, which DeepSpeed lowers when a gradient overflows.
+
+    Raises:
+        InvariantError: on all ranks, if it overflows at the lowest scale.
+    """
+    scale = built.slices.loss_scale
+    at_minimum = (
+        f"a gradient overflows fp16 at the lowest loss scale, {scale:g}. Use precision=bf16, lower "
+        "optimizer.lr, or look at the data."
+    )
+    try:
+        built.engine.step()
+    except Exception as error:  # ZeRO's own; it has no kind of error for this
+        if "loss scale already at minimum" not in str(error):
+            raise
+        raise InvariantError(at_minimum) from None
+    applied = bool(built.engine.was_step_applied())
+    # Stage 0 says nothing: it would discard every step from here on.
+    scaling = getattr(built.slices.wrapper, "loss_scale_config", None)
+    if not applied and scaling is not None and scale == scaling.min_loss_scale:
+        raise InvariantError(at_minimum)
+    return applied
 
 
 def _bad_gradients(built: Built) -> list[str]:

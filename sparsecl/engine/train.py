@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from sparsecl import dist, faults, seeding, watchdog
-from sparsecl.data.batches import evaluation_windows, sample_indices
+from sparsecl.data.batches import evaluation_windows
 from sparsecl.data.prepare import PreparedData
 from sparsecl.engine import state
 from sparsecl.engine.build import Built
@@ -27,10 +27,13 @@ from sparsecl.engine.keeper import Keeper
 from sparsecl.engine.plan import Phase, Plan, learning_rate
 from sparsecl.engine.plasticity import Panel, PhaseSums
 from sparsecl.engine.position import Position
+from sparsecl.engine.prefetch import Place, Prefetcher, row_reader
+from sparsecl.engine.profile import StepProfile
 from sparsecl.engine.rollback import rewind
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.engine.step import Looks, StepResult, take_step
 from sparsecl.engine.stop import StopRequest
+from sparsecl.engine.stragglers import Stragglers
 from sparsecl.engine.streams import Stream, phase_stream
 from sparsecl.errors import InvariantError, Preempted, StorageError
 from sparsecl.log import RunLog
@@ -86,9 +89,15 @@ class Trainer:
             config.checkpoint, checkpoints, built, self.position, self.journal, identity=identity
         )
         self.stop = stop
+        forward_waits = self.slices.stage == 3 or dist.tp_size() > 1
+        self.stragglers = Stragglers(self.journal, forward_waits=forward_waits)
         self.micro_step = 0
         self.streams: dict[int, Stream] = {}
         self.stream = self._stream()
+        read = row_reader(plan, config.batch.sequences, self._phase_stream)
+        ahead = config.speed.prefetch
+        self.loader = Prefetcher(read, accumulation=plan.accumulation, ahead=ahead)
+        self.profile = StepProfile(config.speed.profile, self.journal, checkpoints.parent / "tb")
         self.panel = Panel(
             config.plasticity,
             built,
@@ -197,6 +206,7 @@ class Trainer:
             except RolledBack:
                 continue
         self.keeper.wait()
+        self.loader.close()
         journal = self.journal
         journal.record("end", seconds=journal.seconds, tokens_per_second=journal.speed)
 
@@ -249,7 +259,8 @@ class Trainer:
         logged = last or _due(position.step + 1, config.log.every)
         begin = time.monotonic()
         lr = learning_rate(config, phase, position.phase_step)
-        result = self._train_step(lr, audited=audited, logged=logged)
+        with self.profile.step(self.step + 1):
+            result = self._train_step(lr, audited=audited, logged=logged)
         position.phase_step += 1
         position.step += 1
         if result.applied:
@@ -297,6 +308,7 @@ class Trainer:
             before_step=hooks,
         )
         self._point("weights", number)
+        self.stragglers.step_done()
         return result
 
     def _micro_losses(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -304,12 +316,15 @@ class Trainer:
         for micro_step in range(self.plan.accumulation):
             self.micro_step = micro_step
             watchdog.beat(f"step {self.step + 1}, data of micro-batch {micro_step}")
-            faults.point("batch", step=self.step + 1)
-            rows = self.methods.batch(self, self.stream.rows(self._indices(micro_step)))
-            tokens = torch.from_numpy(rows).to(dist.device())
+            with self.stragglers.data():
+                faults.point("batch", step=self.step + 1)
+                batch = self.loader.take(Place(self.phase, self.data_step, micro_step))
+                rows = self.methods.batch(self, batch.rows)
+                tokens = self.loader.tokens(batch, rows)
             watchdog.beat(f"step {self.step + 1}, forward of micro-batch {micro_step}")
-            losses, _ = self.built.engine(tokens[:, :-1], tokens[:, 1:])
-            loss = losses.mean()
+            with self.stragglers.forward():
+                losses, _ = self.built.engine(tokens[:, :-1], tokens[:, 1:])
+                loss = losses.mean()
             if faults.armed():
                 factor = torch.ones(1, device=loss.device)
                 faults.point("loss", tensors=[factor], step=self.step + 1)
@@ -317,17 +332,6 @@ class Trainer:
             extra = self.methods.extra_loss(self)
             yield loss, loss if extra is None else loss + extra
             self.panel.see(tokens, loss)
-
-    def _indices(self, micro_step: int) -> np.ndarray:
-        """Numbers in this phase of the sequences of one micro-batch of this rank. Local."""
-        return sample_indices(
-            self.data_step,
-            sequences=self.config.batch.sequences,
-            micro=self.plan.micro,
-            dp_rank=dist.dp_rank(),
-            dp_size=self.plan.dp_size,
-            micro_step=micro_step,
-        )
 
     def _batch_name(self) -> dict[str, Any]:
         """What tells the sequences of the step just taken, for diagnostics. Local."""
@@ -358,6 +362,7 @@ class Trainer:
         if norm is not None and not math.isfinite(norm):
             norm = None  # fp16 steps that overflow have none
         self.position.plasticity.grad_norm = norm
+        self.stragglers.compare()
         replayed = self.methods.replayed_sequences * self.plan.shape.context
         self.journal.step(loss, norm, lr, replayed=replayed)
         spike = self.health.spike(loss)

@@ -137,7 +137,7 @@ def control_contrasts(study: Study) -> list[ContrastConfig]:
     contrasts = []
     for arm in study.plan.arms:
         if arm.role == "equal_flops":
-            reference = study.plan.analysis.reference
+            reference = study.plan.reference_of(arm)
             contrasts.append(ContrastConfig(arm=arm.name, against=reference))
         elif arm.of is not None and arm.role not in ("arm", "alone"):
             contrasts.append(ContrastConfig(arm=arm.of, against=arm.name))

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import UserError
-from sparsecl.experiments.plan import Role
+from sparsecl.experiments.plan import Role, reference_at
 from sparsecl.experiments.study import ControlsConfig, Setting
 
 TOLERANCE = 0.01
@@ -68,31 +68,50 @@ def controls(
         UserError: if an arm is not there, or a control cannot be made of it.
     """
     by_name = {setting.name: setting for setting in settings}
-    if reference not in by_name:
-        raise UserError(f"analysis.reference: there is no arm {reference}; name one of the arms")
-    base = by_name[reference].config
+    references = own_references(settings, reference)
+
+    def made(name: str, control: str, config: RunConfig) -> Setting:
+        return Setting(f"{name}.{control}", config, size=by_name[name].size)
+
+    def base(name: str) -> RunConfig:
+        return references[by_name[name].size].config
+
     for name in _asked(config.equal_parameters, "equal_parameters", settings):
         arm = by_name[name].config
-        narrow = equal_parameters(name, arm, base, price)
-        yield Control(Setting(f"{name}.equal_parameters", narrow), "equal_parameters", name)
+        narrow = equal_parameters(name, arm, base(name), price)
+        yield Control(made(name, "equal_parameters", narrow), "equal_parameters", name)
     for name in _asked(config.stopped_early, "stopped_early", settings):
-        yield Control(
-            Setting(f"{name}.stopped_early", _stoppable(name, base)), "stopped_early", name, True
-        )
+        stopped = made(name, "stopped_early", _stoppable(name, base(name)))
+        yield Control(stopped, "stopped_early", name, True)
     for name in _asked(config.update_only, "update_only", settings):
         arm = by_name[name].config
-        yield Control(Setting(f"{name}.update_only", _update_only(name, arm)), "update_only", name)
+        update = made(name, "update_only", _update_only(name, arm))
+        yield Control(update, "update_only", name)
     for name in _asked(config.equal_flops, "equal_flops", settings):
         arm = by_name[name].config
-        ratio = price(base).flops_per_token / price(arm).flops_per_token
-        yield Control(Setting(f"{name}.equal_flops", longer(arm, ratio)), "equal_flops", name)
+        ratio = price(base(name)).flops_per_token / price(arm).flops_per_token
+        yield Control(made(name, "equal_flops", longer(arm, ratio)), "equal_flops", name)
     for name in _asked(config.joint, "joint", settings):
         arm = by_name[name].config
         joint = replace(arm, phases=replace(arm.phases, joint=True, patience=0))
-        yield Control(Setting(f"{name}.joint", joint), "joint", name)
+        yield Control(made(name, "joint", joint), "joint", name)
     for name in _asked(config.alone, "alone", settings):
         for domain, alone in each_alone(by_name[name].config):
-            yield Control(Setting(f"{name}.alone.{domain}", alone), "alone", name)
+            yield Control(made(name, f"alone.{domain}", alone), "alone", name)
+
+
+def own_references(settings: list[Setting], reference: str) -> dict[str | None, Setting]:
+    """Size -> the setting that others of this size are compared with.
+
+    Raises:
+        UserError: if the reference is no arm.
+    """
+    by_name = {setting.name: setting for setting in settings}
+    if reference not in by_name:
+        raise UserError(f"analysis.reference: there is no arm {reference}; name one of the arms")
+    first = by_name[reference].size
+    sizes = dict.fromkeys(setting.size for setting in settings)
+    return {size: by_name[reference_at(reference, first, size)] for size in sizes}
 
 
 def equal_parameters(

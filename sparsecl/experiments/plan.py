@@ -92,6 +92,9 @@ class Arm:
     of: str | None = None
     """Controls: the arm it belongs to."""
 
+    size: str | None = None
+    """Of the model, in a study of several; the name begins with it."""
+
     levels: dict[str, str] = field(default_factory=dict)
     """Arms of a grid: axis -> level."""
 
@@ -167,14 +170,36 @@ class StudyPlan:
         """In the order of the seeds."""
         return [run for run in self.runs if run.arm == arm]
 
+    def reference_of(self, arm: Arm) -> str:
+        """Name of the arm that `arm` is compared with: the reference of its own size."""
+        first = self.arm(self.analysis.reference)
+        return reference_at(first.name, first.size, arm.size)
+
+    def is_reference(self, arm: Arm) -> bool:
+        """Is it the reference, of any size?"""
+        return arm.name == self.reference_of(arm)
+
+    def sizes(self) -> tuple[str, ...]:
+        """In the order of the study; empty if it has one size."""
+        return tuple(dict.fromkeys(arm.size for arm in self.arms if arm.size is not None))
+
     def contrasts(self) -> tuple[ContrastConfig, ...]:
-        """The planned ones, or every arm against the reference."""
-        reference = self.analysis.reference
+        """The planned ones, or every arm against the reference of its size."""
         return self.analysis.contrasts or tuple(
-            ContrastConfig(arm=arm.name, against=reference)
+            ContrastConfig(arm=arm.name, against=self.reference_of(arm))
             for arm in self.arms
-            if arm.role == "arm" and arm.name != reference
+            if arm.role == "arm" and not self.is_reference(arm)
         )
+
+
+def at_size(arm: str, size: str | None) -> str:
+    """Name of an arm at a size of the model."""
+    return arm if size is None else f"{size}-{arm}"
+
+
+def reference_at(reference: str, first: str | None, size: str | None) -> str:
+    """Name at `size` of the reference that is given at the size `first`."""
+    return at_size(reference if first is None else reference.removeprefix(f"{first}-"), size)
 
 
 def write_plan(folder: Path, plan: StudyPlan) -> None:

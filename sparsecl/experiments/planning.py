@@ -9,7 +9,7 @@ from pathlib import Path
 from sparsecl import config as configs
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import CannotCreateError, UserError
-from sparsecl.experiments.controls import Control, Price, controls
+from sparsecl.experiments.controls import Control, Price, controls, own_references
 from sparsecl.experiments.measures import MEASURES
 from sparsecl.experiments.plan import (
     PLAN,
@@ -49,12 +49,18 @@ def make_plan(
     analysis = study.config.analysis
     made = list(controls(study.config.controls, settings, analysis.reference, price))
     all_of_them = [*settings, *(control.setting for control in made)]
-    reference = next(s for s in settings if s.name == analysis.reference)
+    references = own_references(settings, analysis.reference)
     for setting in settings:
-        _check_pairing(setting, reference)
+        _check_pairing(setting, references[setting.size])
     roles = {control.setting.name: control for control in made}
     arms = tuple(
-        _arm(setting, reference, roles.get(setting.name), study, price(setting.config))
+        _arm(
+            setting,
+            references[setting.size],
+            roles.get(setting.name),
+            study,
+            price(setting.config),
+        )
         for setting in all_of_them
     )
     by_name = {setting.name: setting.config for setting in all_of_them}
@@ -154,6 +160,7 @@ def _arm(
         label=label,
         role=control.role if control else "arm",
         of=control.of if control else None,
+        size=setting.size,
         levels=setting.levels,
         differences=tuple(line for line in lines if not line.startswith("name:")),
         kind=setting.config.topology.kind,

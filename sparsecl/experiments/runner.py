@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from sparsecl.errors import DataError, UserError
+from sparsecl.errors import DataError, Preempted, UserError
 from sparsecl.experiments.collect import Status, status_of
 from sparsecl.experiments.measures import measures
 from sparsecl.experiments.plan import (
@@ -28,6 +28,7 @@ from sparsecl.files import write_json
 from sparsecl.metrics.records import read_records
 from sparsecl.metrics.summary import summarize
 
+MAX_IDLE_STOPS = 3  # of one run in a row, at a request to stop that came before its first step
 TICK = 0.2  # seconds between looks at the processes
 MAX_REASON = 500
 
@@ -65,6 +66,9 @@ class Active:
     begun: float
     """time.monotonic()."""
 
+    first_step: int
+    """Optimizer steps that were done when it was started."""
+
 
 class Runner:
     """One study folder and a place.
@@ -88,6 +92,7 @@ class Runner:
         self.active: list[Active] = []
         self.status: dict[str, Status] = {}
         self.reasons: dict[str, str] = {}
+        self.idle_stops: dict[str, int] = {}
         for run in plan.runs:
             # What failed before is tried again: whoever starts the study anew has a reason to.
             failure_file(folder, run).unlink(missing_ok=True)
@@ -98,8 +103,7 @@ class Runner:
         waiting = [run for run in self.plan.runs if self.status[run.name] != "done"]
         try:
             while waiting or self.active:
-                self._collect_ended()
-                waiting = self._start_ready(waiting)
+                waiting = self._start_ready(waiting + self._collect_ended())
                 self._watch(self)
                 time.sleep(TICK if self.active else 0.0)
         finally:
@@ -137,29 +141,16 @@ class Runner:
             self._fail(run, None, str(error))
             return
         self.status[run.name] = "begun"
-        self.active.append(Active(run, process, slot, time.monotonic()))
+        begun_at = steps_done(self.folder, run)
+        self.active.append(Active(run, process, slot, time.monotonic(), begun_at))
 
     def command(self, run: Run) -> list[str]:
         """The command of one run: what a user would type for it."""
-        settings = [f"seed={run.seed}", f"name={run.arm}-seed{run.seed}"]
-        if run.needs is not None:
-            settings.append(f"phases.until_loss={self._first_loss(run.needs)!r}")
-        return [
-            *self._train,
-            *("--ds_config", self.plan.ds_config),
-            *("--config", str(arm_config(self.folder, run.arm))),
-            *("--run_dir", str(run_folder(self.folder, run))),
-            *("--set", *settings),
-        ]
+        return [*self._train, *run_options(self.folder, self.plan, run)]
 
-    def _first_loss(self, name: str) -> float:
-        needed = next(run for run in self.plan.runs if run.name == name)
-        loss = measures(summarize(read_records(run_folder(self.folder, needed))))["first_loss"]
-        if loss is None:
-            raise DataError(f"{name}: its loss after the first phase is not known")
-        return loss
-
-    def _collect_ended(self) -> None:
+    def _collect_ended(self) -> list[Run]:
+        """Take note of the runs that have ended; returns those that want to be started again."""
+        again = []
         for active in list(self.active):
             code = active.process.poll()
             if code is None:
@@ -168,15 +159,50 @@ class Runner:
             status, _ = status_of(self.folder, active.run)
             if code == 0 and status == "done":
                 self.status[active.run.name] = "done"
+            elif code == Preempted.exit_code and self._may_go_on(active):
+                again.append(active.run)  # somebody has asked it to stop; it has saved its state
             else:
                 reason = last_words(log_file(self.folder, active.run)) or f"ended with {code}"
                 self._fail(active.run, code, reason)
+        return again
+
+    def _may_go_on(self, active: Active) -> bool:
+        """False for a run that is stopped again and again before it has done a step."""
+        name = active.run.name
+        moved = steps_done(self.folder, active.run) > active.first_step
+        self.idle_stops[name] = 0 if moved else self.idle_stops.get(name, 0) + 1
+        return self.idle_stops[name] < MAX_IDLE_STOPS
 
     def _fail(self, run: Run, code: int | None, reason: str) -> None:
         self.status[run.name] = "failed"
         self.reasons[run.name] = reason
         value = {"exit_code": code, "reason": reason, "log": str(log_file(Path(), run))}
         write_json(failure_file(self.folder, run), value)
+
+
+def run_options(folder: Path, plan: StudyPlan, run: Run) -> list[str]:
+    """The options of launch/train.py for one run.
+
+    Raises:
+        UserError: the run that it needs is not done, or its loss is not known.
+    """
+    settings = [f"seed={run.seed}", f"name={run.arm}-seed{run.seed}"]
+    if run.needs is not None:
+        settings.append(f"phases.until_loss={_first_loss(folder, plan, run.needs)!r}")
+    return [
+        *("--ds_config", plan.ds_config),
+        *("--config", str(arm_config(folder, run.arm))),
+        *("--run_dir", str(run_folder(folder, run))),
+        *("--set", *settings),
+    ]
+
+
+def _first_loss(folder: Path, plan: StudyPlan, name: str) -> float:
+    needed = next(run for run in plan.runs if run.name == name)
+    loss = measures(summarize(read_records(run_folder(folder, needed))))["first_loss"]
+    if loss is None:
+        raise DataError(f"{name}: its loss after the first phase is not known")
+    return loss
 
 
 def last_words(log: Path) -> str:

@@ -7,7 +7,7 @@ an error that names its line.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,7 @@ from sparsecl import config as configs
 from sparsecl.config_nodes import empty_mapping, override
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import UserError
-from sparsecl.experiments.plan import AnalysisConfig
+from sparsecl.experiments.plan import AnalysisConfig, ContrastConfig, at_size
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,80}")
 
@@ -29,6 +29,10 @@ class ScaleConfig:
 
     run: Node | None = None
     """What it changes in the base config."""
+
+    sizes: dict[str, Node] = field(default_factory=dict)
+    """Sizes of the model -> what each changes in the base config. Every arm and control is run at
+    every size, as SIZE-ARM, and compared within its size; else the study has one size."""
 
     seeds: int | tuple[int, ...] | None = None
     """In place of the study's."""
@@ -124,6 +128,8 @@ class Setting:
     name: str
     config: RunConfig
     levels: dict[str, str] = field(default_factory=dict)
+    size: str | None = None
+    """Of a study of several sizes."""
 
 
 @dataclass(frozen=True)
@@ -169,13 +175,56 @@ def read_study(
         for text in overrides:
             override(root, text)
         config = configs.overlay(config, root, "")
+    settings = _settings(study, config, path)
+    if size.sizes:
+        study, settings = _at_sizes(study, size.sizes, config, scale, path)
     return ScaledStudy(
         config=study,
         scale=scale,
         ds_config=Path(size.ds_config or study.ds_config),
         seeds=_seeds(seeds or size.seeds or study.seeds),
-        settings=tuple(_settings(study, config, path)),
+        settings=tuple(settings),
     )
+
+
+def _at_sizes(
+    study: StudyConfig, sizes: dict[str, Node], base: RunConfig, scale: str, path: Path
+) -> tuple[StudyConfig, list[Setting]]:
+    """The study as it would be written with all its arms spelled out at every size."""
+    settings = []
+    for size, node in sizes.items():
+        key = f"scales.{scale}.sizes"
+        if not NAME.fullmatch(size):
+            raise UserError(f"{path}: {key}: {size!r} must be letters, digits, _ - .")
+        config = configs.overlay(base, node, f"{key}.{size}")
+        settings += [
+            replace(setting, name=at_size(setting.name, size), size=size)
+            for setting in _settings(study, config, path)
+        ]
+
+    def all_sizes(names: Sequence[str]) -> tuple[str, ...]:
+        special = [name for name in names if name.startswith("all_")]
+        others = [name for name in names if name not in special]
+        return (*special, *(at_size(name, size) for size in sizes for name in others))
+
+    controls = {f.name: all_sizes(getattr(study.controls, f.name)) for f in fields(study.controls)}
+    analysis = replace(
+        study.analysis,
+        reference=at_size(study.analysis.reference, next(iter(sizes))),
+        contrasts=tuple(
+            ContrastConfig(arm=at_size(pair.arm, size), against=at_size(pair.against, size))
+            for size in sizes
+            for pair in study.analysis.contrasts
+        ),
+    )
+    names = {setting.name.removeprefix(f"{setting.size}-") for setting in settings}
+    labels = {
+        at_size(name, size): f"{size}, {study.labels.get(name, name)}"
+        for size in sizes
+        for name in names
+    }
+    controls = ControlsConfig(**controls)
+    return replace(study, analysis=analysis, controls=controls, labels=labels), settings
 
 
 def _scale(study: StudyConfig, name: str | None, path: Path) -> tuple[str, ScaleConfig]:

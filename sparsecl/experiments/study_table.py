@@ -76,7 +76,7 @@ def _interval(figure: Figure) -> str:
 
 def _against_reference(study: Study, comparison: Comparison, arm: str) -> Contrast | None:
     """The planned test of an arm with the reference on the primary metric, either way round."""
-    both = {arm, study.plan.analysis.reference}
+    both = {arm, study.plan.reference_of(study.plan.arm(arm))}
     found = (c for c in comparison.family("primary") if {c.arm, c.against} == both)
     return next(found, None)
 

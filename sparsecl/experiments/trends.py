@@ -14,6 +14,7 @@ from sparsecl.experiments.collect import Study
 from sparsecl.experiments.compare import sequential, stream
 from sparsecl.experiments.curves import band, round_curve
 from sparsecl.experiments.measures import MEASURES
+from sparsecl.experiments.optima import NOT_A_SETTING, SizeTrend, size_trends
 from sparsecl.experiments.plan import Arm
 from sparsecl.metrics.crossover import Crossover, crossover, moving_average
 from sparsecl.metrics.interference import INTERFERENCE, Interference, read_interference
@@ -105,6 +106,7 @@ class Trends:
     crossovers: tuple[ArmCrossover, ...]
     fronts: tuple[Front, ...]
     densities: tuple[DensityTrend, ...]
+    sizes: tuple[SizeTrend, ...]
     stops: tuple[Stop, ...]
     alone: tuple[AloneGap, ...]
     interference: tuple[InterferenceFigure, ...]
@@ -118,6 +120,7 @@ def trends(study: Study) -> Trends:
         crossovers=tuple(crossovers(study)),
         fronts=tuple(front for pair in TRADE_OFFS if (front := pareto(study, pair)) is not None),
         densities=tuple(density_trends(study)),
+        sizes=tuple(size_trends(study)),
         stops=tuple(stops(study)),
         alone=tuple(alone_gaps(study)),
         interference=tuple(interference),
@@ -128,10 +131,13 @@ def trends(study: Study) -> Trends:
 def crossovers(study: Study) -> list[ArmCrossover]:
     """Every arm against the reference: all domains, and the core domain if the plan has one."""
     core = study.plan.analysis.core
-    reference = study.plan.analysis.reference
-    arms = [arm for arm in sequential(study.plan.arms) if arm.name != reference]
+    arms = [arm for arm in sequential(study.plan.arms) if not study.plan.is_reference(arm)]
     curves = (None,) if core is None else (None, core)
-    return [_crossover(study, arm, reference, curve) for curve in curves for arm in arms]
+    return [
+        _crossover(study, arm, study.plan.reference_of(arm), curve)
+        for curve in curves
+        for arm in arms
+    ]
 
 
 def _crossover(study: Study, arm: Arm, reference: str, domain: str | None) -> ArmCrossover:
@@ -196,16 +202,13 @@ def density_trends(study: Study) -> list[DensityTrend]:
     for arm in study.plan.arms:
         if arm.role == "arm" and arm.density < 1.0:
             others = (line for line in arm.differences if not line.startswith(NOT_A_SETTING))
-            groups.setdefault((arm.kind, *others), []).append(arm)
+            kind = arm.kind if arm.size is None else f"{arm.kind}, {arm.size}"
+            groups.setdefault((kind, *others), []).append(arm)
     found = []
     for (kind, *_), arms in groups.items():
         if len({arm.density for arm in arms}) >= MIN_DENSITIES:
             found.append(_density_trend(study, kind, sorted(arms, key=lambda arm: arm.density)))
     return found
-
-
-NOT_A_SETTING = ("topology.density:", "topology.kind:", "name:")
-"""Differences that arms of one density trend may have: its axis, what groups it already, a name."""
 
 
 def _density_trend(study: Study, kind: str, arms: list[Arm]) -> DensityTrend:

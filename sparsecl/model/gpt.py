@@ -35,15 +35,17 @@ class Attention(nn.Module):
         super().__init__()
         self.q, self.k, self.v, self.o = (linears[kind] for kind in ("q", "k", "v", "o"))
         self.head_width = head_width
+        self.enter = copy_to_tensor_parallel
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, W] -> [B, T, W]. Collective over tp."""
-        x = self.q.arrange(copy_to_tensor_parallel(x))  # once for the three readers
+        x = self.q.arrange(self.enter(x))  # once for the three readers
         # [B, T, W_local] -> [B, H_local, T, D]
         q, k, v = (
             linear(x).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
             for linear in (self.q, self.k, self.v)
         )
+        # A flag and no mask tensor: only then may torch take its flash kernels (in bf16 and fp16).
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.o(y.transpose(1, 2).flatten(2))
 
@@ -54,10 +56,11 @@ class Mlp(nn.Module):
     def __init__(self, linears: Mapping[str, SparseLinear]) -> None:
         super().__init__()
         self.up, self.down = linears["up"], linears["down"]
+        self.enter = copy_to_tensor_parallel
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, W] -> [B, T, W]. Collective over tp."""
-        return self.down(F.gelu(self.up(copy_to_tensor_parallel(x))))
+        return self.down(F.gelu(self.up(self.enter(x))))
 
 
 class Block(nn.Module):

@@ -4,8 +4,9 @@ T = tokens of a micro-batch, W = width, V = padded vocabulary; O x I = cells and
 one matrix, local to the tensor-parallel rank. `e` = bytes of an element in the forward pass.
 
 Not in it, because it depends on the DeepSpeed JSON and on the machine: buckets of collectives,
-parameters that ZeRO-3 has gathered, what the allocator holds; and on the CPU the unpacked index
-while a matrix is expanded: 8 bytes for each live weight of a layer and 1 for each cell.
+parameters that ZeRO-3 has gathered for a layer, what the allocator holds; and on the CPU the
+unpacked index while a matrix is expanded: 8 bytes for each live weight of a layer and 1 for each
+cell.
 """
 
 import math
@@ -48,6 +49,13 @@ class Layout:
 
     num_moments: int = 2
     """fp32 tensors that the optimizer keeps for each weight: 2 for Adam, 1 for momentum."""
+
+    accumulates: bool = True
+    """A step has several micro-batches: ZeRO 1 keeps whole gradients from one to the next."""
+
+    persistence: int = 0
+    """ZeRO 3 keeps parameters of at most so many elements whole on every rank, beside their shards
+    (stage3_param_persistence_threshold of the DeepSpeed JSON)."""
 
     @property
     def element(self) -> int:
@@ -129,12 +137,14 @@ def memory_per_rank(
     parts = _fullest_rank(shape, topologies, config, layout.tp_size, backends or {})
     packed, e = config.storage == "packed", layout.element
     rows = padded_vocabulary(vocab_size, layout.tp_size) // layout.tp_size
-    # Embedding, positions, two norms in each layer and one at the end.
-    dense = (rows + shape.context + 2 * shape.layers + 1) * shape.width
-    kept_weights = [part.num_live if packed and part.sparse else part.cells for part in parts]
-    num_local = dense + sum(kept_weights)
+    sizes = _sizes(shape, rows, parts, packed)
+    num_local = sum(sizes)
     num_shard = -(-num_local // layout.dp_size)
     num_state = num_shard if layout.zero_stage >= 1 else num_local
+    num_whole = 0
+    if layout.zero_stage >= 3 and layout.dp_size > 1:
+        num_whole = sum(size for size in sizes if size <= layout.persistence)
+    shards_gradients = layout.zero_stage >= (1 if not layout.accumulates else 2)
     own_master = layout.precision != "fp32" or layout.zero_stage >= 1
     anchored = sum(part.cells for part in parts if part.sparse) if config.role == "update" else 0
     activations, head, block = _activations(shape, rows, layout, parts)
@@ -143,8 +153,8 @@ def memory_per_rank(
     table = e * rows * shape.width
     matrices = e * max(_new_elements(part, config) for part in parts) + table
     return RankMemory(
-        weights=e * (num_shard if layout.zero_stage >= 3 else num_local),
-        gradients=e * (num_shard if layout.zero_stage >= 2 else num_local),
+        weights=e * (num_shard + num_whole if layout.zero_stage >= 3 else num_local),
+        gradients=e * (num_shard if shards_gradients else num_local),
         master=4 * num_state if own_master else 0,
         moments=4 * layout.num_moments * num_state,
         anchors=4 * (-(-anchored // layout.dp_size) if layout.zero_stage >= 1 else anchored),
@@ -153,6 +163,27 @@ def memory_per_rank(
         activations=activations,
         transient=max(head, block + matrices, 3 * table - activations),
     )
+
+
+def parameter_sizes(
+    shape: ModelShape,
+    vocab_size: int,
+    topologies: Mapping[str, LayerTopology],
+    config: TopologyConfig,
+    *,
+    tp_size: int = 1,
+) -> list[int]:
+    """Elements of every parameter on the fullest tensor-parallel rank, the embedding first."""
+    parts = _fullest_rank(shape, topologies, config, tp_size, {})
+    rows = padded_vocabulary(vocab_size, tp_size) // tp_size
+    return _sizes(shape, rows, parts, config.storage == "packed")
+
+
+def _sizes(shape: ModelShape, rows: int, parts: Sequence[_Part], packed: bool) -> list[int]:
+    # Embedding, positions, two norms in each layer and one at the end, matrices.
+    dense = [rows * shape.width, shape.context * shape.width]
+    dense += [shape.width] * (2 * shape.layers + 1)
+    return dense + [part.num_live if packed and part.sparse else part.cells for part in parts]
 
 
 def live_index_bytes(cells: int, num_live: int) -> int:

@@ -82,6 +82,9 @@ class SparseLinear(nn.Module):
         self.shape, self.topology, self.options = shape, topology, options
         self.tp_rank, self.tp_size = tp_rank, tp_size
         self.index, self.backend = None, None
+        # Attributes, so that a compiled model can leave them out of its graphs (model/compiled.py).
+        self.product, self.rearrange = sparse_product, arrange
+        self.exchange = reduce_from_tensor_parallel
         # Not persistent: a mask is rebuilt from (seed, layer name), or read from the checkpoint.
         self.register_buffer("dead", None, persistent=False)
         if topology is not None:
@@ -145,11 +148,11 @@ class SparseLinear(nn.Module):
         """[..., I_local] -> [..., O_local]."""
         if self.backend is None or self.index is None:
             return masked_linear(x, self.weight, self.dead)
-        return sparse_product(x, self.weight, self.backend, self.index)
+        return self.product(x, self.weight, self.backend, self.index)
 
     def arrange(self, x: Tensor) -> Tensor:
         """x in the strides that this layer multiplies in, for layers that share their input."""
-        return x if self.backend is None else arrange(x, self.backend)
+        return x if self.backend is None else self.rearrange(x, self.backend)
 
     @torch.no_grad()
     def fill(self, matrix: Tensor) -> None:
@@ -206,4 +209,4 @@ class RowParallelSparseLinear(SparseLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., I_local] -> [..., O_local], the same on every rank of the tp group."""
-        return reduce_from_tensor_parallel(super().forward(x))
+        return self.exchange(super().forward(x))

@@ -17,8 +17,12 @@ from tests.distributed.test_variants import check_zeros
 pytestmark = pytest.mark.dist
 
 STAGES = ["zero0", "zero1", "zero2", "zero2_offload", "zero3"]
-COPIES = ["weight", "master", "exp_avg", "exp_avg_sq"]
 LAYER = "layers.1.mlp.up.weight"
+
+
+def slow(*values: Any) -> list[Any]:
+    """Cases that only `make test-slow` runs."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 class Saboteur(Method):
@@ -79,7 +83,7 @@ def poke_and_audit(cache: str, stage: str, copy: str, overrides: tuple[str, ...]
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("copy", COPIES)
+@pytest.mark.parametrize("copy", ["weight", "master", *slow("exp_avg", "exp_avg_sq")])
 def test_the_audit_names_layer_copy_and_rank(pool, shared_cache, stage, copy):
     overrides = ("precision=bf16", "batch.micro=2")
     messages = pool.run(poke_and_audit, 2, str(shared_cache), stage, copy, overrides)
@@ -100,7 +104,7 @@ def undisturbed(request, pool, shared_cache, tmp_path_factory) -> tuple[str, lis
 
 
 @pytest.mark.parametrize("copy", ["master", "exp_avg", "exp_avg_sq"])
-@pytest.mark.parametrize("value", [1.0, float("nan")])
+@pytest.mark.parametrize("value", [*slow(1.0), float("nan")])
 def test_garbage_in_state_is_gone_after_the_step(
     pool, shared_cache, tmp_path, undisturbed, copy, value
 ):
@@ -117,7 +121,7 @@ def test_garbage_in_state_is_gone_after_the_step(
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("value", [0.5, float("inf"), float("nan")])
+@pytest.mark.parametrize("value", [*slow(0.5, float("inf")), float("nan")])
 def test_a_gradient_of_an_absent_weight_ends_the_run(pool, shared_cache, tmp_path, stage, value):
     overrides = ("phases.steps=8", "audit.every=1")
     results = pool.run(
@@ -137,7 +141,7 @@ def train_update(cache: str, stage: str, overrides: tuple[str, ...], folder: str
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", [*slow("fp32"), "bf16"])
 def test_role_update_moves_live_weights_only(pool, shared_cache, tmp_path, stage, precision):
     overrides = (
         f"precision={precision}",

@@ -99,7 +99,7 @@ def reference(shared_cache: Path) -> tuple[list[float], list[float], dict[str, t
     return train_reference(str(shared_cache), ())
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [pytest.param(1, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize(("tp", "dp"), LAYOUTS)
 @pytest.mark.parametrize("stage", ["zero0", "zero1", "zero2", "zero3"])
 def test_every_layout_equals_plain_pytorch(

@@ -2,7 +2,8 @@
 
     python fake_train.py --ds_config X --config Y --run_dir DIR --set seed=0 name=arm-seed0
 
-What it writes depends on the arm and the seed alone. An arm named "bad..." fails after two steps.
+What it writes depends on the arm and the seed alone. An arm named "bad..." fails after two steps,
+one named "preempted..." asks to be started again after every third line, "stuck..." at once.
 """
 
 import argparse
@@ -39,6 +40,8 @@ def main():
     options.run_dir.mkdir(parents=True, exist_ok=True)
     file = options.run_dir / "scalars.jsonl"
     done = len(file.read_bytes().splitlines()) if file.exists() else 0
+    if arm.startswith("stuck"):
+        return 75
     for number, record in enumerate(records(arm, int(seed), float(until) if until else None)):
         if number < done:
             continue
@@ -48,6 +51,8 @@ def main():
         with open(file, "ab") as out:
             out.write(json.dumps(record).encode() + b"\n")
         time.sleep(STEP_SECONDS)
+        if arm.startswith("preempted") and number % 3 == 2:
+            return 75
     (options.run_dir / "results.json").write_text("{}")
     return 0
 

@@ -96,6 +96,19 @@ def test_a_failed_run_is_written_down_and_stops_nothing(tmp_path):
     assert status_of(folder, study.plan.runs[0])[0] == "failed"
 
 
+def test_a_run_that_was_preempted_is_started_again(tmp_path):
+    folder = write_study(tmp_path, arms=("preempted", "stuck", "dense"), seeds=(0,))
+    assert not make_runner(folder).run()
+    assert [(r.run.arm, r.status) for r in collect(folder).results] == [
+        ("preempted", "done"),
+        ("stuck", "failed"),  # it never makes a step
+        ("dense", "done"),
+    ]
+    calm = write_study(tmp_path / "calm", arms=("dense",), seeds=(0,))
+    assert make_runner(calm).run()
+    assert values(calm)["dense/seed0"] == values(folder)["dense/seed0"]
+
+
 def test_a_run_that_needs_another_gets_its_loss(tmp_path):
     folder = write_study(tmp_path, arms=("stopped", "sparse"), needs={"stopped": "sparse"})
     runner = make_runner(folder)

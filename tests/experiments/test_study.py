@@ -100,12 +100,14 @@ def test_mistakes_are_named(study_of, text, options, message):
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
-@pytest.mark.parametrize("scale", ["demo", "100m"])
-def test_studies_of_the_project_can_be_read(path, scale):
-    found = read_study(path, scale=scale)
-    assert found.config.question and len(found.seeds) >= 6
-    names = [setting.name for setting in found.settings]
-    assert found.config.analysis.reference in names
+def test_studies_of_the_project_can_be_read(path):
+    scales = list(read_study(path).config.scales)
+    assert scales[0] == "demo" and len(scales) == 2
+    for scale in scales:
+        found = read_study(path, scale=scale)
+        assert found.config.question and len(found.seeds) >= 6
+        names = [setting.name for setting in found.settings]
+        assert found.config.analysis.reference in names
 
 
 @pytest.mark.parametrize("name", ["exp1_density", "exp2_topology", "exp3_crossover"])

@@ -3,16 +3,19 @@
 import json
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from sparsecl import dist
+from sparsecl.checkpoint import publish
 from sparsecl.engine.run import check
 from sparsecl.files import write_json
 from tools import bench
-from tools.benchmarks import growth, layers, memory, wire
+from tools.benchmarks import checkpoints, growth, layers, memory, process, wire
 from tools.benchmarks.plot import draw
 from tools.benchmarks.probe import PeakBytes
 from tools.benchmarks.process import ROOT
@@ -184,6 +187,68 @@ def test_growth_points_of_an_axis():
     assert [p["layers"] for p in growth.points(given, "layers")] == [2, 4, 8]
 
 
+def save_both_ways(given, config):
+    """`measure_arm` with a writer in the background that waits until two steps have been taken."""
+    dist.init()
+    caller, num_steps = threading.get_ident(), [0]
+    real_step, real_write = checkpoints.Saves.step, publish.write_shard
+
+    def step(saves):
+        num_steps[0] += 1
+        return real_step(saves)
+
+    def write(*arguments):
+        if threading.get_ident() != caller:
+            enough, deadline = num_steps[0] + 2, time.monotonic() + 60
+            while num_steps[0] < enough:
+                assert time.monotonic() < deadline, "training waits for the writer"
+                time.sleep(0.01)
+        return real_write(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints.Saves, "step", step)
+        patch.setattr(publish, "write_shard", write)
+        return checkpoints.measure_arm(given, 0.25, check(config, given.ds_config, None))
+
+
+def test_checkpoints_hold_live_weights_and_training_goes_on_beside(pool):
+    given = options("--arms", "packed", "--density", "0.25")
+    (found,) = pool.run(save_both_ways, 1, given, bench.make_configs(given)[0.25]["packed"])
+    live = 2 * (4 * 256 + 2 * 1024) + 128 * 32 + (16 + 5) * 32
+    assert (found["storage"], found["live_parameters"]) == ("packed", live)
+    # Master and two moments in fp32; a live set needs a bit for each place at most, or 4 bytes
+    # for each live weight. Beside them names and numbers only.
+    assert 0 < found["topology_bytes"] < 4 * live
+    assert 12 * live < found["bytes"] - found["topology_bytes"] < 12 * live + 32_000
+    seconds = found["seconds"]
+    assert {way: len(seconds[way]["stall"]) for way in seconds} == dict.fromkeys(
+        checkpoints.WAYS, 2
+    )
+    assert all(len(steps) >= 2 for steps in seconds["background"]["steps"])
+    front = seconds["foreground"]
+    pairs = zip(front["stall"], front["write"], strict=True)
+    assert all(stall > write > 0 for stall, write in pairs)
+
+
+def test_what_no_density_changes_is_saved_once(monkeypatch):
+    given = options("--arms", "packed", "all_live", "--density", "0.1", "0.2")
+    sizes = {"dense": 1000, "packed": 200, "all_live": 1010}
+    monkeypatch.setattr(process, "start", lambda given, groups: ({}, groups))
+    monkeypatch.setattr(process, "finish", dict)
+    monkeypatch.setattr(dist, "init", lambda: None)
+    monkeypatch.setattr(dist, "shutdown", lambda: None)
+    monkeypatch.setattr(
+        checkpoints, "measure_arm", lambda given, density, run: {"bytes": sizes[run.name]}
+    )
+    rows = checkpoints.measure(given, bench.make_configs(given))["rows"]
+    assert [(row["density"], row["arm"], row["bytes_to_dense"]) for row in rows] == [
+        (1.0, "dense", 1.0),
+        (0.1, "packed", 0.2),
+        (1.0, "all_live", 1.01),
+        (0.2, "packed", 0.2),
+    ]
+
+
 # ---- what is shown -----------------------------------------------------------------------------
 
 
@@ -220,6 +285,39 @@ def test_wire_table_shows_what_was_counted(tmp_path):
     (line,) = show("wire", tmp_path, dp=2, rows=[row]).splitlines()[2:]
     assert line.split()[:8] == "0.1 packed 3 1,000 4,000 40 4,040 1.01000".split()
     assert line.endswith("reduce_scatter_base 2 (not counted: allgather_base 7)")
+
+
+def test_stalls_are_shown_as_a_share_of_training(tmp_path):
+    seconds = {
+        "foreground": {"stall": [32.0, 31.0, 33.0], "write": [3.0, 3.0, 3.0], "step": [2.0] * 3},
+        "background": {
+            "stall": [0.5, 0.5, 0.6],
+            "write": [4.0] * 3,
+            "step": [2.0] * 3,
+            "steps": [[3.0], [2.0, 2.0], [2.0, 6.0]],
+        },
+    }
+    # sqrt(2 x 86400 x 3) = 720: one save in 720 s, which are 360 steps of 2 s.
+    figures = checkpoints.figures(seconds)
+    assert figures["interval_seconds"] == pytest.approx(720)
+    assert figures["share"] == pytest.approx({"foreground": 32 / 720, "background": 0.5 / 720})
+    assert figures["stall"]["foreground"] == {"median": 32.0, "q1": 31.5, "q3": 32.5}
+    row = {
+        "density": 0.1,
+        "arm": "packed",
+        "storage": "packed",
+        "live_parameters": 1000,
+        "bytes": 2_000_000,
+        "topology_bytes": 250_000,
+        "bytes_to_dense": 0.125,
+        **figures,
+    }
+    text = show("checkpoints", tmp_path, mttf_seconds=86400, stall_bound=0.035, rows=[row])
+    expected = (
+        "0.1 packed packed 1,000 2.00 0.25 0.1250 2000.0 3000.0 32000.0 (31500.0-32500.0) "
+        "500.0 (500.0-550.0) 720 360 4.444%! 0.069% 1.50"
+    )  # 32 s of 720 are above 3.5 %, half a second is not
+    assert text.splitlines()[-1].split() == expected.split()
 
 
 # ---- the allocator -----------------------------------------------------------------------------

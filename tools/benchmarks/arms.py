@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsecl.engine.run_config import BatchConfig, RunConfig
+from sparsecl.engine.speed_config import SpeedConfig
 from sparsecl.errors import UserError
 from sparsecl.model.config import ModelConfig
 from sparsecl.topology.config import BlockConfig, TopologyConfig
@@ -111,6 +112,7 @@ def arm_configs(
             batch=batch,
             topology=arm.topology,
             precision=options.precision,
+            speed=SpeedConfig(compile=options.compile),
         )
         for arm in arms
     }

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.benchmarks.arms import BASELINE
+from tools.benchmarks.checkpoints import WAYS
 from tools.benchmarks.layers import BLOCK
 from tools.benchmarks.memory import STATE
 
@@ -105,10 +106,35 @@ def _wire(figure: Any, result: Mapping[str, Any]) -> None:
     axes.legend()
 
 
+def _checkpoints(figure: Any, result: Mapping[str, Any]) -> None:
+    """Bytes, and the stall of both ways with its quartiles, against density."""
+    figure.set_size_inches(12, 4.5)
+    left, right = figure.subplots(1, 2)
+    rows = result["rows"]
+    for index, name in enumerate(dict.fromkeys(row["arm"] for row in rows)):
+        own = sorted((row for row in rows if row["arm"] == name), key=lambda row: row["density"])
+        x = [row["density"] for row in own]
+        # Hollow: arms that save the same bytes lie upon each other.
+        look = {"color": f"C{index}", "marker": "osD^v"[index % 5], "fillstyle": "none"}
+        left.plot(x, [row["bytes"] / 1e6 for row in own], label=name, **look)
+        for way, line, fill in zip(WAYS, ("-", "--"), ("full", "none"), strict=True):
+            stalls = [row["stall"][way] for row in own]
+            y = [stall["median"] * 1e3 for stall in stalls]
+            below = [(stall["median"] - stall["q1"]) * 1e3 for stall in stalls]
+            above = [(stall["q3"] - stall["median"]) * 1e3 for stall in stalls]
+            look |= {"capsize": 3, "linestyle": line, "fillstyle": fill}
+            right.errorbar(x, y, yerr=[below, above], label=f"{name}, {way}", **look)
+    left.set(xscale="log", yscale="log", xlabel="density", ylabel="checkpoint, MB")
+    right.set(xscale="log", yscale="log", xlabel="density", ylabel="stall, ms")
+    for axes in (left, right):
+        axes.legend(fontsize="small")
+
+
 PLOTS = {
     "steps": _by_density,
     "per_layer": _by_density,
     "growth": _growth,
     "memory": _memory,
     "wire": _wire,
+    "checkpoints": _checkpoints,
 }

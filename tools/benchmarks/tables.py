@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from tools.benchmarks import gpu_table
 from tools.benchmarks.arms import BASELINE
+from tools.benchmarks.checkpoints import WAYS
 from tools.benchmarks.layers import BLOCK, SHAPES
 from tools.benchmarks.memory import PASS, STATE
 from tools.benchmarks.steps import PARTS
@@ -117,6 +119,42 @@ def wire_table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def checkpoints_table(result: Mapping[str, Any]) -> str:
+    """One line for each arm: bytes, stalls in milliseconds, and their share of training."""
+    hours, bound = result["mttf_seconds"] / 3600, result["stall_bound"]
+    lines = [
+        "MB (10^6 bytes); graph = live sets, in MB; save = writing in the foreground",
+        "stall = what training waits, ms (quartiles); share = stall / T, fore- and background",
+        f"T = sqrt(2 x MTTF x save), Young, MTTF {hours:g} h; ! = above {bound:.1%} (CheckFreq)",
+        "slower = a step while a writer is at work / the step before it",
+        f"{'density':>7} {'arm':<12} {'storage':<7} {'live':>11} {'MB':>8} {'graph':>6}"
+        f" {'/ dense':>7} {'step ms':>8} {'save ms':>8}"
+        + "".join(f" {'stall ' + way:>22}" for way in WAYS)
+        + f" {'T s':>5} {'steps':>6} {'share f.':>8} {'share b.':>8} {'slower':>6}",
+    ]
+    for row in result["rows"]:
+        save = row["save"]["foreground"]["median"]
+        stalls = (f"{_milliseconds(row['stall'][way]):>22}" for way in WAYS)
+        shares = (f"{share:.3%}{'!' if share > bound else ' '}" for share in row["share"].values())
+        cells = (
+            f"{row['density']:>7g} {row['arm']:<12} {row['storage']:<7}",
+            f"{row['live_parameters']:>11,} {row['bytes'] / MB:>8.2f}",
+            f"{row['topology_bytes'] / MB:>6.2f} {row['bytes_to_dense']:>7.4f}",
+            f"{row['step']['median'] * 1e3:>8.1f} {save * 1e3:>8.1f}",
+            *stalls,
+            f"{row['interval_seconds']:>5.0f} {row['interval_steps']:>6.0f}",
+            *(f"{share:>8}" for share in shares),
+            f"{row['step_while_writing']['median']:>6.2f}",
+        )
+        lines.append(" ".join(cells))
+    return "\n".join(lines)
+
+
+def _milliseconds(seconds: Mapping[str, float]) -> str:
+    median, q1, q3 = (seconds[name] * 1e3 for name in ("median", "q1", "q3"))
+    return f"{median:.1f} ({q1:.1f}-{q3:.1f})"
+
+
 def _ratio(ratio: Mapping[str, float]) -> str:
     return f"{ratio['median']:.4f} ({ratio['q1']:.4f} - {ratio['q3']:.4f})"
 
@@ -132,4 +170,6 @@ TABLES = {
     "growth": growth_table,
     "memory": memory_table,
     "wire": wire_table,
+    "gpu_table": gpu_table.table,
+    "checkpoints": checkpoints_table,
 }

@@ -56,6 +56,8 @@ def open_source(domain: DomainConfig, *, seed: int, max_document_bytes: int) -> 
         "revision": domain.revision,
         "data_files": list(domain.data_files),
     }
+    if domain.encoding_errors != "strict":
+        key["encoding_errors"] = domain.encoding_errors
     has_validation = domain.validation_split is not None
 
     def texts(split: str) -> Iterator[str]:
@@ -76,10 +78,10 @@ def _stamp(folder: Path, path: Path) -> list[Any]:
 
 def _documents(domain: DomainConfig, split: str) -> Iterator[str]:
     where = f"domain {domain.name}: {domain.path}: split {split}"
-    names = _names(domain)
+    names, replace = _names(domain), domain.encoding_errors == "replace"
     try:
         for number, record in enumerate(_load(domain, split)):
-            yield join_fields(record, f"{where}: row {number}", names)
+            yield join_fields(record, f"{where}: row {number}", names, replace=replace)
     except UserError:
         raise
     except OSError as error:  # includes every failure to reach or find a dataset

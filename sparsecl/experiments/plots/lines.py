@@ -94,7 +94,8 @@ def crossover_figure(
     bottom.axhline(0.0, color=INK, linewidth=0.9)
     for item in known:
         _draw_difference(bottom, study, item)
-    reference = plain(study.plan.arm(study.plan.analysis.reference).label)
+    several = "the reference of its size" if study.plan.sizes() else ""
+    reference = several or plain(study.plan.arm(study.plan.analysis.reference).label)
     bottom.set_ylabel(f"loss minus that of\n{reference}, smoothed", fontsize=9)
     bottom.set_xlabel("phase after which it was measured (1 = the first)", fontsize=9)
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -135,15 +135,9 @@ def density_figure(
     axes = figure.subplots()
     for index, trend in enumerate(known):
         _draw_trend(axes, study, comparison, trend, index)
-    reference = comparison.figures[study.plan.analysis.reference, "F_last"]
-    if reference.estimate is not None:
-        label = plain(study.plan.arm(reference.arm).label)
-        axes.axhline(
-            reference.estimate.mean, color=INK, linewidth=1.2, linestyle=(0, (5, 2)), label=label
-        )
-        interval = reference.estimate.percentile
-        if interval is not None:
-            axes.axhspan(interval.low, interval.high, color=FAINT, alpha=0.35, lw=0)
+    for arm in study.plan.arms:
+        if study.plan.is_reference(arm):
+            _draw_level(axes, comparison.figures[arm.name, "F_last"], plain(arm.label))
     axes.set_xscale("log")
     densities = sorted({arm.density for t in known for arm in map(study.plan.arm, t.arms)})
     axes.set_xticks(densities, [f"{density:.3g}" for density in densities])
@@ -153,6 +147,17 @@ def density_figure(
     _arm_legend(axes)
     clean(axes)
     return figure
+
+
+def _draw_level(axes: Axes, figure: Values, label: str) -> None:
+    """The mean of a reference as a level, with its interval."""
+    if figure.estimate is None:
+        return
+    dashes = (0, (5, 2))
+    axes.axhline(figure.estimate.mean, color=INK, linewidth=1.2, linestyle=dashes, label=label)
+    interval = figure.estimate.percentile
+    if interval is not None:
+        axes.axhspan(interval.low, interval.high, color=FAINT, alpha=0.35, lw=0)
 
 
 def _draw_trend(

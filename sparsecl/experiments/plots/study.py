@@ -9,7 +9,7 @@ from sparsecl.experiments.compare import Comparison, sequential
 from sparsecl.experiments.curves import domains_of, mean_matrix, num_phases, order_of
 from sparsecl.experiments.measures import MEASURES
 from sparsecl.experiments.plan import Arm
-from sparsecl.experiments.plots import lines, matrices, points
+from sparsecl.experiments.plots import lines, matrices, optima, points
 from sparsecl.experiments.plots.style import freeze
 from sparsecl.experiments.trends import Trends
 
@@ -91,6 +91,13 @@ def study_figures(study: Study, comparison: Comparison, trends: Trends) -> list[
                 points.density_figure(study, comparison, trends.densities),
             ),
             (
+                "optima",
+                "Left: means over seeds at every density, a line for each size; ringed: the best. "
+                f"Right: the best density of each size, line: {interval}, whole seeds resampled; "
+                "dashed: least squares. An optimum at the edge of the grid may lie beyond it.",
+                optima.optima_figure(study, comparison, trends.sizes),
+            ),
+            (
                 "interference",
                 "Points: seeds; large: mean over seeds.",
                 points.interference_figure(study, trends),
@@ -127,12 +134,13 @@ def _two(study: Study) -> list[str]:
 
 def _matrices(study: Study, comparison: Comparison, arms: list[Arm]) -> Figure | None:
     """The reference first, the best of the others beside it, then the rest."""
-    primary, reference = study.plan.analysis.metrics[0], study.plan.analysis.reference
+    primary = study.plan.analysis.metrics[0]
     sign = 1 if MEASURES[primary].better == "lower" else -1
 
     def place(arm: Arm) -> tuple[int, float]:
         estimate = comparison.figures[arm.name, primary].estimate
-        return int(arm.name != reference), sign * estimate.mean if estimate else float("inf")
+        value = sign * estimate.mean if estimate else float("inf")
+        return int(not study.plan.is_reference(arm)), value
 
     found = [(arm, mean_matrix(study, arm.name)) for arm in sorted(arms, key=place)]
     shown = [

@@ -3,6 +3,7 @@
 from sparsecl.experiments.collect import Study
 from sparsecl.experiments.compare import Comparison, Contrast, Family
 from sparsecl.experiments.curves import plasticity_names
+from sparsecl.experiments.optima import SizeTrend
 from sparsecl.experiments.report.table import Cell, Column, Table
 from sparsecl.experiments.report.tables import (
     ARM,
@@ -238,6 +239,53 @@ def density_table(study: Study, trends: Trends) -> Table:
         f"density alone; whole seeds are resampled. {level_text(study)}"
     )
     return Table(name="density", caption=caption, columns=columns, rows=tuple(rows))
+
+
+def optima_table(study: Study, trends: Trends) -> Table:
+    """The best density of every size."""
+    columns = (
+        Column(key="metric", heading="metric"),
+        Column(key="kind", heading="topology"),
+        Column(key="size", heading="size"),
+        Column(key="parameters", heading="parameters"),
+        SEEDS,
+        Column(key="density", heading="best density", digits=3),
+        Column(key="low", heading="interval", digits=3, pair=True),
+        Column(key="high", heading="high", digits=3),
+        Column(key="value", heading="value there"),
+        Column(key="edge", heading="at the edge"),
+        Column(key="shares", heading="won in resamples (density: share)"),
+    )
+    rows: list[tuple[Cell, ...]] = []
+    for trend in trends.sizes:
+        for item in trend.optima:
+            best, head = item.optimum, (trend.measure, trend.kind, item.size, item.parameters)
+            if best is None:
+                rows.append((*head, None, None, None, None, None, None, item.why))
+                continue
+            won = zip(best.densities, best.shares or (), strict=False)
+            shares = ", ".join(f"{density:.3g}: {share:.2f}" for density, share in won if share)
+            edge = "yes" if best.at_edge else "no"
+            ends_of = ends(best.interval)
+            rows.append(
+                (*head, best.num_seeds, best.density, *ends_of, best.value, edge, shares or None)
+            )
+    caption = (
+        "The density with the best mean over seeds, among those that were run; dense counts as 1. "
+        f"Seeds without a value at some density are left out. {level_text(study)} "
+    ) + " ".join(_slope_text(trend) for trend in trends.sizes)
+    return Table(name="optima", caption=caption.strip(), columns=columns, rows=tuple(rows))
+
+
+def _slope_text(trend: SizeTrend) -> str:
+    """How the optimum of one measure moves with size, in a sentence."""
+    found = trend.slope
+    if found is None:
+        return f"{trend.measure}: no slope ({trend.why})."
+    text = f"{trend.measure}: log10 of the best density changes by {found.slope:.3f}"
+    if found.interval is not None:
+        text += f" [{found.interval.low:.3f}, {found.interval.high:.3f}]"
+    return f"{text} for ten times the parameters ({found.num_seeds} seeds)."
 
 
 def interference_table(trends: Trends) -> Table:

@@ -183,6 +183,11 @@ def _density(m: Material) -> str:
     )
 
 
+def _optima(m: Material) -> str:
+    body = m.plot("optima") + m.table(results.optima_table(m.study, m.trends))
+    return body or paragraph("The study has one size of the model.")
+
+
 def _interference(m: Material) -> str:
     body = m.plot("interference") + m.table(results.interference_table(m.trends))
     body += bullets([f"Cannot be read: {text}" for text in m.trends.interference_problems])
@@ -243,6 +248,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Material], str]], ...] = (
     ("crossover", "Crossover", _crossover),
     ("pareto", "What learning costs against what is kept", _pareto),
     ("density", "Forgetting against density", _density),
+    ("optima", "Best density against the size of the model", _optima),
     ("interference", "Interference", _interference),
     ("plasticity", "Plasticity", _plasticity),
     ("methods", "What the methods need", _methods),

@@ -48,11 +48,12 @@ def differences(study: Study) -> str:
     lines = [
         f"{arm.name}: {'; '.join(arm.differences) or 'as the reference'}"
         for arm in study.plan.arms
-        if arm.name != study.plan.analysis.reference
+        if not study.plan.is_reference(arm)
     ]
     if not lines:
         return ""
-    head = paragraph("What differs from the reference, and nothing else does:")
+    of_its_size = " of its size" if study.plan.sizes() else ""
+    head = paragraph(f"What differs from the reference{of_its_size}, and nothing else does:")
     return f"<h3>Arms</h3>\n{head}{bullets(lines)}"
 
 

@@ -1,0 +1,61 @@
+"""Options of a run that change how fast it is, never what it computes."""
+
+import math
+from dataclasses import dataclass
+
+from sparsecl.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileConfig:
+    """A trace of some steps by torch's profiler, on rank 0: into the folder `tb` of the run, with
+    a table of the most expensive operators in log.txt."""
+
+    first: int = 10
+    """The first step that is traced, counted from 1 over the whole run; the steps before it warm
+    up kernels and allocators."""
+
+    steps: int = 3
+    """How many steps; a trace takes some 10 MB for each."""
+
+    def __post_init__(self) -> None:
+        if self.first < 1:
+            raise ValueError(f"first must be >= 1, got {self.first}")
+        # The other ranks wait while the trace is written, and lose patience with a long one.
+        if not 1 <= self.steps <= 50:
+            raise ValueError(f"steps must be in 1 .. 50, got {self.steps}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedConfig:
+    """How fast a run is. Nothing here changes what is computed, but for rounding (compile)."""
+
+    prefetch: int = 2
+    """Micro-batches read ahead by a thread, and on a GPU copied there beside the computation;
+    0 = every micro-batch is read when it is due."""
+
+    compile: bool = False
+    """torch.compile the blocks of the model: fewer and larger kernels, after a minute or more of
+    compiling at every start. Needs a C++ compiler on a CPU, and ZeRO stage 0, 1 or 2."""
+
+    peak_tflops: float | None = None
+    """Dense matrix TFLOP/s of one device, of which model FLOPs utilisation is a share; null = the
+    data sheet of the GPU at hand, where it is known."""
+
+    profile: ProfileConfig | None = None
+    """Steps to trace; null = none."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.prefetch <= 1024:
+            raise ValueError(f"prefetch must be in 0 .. 1024 micro-batches, got {self.prefetch}")
+        if self.peak_tflops is not None and not 0.0 < self.peak_tflops < math.inf:
+            raise ValueError(f"peak_tflops must be > 0 or null, got {self.peak_tflops}")
+
+
+def check_speed(config: SpeedConfig, *, stage: int) -> None:
+    """Raise UserError for what does not go with ZeRO's `stage`."""
+    if config.compile and stage == 3:
+        raise UserError(
+            "speed.compile=true does not go with ZeRO stage 3, which gathers parameters between "
+            "the operations of a block. Use stage 0, 1 or 2, or leave it out."
+        )

@@ -1,0 +1,80 @@
+"""What a Slurm job of a study asks and tells; the scripts of slurm/ call it.
+
+python -m sparsecl.experiments.slurm_task begin STUDY INDEX
+python -m sparsecl.experiments.slurm_task failed STUDY INDEX EXIT_CODE
+python -m sparsecl.experiments.slurm_task table STUDY
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sparsecl.errors import UserError
+from sparsecl.experiments.collect import collect, status_of
+from sparsecl.experiments.plan import Run, failure_file, log_file, read_plan
+from sparsecl.experiments.runner import last_words, run_options
+from sparsecl.experiments.study_table import study_table
+from sparsecl.files import write_json
+
+
+def begin(folder: Path, run: Run) -> list[str]:
+    """Log, CPU threads and options of launch/train.py for a run; nothing if the run is done.
+
+    Raises:
+        UserError: it cannot be run; the study folder says so, too.
+    """
+    failure_file(folder, run).unlink(missing_ok=True)
+    if status_of(folder, run)[0] == "done":
+        return []
+    plan = read_plan(folder)
+    log = log_file(folder, run)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    needed = next((other for other in plan.runs if other.name == run.needs), None)
+    try:
+        if needed is not None and status_of(folder, needed)[0] != "done":
+            raise UserError(f"needs {needed.name}, which is not done")
+        return [str(log), str(plan.threads), *run_options(folder, plan, run)]
+    except UserError as error:
+        _write_failure(folder, run, None, str(error))
+        raise
+
+
+def failed(folder: Path, run: Run, code: int) -> None:
+    """Write down how the last attempt of a run has ended."""
+    reason = last_words(log_file(folder, run)) or f"ended with {code}"
+    _write_failure(folder, run, code, reason)
+
+
+def _write_failure(folder: Path, run: Run, code: int | None, reason: str) -> None:
+    value = {"exit_code": code, "reason": reason, "log": str(log_file(Path(), run))}
+    write_json(failure_file(folder, run), value)
+
+
+def table(folder: Path) -> bool:
+    """Print the table. Returns True if every run is done."""
+    study = collect(folder)
+    print(study_table(study), flush=True)
+    return study.counts()["done"] == len(study.results)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Returns the exit code; 1 from `table` if a run is not done."""
+    verb, folder = arguments[0], Path(arguments[1])
+    try:
+        if verb == "table":
+            return 0 if table(folder) else 1
+        run = read_plan(folder).runs[int(arguments[2])]
+        if verb == "begin":
+            words = begin(folder, run)
+            sys.stdout.buffer.write(b"".join(os.fsencode(word) + b"\0" for word in words))
+        else:
+            failed(folder, run, int(arguments[3]))
+    except UserError as error:
+        print(f"sparsecl: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

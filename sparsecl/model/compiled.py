@@ -1,0 +1,86 @@
+"""Blocks through torch.compile: fewer launches, elementwise work joined into one kernel.
+
+Passes that will go backward are compiled, all others (evaluation, probes) are not: they come in
+other shapes, each of which would have to be compiled, and hooks look into them. The three products
+of a dense or masked linear are in the graph; those of sparse backends, which are kernels of their
+own, and the exchange over tensor-parallel ranks stay outside it. All blocks share one graph, so a
+deep model compiles no longer than a flat one.
+"""
+
+import functools
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsecl import dist
+from sparsecl.errors import UserError
+from sparsecl.model.gpt import GPT, Block
+from sparsecl.sparse.linear import SparseLinear
+from sparsecl.sparse.parallel import copy_to_tensor_parallel, reduce_from_tensor_parallel
+from sparsecl.sparse.product import arrange, sparse_product
+
+
+def compile_blocks(model: GPT, *, backend: str = "inductor") -> None:
+    """Compile every block, in place; names of parameters stay. Nothing is compiled before a call.
+
+    Args:
+        backend: torch.compile's; "inductor" makes kernels, "aot_eager" traces only.
+
+    Raises:
+        UserError: if there is no C++ compiler where one is needed.
+    """
+    if backend == "inductor" and not torch.cuda.is_available() and not _has_compiler():
+        raise UserError(
+            "speed.compile=true needs a C++ compiler (g++ or clang++) on a CPU: install one, or "
+            "leave it out."
+        )
+    for block in model.layers:
+        assert isinstance(block, Block)
+        _leave_out(block)
+        _replace_forward(block, backend)
+
+
+def _replace_forward(block: Block, backend: str) -> None:
+    eager = block.forward
+    # Shapes are constants of the graph. With sizes as variables the kernels would depend on which
+    # shapes came before, and a resumed run would round differently.
+    compiled: Any = torch.compile(eager, dynamic=False, backend=backend)
+
+    def forward(x: Tensor) -> Tensor:
+        # A hook inside the block would not be called from the graph.
+        return compiled(x) if torch.is_grad_enabled() and not _is_watched(block) else eager(x)
+
+    own: Any = block
+    own.forward = forward
+
+
+def _is_watched(block: Block) -> bool:
+    return any(part._forward_hooks or part._forward_pre_hooks for part in block.modules())
+
+
+def _leave_out(block: Block) -> None:
+    """Keep what cannot be traced out of the graph: sparse kernels, and collectives."""
+    alone = dist.tp_size() == 1  # then nothing is exchanged, and groups are not even looked for
+    for part in (block.attention, block.mlp):
+        part.enter = _same if alone else _outside(copy_to_tensor_parallel)
+    for linear in block.modules():
+        if isinstance(linear, SparseLinear):
+            linear.product, linear.rearrange = _outside(sparse_product), _outside(arrange)
+            linear.exchange = _same if alone else _outside(reduce_from_tensor_parallel)
+
+
+@functools.cache
+def _outside(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, called from the graph and not in it: one object, or blocks would differ."""
+    return torch.compiler.disable(function)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def _has_compiler() -> bool:
+    return any(shutil.which(name) for name in ("g++", "clang++", "c++"))

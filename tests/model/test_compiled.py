@@ -1,0 +1,122 @@
+"""Compiled blocks: the same losses and gradients, what is compiled, and what is not."""
+
+import shutil
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sparsecl.errors import UserError
+from sparsecl.model import compiled
+from sparsecl.model.build import build_gpt
+from sparsecl.model.compiled import compile_blocks
+from sparsecl.model.config import ModelConfig
+from sparsecl.topology.config import TopologyConfig
+
+KINDS = {
+    "dense": {"kind": "dense"},
+    "masked": {"density": 0.3},
+    "packed": {"density": 0.3, "storage": "packed"},
+}
+
+
+def build(kind, **fields):
+    config = ModelConfig(preset=None, layers=2, width=32, heads=4, context=16, **fields)
+    return build_gpt(config, TopologyConfig(**KINDS[kind]), vocab_size=100, seed=5)
+
+
+def text():
+    return torch.randint(100, (3, 17), generator=torch.Generator().manual_seed(0))
+
+
+def passed(model):
+    """Losses and gradients of one pass."""
+    model.zero_grad()
+    losses, _ = model(text()[:, :-1], text()[:, 1:])
+    losses.mean().backward()
+    return [losses.detach(), *(p.grad.clone() for p in model.parameters())]
+
+
+@pytest.fixture
+def graphs():
+    """A backend of torch.compile that runs the graphs as they are, and keeps them."""
+    found = []
+
+    def keep(graph, inputs):
+        found.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    yield found, keep
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("kind", ["dense", "masked"])
+def test_all_blocks_share_one_graph_that_holds_everything(kind, graphs):
+    found, backend = graphs
+    model = build(kind)
+    expected = passed(model)
+    compile_blocks(model, backend=backend)
+    for mine, other in zip(passed(model), expected, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+    assert len(found) == 1
+
+
+def test_sparse_kernels_stay_outside(graphs):
+    found, backend = graphs
+    model = build("packed", activation_checkpointing=True)
+    expected = passed(model)
+    compile_blocks(model, backend=backend)
+    for mine, other in zip(passed(model), expected, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+    num_graphs = len({str(graph.code) for graph in found})
+    assert len(found) == num_graphs, "a block was compiled that another one could lend its graph"
+    operations = {str(node.target) for graph in found for node in graph.graph.nodes}
+    assert any("layer_norm" in name for name in operations), operations
+    assert not any("numpy" in name or "scatter" in name for name in operations), operations
+
+
+def test_evaluation_and_watched_blocks_are_not_compiled(graphs):
+    found, backend = graphs
+    model = build("dense")
+    compile_blocks(model, backend=backend)
+    with torch.no_grad():
+        model(text()[:, :-1], text()[:, 1:])
+    seen = []
+    for block in model.layers:
+        block.mlp.down.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    passed(model)
+    assert (len(found), len(seen)) == (0, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_kernels_agree_with_the_plain_model():
+    model = build("masked")
+    expected = passed(model)
+    torch._dynamo.reset()
+    compile_blocks(model)
+    for mine, other in zip(passed(model), expected, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
+    torch._dynamo.reset()
+
+
+def test_a_missing_compiler_is_a_user_error(monkeypatch):
+    monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match=r"speed.compile=true needs a C\+\+ compiler"):
+        compile_blocks(build("dense"))
+
+
+def test_recomputed_blocks_give_the_same_bits():
+    plain, recomputed = (build("masked", activation_checkpointing=on) for on in (False, True))
+    for mine, other in zip(passed(recomputed), passed(plain), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_attention_is_fit_for_flash_kernels():
+    """torch refuses them for a mask tensor; on a CPU they take the same arguments."""
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        fast = passed(build("dense"))
+    with sdpa_kernel(SDPBackend.MATH):
+        for mine, other in zip(fast, passed(build("dense")), strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-6)

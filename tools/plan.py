@@ -1,0 +1,208 @@
+"""What a run or a study needs and costs, before it is paid for: memory, traffic, time, money.
+
+    python tools/plan.py launch/configs/demo.yaml --gpus 1 --gpu cpu
+    python tools/plan.py launch/experiments/exp4_scale.yaml --scale 100m_to_1b --gpus 8 --gpu h200
+    python tools/plan.py launch/configs/gpt_1b.yaml --gpus 8 --scaling --out plan.json
+
+Counts are exact: topologies whose density does not tell them are drawn, as a run does. Bytes
+follow the formulas of sparsecl/model/memory.py and tools/planning/traffic.py, which tests compare
+with measurements. Times are a roofline (tools/planning/roofline.py) on the numbers of
+tools/planning/machines.py, stretched to what published runs reach of it; --reached takes the share
+of your own. Nothing is trained, and no GPU is needed.
+"""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:  # works from a checkout that was never installed
+    sys.path.insert(0, str(ROOT))
+
+from sparsecl.errors import UserError  # noqa: E402
+from sparsecl.files import write_json  # noqa: E402
+from tools.planning.machines import MACHINES  # noqa: E402
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, plan, print. Returns the exit code; see sparsecl/errors.py."""
+    options = parser().parse_args(arguments)
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed prints how it found out
+    warnings.filterwarnings("ignore")
+    try:
+        check_flags(options)
+        text, result = plan(options)
+        print(text)
+        if options.out:
+            write_json(options.out, result)
+            print(f"wrote {options.out}", file=sys.stderr)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    result.add_argument("file", type=Path, metavar="CONFIG|STUDY", help="run config or study file")
+    result.add_argument("--gpus", type=int, required=True, metavar="N", help="GPUs of each run")
+    result.add_argument("--gpu", choices=tuple(MACHINES), default="h200", help="default: h200")
+    result.add_argument("--tensor", type=int, metavar="T", help="in place of parallel.tensor")
+    result.add_argument(
+        "--ds_config",
+        type=Path,
+        help="DeepSpeed JSON; default: the study's, or ds_configs/zero2.json",
+    )
+    result.add_argument("--base", type=Path, help="run config laid over the config or study")
+    result.add_argument("--scale", help="studies: one of the scales; default: the first")
+    result.add_argument("--seeds", type=int, help="studies: number of seeds")
+    result.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides"
+    )
+    numbers = {
+        "price": (None, "$ per GPU-hour; without it no money is shown"),
+        "bandwidth": (None, "GB/s of each GPU to other nodes, in place of the table's"),
+        "reached": (None, "share of the roofline's speed that your runs reach, as measured"),
+        "disk": (1.0, "GB/s at which all ranks together save (default 1)"),
+        "mttf": (None, "--scaling: hours between failures of a node (default 1011)"),
+        "restart": (None, "--scaling: seconds that a restart takes (default 300)"),
+    }
+    for name, (default, text) in numbers.items():
+        result.add_argument(f"--{name}", type=float, default=default, metavar="X", help=text)
+    result.add_argument("--scaling", action="store_true", help="tables for 8 to 1024 GPUs")
+    result.add_argument("--out", type=Path, metavar="FILE.json", help="write all figures there")
+    return result
+
+
+def check_flags(options: argparse.Namespace) -> None:
+    """Raise UserError for what no config checks."""
+    for name in ("gpus", "tensor", "seeds"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} must be >= 1, got {value}")
+    for name, least in (("price", 0.0), ("restart", 0.0)):
+        value = getattr(options, name)
+        if value is not None and not least <= value < float("inf"):
+            raise UserError(f"--{name} must be >= 0, got {value:g}")
+    for name in ("bandwidth", "disk", "mttf", "reached"):
+        value = getattr(options, name)
+        if value is not None and not 0.0 < value < float("inf"):
+            raise UserError(f"--{name} must be > 0, got {value:g}")
+
+
+def plan(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """The text, and the content of the JSON file."""
+    # Imported late, so that --help and a typo in a flag cost no wait for torch.
+    from tools.planning.estimate import estimate
+    from tools.planning.subjects import read_subjects
+    from tools.planning.text import run_text, study_hours, study_text
+
+    machine = MACHINES[options.gpu].changed(network=options.bandwidth, reached=options.reached)
+    disk = options.disk * 1e9
+    subjects = read_subjects(
+        options.file,
+        ds_path=options.ds_config,
+        base=options.base,
+        tensor=options.tensor,
+        scale=options.scale,
+        overrides=options.set,
+        seeds=options.seeds,
+    )
+    found = [estimate(s, machine, options.gpus, disk=disk) for s in subjects.subjects]
+    if subjects.is_study:
+        text = study_text(subjects, found, options.price)
+    else:
+        text = run_text(found[0], options.price)
+    hours = study_hours(found)
+    result: dict[str, Any] = {
+        "title": subjects.title,
+        "machine": asdict(machine),
+        "gpus": options.gpus,
+        "gpu_hours": hours,
+        "cost": None if options.price is None else hours * options.price,
+        "runs": [as_json(e) for e in found],
+    }
+    if options.scaling:
+        more, tables = scaling(options, machine, subjects.subjects, disk)
+        text, result["scaling"] = f"{text}\n\n{more}", tables
+    return text, result
+
+
+def scaling(
+    options: argparse.Namespace, machine: Any, subjects: Sequence[Any], disk: float
+) -> tuple[str, dict[str, Any]]:
+    """Tables over numbers of GPUs for every subject."""
+    from tools.planning.scaling import Faults, grown_batch, own_batch
+    from tools.planning.text import scaling_text
+
+    given = {"node_mttf_hours": options.mttf, "restart_seconds": options.restart}
+    faults = Faults(**{key: value for key, value in given.items() if value is not None})
+    texts, tables = [], {}
+    for subject in subjects:
+        ways = {
+            "the run's own batch": own_batch(subject, machine, faults, disk=disk),
+            "a batch that grows with the GPUs": grown_batch(subject, machine, faults, disk=disk),
+        }
+        for way, rows in ways.items():
+            texts.append(scaling_text(f"{subject.name}, {way}", rows))
+        tables[subject.name] = {
+            way: [row if isinstance(row, str) else asdict(row) for row in rows]
+            for way, rows in ways.items()
+        }
+    note = (
+        "(waiting: communication that nothing hides; every: checkpoint interval by Young's "
+        "formula, and in steps; goodput: by simulated failures; run h: training with failures, "
+        "and evaluation)"
+    )
+    return "\n\n".join([*texts, note]), tables
+
+
+def as_json(found: Any) -> dict[str, Any]:
+    """All figures of an estimate."""
+    counts, time = found.subject.counts, found.time
+    return {
+        "name": found.subject.name,
+        "num_runs": found.subject.num_runs,
+        "parameters": {
+            "live": counts.live,
+            "total": counts.total,
+            "density_masked": counts.density_masked,
+        },
+        "flops_per_token": asdict(found.flops),
+        "layout": {
+            "tensor": found.subject.config.parallel.tensor,
+            "dp_size": found.plan.dp_size,
+            "zero_stage": found.stage,
+            "micro": found.plan.micro,
+            "accumulation": found.plan.accumulation,
+            "tokens_per_step": found.plan.tokens_per_step,
+        },
+        "memory": {**asdict(found.fit), "fits": found.fit.fits},
+        "largest_micro": found.largest_micro,
+        "traffic": [asdict(flow) for flow in found.traffic],
+        "seconds": {**asdict(time), "step": time.step},
+        "tokens_per_second": found.tokens_per_second,
+        "mfu": {
+            "datasheet": found.utilisation(found.machine.peak),
+            "measured": found.utilisation(found.machine.gemm_rate),
+        },
+        "checkpoint": {"bytes": found.checkpoint_bytes, "seconds": found.save_seconds},
+        "cost": {
+            **asdict(found.cost),
+            "seconds": found.cost.seconds,
+            "gpu_hours": found.cost.gpu_hours,
+        },
+        "warnings": list(found.warnings),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

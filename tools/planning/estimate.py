@@ -1,0 +1,269 @@
+"""One run on so many GPUs: everything that the other parts say of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sparsecl.engine import ds_config
+from sparsecl.engine.plan import Plan, make_plan
+from sparsecl.engine.run import run_numbers, vocabulary
+from sparsecl.engine.run_config import BatchConfig, RunConfig
+from sparsecl.errors import UserError
+from sparsecl.model.config import padded_vocabulary
+from sparsecl.model.flops import TrainingFlops, multiplied_weights, training_flops_per_token
+from sparsecl.model.memory import Layout, memory_per_rank, parameter_sizes
+from sparsecl.model.shapes import layer_shapes
+from tools.planning.costs import RunCost, run_cost
+from tools.planning.fit import Buffers, Fit, buffers, fit, largest_micro
+from tools.planning.machines import Machine
+from tools.planning.roofline import StepTime, Work, step_time
+from tools.planning.subjects import Subject
+from tools.planning.traffic import Exchange, Flow, Place, flows
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A run, planned."""
+
+    subject: Subject
+    machine: Machine
+    gpus: int
+    plan: Plan
+    stage: int
+    flops: TrainingFlops
+    fit: Fit
+    largest_micro: int
+    traffic: list[Flow]
+    time: StepTime
+    checkpoint_bytes: int
+    save_seconds: float
+    cost: RunCost
+    warnings: tuple[str, ...]
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of the whole job."""
+        return self.plan.tokens_per_step / self.time.step
+
+    def utilisation(self, peak: float) -> float:
+        """Share of `peak`, FLOP/s of a GPU, that executed FLOPs take; none counts twice that is
+        recomputed."""
+        return self.flops.executed * self.tokens_per_second / self.gpus / peak
+
+
+def estimate(subject: Subject, machine: Machine, gpus: int, *, disk: float) -> Estimate:
+    """Plan a run.
+
+    Args:
+        disk: bytes/s at which all ranks together write a checkpoint.
+
+    Raises:
+        UserError: if the run is not possible for a reason that has nothing to do with its size.
+    """
+    config, problems = _possible(subject.config, gpus)
+    plan = make_plan(config, world_size=gpus)
+    numbers = run_numbers(config, plan)
+    resolved = ds_config.resolve(subject.ds_path, numbers)
+    zero = resolved.config["zero_optimization"]
+    overlap = bool(zero.get("overlap_comm", resolved.stage == 3))
+    layout = _layout(config, plan, resolved.stage, zero, machine)
+    found, largest = _fit(subject, config, plan, layout, machine, zero, resolved.offload, overlap)
+    sizes = _sizes(subject, config)
+    backends = _backends(config, subject.topologies)
+    exchange = _exchange(plan, layout, zero, sizes)
+    traffic = flows(exchange)
+    work = _work(subject, plan, layout, sizes, resolved.offload, backends)
+    place = Place(machine, layout.tp_size, layout.dp_size)
+    time = step_time(work, machine, place, traffic, overlap=overlap)
+    multiplied = multiplied_weights(plan.shape, subject.topologies, backends)  # type: ignore
+    flops = training_flops_per_token(
+        plan.shape, subject.counts, role=config.topology.role, multiplied=multiplied
+    )
+    saved = checkpoint_bytes(subject, layout.num_moments)
+    passes = time.compute - time.optimizer
+    tokens_per_rank = plan.tokens_per_step / plan.dp_size
+    cost = run_cost(
+        config,
+        plan,
+        gpus=gpus,
+        step_seconds=time.step,
+        # A third of a training pass, as for its products.
+        forward_token_seconds=passes / 3 / tokens_per_rank,
+        save_seconds=saved / disk,
+    )
+    warnings = [*problems, *resolved.warnings, *_warnings(subject, found, plan, machine, largest)]
+    return Estimate(
+        subject, machine, gpus, plan, resolved.stage, flops, found, largest, traffic, time,
+        saved, saved / disk, cost, tuple(warnings),
+    )  # fmt: skip
+
+
+def checkpoint_bytes(subject: Subject, num_moments: int) -> int:
+    """fp32 master and moments of what lives, and the live sets as bits or indices.
+
+    Role update keeps every weight, so every weight is saved.
+    """
+    counts = subject.counts
+    whole = subject.config.topology.role == "update"
+    kept = counts.total if whole else counts.live
+    shapes = {layer.name: layer for layer in layer_shapes(subject.config.model.resolved())}
+    masks = sum(shapes[name].num_cells // 8 for name in subject.topologies)
+    # Padding rows of the embedding are saved with it.
+    width, vocab = subject.config.model.resolved().width, vocabulary(subject.config)
+    rows = padded_vocabulary(vocab, subject.config.parallel.tensor) - vocab
+    return 4 * (1 + num_moments) * (kept + rows * width) + masks
+
+
+def _possible(config: RunConfig, gpus: int) -> tuple[RunConfig, list[str]]:
+    """The config, or the nearest one that divides over the GPUs, and what is wrong with it."""
+    try:
+        make_plan(config, world_size=gpus)
+        return config, []
+    except UserError as error:
+        problem = str(error)
+    tensor = config.parallel.tensor
+    if gpus % tensor:
+        raise UserError(problem)
+    dp_size = gpus // tensor
+    per_rank = -(-config.batch.sequences // dp_size)
+    limit = min(config.batch.micro or 8, per_rank)
+    micro = next(size for size in range(limit, 0, -1) if per_rank % size == 0)
+    sequences = per_rank * dp_size
+    other = replace(config, batch=BatchConfig(sequences=sequences, micro=micro))
+    make_plan(other, world_size=gpus)  # what is still wrong has nothing to do with the batch
+    note = f"{problem}. Planned here with batch.sequences={sequences}, batch.micro={micro}."
+    return other, [note]
+
+
+def _layout(
+    config: RunConfig, plan: Plan, stage: int, zero: Mapping[str, Any], machine: Machine
+) -> Layout:
+    momentum = int(config.optimizer.momentum > 0)
+    return Layout(
+        zero_stage=stage,
+        precision=config.precision,
+        tp_size=config.parallel.tensor,
+        dp_size=plan.dp_size,
+        micro=plan.micro,
+        activation_checkpointing=config.model.activation_checkpointing,
+        gpu=not machine.name.startswith("CPU"),
+        num_moments=2 if config.optimizer.kind != "sgd" else momentum,
+        accumulates=plan.accumulation > 1,
+        persistence=int(zero.get("stage3_param_persistence_threshold", 100_000)),
+    )
+
+
+def _sizes(subject: Subject, config: RunConfig) -> list[int]:
+    return parameter_sizes(
+        config.model.resolved(),
+        vocabulary(config),
+        subject.topologies,  # type: ignore[arg-type]
+        config.topology,
+        tp_size=config.parallel.tensor,
+    )
+
+
+def _fit(
+    subject: Subject, config: RunConfig, plan: Plan, layout: Layout, machine: Machine,
+    zero: Mapping[str, Any], offload: bool, overlap: bool,
+) -> tuple[Fit, int]:  # fmt: skip
+    """The plan's own micro-batch in memory, and the largest that fits."""
+    vocab, sizes = vocabulary(config), _sizes(subject, config)
+    backends: Any = _backends(config, subject.topologies)
+
+    def of(layout: Layout) -> Fit:
+        topologies: Any = subject.topologies
+        memory = memory_per_rank(
+            plan.shape, vocab, topologies, config.topology, layout, backends=backends
+        )
+        extra: Buffers = buffers(zero, sizes, layout, overlap=overlap)
+        return fit(memory, extra, plan.shape, vocab, layout, machine, offload=offload)
+
+    return of(layout), largest_micro(lambda other: of(other).fits, layout)
+
+
+def _backends(config: RunConfig, topologies: Mapping[str, Any]) -> dict[str, str]:
+    """By layer name; `auto` is measured when a run starts and counts as dense here."""
+    backend = config.topology.backend
+    return dict.fromkeys(topologies, "dense" if backend == "auto" else backend)
+
+
+def _exchange(plan: Plan, layout: Layout, zero: Mapping[str, Any], sizes: list[int]) -> Exchange:
+    return Exchange(
+        shape=plan.shape,
+        sizes=sizes,
+        zero_stage=layout.zero_stage,
+        element=layout.element,
+        tp_size=layout.tp_size,
+        dp_size=layout.dp_size,
+        micro=layout.micro,
+        accumulation=plan.accumulation,
+        persistence=layout.persistence,
+        reuse_distance=int(zero.get("stage3_max_reuse_distance", 1_000_000_000)),
+        prefetch=int(zero.get("stage3_prefetch_bucket_size", 50_000_000)),
+        bucket=int(zero.get("reduce_bucket_size", 500_000_000)),
+        activation_checkpointing=layout.activation_checkpointing,
+    )
+
+
+def _work(
+    subject: Subject, plan: Plan, layout: Layout, sizes: list[int], offload: bool,
+    backends: Mapping[str, str],
+) -> Work:  # fmt: skip
+    topology, tp = subject.config.topology, layout.tp_size
+    by_backend = {"dense": 0, "block": 0, "csr": 0}
+    sparse_cells = sparse_live = 0
+    for layer in layer_shapes(plan.shape):
+        found = subject.topologies.get(layer.name)
+        backend = backends.get(layer.name, "dense")
+        live = layer.num_cells if found is None else found.num_live
+        by_backend[backend] += layer.num_cells if backend == "dense" else live
+        if found is not None and backend == "dense" and live < layer.num_cells:
+            sparse_cells, sparse_live = sparse_cells + layer.num_cells, sparse_live + live
+    packed = topology.storage == "packed"
+    rows = padded_vocabulary(vocabulary(subject.config), tp)
+    return Work(
+        shape=plan.shape,
+        precision=subject.config.precision,
+        tokens=plan.micro * plan.shape.context,
+        accumulation=plan.accumulation,
+        tp_size=tp,
+        vocab_local=rows // tp,
+        dense_weights=by_backend["dense"] + rows * plan.shape.width,
+        block_weights=by_backend["block"],
+        csr_weights=by_backend["csr"],
+        masked_cells=0 if packed else sparse_cells // tp,
+        packed_cells=sparse_cells // tp if packed else 0,
+        packed_live=sparse_live // tp if packed else 0,
+        keep_expansion=topology.keep_expansion,
+        state_elements=sum(sizes) // (layout.dp_size if layout.zero_stage else 1),
+        offload=offload,
+        activation_checkpointing=layout.activation_checkpointing,
+        compiled=subject.config.speed.compile,
+    )
+
+
+def _warnings(
+    subject: Subject, found: Fit, plan: Plan, machine: Machine, largest: int
+) -> list[str]:
+    config, warnings = subject.config, []
+    gib = 2**30
+    if not found.fits:
+        more = f"the largest that fits is batch.micro={largest}" if largest else (
+            "not even batch.micro=1 fits: raise --tensor, the ZeRO stage or the number of GPUs, "
+            "store packed, or set model.activation_checkpointing"
+        )  # fmt: skip
+        warnings.append(
+            f"does not fit: {found.needed / gib:.1f} GiB per rank at batch.micro={plan.micro}, "
+            f"{machine.name} has {found.available / gib:.1f} GiB; {more}"
+        )
+    if config.parallel.tensor > machine.per_node:
+        warnings.append(
+            f"parallel.tensor={config.parallel.tensor} spans nodes of {machine.per_node} GPUs: "
+            "every layer waits for the network"
+        )
+    if config.topology.backend == "auto" and subject.topologies:
+        warnings.append("topology.backend=auto is measured when a run starts; planned as dense")
+    if config.eval.tokens is None:
+        warnings.append("eval.tokens=null: evaluations are as long as the data and are not counted")
+    return warnings
