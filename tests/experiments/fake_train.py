@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from tests.metrics.fake_run import from_matrix  # noqa: E402
 
-STEP_SECONDS = 0.01
+STEP_SECONDS = 0.04
 
 
 def records(arm, seed, until_loss):

@@ -70,7 +70,7 @@ def evaluation(
         "loss_sum": loss * NUM_TOKENS,
         "num_tokens": NUM_TOKENS,
         "num_bytes": NUM_BYTES,
-        "num_correct": round(NUM_TOKENS * math.exp(-loss)) if math.isfinite(loss) else 0,
+        "num_correct": round(NUM_TOKENS * math.exp(-max(loss, 0.0))) if math.isfinite(loss) else 0,
         "seconds": 1.5,
     }
 
