@@ -33,6 +33,8 @@ class Journal:
         """
         self.log, self.plan, self.position = log, plan, position
         self.begun = time.monotonic() - position.seconds
+        self.matrix: dict[str, Any] | None = None
+        """The result matrices up to the last finished phase, for checkpoints; see `forgetting`."""
 
     @property
     def tokens(self) -> int:
@@ -132,6 +134,7 @@ class Journal:
         if self.log is None or self.log.num_waiting:  # the record has gaps while a disk is full
             return
         summary = summarize(read_records(self.log.folder))
+        self.matrix = summary["matrix"]
         self.scalars(forgetting_scalars(summary))
         risen = summary["forgetting"]["per_domain"]
         known = {name: value for name, value in risen.items() if value is not None}

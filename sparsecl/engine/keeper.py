@@ -60,6 +60,7 @@ class Keeper:
                     # A checkpoint must not claim a record that is not on the disk.
                     "scalars_bytes": dist.agree(self.journal.sync),
                     "audit_checks": self.built.guard.checks,
+                    "matrix": self.journal.matrix,
                 }
                 state.save(self.saver, self.built, methods, here, step=position.step)
             except (StorageError, CannotCreateError) as error:

@@ -298,7 +298,7 @@ def _assemble(
                 opened[0].record("changed", step=position.step if position else 0, lines=changes)
 
     dist.agree(open_log, only_first=True)
-    return Trainer(
+    trainer = Trainer(
         config,
         plan,
         data,
@@ -310,6 +310,8 @@ def _assemble(
         position=position,
         stop=stop,
     )
+    trainer.journal.matrix = saved.get("matrix")
+    return trainer
 
 
 def _begin_from(folder: Path, built: Built, methods: Methods) -> str:
