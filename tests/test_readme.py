@@ -155,7 +155,7 @@ def deepspeed(command: str, workspace: Workspace, monkeypatch: pytest.MonkeyPatc
         )
         assert summary["phases"] == {"finished": 2, "planned": 2}
         assert summary["audit"]["nonzero"] == 0 and summary["audit"]["checks"] > 0
-    elif options.config.name == "files.yaml" and num_processes(command) == 1:
+    elif options.config[-1].name == "files.yaml" and num_processes(command) == 1:
         summary = json.loads((workspace.train(command) / "results.json").read_text())
         assert summary["domains"] == list(DOMAINS)
 
