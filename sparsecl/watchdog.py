@@ -66,6 +66,7 @@ class Watchdog:
         """Begin to watch."""
         global _current
         _current = self
+        self._post(0.0)  # so that a rank which is stopped at once is known to have been there
         self._thread.start()
 
     def close(self) -> None:
