@@ -104,7 +104,8 @@ class Health:
         )
         return (
             f"step {self.position.step}: {self.position.bad_steps} steps in a row had a gradient "
-            f"that is not finite ({where}). See {path}. Lower optimizer.lr, or look at the data."
+            f"that is not finite ({where}). See {path.relative_to(self.folder)} in the run folder. "
+            "Lower optimizer.lr, or look at the data."
         )
 
     def spike(self, loss: float) -> Spike | None:
