@@ -1,5 +1,6 @@
 """What a run costs before it starts: parameters, work and length, from its config alone."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from sparsecl.engine.plan import make_plan
 from sparsecl.engine.run import run_numbers, vocabulary
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.engine.topology import draw_topologies
-from sparsecl.model.flops import count_parameters, training_flops_per_token
+from sparsecl.model.flops import ParameterCounts, count_parameters, training_flops_per_token
 
 
 @dataclass(frozen=True)
@@ -34,16 +35,20 @@ class Price:
     """Training tokens, likewise."""
 
 
-def price(config: RunConfig, ds_path: Path) -> Price:
-    """Check a config as a run would, and count. Draws the topologies.
+def price(
+    config: RunConfig, ds_path: Path, *, count: Callable[[RunConfig], ParameterCounts] | None = None
+) -> Price:
+    """Check a config as a run would, and count.
+
+    Args:
+        count: for who has counted already; None = draw the topologies and count them.
 
     Raises:
         UserError: what a run with this config would say before any work.
     """
     plan = make_plan(config, world_size=config.parallel.tensor)
     ds_config.resolve(ds_path, run_numbers(config, plan))
-    topologies = draw_topologies(config)
-    counts = count_parameters(plan.shape, vocabulary(config), topologies)
+    counts = (count or _draw_and_count)(config)
     flops = training_flops_per_token(plan.shape, counts, role=config.topology.role)
     return Price(
         live=counts.live,
@@ -53,3 +58,7 @@ def price(config: RunConfig, ds_path: Path) -> Price:
         steps=plan.num_steps,
         tokens=plan.num_steps * plan.tokens_per_step,
     )
+
+
+def _draw_and_count(config: RunConfig) -> ParameterCounts:
+    return count_parameters(config.model.resolved(), vocabulary(config), draw_topologies(config))

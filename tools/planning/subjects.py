@@ -8,16 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsecl import config as configs
-from sparsecl.engine import ds_config
-from sparsecl.engine.plan import make_plan
-from sparsecl.engine.price import Price
-from sparsecl.engine.run import run_numbers, vocabulary
+from sparsecl.engine.price import Price, price
+from sparsecl.engine.run import vocabulary
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.engine.topology import draw_topologies
 from sparsecl.errors import MissingInputError, UserError
 from sparsecl.experiments import planning
 from sparsecl.experiments.study import ScaledStudy, read_study
-from sparsecl.model.flops import ParameterCounts, count_parameters, training_flops_per_token
+from sparsecl.model.flops import ParameterCounts, count_parameters
 from sparsecl.model.shapes import layer_shapes
 from sparsecl.topology.density import allocate
 from sparsecl.topology.layer import LayerTopology
@@ -92,18 +90,7 @@ class Counter:
 
     def price(self, config: RunConfig, ds_path: Path) -> Price:
         """What engine/price.py says of a config, with the topologies drawn once only."""
-        plan = make_plan(config, world_size=config.parallel.tensor)
-        ds_config.resolve(ds_path, run_numbers(config, plan))
-        counts = self.counts(config)
-        flops = training_flops_per_token(plan.shape, counts, role=config.topology.role)
-        return Price(
-            live=counts.live,
-            total=counts.total,
-            density=counts.density_masked,
-            flops_per_token=flops.useful,
-            steps=plan.num_steps,
-            tokens=plan.num_steps * plan.tokens_per_step,
-        )
+        return price(config, ds_path, count=self.counts)
 
 
 def _drawn_counts(config: RunConfig) -> dict[str, LiveCounts]:
