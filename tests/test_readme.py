@@ -63,6 +63,9 @@ class Workspace:
             (folder / name).symlink_to(ROOT / name)
         self.trained: dict[str, Path] = {}
         write_corpora(folder / "corpora")
+        yaml = re.search(r"^```yaml\n# mine\.yaml\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+        assert yaml, "the README's guide has lost its mine.yaml"
+        (folder / "mine.yaml").write_text(yaml[1], encoding="utf-8")
 
     def run(self, *words: str, timeout: float = 120) -> str:
         """Run a program to its end and return what it printed on stdout."""
@@ -234,6 +237,14 @@ def sweep_tool(arguments: list[str], workspace: Workspace) -> None:
     words = [word for word in arguments if word != "--dry_run"]
     output = workspace.run(sys.executable, "launch/sweep.py", *words, "--dry_run")
     assert "11 arms x 8 seeds = 88 runs" in output
+    if "--where" in words:
+        assert "sbatch" in output and "--array=0-87" in output
+
+
+def plan_tool(arguments: list[str], workspace: Workspace) -> None:
+    output = workspace.run(sys.executable, "tools/plan.py", *arguments)
+    assert "11 arms, 88 runs, each on 1 x H100" in output
+    assert re.search(r"^In all: [\d,.]+ GPU-hours", output, re.MULTILINE)
 
 
 def report_tool(arguments: list[str], workspace: Workspace) -> None:
@@ -254,6 +265,7 @@ def interference_tool(arguments: list[str], workspace: Workspace) -> None:
 SCRIPTS: dict[str, Callable[[list[str], Workspace], None]] = {
     "launch/prepare_data.py": prepare_data,
     "launch/sweep.py": sweep_tool,
+    "tools/plan.py": plan_tool,
     "tools/report.py": report_tool,
     "tools/interference.py": interference_tool,
     "tools/metrics.py": metrics_tool,

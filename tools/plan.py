@@ -3,12 +3,14 @@
     python tools/plan.py launch/configs/demo.yaml --gpus 1 --gpu cpu
     python tools/plan.py launch/experiments/exp4_scale.yaml --scale 100m_to_1b --gpus 8 --gpu h200
     python tools/plan.py launch/configs/gpt_1b.yaml --gpus 8 --scaling --out plan.json
+    python tools/plan.py runs/demo-1a2b3c4d --gpu cpu     # a finished run: planned, and measured
 
 Counts are exact: topologies whose density does not tell them are drawn, as a run does. Bytes
 follow the formulas of sparsecl/model/memory.py and tools/planning/traffic.py, which tests compare
 with measurements. Times are a roofline (tools/planning/roofline.py) on the numbers of
 tools/planning/machines.py, stretched to what published runs reach of it; --reached takes the share
-of your own. Nothing is trained, and no GPU is needed.
+of your own, which the plan of a finished run's folder shows. Nothing is trained, and no GPU is
+needed.
 """
 
 import argparse
@@ -52,8 +54,13 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    result.add_argument("file", type=Path, metavar="CONFIG|STUDY", help="run config or study file")
-    result.add_argument("--gpus", type=int, required=True, metavar="N", help="GPUs of each run")
+    result.add_argument(
+        "file",
+        type=Path,
+        metavar="CONFIG|STUDY|RUN",
+        help="run config, study file, or folder of a finished run",
+    )
+    result.add_argument("--gpus", type=int, metavar="N", help="GPUs of each run")
     result.add_argument("--gpu", choices=tuple(MACHINES), default="h200", help="default: h200")
     result.add_argument("--tensor", type=int, metavar="T", help="in place of parallel.tensor")
     result.add_argument(
@@ -96,27 +103,37 @@ def check_flags(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and not 0.0 < value < float("inf"):
             raise UserError(f"--{name} must be > 0, got {value:g}")
+    if options.gpus is None and not options.file.is_dir():
+        raise UserError("--gpus is missing: say how many GPUs each run shall have")
+    if options.file.is_dir():
+        given = {"--gpus": options.gpus, "--tensor": options.tensor, "--set": options.set}
+        given |= {"--ds_config": options.ds_config, "--base": options.base}
+        for flag in (flag for flag, value in given.items() if value):
+            raise UserError(f"{flag}: {options.file} is a run that has ended; leave it out")
 
 
 def plan(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """The text, and the content of the JSON file."""
     # Imported late, so that --help and a typo in a flag cost no wait for torch.
     from tools.planning.estimate import estimate
+    from tools.planning.measured import compare, comparison_text, read_run
     from tools.planning.subjects import read_subjects
     from tools.planning.text import run_text, study_hours, study_text
 
     machine = MACHINES[options.gpu].changed(network=options.bandwidth, reached=options.reached)
     disk = options.disk * 1e9
+    run = read_run(options.file) if options.file.is_dir() else None
     subjects = read_subjects(
-        options.file,
-        ds_path=options.ds_config,
+        run.config if run else options.file,
+        ds_path=run.ds_config if run else options.ds_config,
         base=options.base,
         tensor=options.tensor,
         scale=options.scale,
         overrides=options.set,
         seeds=options.seeds,
     )
-    found = [estimate(s, machine, options.gpus, disk=disk) for s in subjects.subjects]
+    gpus = run.ranks if run else options.gpus
+    found = [estimate(s, machine, gpus, disk=disk) for s in subjects.subjects]
     if subjects.is_study:
         text = study_text(subjects, found, options.price)
     else:
@@ -125,11 +142,14 @@ def plan(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     result: dict[str, Any] = {
         "title": subjects.title,
         "machine": asdict(machine),
-        "gpus": options.gpus,
+        "gpus": gpus,
         "gpu_hours": hours,
         "cost": None if options.price is None else hours * options.price,
         "runs": [as_json(e) for e in found],
     }
+    if run:
+        result["measured"] = compare(found[0], run)
+        text = f"{text}\n\n{comparison_text(result['measured'])}"
     if options.scaling:
         more, tables = scaling(options, machine, subjects.subjects, disk)
         text, result["scaling"] = f"{text}\n\n{more}", tables

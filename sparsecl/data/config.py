@@ -10,23 +10,17 @@ from typing import Literal
 INSTALLED_DOMAINS = ("code", "math", "manual", "legal", "dialogue")
 """Text that every installation has (sources/installed.py)."""
 
-# Which source understands which key; a key absent here is understood by all of them.
-_KEY_SOURCES: dict[str, tuple[str, ...]] = {
-    "train": ("files",),
-    "validation": ("files",),
-    "text_field": ("files", "hf"),
-    "columns": ("files", "hf"),
-    "separator": ("files",),
-    "encoding_errors": ("files", "hf"),
-    "path": ("hf",),
-    "config_name": ("hf",),
-    "split": ("hf",),
-    "validation_split": ("hf",),
-    "revision": ("hf",),
-    "streaming": ("hf",),
-    "data_files": ("hf",),
+_TEXT_KEYS = ("text_field", "columns", "encoding_errors", "max_train_bytes")
+
+# The keys of a source beside name and source; a key that no source has here belongs to all.
+SOURCE_KEYS: dict[str, tuple[str, ...]] = {
+    "files": ("train", "validation", "separator", *_TEXT_KEYS),
+    "hf": (
+        *("path", "config_name", "split", "validation_split", "revision", "streaming"),
+        *("data_files", *_TEXT_KEYS),
+    ),
+    "installed": ("max_train_bytes",),
     "synthetic": ("synthetic",),
-    "max_train_bytes": ("files", "hf", "installed"),
 }
 
 
@@ -165,7 +159,7 @@ class DomainConfig:
                 f"name must be letters, digits, _ - . (100 at most), got {self.name!r}"
             )
         for field in fields(self):
-            allowed = _KEY_SOURCES.get(field.name)
+            allowed = [source for source, keys in SOURCE_KEYS.items() if field.name in keys]
             if (
                 allowed
                 and self.source not in allowed
@@ -180,7 +174,7 @@ class DomainConfig:
             raise ValueError(f"max_train_bytes must be >= 1 byte, got {self.max_train_bytes}")
 
     def _check_source(self) -> None:
-        if self.source == "files" and not self.train:
+        if "train" in SOURCE_KEYS[self.source] and not self.train:
             raise ValueError(f"train is empty: domain {self.name} needs at least one file or glob")
         if self.source == "hf" and not self.path:
             raise ValueError(f"path is missing: domain {self.name} needs a hub id or a folder")

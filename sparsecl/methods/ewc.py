@@ -20,7 +20,10 @@ from sparsecl.methods.config import EwcConfig
 
 
 class Ewc(Method):
-    """EWC on slices: importance and anchor live beside the master, whatever the ZeRO stage."""
+    """EWC on slices: importance and anchor live beside the master, whatever the ZeRO stage.
+
+    A method that measures importance in another way is a relative of it.
+    """
 
     name = "ewc"
 
@@ -44,8 +47,8 @@ class Ewc(Method):
 
     @torch.no_grad()
     def phase_end(self, context: MethodContext) -> None:
-        """Measure this domain's Fisher and take its anchor."""
-        fishers = context.mean_squared_gradients(num_sequences=self.config.sequences)
+        """Measure what this domain needs and take its anchor."""
+        fishers = self.importance(context)
         for item in context.slices:
             fisher, weights = fishers[item.name].to(item.master.device), item.master
             old = self.precision.get(item.name, torch.zeros_like(fisher))
@@ -56,6 +59,10 @@ class Ewc(Method):
                 self.precision[item.name] = old + fisher
                 held = self.target.get(item.name, torch.zeros_like(fisher))
                 self.target[item.name] = held + fisher * weights
+
+    def importance(self, context: MethodContext) -> SliceTensors:
+        """F of the phase that ends, >= 0, for every slice. Collective."""
+        return context.mean_squared_gradients(num_sequences=self.config.sequences)
 
     def slice_tensors(self) -> Iterable[SliceTensors]:
         """A weight that is dropped takes its spring with it."""

@@ -1,5 +1,9 @@
-"""From a backend's name to a backend; what a user may choose, and where it works."""
+"""From a backend's name to a backend; what a user may choose, and where it works.
 
+A new backend is one class on `Backend`, one entry of `BACKENDS`, and its name in `BackendName`.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,11 +16,12 @@ from sparsecl.sparse.block import BlockBackend
 from sparsecl.sparse.csr import CsrBackend
 from sparsecl.sparse.dense import DenseBackend
 from sparsecl.sparse.index import LiveIndex
+from sparsecl.sparse.product import Backend
+from sparsecl.topology.config import BackendName
 
 Role = Literal["topology", "update"]
 Storage = Literal["masked", "packed"]
-BackendName = Literal["dense", "csr", "block"]
-AnyBackend = DenseBackend | CsrBackend | BlockBackend
+AnyBackend = Backend  # the name that the layers know
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +39,14 @@ class LinearOptions:
 
 DEFAULT = LinearOptions()
 
+PlanFn = Callable[[LinearOptions, LiveIndex, NDArray[np.bool_]], Backend]
+"""(options, index, mask) -> the products of one layer, planned; see `make_backend`. It raises
+ValueError if it cannot work on this mask."""
+
 
 def make_backend(
     options: LinearOptions, index: LiveIndex, mask: NDArray[np.bool_], name: str
-) -> AnyBackend:
+) -> Backend:
     """Plan the products of one layer.
 
     Args:
@@ -48,21 +57,26 @@ def make_backend(
     Raises:
         UserError: if the backend cannot work on this mask or this machine.
     """
-    if options.backend == "dense":
-        return DenseBackend(index, keep=options.keep_expansion)
-    if options.backend == "csr":
-        check_csr()
-        return CsrBackend(mask)
     try:
-        return BlockBackend(mask, options.block_size)
+        return BACKENDS[options.backend](options, index, mask)
     except ValueError as error:
-        raise UserError(f"topology.backend=block: {name}: {error}. Use dense.") from None
-
-
-def check_csr() -> None:
-    """Raise UserError where sparse rows would be slower than a dense product at any density."""
-    if torch.cuda.is_available():
         raise UserError(
-            "topology.backend=csr runs on the CPU only: on a GPU unstructured sparse products are "
-            "slower than dense ones above about 1 % density. Use dense, block or auto."
+            f"topology.backend={options.backend}: {name}: {error}. Use dense."
+        ) from None
+
+
+def _csr(options: LinearOptions, index: LiveIndex, mask: NDArray[np.bool_]) -> Backend:
+    """Refused where sparse rows would be slower than a dense product at any density."""
+    if torch.cuda.is_available():
+        raise ValueError(
+            "it runs on the CPU only: on a GPU unstructured sparse products are slower than dense "
+            "ones above about 1 % density"
         )
+    return CsrBackend(mask)
+
+
+BACKENDS: dict[BackendName, PlanFn] = {
+    "dense": lambda options, index, mask: DenseBackend(index, keep=options.keep_expansion),
+    "csr": _csr,
+    "block": lambda options, index, mask: BlockBackend(mask, options.block_size),
+}

@@ -17,9 +17,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparsecl.sparse import kernels
+from sparsecl.sparse.product import Backend
 
 # Triton multiplies tiles of these sides.
 MIN_KERNEL_SIZE, MAX_KERNEL_SIZE = 16, 128
@@ -31,7 +32,7 @@ KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 CHUNK_TOKENS = 4096
 
 
-class BlockBackend(nn.Module):
+class BlockBackend(Backend):
     """Products over int32 indices of the live tiles, by tile row and by tile column."""
 
     row_starts: Tensor
@@ -72,19 +73,6 @@ class BlockBackend(nn.Module):
         for name, index in _plan(tiles, self.size).items():
             buffer = torch.from_numpy(index.astype(np.int32))
             self.register_buffer(name, buffer, persistent=False)
-
-    @property
-    def index_bytes(self) -> int:
-        """Bytes of the indices."""
-        return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
-
-    def fold(self, x: Tensor) -> Tensor:
-        """[T, F]."""
-        return x.reshape(-1, x.shape[-1])
-
-    def restore(self, x: Tensor) -> Tensor:
-        """Contiguous [T, F]."""
-        return x.contiguous()
 
     def arrange(self, x: Tensor) -> Tensor:
         """Feature-major on the CPU (a copy, unless it is so already); as it is on a GPU."""

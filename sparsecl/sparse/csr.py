@@ -19,13 +19,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
+
+from sparsecl.sparse.product import Backend
 
 # Below this many tokens sequences are folded into one: a call costs more than the cache saves.
 MIN_TOKENS = 128
 
 
-class CsrBackend(nn.Module):
+class CsrBackend(Backend):
     """Sparse products over int32 CSR indices of W and of its transpose."""
 
     row_starts: Tensor
@@ -55,11 +57,6 @@ class CsrBackend(nn.Module):
         for name, values in indices.items():
             buffer = torch.from_numpy(values.astype(np.int32))
             self.register_buffer(name, buffer, persistent=False)
-
-    @property
-    def index_bytes(self) -> int:
-        """Bytes of the indices."""
-        return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
 
     def fold(self, x: Tensor) -> Tensor:
         """[S, T, F], a sequence at a time: 3072 features of 512 tokens are 6 MB, which stays in the

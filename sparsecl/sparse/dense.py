@@ -8,12 +8,13 @@ optimizer step to the next: it is then expanded once instead of twice for each m
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparsecl.sparse.index import LiveIndex
+from sparsecl.sparse.product import Backend
 
 
-class DenseBackend(nn.Module):
+class DenseBackend(Backend):
     """y = x W^T with W expanded from [N]."""
 
     kept: Tensor | None
@@ -25,19 +26,10 @@ class DenseBackend(nn.Module):
         self.keep = keep and not index.is_full  # an all-live matrix is a view of its values
         self.kept, self._fresh = None, False
 
-    index_bytes = 0  # the layer's own index is all it needs
-
-    def fold(self, x: Tensor) -> Tensor:
-        """[T, F]: one product, with and without autograd."""
-        return x.reshape(-1, x.shape[-1])
-
-    def arrange(self, x: Tensor) -> Tensor:
-        """As it is."""
-        return x
-
-    def restore(self, x: Tensor) -> Tensor:
-        """Contiguous [T, F]."""
-        return x.contiguous()
+    @property
+    def index_bytes(self) -> int:
+        """The layer's own index is all it needs."""
+        return 0
 
     def matrix(self, values: Tensor) -> Tensor:
         """W [O, I]."""

@@ -5,49 +5,51 @@ any batch dims. Storage says what the parameter is: `packed` the live values [N]
 `masked` the matrix [O, I] with zeros in absent cells. A backend knows the values [N] only.
 """
 
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsecl.sparse.index import LiveIndex
 
 
-class Backend(Protocol):
+class Backend(nn.Module, ABC):
     """How a layer multiplies. Made once for a topology (its plan), used in each step.
 
     Its tensors are integer buffers. Products work on folded activations, x [..., I] and dy [..., O]
-    in the form of `fold`, with any strides.
+    in the form of `fold`, with any strides. What is not abstract here suits products on row-major
+    [T, F].
     """
 
     @property
     def index_bytes(self) -> int:
         """Bytes of its indices, beside those of the layer's `LiveIndex`."""
-        ...
+        return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
 
     def fold(self, x: Tensor) -> Tensor:
         """Batch dims in the number that the products want; a view if the strides allow it."""
-        ...
+        return x.reshape(-1, x.shape[-1])
 
     def arrange(self, x: Tensor) -> Tensor:
         """A folded x or dy in the strides that the products want; done once and kept."""
-        ...
+        return x
 
     def restore(self, x: Tensor) -> Tensor:
         """A folded tensor in row-major strides."""
-        ...
+        return x.contiguous()
 
+    @abstractmethod
     def forward_product(self, x: Tensor, values: Tensor) -> Tensor:
         """y = x W^T."""
-        ...
 
+    @abstractmethod
     def grad_input(self, dy: Tensor, values: Tensor) -> Tensor:
         """dx = dy W."""
-        ...
 
+    @abstractmethod
     def grad_values(self, dy: Tensor, x: Tensor) -> Tensor:
         """dW = dy^T x in the live cells, [N]."""
-        ...
 
 
 class SparseProduct(torch.autograd.Function):

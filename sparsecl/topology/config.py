@@ -18,6 +18,7 @@ TopologyKind = Literal[
     "from_file",
     "from_zeros",
 ]
+BackendName = Literal["dense", "csr", "block"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +127,7 @@ class TopologyConfig:
     storage: Literal["masked", "packed"] = "masked"
     """masked: a dense tensor and a bool mask. packed: the vector of live values only."""
 
-    backend: Literal["dense", "csr", "block", "auto"] = "dense"
+    backend: Literal[BackendName, "auto"] = "dense"
     """How a sparse layer multiplies. dense: as a full matrix; csr: by live weight; block: by live
     tile (needs a block); auto: the fastest of them on this machine."""
 

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from sparsecl import config as configs
+from sparsecl.engine.run_config import RunConfig
 from sparsecl.engine.topology import draw_topologies
 from sparsecl.model.build import build_gpt
 from sparsecl.model.config import ModelShape, padded_vocabulary
@@ -332,9 +334,55 @@ def test_a_config_is_planned_with_all_its_parts(capsys):
     assert "$" not in shown  # nobody has named a price
 
 
+def run_folder(tmp_path, **performance):
+    """The folder of a run of demo.yaml on two ranks, and its plan."""
+    config = configs.load(RunConfig, cases.ROOT / "launch" / "configs" / "demo.yaml", [])
+    (tmp_path / "config.yaml").write_text(configs.dump(config))
+    zero = json.loads((cases.ROOT / "ds_configs" / "zero1.json").read_text())
+    (tmp_path / "ds_config.json").write_text(json.dumps(zero))
+    (tmp_path / "results.json").write_text(json.dumps({"performance": performance}))
+    counter = Counter()
+    counts, topologies = counter.counts(config), counter.topologies(config)
+    one = Subject("demo", config, tmp_path / "ds_config.json", 1, counts, topologies)
+    return estimate(one, MACHINES["cpu"], 2, disk=1e9)
+
+
+def test_a_finished_run_shows_what_its_plan_lacks(tmp_path, capsys):
+    expected = run_folder(tmp_path)  # twice as slow as planned, and a third of the memory
+    seconds, memory = 2 * expected.time.step, expected.fit.needed // 3
+    run_folder(tmp_path, ranks=2, step_seconds={"median": seconds}, peak_memory_bytes=memory)
+    out = tmp_path / "plan.json"
+    assert plan.main([str(tmp_path), "--gpu", "cpu", "--out", str(out)]) == 0
+    found = json.loads(out.read_text())["measured"]
+    assert found["step_seconds"]["ratio"] == pytest.approx(2)
+    assert found["tokens_per_second"]["ratio"] == pytest.approx(0.5)
+    assert found["memory_bytes"]["ratio"] == pytest.approx(1 / 3, rel=1e-6)
+    # Planned with what the run has reached, a step takes what the run's did.
+    machine = MACHINES["cpu"].changed(reached=found["reached"])
+    assert estimate(expected.subject, machine, 2, disk=1e9).time.step == pytest.approx(seconds)
+    assert "the run reached" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("performance", "words", "code", "message"),
+    [
+        ({}, (), 65, "has no step time and memory under `performance`"),
+        ({}, ("--gpus", "2"), 64, "--gpus: "),
+        (None, (), 66, "results.json: no such file"),
+    ],
+)
+def test_a_run_that_says_too_little_is_refused(tmp_path, capsys, performance, words, code, message):
+    if performance is not None:
+        run_folder(tmp_path, **performance)
+    assert plan.main([str(tmp_path), *words]) == code
+    shown = capsys.readouterr().err
+    assert message in shown and shown.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
+        (["CONFIG"], 64, "--gpus is missing"),
         (["none.yaml", "--gpus", "8"], 66, "none.yaml: no such file"),
         (["CONFIG", "--gpus", "0"], 64, "--gpus must be >= 1, got 0"),
         (["CONFIG", "--gpus", "8", "--tensor", "3"], 64, "parallel.tensor=3 does not divide"),

@@ -2,7 +2,7 @@
 
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,39 +13,57 @@ from sparsecl.errors import DataError, MissingInputError
 
 
 def open_source(domain: DomainConfig, *, seed: int, max_document_bytes: int) -> Source:
-    """List the files of a domain; every file is checked to exist, to be readable and not empty.
-
-    Raises:
-        MissingInputError: a file is missing, a folder, unreadable; a glob matches nothing.
-        DataError: a file is empty or of an unknown kind.
-    """
+    """List the files of a domain; see `local_files`."""
     del seed  # files are what they are
-    paths = {
-        split: _expand(domain.name, split, getattr(domain, split))
-        for split in ("train", "validation")
-    }
     fields = Fields(
         names=domain.columns or (domain.text_field,),
         separator=domain.separator,
         replace=domain.encoding_errors == "replace",
         max_bytes=max_document_bytes,
     )
-
-    def texts(split: str) -> Iterator[str]:
-        for path in paths[split]:
-            yield from read_documents(path, fields)
-
     key = {
         "source": "files",
         "fields": list(fields.names),
         "separator": domain.separator,
         "encoding_errors": domain.encoding_errors,
-        **{split: [_stamp(path) for path in paths[split]] for split in paths},
     }
-    return Source(key=key, texts=texts, has_validation=bool(domain.validation))
+    return local_files(domain, lambda path: read_documents(path, fields), key, suffixes=SUFFIXES)
 
 
-def _expand(name: str, split: str, patterns: tuple[str, ...]) -> list[Path]:
+def local_files(
+    domain: DomainConfig,
+    read: Callable[[Path], Iterator[str]],
+    key: Mapping[str, Any],
+    *,
+    suffixes: tuple[str, ...],
+) -> Source:
+    """The files that `train` and `validation` name, each checked to be there and not empty.
+
+    Args:
+        read: documents of one file.
+        key: JSON values that decide, beside the files, what is read: name of the source, options.
+        suffixes: of the files that `read` understands, in lower case.
+
+    Raises:
+        MissingInputError: a file is missing, a folder, unreadable; a glob matches nothing.
+        DataError: a file is empty or of an unknown kind.
+    """
+    paths = {
+        split: _expand(domain.name, split, getattr(domain, split), suffixes)
+        for split in ("train", "validation")
+    }
+
+    def texts(split: str) -> Iterator[str]:
+        for path in paths[split]:
+            yield from read(path)
+
+    stamps = {split: [_stamp(path) for path in paths[split]] for split in paths}
+    return Source(key={**key, **stamps}, texts=texts, has_validation=bool(domain.validation))
+
+
+def _expand(
+    name: str, split: str, patterns: tuple[str, ...], suffixes: tuple[str, ...]
+) -> list[Path]:
     """Files that the patterns name: in the order written, sorted within a glob, each once."""
     found: dict[Path, None] = {}
     for pattern in patterns:
@@ -57,11 +75,11 @@ def _expand(name: str, split: str, patterns: tuple[str, ...]) -> list[Path]:
             if not matches:
                 raise MissingInputError(f"{where}: the glob matches no file in {os.getcwd()}")
         for match in matches:
-            found[_checked(Path(match), where)] = None
+            found[_checked(Path(match), where, suffixes)] = None
     return list(found)
 
 
-def _checked(path: Path, where: str) -> Path:
+def _checked(path: Path, where: str, suffixes: tuple[str, ...]) -> Path:
     if path.is_dir():
         raise MissingInputError(f"{where}: {path} is a folder; write a glob such as {path}/*.jsonl")
     try:
@@ -72,8 +90,8 @@ def _checked(path: Path, where: str) -> Path:
         raise MissingInputError(f"{where}: {path}: {reason}") from error
     if empty:
         raise DataError(f"{where}: {path} is empty")
-    if not path.name.lower().endswith(SUFFIXES):
-        raise DataError(f"{where}: {path} is of an unknown kind; known are {', '.join(SUFFIXES)}")
+    if not path.name.lower().endswith(suffixes):
+        raise DataError(f"{where}: {path} is of an unknown kind; known are {', '.join(suffixes)}")
     return path.resolve()
 
 
