@@ -111,6 +111,19 @@ class RunLog:
         """Write a card of TensorBoard's TEXT page."""
         self._board.draw(lambda writer: writer.add_text(tag, markdown, tokens))
 
+    def layout(self, charts: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+        """Arrange TensorBoard's CUSTOM SCALARS page.
+
+        Args:
+            charts: category -> title of a chart -> the tags in it, each a pattern that matches from
+                the beginning of a tag on.
+        """
+        layout = {
+            category: {title: ["Multiline", list(tags)] for title, tags in content.items()}
+            for category, content in charts.items()
+        }
+        self._board.draw(lambda writer: writer.add_custom_scalars(layout))
+
     def hparams(self, config: Mapping[str, Any], metrics: Sequence[str]) -> None:
         """Write this run's row of the HPARAMS table.
 

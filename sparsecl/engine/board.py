@@ -20,6 +20,35 @@ CHART = "all_domains"  # first in the alphabet, so first on TensorBoard's page
 IN_TRAINING = "now training"
 """The curve that follows the domain in training; no domain's name has a space."""
 
+# Category -> chart -> patterns of tags (RunLog.layout). What a run does not have stays empty.
+LAYOUT = {
+    "Learning": {
+        "training loss": ("train/loss$",),
+        "learning rate": ("train/learning_rate$",),
+        "gradient norm": ("train/live_gradient_norm$",),
+    },
+    "Forgetting": {
+        "all domains, bits per byte": (f"{CHART}/validation_bits_per_byte$",),
+        "all domains, nats forgotten": (f"{CHART}/forgotten_nats$",),
+        "forgetting": ("forgetting/",),
+    },
+    "Speed": {
+        "tokens per second": ("performance/tokens_per_second$",),
+        "model FLOPs utilisation": ("performance/mfu$",),
+        "seconds of a step, over ranks": ("performance/step_seconds_",),
+    },
+    "Time": {
+        "goodput": ("time/goodput$",),
+        "share of a step": ("time/.*_share$",),
+        "seconds of a checkpoint": ("checkpoint/.*_seconds$",),
+    },
+    "Memory": {"GiB of a process": ("memory/",)},
+    "Health": {
+        "slowest rank / usual rank": ("health/slowest_rank_ratio$",),
+        "absent weights that are not zero": ("audit/nonzero_absent$",),
+    },
+}
+
 
 def mask_pictures(topologies: Mapping[str, LayerTopology]) -> dict[str, np.ndarray]:
     """Pictures of the first masks: layer name -> [h, w] in [0, 1], local density, white = live."""
@@ -51,6 +80,9 @@ def about_card(head: str) -> str:
   training, nats per token. `forgetting/F_last` and its like are means over domains.
 - `masks/LAYER`: white is live, black is absent; rows are outputs, columns inputs. A large matrix
   is averaged: brighter is denser.
+- The page CUSTOM SCALARS has the same curves by subject: learning, forgetting, speed, time, memory,
+  health. `performance/...`, `time/...` and `memory/...` are over the steps since the point before;
+  `time/goodput` is the share of the wall time since the first start that trained.
 - To compare runs, start TensorBoard on the folder that holds their folders. One card
   `validation_bits_per_byte/DOMAIN` then has that domain in all runs, HPARAMS one row per run.
 """

@@ -67,6 +67,7 @@ def build(
         seed=config.seed,
         topologies=topologies,
         backends=backends,
+        sequence=config.parallel.sequence,
     )
     if config.speed.compile:
         compile_blocks(model)

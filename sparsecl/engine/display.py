@@ -8,7 +8,6 @@ from dataclasses import asdict
 
 from tqdm import tqdm
 
-from sparsecl import dist
 from sparsecl.engine.plan import Plan
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.model.flops import (
@@ -30,7 +29,7 @@ def header(
     counts: ParameterCounts,
     topologies: Mapping[str, LayerTopology],
     *,
-    stage: int,
+    layout: Layout,
     world_size: int,
     data: str,
     backends: Mapping[str, BackendName] | None = None,
@@ -38,13 +37,13 @@ def header(
     """What is about to be trained, in a few aligned lines.
 
     Args:
+        layout: as `rank_layout` of plan.py gives it.
         backends: what topology.backend auto has chosen, by layer name; None = not known yet.
     """
     shape = plan.shape
-    tensor = config.parallel.tensor
     role = " (role update)" if config.topology.role == "update" and topologies else ""
     vocab = counts.embedding // shape.width
-    memory = _memory(config, plan, topologies, vocab=vocab, stage=stage, backends=backends)
+    memory = memory_per_rank(shape, vocab, topologies, config.topology, layout, backends=backends)
     lines = {
         "run": f"{config.name}, seed {config.seed}",
         "model": f"GPT {shape.layers} layers x {shape.width} wide, {shape.heads} heads, "
@@ -52,8 +51,9 @@ def header(
         "parameters": f"{counts.live:,} live of {counts.total:,} (density "
         f"{counts.density_model:.3f}; masked matrices {counts.density_masked:.3f})",
         "topology": describe(config.topology, topologies) + role,
-        "layout": f"{world_size} process{'es' if world_size > 1 else ''}: tp {tensor} x dp "
-        f"{plan.dp_size}, ZeRO {stage}, {config.precision}",
+        "layout": f"{world_size} process{'es' if world_size > 1 else ''}: tp "
+        f"{layout.tp_size}{' (positions spread)' if layout.sequence and layout.tp_size > 1 else ''}"
+        f" x dp {layout.dp_size}, ZeRO {layout.zero_stage}, {config.precision}",
         "memory": f"{_bytes(memory.total)} per rank: "
         + ", ".join(f"{part} {_bytes(size)}" for part, size in _memory_parts(memory).items()),
         "batch": f"{config.batch.sequences} sequences = {plan.tokens_per_step:,} tokens per step, "
@@ -84,7 +84,7 @@ def costs(
     topologies: Mapping[str, LayerTopology],
     *,
     vocab: int,
-    stage: int,
+    layout: Layout,
     backends: Mapping[str, BackendName] | None = None,
 ) -> str:
     """FLOPs of training and bytes per rank, for --dry_run. Arguments as for `header`."""
@@ -96,7 +96,9 @@ def costs(
         role=config.topology.role,
         multiplied=multiplied_weights(plan.shape, topologies, chosen),
     )
-    memory = _memory(config, plan, topologies, vocab=vocab, stage=stage, backends=backends)
+    memory = memory_per_rank(
+        plan.shape, vocab, topologies, config.topology, layout, backends=backends
+    )
     by = f"by backend {backend}" if topologies else "by a dense model"
     if topologies and backend == "auto" and backends is None:
         by = "at most; backend auto is measured when the run starts"
@@ -111,32 +113,6 @@ def costs(
             "top)",
             *(f"    {part:<12}{_bytes(size):>12}" for part, size in _memory_parts(memory).items()),
         ]
-    )
-
-
-def _memory(
-    config: RunConfig,
-    plan: Plan,
-    topologies: Mapping[str, LayerTopology],
-    *,
-    vocab: int,
-    stage: int,
-    backends: Mapping[str, BackendName] | None,
-) -> RankMemory:
-    """The memory ledger of a run."""
-    num_moments = 2 if config.optimizer.kind != "sgd" else int(config.optimizer.momentum > 0)
-    layout = Layout(
-        zero_stage=stage,
-        precision=config.precision,
-        tp_size=config.parallel.tensor,
-        dp_size=plan.dp_size,
-        micro=plan.micro,
-        activation_checkpointing=config.model.activation_checkpointing,
-        gpu=dist.device().type == "cuda",
-        num_moments=num_moments,
-    )
-    return memory_per_rank(
-        plan.shape, vocab, topologies, config.topology, layout, backends=backends
     )
 
 

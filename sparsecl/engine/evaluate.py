@@ -1,5 +1,6 @@
 """Scores of a domain: exact token-weighted sums, whatever the batch size or layout."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,9 @@ import numpy as np
 import torch
 
 from sparsecl import dist, watchdog
-from sparsecl.data.batches import EvaluationWindows
+from sparsecl.data.batches import EvaluationWindows, evaluation_windows
+from sparsecl.data.prepare import PreparedData
+from sparsecl.errors import InvariantError
 
 SUMS = ("loss_sum", "num_tokens", "num_bytes", "num_correct")
 
@@ -31,6 +34,32 @@ class Score:
     def loss(self) -> float:
         """nats per token"""
         return self.loss_sum / self.num_tokens
+
+
+def evaluate_domains(
+    engine: Any, data: PreparedData, *, context: int, max_tokens: int | None, batch: int, step: int
+) -> dict[str, Score]:
+    """Score every domain by its name. Collective over the world.
+
+    Args:
+        max_tokens: of each domain's validation text; None = all of it.
+        batch: windows per rank and forward call.
+        step: for messages.
+
+    Raises:
+        InvariantError: a loss is not finite.
+    """
+    scores: dict[str, Score] = {}
+    for domain in data.domains:
+        windows = evaluation_windows(domain.validation, context=context, max_tokens=max_tokens)
+        score = evaluate(engine, windows, data.tokenizer.bytes_per_token, batch=batch)
+        if not math.isfinite(score.loss):
+            raise InvariantError(
+                f"step {step}: the validation loss on {domain.name} is {score.loss}. "
+                "Lower optimizer.lr, or turn on clipping (optimizer.clip)."
+            )
+        scores[domain.name] = score
+    return scores
 
 
 @torch.no_grad()

@@ -89,7 +89,7 @@ class Journal:
             seconds=self.seconds,
             **({"replayed_tokens": replayed} if replayed else {}),
         )
-        values = {"loss": loss, "learning_rate": lr, "tokens_per_second": self.speed}
+        values = {"loss": loss, "learning_rate": lr}
         if grad_norm is not None:
             values["live_gradient_norm"] = grad_norm
         self.scalars({f"train/{key}": value for key, value in values.items()})

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sparsecl.engine.ds_config import accumulation
+from sparsecl.engine.ds_config import Resolved, accumulation
 from sparsecl.engine.run_config import PhasesConfig, RunConfig, StageConfig
 from sparsecl.errors import UserError
 from sparsecl.model.config import ModelShape, check_tensor_parallel
+from sparsecl.model.memory import Layout
 from sparsecl.optim.schedule import lr_factor
 
 DEFAULT_STEPS = 200
@@ -85,7 +86,7 @@ def make_plan(config: RunConfig, *, world_size: int) -> Plan:
             f"Start a multiple of {tensor} processes, or lower parallel.tensor."
         )
     shape = config.model.resolved()
-    check_tensor_parallel(shape, tensor)
+    check_tensor_parallel(shape, tensor, sequence=config.parallel.sequence)
     dp_size = world_size // tensor
     micro = config.batch.micro or _automatic_micro(config.batch.sequences, dp_size)
     _check_replay(config, micro)
@@ -103,6 +104,26 @@ def make_plan(config: RunConfig, *, world_size: int) -> Plan:
         micro=micro,
         accumulation=accumulation(config.batch.sequences, micro, dp_size),
         tokens_per_step=tokens_per_step,
+    )
+
+
+def rank_layout(config: RunConfig, plan: Plan, deepspeed: Resolved, *, gpu: bool) -> Layout:
+    """What the ledger of memory (model/memory.py) needs to know of a run."""
+    momentum = int(config.optimizer.momentum > 0)
+    zero = deepspeed.config["zero_optimization"]
+    return Layout(
+        zero_stage=deepspeed.stage,
+        precision=config.precision,
+        tp_size=config.parallel.tensor,
+        dp_size=plan.dp_size,
+        micro=plan.micro,
+        activation_checkpointing=config.model.activation_checkpointing,
+        sequence=config.parallel.sequence,
+        gpu=gpu,
+        num_moments=2 if config.optimizer.kind != "sgd" else momentum,
+        accumulates=plan.accumulation > 1,
+        # DeepSpeed's own default, if the JSON does not say.
+        persistence=int(zero.get("stage3_param_persistence_threshold", 100_000)),
     )
 
 

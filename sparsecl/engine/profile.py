@@ -5,6 +5,7 @@ The trace lies in the run's TensorBoard folder, as TensorBoard's profiler page a
 """
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ class StepProfile:
             yield
             return
         if number == config.first:
-            self._profiler = _profiler()
+            self._profiler = new_profiler(record_shapes=True)
             self._profiler.start()
         try:
             with torch.profiler.record_function(f"step {number}"):
@@ -105,8 +106,11 @@ def operator_table(profiler: Any, *, steps: int) -> str:
     return "\n".join(lines)
 
 
-def _profiler() -> Any:
+def new_profiler(*, record_shapes: bool = False) -> Any:
+    """A profiler of the host and, where there is one, the device; not started."""
+    # Kineto reports its starts and stops on stderr; at its first use it reads what it may say.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     activities = [torch.profiler.ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    return torch.profiler.profile(activities=activities, record_shapes=True)
+    return torch.profiler.profile(activities=activities, record_shapes=record_shapes)

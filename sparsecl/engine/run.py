@@ -17,7 +17,7 @@ from sparsecl.data.prepare import PreparedData, prepare
 from sparsecl.engine import board, display, ds_config, state
 from sparsecl.engine.build import Built, build, check_precision
 from sparsecl.engine.environment import check_environment, versions
-from sparsecl.engine.plan import Plan, make_plan
+from sparsecl.engine.plan import Plan, make_plan, rank_layout
 from sparsecl.engine.position import Position
 from sparsecl.engine.resume import NOTHING, Allowed, check_config, check_identity
 from sparsecl.engine.run_config import RunConfig
@@ -112,17 +112,17 @@ def dry_run(prepared: Prepared) -> str:
     config, plan = prepared.config, prepared.plan
     vocab = vocabulary(config)
     counts = count_parameters(plan.shape, vocab, prepared.topologies)
-    stage = prepared.deepspeed.stage
+    layout = rank_layout(config, plan, prepared.deepspeed, gpu=dist.device().type == "cuda")
     head = display.header(
         config,
         plan,
         counts,
         prepared.topologies,
-        stage=stage,
+        layout=layout,
         world_size=dist.world_size(),
         data=", ".join(plan.domains),
     )
-    price = display.costs(config, plan, counts, prepared.topologies, vocab=vocab, stage=stage)
+    price = display.costs(config, plan, counts, prepared.topologies, vocab=vocab, layout=layout)
     graph = [table(prepared.topologies)] if prepared.topologies else []
     place = f"  Run folder: {prepared.run_dir}"
     return "\n".join([configs.dump(config), head, *graph, price, place])
@@ -360,7 +360,7 @@ def _open_log(
         plan,
         counts,
         built.topologies,
-        stage=prepared.deepspeed.stage,
+        layout=rank_layout(config, plan, prepared.deepspeed, gpu=dist.device().type == "cuda"),
         world_size=dist.world_size(),
         data=display.data_line(sizes, kind),
         backends=backends,
@@ -394,6 +394,7 @@ def _open_log(
             config=board.flat_hparams(config),
         )
         log.text("run/about", board.about_card(head), tokens=0)
+        log.layout(board.LAYOUT)
         log.scalars({f"topology/density_{k}": v for k, v in density.items()}, tokens=0)
         for name, pixels in board.mask_pictures(built.topologies).items():
             log.image(f"masks/{name}", pixels, tokens=0)

@@ -229,6 +229,11 @@ class ParallelConfig:
     tensor: int = 1
     """Ranks that share one copy of the model (tensor parallel size)."""
 
+    sequence: bool = False
+    """Spread the positions of a sequence over those ranks wherever the model is not split (norms,
+    residual stream; Megatron's sequence parallelism): less memory for activations, as many bytes
+    exchanged. `tensor` must divide model.context. Changes nothing at tensor = 1."""
+
     def __post_init__(self) -> None:
         if self.tensor < 1:
             raise ValueError(f"tensor must be >= 1, got {self.tensor}")

@@ -14,7 +14,7 @@ The times are in the log and in TensorBoard, never in scalars.jsonl: equal runs 
 import contextlib
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from statistics import median_low
 from typing import Any
 
@@ -74,15 +74,28 @@ class Stragglers:
         self._read(wait=True)
         self._seconds, self._warm = 0.0, True
 
-    def compare(self) -> None:
-        """Compare the ranks over the steps since the last call. Collective over the world."""
+    def compare(self, more: Sequence[float] = ()) -> list[list[float]]:
+        """Compare the ranks over the steps since the last call. Collective over the world.
+
+        Args:
+            more: other numbers of this rank, which travel along; NaN stays NaN.
+
+        Returns:
+            Those of each rank; an empty list if no step counts yet, on all ranks alike.
+        """
         self._read(wait=True)
-        if dist.world_size() == 1 or not self._steps:
-            return
-        mine = torch.zeros(dist.world_size(), dtype=torch.float64, device=dist.device())
-        mine[dist.rank()] = self._seconds / self._steps
+        if not self._steps:
+            return []
+        size, mine = dist.world_size(), [self._seconds / self._steps, *more]
         self._seconds, self._steps = 0.0, 0
-        self._judge(dist.all_reduce(mine).tolist())
+        if size == 1:
+            return [mine[1:]]
+        # Number by number, of all ranks: everybody fills in its own column.
+        table = torch.zeros(len(mine) * size, dtype=torch.float64)
+        table[dist.rank() :: size] = torch.tensor(mine, dtype=torch.float64)
+        found = dist.all_reduce(table.to(dist.device())).view(len(mine), size).tolist()
+        self._judge(found[0])
+        return [[row[rank] for row in found[1:]] for rank in range(size)]
 
     def _judge(self, seconds: list[float]) -> None:
         """Args:

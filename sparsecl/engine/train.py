@@ -6,7 +6,6 @@ uninterrupted one bit for bit on the same layout.
 """
 
 import math
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,15 @@ import numpy as np
 import torch
 
 from sparsecl import dist, faults, seeding, watchdog
-from sparsecl.data.batches import evaluation_windows
 from sparsecl.data.prepare import PreparedData
 from sparsecl.engine import state
 from sparsecl.engine.build import Built
 from sparsecl.engine.display import Progress
-from sparsecl.engine.evaluate import Score, evaluate, mean_squared_gradients
+from sparsecl.engine.evaluate import evaluate_domains, mean_squared_gradients
 from sparsecl.engine.health import Health, RolledBack, Spike
 from sparsecl.engine.journal import Journal
 from sparsecl.engine.keeper import Keeper
+from sparsecl.engine.monitor import Monitor
 from sparsecl.engine.plan import Phase, Plan, learning_rate
 from sparsecl.engine.plasticity import Panel, PhaseSums
 from sparsecl.engine.position import Position
@@ -33,7 +32,6 @@ from sparsecl.engine.rollback import rewind
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.engine.step import Looks, StepResult, take_step
 from sparsecl.engine.stop import StopRequest
-from sparsecl.engine.stragglers import Stragglers
 from sparsecl.engine.streams import Stream, phase_stream
 from sparsecl.errors import InvariantError, Preempted, StorageError
 from sparsecl.log import RunLog
@@ -89,14 +87,14 @@ class Trainer:
             config.checkpoint, checkpoints, built, self.position, self.journal, identity=identity
         )
         self.stop = stop
-        forward_waits = self.slices.stage == 3 or dist.tp_size() > 1
-        self.stragglers = Stragglers(self.journal, forward_waits=forward_waits)
         self.micro_step = 0
         self.streams: dict[int, Stream] = {}
         self.stream = self._stream()
         read = row_reader(plan, config.batch.sequences, self._phase_stream)
         ahead = config.speed.prefetch
         self.loader = Prefetcher(read, accumulation=plan.accumulation, ahead=ahead)
+        vocab_size = data.tokenizer.vocab_size
+        self.monitor = Monitor(config, built, self.journal, self.loader, vocab_size=vocab_size)
         self.profile = StepProfile(config.speed.profile, self.journal, checkpoints.parent / "tb")
         self.panel = Panel(
             config.plasticity,
@@ -196,6 +194,10 @@ class Trainer:
         """
         if self.stop is not None:
             self.stop.armed = True
+        with self.monitor.attempt():
+            self._run()
+
+    def _run(self) -> None:
         if not self.position.started:
             self._evaluate_all("start", phase=-1)
             self._record_plasticity("start", phase=-1)
@@ -205,14 +207,21 @@ class Trainer:
                 self._run_phase(self.plan.phases[self.position.phase])
             except RolledBack:
                 continue
-        self.keeper.wait()
+        with self.monitor.checkpoint():
+            self.keeper.wait()
         self.loader.close()
         journal = self.journal
-        journal.record("end", seconds=journal.seconds, tokens_per_second=journal.speed)
+        journal.record(
+            "end",
+            seconds=journal.seconds,
+            tokens_per_second=journal.speed,
+            performance=self.monitor.performance(),
+        )
 
     def _run_phase(self, phase: Phase) -> None:
         if self.position.phase_step == 0:
             self._begin_phase(phase)
+        self.monitor.begin_phase()
         progress = Progress(
             f"phase {phase.index} {self.domain}",
             total=phase.num_steps,
@@ -257,20 +266,22 @@ class Trainer:
         last = position.phase_step + 1 == phase.num_steps
         audited = last or _due(position.step + 1, config.audit.every)
         logged = last or _due(position.step + 1, config.log.every)
-        begin = time.monotonic()
+        self.monitor.begin_step()
         lr = learning_rate(config, phase, position.phase_step)
-        with self.profile.step(self.step + 1):
+        number = self.step + 1
+        with self.profile.step(number), self.monitor.work(number):
             result = self._train_step(lr, audited=audited, logged=logged)
         position.phase_step += 1
         position.step += 1
         if result.applied:
-            begin += self.panel.after_update(position.phase_step, position.plasticity)
+            looked = self.panel.after_update(position.phase_step, position.plasticity)
+            self.monitor.evaluated(looked)
         self.methods.after_step(self)
         if config.precision != "fp16":
             self.health.judge(result, batch=self._batch_name())
         loss = self._log_step(result, lr) if logged else None
         # Logging has waited for the device, so the clock is honest at least there.
-        position.train_seconds += time.monotonic() - begin
+        position.train_seconds += self.monitor.end_step()
         progress.advance(
             **(
                 {"loss": f"{loss:.3f}", "tok/s": f"{self.journal.speed:,.0f}"}
@@ -308,7 +319,6 @@ class Trainer:
             before_step=hooks,
         )
         self._point("weights", number)
-        self.stragglers.step_done()
         return result
 
     def _micro_losses(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -316,13 +326,13 @@ class Trainer:
         for micro_step in range(self.plan.accumulation):
             self.micro_step = micro_step
             watchdog.beat(f"step {self.step + 1}, data of micro-batch {micro_step}")
-            with self.stragglers.data():
+            with self.monitor.stragglers.data():
                 faults.point("batch", step=self.step + 1)
                 batch = self.loader.take(Place(self.phase, self.data_step, micro_step))
                 rows = self.methods.batch(self, batch.rows)
                 tokens = self.loader.tokens(batch, rows)
             watchdog.beat(f"step {self.step + 1}, forward of micro-batch {micro_step}")
-            with self.stragglers.forward():
+            with self.monitor.stragglers.forward():
                 losses, _ = self.built.engine(tokens[:, :-1], tokens[:, 1:])
                 loss = losses.mean()
             if faults.armed():
@@ -362,7 +372,7 @@ class Trainer:
         if norm is not None and not math.isfinite(norm):
             norm = None  # fp16 steps that overflow have none
         self.position.plasticity.grad_norm = norm
-        self.stragglers.compare()
+        self.monitor.compare()
         replayed = self.methods.replayed_sequences * self.plan.shape.context
         self.journal.step(loss, norm, lr, replayed=replayed)
         spike = self.health.spike(loss)
@@ -395,32 +405,25 @@ class Trainer:
     def _evaluate_all(self, at: str, *, phase: int) -> bool:
         """Score every domain. Returns True if patience has run out in the first phase."""
         faults.point("evaluate", step=self.step)
-        scores: dict[str, Score] = {}
-        for domain in self.data.domains:
-            windows = evaluation_windows(
-                domain.validation,
+        with self.monitor.evaluation():
+            scores = evaluate_domains(
+                self.built.engine,
+                self.data,
                 context=self.plan.shape.context,
                 max_tokens=self.config.eval.tokens,
-            )
-            score = evaluate(
-                self.built.engine,
-                windows,
-                self.data.tokenizer.bytes_per_token,
                 batch=self.config.eval.batch,
+                step=self.step,
             )
-            if not math.isfinite(score.loss):
-                raise InvariantError(
-                    f"step {self.step}: the validation loss on {domain.name} is {score.loss}. "
-                    "Lower optimizer.lr, or turn on clipping (optimizer.clip)."
-                )
-            scores[domain.name] = score
         self.journal.evaluation(scores, at=at, phase=phase)
         losses = {name: score.loss for name, score in scores.items()}
         return at == "during" and self._ends_early(losses)
 
     def _record_plasticity(self, at: str, *, phase: int) -> None:
         """Measure the network's plasticity and write it down; see engine/plasticity.py."""
-        with watchdog.patient("the figures of plasticity", METHOD_SECONDS):
+        with (
+            watchdog.patient("the figures of plasticity", METHOD_SECONDS),
+            self.monitor.evaluation(),
+        ):
             found = self.panel.measure(self.position.plasticity)
         if found is not None:
             self.journal.plasticity(found, at=at, phase=phase)
@@ -463,7 +466,8 @@ class Trainer:
         )
 
     def _save(self) -> None:
-        self.keeper.save(self.methods)
+        with self.monitor.checkpoint():
+            self.keeper.save(self.methods)
 
     def _stream(self) -> Stream:
         return self._phase_stream(min(self.position.phase, len(self.plan.phases) - 1))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsecl.errors import DataError, MissingInputError
+from sparsecl.metrics.performance import read_performance
 
 SCALARS = "scalars.jsonl"
 START_PHASE = -1  # the phase written on evaluations that come before any training
@@ -107,6 +108,8 @@ class RunRecords:
     seconds: float | None
     """Wall clock of the whole run; None until it has ended."""
     tokens_per_second: float | None
+    performance: dict[str, Any] | None = None
+    """What the run cost (metrics/performance.py); None until it has ended, and in old runs."""
     warnings: tuple[str, ...]
 
 
@@ -172,6 +175,7 @@ class _Reader:
         # (step, slot, entry); steps never fall, so a rewind only pops from the end.
         self.entries: list[tuple[int, tuple[Any, ...], Any]] = []
         self.end: dict[str, float | None] = {}
+        self.performance: dict[str, Any] | None = None
 
     def take(self, record: dict[str, Any]) -> None:
         """Add one record. Raises ValueError if a known kind has a missing or odd value."""
@@ -180,6 +184,8 @@ class _Reader:
             self._take_run(record)
         elif kind == "end":
             self.end = {key: _optional(record, key) for key in ("seconds", "tokens_per_second")}
+            if "performance" in record:
+                self.performance = read_performance(record["performance"])
         elif kind in ("train", "eval", "audit", "phase", "plasticity"):
             if self.header is None:
                 raise ValueError(f'kind "{kind}" comes before kind "run"')
@@ -191,7 +197,7 @@ class _Reader:
         if self.header is not None and (domains, order) != (self.domains, self.order):
             raise ValueError("a second run with other domains or another order is in the same file")
         self.header, self.domains, self.order = record, domains, order
-        self.end = {}
+        self.end, self.performance = {}, None
 
     def _take_entry(self, kind: str, record: dict[str, Any]) -> None:
         step = _integer(record, "step")
@@ -281,6 +287,7 @@ class _Reader:
             audit_nonzero=max((nonzero for _, nonzero in audits), default=0),
             seconds=self.end.get("seconds"),
             tokens_per_second=self.end.get("tokens_per_second"),
+            performance=self.performance,
             warnings=tuple(warnings),
         )
 

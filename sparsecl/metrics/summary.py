@@ -62,6 +62,7 @@ def summarize(records: RunRecords) -> dict[str, Any]:
             "replayed_tokens": _replayed_tokens(records, matrix.num_phases),
             "tokens_per_second": records.tokens_per_second,
             "seconds": records.seconds,
+            "performance": records.performance,
             "warnings": [*records.warnings, *_gaps(records, matrix)],
         }
     )

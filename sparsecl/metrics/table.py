@@ -7,6 +7,7 @@ from typing import Any
 
 from sparsecl.metrics.forgetting import exposed_rows
 from sparsecl.metrics.matrix import OTHER_DOMAIN
+from sparsecl.metrics.performance import performance_lines
 from sparsecl.metrics.summary import matrix_of
 
 WIDTH = 100
@@ -24,13 +25,14 @@ FIGURES = (
 
 
 def report(summary: dict[str, Any], width: int = WIDTH) -> str:
-    """Everything a reader wants of one run: what it was, the matrix, the figures, the audit."""
+    """Everything a reader wants of one run: what it was, the matrix, figures, audit, cost."""
     parts = [
         "\n".join(_heading(summary, width)),
         matrix_table(summary, width),
         figures_table(summary),
         "\n".join(_speed_lines(summary)),
         audit_line(summary),
+        "\n".join(performance_lines(summary.get("performance"))),
     ]
     text = "\n\n".join(part for part in parts if part)
     # Records may come from anywhere; what is in them may not steer the reader's terminal.
@@ -102,7 +104,7 @@ def _heading(summary: dict[str, Any], width: int) -> list[str]:
         )
     if parameters:
         lines.append(f"parameters: {parameters.get('live')} live of {parameters.get('total')}")
-    if summary["seconds"] is not None:
+    if summary["seconds"] is not None and summary.get("performance") is None:  # older runs
         speed = number(summary["tokens_per_second"], 0)
         lines.append(f"time: {number(summary['seconds'], 0)} seconds, {speed} tokens per second")
     lines += [f"note: {warning}" for warning in summary["warnings"]]

@@ -20,6 +20,7 @@ def build_gpt(
     seed: int,
     topologies: Mapping[str, LayerTopology] | None = None,
     backends: Mapping[str, BackendName] | None = None,
+    sequence: bool = False,
 ) -> GPT:
     """This rank's share of an initialised model, on the CPU in fp32.
 
@@ -29,6 +30,7 @@ def build_gpt(
     Args:
         topologies: drawn before, by layer name; None = draw them here.
         backends: what `auto` has chosen, by layer name; needed for topology.backend auto only.
+        sequence: see GPT.
 
     Raises:
         UserError: if a layer would be empty, or the tp size does not divide the model.
@@ -42,6 +44,7 @@ def build_gpt(
         topologies=topologies,
         options={name: linear_options(topology, name, backends or {}) for name in topologies},
         activation_checkpointing=config.activation_checkpointing,
+        sequence=sequence,
     )
     initialize(model, config, seed=seed)
     return model

@@ -3,8 +3,8 @@
 Passes that will go backward are compiled, all others (evaluation, probes) are not: they come in
 other shapes, each of which would have to be compiled, and hooks look into them. The three products
 of a dense or masked linear are in the graph; those of sparse backends, which are kernels of their
-own, and the exchange over tensor-parallel ranks stay outside it. All blocks share one graph, so a
-deep model compiles no longer than a flat one.
+own, and the exchange over tensor-parallel ranks stay outside it, and cut it into several. All
+blocks share these graphs, so a deep model compiles no longer than a flat one.
 """
 
 import functools
@@ -17,10 +17,14 @@ from torch import Tensor
 
 from sparsecl import dist
 from sparsecl.errors import UserError
-from sparsecl.model.gpt import GPT, Block
-from sparsecl.sparse.linear import SparseLinear
-from sparsecl.sparse.parallel import copy_to_tensor_parallel, reduce_from_tensor_parallel
-from sparsecl.sparse.product import arrange, sparse_product
+from sparsecl.model.gpt import GPT, Block, Norm
+from sparsecl.sparse.linear import SparseLinear, live_product
+from sparsecl.sparse.parallel import (
+    enter_tensor_parallel,
+    gradient_over_positions,
+    leave_tensor_parallel,
+)
+from sparsecl.sparse.product import arrange
 
 
 def compile_blocks(model: GPT, *, backend: str = "inductor") -> None:
@@ -49,9 +53,10 @@ def _replace_forward(block: Block, backend: str) -> None:
     # shapes came before, and a resumed run would round differently.
     compiled: Any = torch.compile(eager, dynamic=False, backend=backend)
 
-    def forward(x: Tensor) -> Tensor:
+    def forward(x: Tensor, spread: bool = False) -> Tensor:
         # A hook inside the block would not be called from the graph.
-        return compiled(x) if torch.is_grad_enabled() and not _is_watched(block) else eager(x)
+        fit = torch.is_grad_enabled() and not _is_watched(block)
+        return compiled(x, spread) if fit else eager(x, spread)
 
     own: Any = block
     own.forward = forward
@@ -65,11 +70,13 @@ def _leave_out(block: Block) -> None:
     """Keep what cannot be traced out of the graph: sparse kernels, and collectives."""
     alone = dist.tp_size() == 1  # then nothing is exchanged, and groups are not even looked for
     for part in (block.attention, block.mlp):
-        part.enter = _same if alone else _outside(copy_to_tensor_parallel)
-    for linear in block.modules():
-        if isinstance(linear, SparseLinear):
-            linear.product, linear.rearrange = _outside(sparse_product), _outside(arrange)
-            linear.exchange = _same if alone else _outside(reduce_from_tensor_parallel)
+        part.enter = _same if alone else _outside(enter_tensor_parallel)
+    for part in block.modules():
+        if isinstance(part, SparseLinear):
+            part.product, part.rearrange = _outside(live_product), _outside(arrange)
+            part.exchange = _same if alone else _outside(leave_tensor_parallel)
+        elif isinstance(part, Norm):
+            part.share = _outside(gradient_over_positions)
 
 
 @functools.cache
@@ -78,7 +85,7 @@ def _outside(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compiler.disable(function)
 
 
-def _same(x: Tensor) -> Tensor:
+def _same(x: Tensor, spread: bool = False) -> Tensor:
     return x
 
 

@@ -115,10 +115,13 @@ class ModelConfig:
         )
 
 
-def check_tensor_parallel(shape: ModelShape, tp_size: int) -> None:
+def check_tensor_parallel(shape: ModelShape, tp_size: int, *, sequence: bool = False) -> None:
     """Raise UserError unless heads and hidden units divide over tp_size ranks.
 
     Width then divides too, since heads divides width; the vocabulary is padded to fit.
+
+    Args:
+        sequence: positions are spread too (parallel.sequence), so the context must divide.
     """
     fitting = [n for n in range(1, tp_size) if shape.heads % n == 0 and shape.mlp % n == 0]
     sizes = ", ".join(map(str, fitting))
@@ -134,6 +137,14 @@ def check_tensor_parallel(shape: ModelShape, tp_size: int) -> None:
         raise UserError(
             f"model.mlp={shape.mlp} (or width * mlp_ratio) is not divisible by "
             f"parallel.tensor={tp_size}. Use parallel.tensor {sizes}."
+        )
+    if sequence and shape.context % tp_size:
+        below = shape.context // tp_size * tp_size
+        choices = " or ".join(str(n) for n in (below, below + tp_size) if n)
+        raise UserError(
+            f"model.context={shape.context} is not divisible by parallel.tensor={tp_size}, over "
+            f"which parallel.sequence=true spreads positions. Use model.context={choices}, or "
+            "parallel.sequence=false."
         )
 
 

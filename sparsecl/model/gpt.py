@@ -1,9 +1,12 @@
 """GPT on a topology: pre-norm blocks, GELU, learned positions, tied embedding, no biases.
 
 B = batch, T = tokens, W = width, H = heads and D = head width; `_local` = this tensor-parallel
-rank's share. After nanoGPT (https://github.com/karpathy/nanoGPT). Differs: q, k and v are separate
-matrices (a topology is drawn for each), the linears may be sparse, and there is no dropout, which
-would be a hidden regulariser in a study of forgetting.
+rank's share. Where it says "spread", features between the linears are [T / tp, B, W], of this
+rank's positions, in place of [B, T, W] of all (sparse/parallel.py).
+
+After nanoGPT (https://github.com/karpathy/nanoGPT). Differs: q, k and v are separate matrices (a
+topology is drawn for each), the linears may be sparse, and there is no dropout, which would be a
+hidden regulariser in a study of forgetting.
 """
 
 from collections.abc import Mapping
@@ -24,7 +27,11 @@ from sparsecl.sparse.linear import (
     SparseLinear,
     mark_tensor_parallel,
 )
-from sparsecl.sparse.parallel import copy_to_tensor_parallel
+from sparsecl.sparse.parallel import (
+    enter_tensor_parallel,
+    gradient_over_positions,
+    spread_positions,
+)
 from sparsecl.topology.layer import LayerShape, LayerTopology
 
 
@@ -35,19 +42,20 @@ class Attention(nn.Module):
         super().__init__()
         self.q, self.k, self.v, self.o = (linears[kind] for kind in ("q", "k", "v", "o"))
         self.head_width = head_width
-        self.enter = copy_to_tensor_parallel
+        self.enter = enter_tensor_parallel
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, W] -> [B, T, W]. Collective over tp."""
-        x = self.q.arrange(self.enter(x))  # once for the three readers
-        # [B, T, W_local] -> [B, H_local, T, D]
+    def forward(self, x: Tensor, spread: bool = False) -> Tensor:
+        """[B, T, W] -> [B, T, W], or spread. Collective over tp."""
+        x = self.q.arrange(self.enter(x, spread))  # once for the three readers
+        # [B, T, W_local] -> [B, H_local, T, D]; if spread, from [T, B, W_local].
         q, k, v = (
-            linear(x).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+            _heads_first(linear(x).unflatten(-1, (-1, self.head_width)), spread)
             for linear in (self.q, self.k, self.v)
         )
         # A flag and no mask tensor: only then may torch take its flash kernels (in bf16 and fp16).
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.o(y.transpose(1, 2).flatten(2))
+        y = y.permute(2, 0, 1, 3) if spread else y.transpose(1, 2)
+        return self.o(y.flatten(2), spread)
 
 
 class Mlp(nn.Module):
@@ -56,11 +64,25 @@ class Mlp(nn.Module):
     def __init__(self, linears: Mapping[str, SparseLinear]) -> None:
         super().__init__()
         self.up, self.down = linears["up"], linears["down"]
-        self.enter = copy_to_tensor_parallel
+        self.enter = enter_tensor_parallel
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, W] -> [B, T, W]. Collective over tp."""
-        return self.down(F.gelu(self.up(self.enter(x))))
+    def forward(self, x: Tensor, spread: bool = False) -> Tensor:
+        """[B, T, W] -> [B, T, W], or spread. Collective over tp."""
+        return self.down(F.gelu(self.up(self.enter(x, spread))), spread)
+
+
+class Norm(nn.LayerNorm):
+    """LayerNorm with a gain and no bias, whole on every tp rank."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, bias=False)
+        mark_tensor_parallel(self.weight, -1)
+        self.share = gradient_over_positions
+
+    def forward(self, input: Tensor, spread: bool = False) -> Tensor:
+        """[..., W] -> [..., W]; the backward pass is collective over tp if spread."""
+        gain = self.share(self.weight) if spread else self.weight
+        return F.layer_norm(input, self.normalized_shape, gain, None, self.eps)
 
 
 class Block(nn.Module):
@@ -68,15 +90,15 @@ class Block(nn.Module):
 
     def __init__(self, linears: Mapping[str, SparseLinear], shape: ModelShape) -> None:
         super().__init__()
-        self.norm1 = layer_norm(shape.width)
+        self.norm1 = Norm(shape.width)
         self.attention = Attention(linears, shape.head_width)
-        self.norm2 = layer_norm(shape.width)
+        self.norm2 = Norm(shape.width)
         self.mlp = Mlp(linears)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, W] -> [B, T, W]. Collective over tp."""
-        x = x + self.attention(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+    def forward(self, x: Tensor, spread: bool = False) -> Tensor:
+        """[B, T, W] -> [B, T, W], or spread. Collective over tp."""
+        x = x + self.attention(self.norm1(x, spread), spread)
+        return x + self.mlp(self.norm2(x, spread), spread)
 
 
 class Positions(nn.Module):
@@ -86,12 +108,14 @@ class Positions(nn.Module):
         super().__init__()
         self.weight = mark_tensor_parallel(nn.Parameter(torch.empty(context, width)), -1)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Features [T, W] of the positions of tokens [B, T]."""
-        places = torch.arange(tokens.shape[1], device=tokens.device)
+    def forward(self, tokens: Tensor, spread: bool = False) -> Tensor:
+        """Features [T, W] of the positions of tokens [B, T]; if spread, [T / tp, 1, W] of this
+        rank's positions of tokens [T, B], and the backward pass is collective over tp."""
+        places = torch.arange(tokens.shape[0 if spread else 1], device=tokens.device)
         # A lookup, not a slice: the result must not be a view of the parameter, because ZeRO-3
         # frees the gathered parameter when this module returns.
-        return F.embedding(places, self.weight)
+        features = F.embedding(places, self.weight)
+        return spread_positions(features).unsqueeze(1) if spread else features
 
 
 class GPT(nn.Module):
@@ -109,6 +133,7 @@ class GPT(nn.Module):
         topologies: Mapping[str, LayerTopology],
         options: Mapping[str, LinearOptions] | None = None,
         activation_checkpointing: bool = False,
+        sequence: bool = False,
     ) -> None:
         """Allocate this rank's share, on the CPU in fp32.
 
@@ -116,23 +141,25 @@ class GPT(nn.Module):
             vocab_size: token ids in use; the embedding is padded above it.
             topologies: by layer name; a layer that is not named is dense.
             options: storage and backend by layer name; the default for one that is not named.
+            sequence: spread positions over tp ranks between the linears (parallel.sequence).
 
         Raises:
-            UserError: if the tensor-parallel size does not divide heads or hidden units, or a
-                backend does not fit its topology.
+            UserError: if the tensor-parallel size does not divide heads or hidden units (with
+                `sequence`, the context), or a backend does not fit its topology.
         """
         super().__init__()
-        check_tensor_parallel(shape, dist.tp_size())
+        check_tensor_parallel(shape, dist.tp_size(), sequence=sequence)
         self.shape = shape
         self.vocab_size = vocab_size
         self.activation_checkpointing = activation_checkpointing
+        self.sequence = sequence
         self.embedding = VocabularyEmbedding(vocab_size, shape.width)
         self.positions = Positions(shape.context, shape.width)
         self.layers = nn.ModuleList(
             Block(block_linears(shape, index, topologies, options or {}), shape)
             for index in range(shape.layers)
         )
-        self.norm = layer_norm(shape.width)
+        self.norm = Norm(shape.width)
 
     def forward(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
         """Score each next token. Collective over tp: all ranks pass the same tokens.
@@ -146,7 +173,46 @@ class GPT(nn.Module):
             training), bool [B, T]: the most likely token is the target.
         """
         assert tokens.shape[1] <= self.shape.context, (tokens.shape, self.shape.context)
-        logits = self.embedding(self.features(tokens))
+        if not self._spreads(tokens):
+            return self._score(tokens, targets)
+        # Position first, as spread features lie.
+        losses, correct = self._score(tokens.t(), targets.t().contiguous(), spread=True)
+        return losses.t(), None if correct is None else correct.t()
+
+    def features(self, tokens: Tensor, spread: bool = False) -> Tensor:
+        """Normed features of the last layer. Collective over tp.
+
+        Args:
+            tokens: int64 [B, T]; [T, B] with T divisible by tp if spread.
+
+        Returns:
+            [B, T, W], or [T / tp, B, W] of this rank's positions if spread.
+        """
+        x = self.embedding(tokens, spread) + self.positions(tokens, spread)
+        recompute = self.activation_checkpointing and torch.is_grad_enabled()
+        for layer in self.layers:
+            if recompute:
+                # Nothing random happens in a block, so the generator need not be saved.
+                x = checkpoint(layer, x, spread, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = layer(x, spread)
+        return self.norm(x, spread)
+
+    def _spreads(self, tokens: Tensor) -> bool:
+        """Positions are spread in this pass. The same on all ranks of the tp group.
+
+        Only in a pass that goes backward: another keeps no activations that a rank could be spared,
+        and whoever looks into the model there (probes, analysis) finds all positions. Its texts may
+        also be of any length.
+        """
+        divides = tokens.shape[1] % dist.tp_size() == 0
+        return self.sequence and dist.tp_size() > 1 and divides and torch.is_grad_enabled()
+
+    def _score(
+        self, tokens: Tensor, targets: Tensor, *, spread: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `forward`; all are [T, B] if spread."""
+        logits = self.embedding(self.features(tokens, spread), spread)
         correct = None
         if not self.training:
             # Before the loss, which may overwrite the logits.
@@ -154,24 +220,10 @@ class GPT(nn.Module):
             correct = (best == targets) & (targets != NO_TARGET)
         return cross_entropy(logits, targets), correct
 
-    def features(self, tokens: Tensor) -> Tensor:
-        """Normed features of the last layer: int64 [B, T] -> [B, T, W]. Collective over tp."""
-        x = self.embedding(tokens) + self.positions(tokens)
-        recompute = self.activation_checkpointing and torch.is_grad_enabled()
-        for layer in self.layers:
-            if recompute:
-                # Nothing random happens in a block, so the generator need not be saved.
-                x = checkpoint(layer, x, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x = layer(x)
-        return self.norm(x)
 
-
-def layer_norm(width: int) -> nn.LayerNorm:
-    """LayerNorm with a gain and no bias, whole on every tp rank."""
-    norm = nn.LayerNorm(width, bias=False)
-    mark_tensor_parallel(norm.weight, -1)
-    return norm
+def _heads_first(x: Tensor, spread: bool) -> Tensor:
+    """[B, T, H, D], or [T, B, H, D] if spread, -> [B, H, T, D], a view."""
+    return x.permute(1, 2, 0, 3) if spread else x.transpose(1, 2)
 
 
 def block_linears(

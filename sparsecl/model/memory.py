@@ -44,6 +44,9 @@ class Layout:
     """Tokens of a sequence; None = the model's context."""
 
     activation_checkpointing: bool = False
+    sequence: bool = False
+    """Between the linears a rank has tokens / tp_size positions only (parallel.sequence)."""
+
     gpu: bool = False
     """The block backend has kernels there; on a CPU it rearranges its inputs, as csr does."""
 
@@ -202,6 +205,8 @@ def _activations(
     Autograd keeps of a block: the inputs of both norms and what they give (4 W), q, k, v and the
     output of attention (4 W / tp), the hidden units before and after the GELU (2 mlp / tp). With
     activation checkpointing only the block's input stays, and one block at a time is made again.
+    With `sequence` the inputs of norms are of T / tp positions; what they give is kept as it was
+    gathered.
 
     Args:
         vocab_local: rows of this rank's embedding.
@@ -210,14 +215,16 @@ def _activations(
     num_tokens = layout.micro * (layout.length or shape.context)
     stream = e * num_tokens * shape.width
     inner, hidden = stream // tp, e * num_tokens * shape.mlp // tp
+    spread = tp if layout.sequence else 1
+    own = stream // spread  # of the residual stream
     # Sparse products on a CPU want features first, and attention gives tokens first: `o` keeps a
     # copy.
     copies = not layout.gpu and any(part.backend != "dense" for part in parts)
     # fp32: mean and deviation of two norms, and the logarithm of each softmax's denominator.
-    statistics = 4 * num_tokens * (4 + shape.heads // tp)
-    saved = 4 * stream + (4 + copies) * inner + 2 * hidden + statistics
-    # The stream's gradient, and that of the hidden units.
-    in_block = stream + hidden
+    statistics = 4 * num_tokens * 4 // spread + 4 * num_tokens * (shape.heads // tp)
+    saved = 2 * own + 2 * stream + (4 + copies) * inner + 2 * hidden + statistics
+    # The stream's gradient, and that of the hidden units; if spread, also the gathered gradient.
+    in_block = stream + hidden + (own if spread > 1 else 0)
     if copies:
         # The stream's gradient with features first; lower precisions are computed in fp32.
         in_block += stream + (4 // e - 1) * 2 * (stream + hidden)
@@ -225,10 +232,10 @@ def _activations(
     # Megatron's cross entropy turns the one into the other in place.
     logits = 4 * num_tokens * vocab_local
     # Input and output of the last norm stay until the head is done.
-    in_head = 2 * stream + 8 * num_tokens + (3 if tp == 1 else 1) * logits
+    in_head = own + stream + 8 * num_tokens // spread + (3 if tp == 1 else 1) * logits
     if not layout.activation_checkpointing:
         return shape.layers * saved, in_head, in_block
-    return shape.layers * stream, in_head, in_block + saved - stream
+    return shape.layers * own, in_head, in_block + saved - own
 
 
 def _fullest_rank(

@@ -3,6 +3,7 @@
 B = batch, T = tokens, W = width, V = padded vocabulary; V_local = V / tp. Megatron-core supplies
 both at tp > 1. In a process without tensor parallelism torch's own functions are used, so that no
 process group is needed; the two agree to fp32 rounding (the sums over V are ordered differently).
+Tokens [B, T] may be [T, B] everywhere, and are where positions are spread (sparse/parallel.py).
 """
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from sparsecl import dist
 from sparsecl.model.config import padded_vocabulary
 from sparsecl.sparse.linear import mark_tensor_parallel
-from sparsecl.sparse.parallel import copy_to_tensor_parallel
+from sparsecl.sparse.parallel import enter_tensor_parallel, leave_tensor_parallel
 
 NO_TARGET = -1  # target id of a position that is not predicted
 
@@ -55,23 +56,34 @@ class VocabularyEmbedding(VocabParallelEmbedding):
         """Rows of this rank that belong to a token; the rest is padding."""
         return min(max(self.vocab_size - self.vocab_start_index, 0), self.weight.shape[0])
 
-    def forward(self, input_: Tensor) -> Tensor:
+    def forward(self, input_: Tensor, spread: bool = False) -> Tensor:
         """Embed token ids, or score features. Collective over tp.
 
         Args:
-            input_: int64 [B, T] token ids, or float [B, T, W] features (equal on all tp ranks).
+            input_: int64 [B, T] token ids (equal on all tp ranks), or float [B, T, W] features.
+            spread: token ids are [T, B], and features [T / tp, B, W] of this rank's positions.
 
         Returns:
-            [B, T, W] embeddings, or fp32 [B, T, V_local] logits with padding at -inf.
+            [B, T, W] embeddings ([T / tp, B, W] if spread), or fp32 logits of all positions,
+            [B, T, V_local] ([T, B, V_local]), with padding at -inf.
         """
         if input_.is_floating_point():
-            return self._logits(input_)
+            return self._logits(input_, spread)
         if dist.tp_size() == 1:
             return F.embedding(input_, self.weight)
-        return super().forward(input_)
+        if not spread:
+            return super().forward(input_)
+        return self._spread_embeddings(input_)
 
-    def _logits(self, features: Tensor) -> Tensor:
-        logits = F.linear(copy_to_tensor_parallel(features), self.weight).float()
+    def _spread_embeddings(self, tokens: Tensor) -> Tensor:
+        """As Megatron's forward pass, which can scatter what it sums on CUDA only."""
+        elsewhere = (tokens < self.vocab_start_index) | (tokens >= self.vocab_end_index)
+        rows = (tokens - self.vocab_start_index).masked_fill_(elsewhere, 0)
+        found = F.embedding(rows, self.weight).masked_fill_(elsewhere.unsqueeze(-1), 0.0)
+        return leave_tensor_parallel(found, spread=True)
+
+    def _logits(self, features: Tensor, spread: bool) -> Tensor:
+        logits = F.linear(enter_tensor_parallel(features, spread), self.weight).float()
         # Behind autograd's back on purpose: the softmax of -inf is 0, so the gradient that arrives
         # for these columns is 0 already, and no copy of the logits is spent on saying so.
         logits.detach()[..., self.num_real_local :] = float("-inf")

@@ -21,7 +21,6 @@ from sparsecl.topology.config import BackendName
 
 Role = Literal["topology", "update"]
 Storage = Literal["masked", "packed"]
-AnyBackend = Backend  # the name that the layers know
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from sparsecl.errors import UserError
-from sparsecl.sparse.backends import DEFAULT, AnyBackend, LinearOptions, make_backend
+from sparsecl.sparse.backends import DEFAULT, LinearOptions, make_backend
 from sparsecl.sparse.dense import DenseBackend
 from sparsecl.sparse.index import LiveIndex
 from sparsecl.sparse.masked import masked_linear
-from sparsecl.sparse.parallel import reduce_from_tensor_parallel
-from sparsecl.sparse.product import arrange, sparse_product
+from sparsecl.sparse.parallel import leave_tensor_parallel
+from sparsecl.sparse.product import Backend, arrange, sparse_product
 from sparsecl.topology.layer import LayerShape, LayerTopology
 
 
@@ -53,7 +53,7 @@ class SparseLinear(nn.Module):
     index: LiveIndex | None
     """Where the live values lie; None where nothing needs to know."""
 
-    backend: AnyBackend | None
+    backend: Backend | None
     """How it multiplies; None = as a dense matrix whose absent entries are zero."""
 
     def __init__(
@@ -83,8 +83,8 @@ class SparseLinear(nn.Module):
         self.tp_rank, self.tp_size = tp_rank, tp_size
         self.index, self.backend = None, None
         # Attributes, so that a compiled model can leave them out of its graphs (model/compiled.py).
-        self.product, self.rearrange = sparse_product, arrange
-        self.exchange = reduce_from_tensor_parallel
+        self.product, self.rearrange = live_product, arrange
+        self.exchange = leave_tensor_parallel
         # Not persistent: a mask is rebuilt from (seed, layer name), or read from the checkpoint.
         self.register_buffer("dead", None, persistent=False)
         if topology is not None:
@@ -148,7 +148,7 @@ class SparseLinear(nn.Module):
         """[..., I_local] -> [..., O_local]."""
         if self.backend is None or self.index is None:
             return masked_linear(x, self.weight, self.dead)
-        return self.product(x, self.weight, self.backend, self.index)
+        return self.product(self, x)
 
     def arrange(self, x: Tensor) -> Tensor:
         """x in the strides that this layer multiplies in, for layers that share their input."""
@@ -193,10 +193,20 @@ class SparseLinear(nn.Module):
         )
 
 
+def live_product(linear: SparseLinear, x: Tensor) -> Tensor:
+    """The product of a layer that knows its live weights: [..., I] -> [..., O], local.
+
+    The weight is read in here: a compiled model would make another graph for each number of live
+    weights, which differs from layer to layer on a slice.
+    """
+    assert linear.backend is not None and linear.index is not None
+    return sparse_product(x, linear.weight, linear.backend, linear.index)
+
+
 class ColumnParallelSparseLinear(SparseLinear):
     """Splits the outputs: [..., I] -> [..., O / tp].
 
-    The caller passes the input through `copy_to_tensor_parallel` once, for all such layers on it.
+    The caller passes the input through `enter_tensor_parallel` once, for all such layers on it.
     """
 
     partition_dim = 0
@@ -207,6 +217,10 @@ class RowParallelSparseLinear(SparseLinear):
 
     partition_dim = 1
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., I_local] -> [..., O_local], the same on every rank of the tp group."""
-        return self.exchange(super().forward(x))
+    def forward(self, x: Tensor, spread: bool = False) -> Tensor:
+        """[..., I_local] -> [..., O_local], the same on every rank of the tp group.
+
+        Args:
+            spread: leave each rank its positions only: [T, ..., I_local] -> [T / tp, ..., O_local].
+        """
+        return self.exchange(super().forward(x), spread)

@@ -40,6 +40,7 @@ TINY = (
     "eval.tokens=160",
     "audit.every=5",
     "log.every=1",
+    "speed.sample_every=0",  # tests/engine/test_monitor.py has samples
 )
 
 
@@ -103,7 +104,11 @@ def assemble(
         show_progress=False,
     )
     model = build_gpt(
-        config.model, config.topology, vocab_size=data.tokenizer.vocab_size, seed=config.seed
+        config.model,
+        config.topology,
+        vocab_size=data.tokenizer.vocab_size,
+        seed=config.seed,
+        sequence=config.parallel.sequence,
     )
     built = attach(model, config, resolve(config, plan, stage, json_overrides))
     trainer = RecordingTrainer(

@@ -61,6 +61,12 @@ def test_micro_batch_fits_itself_to_the_ranks(world_size, tensor, micro, accumul
         (("phases.offset=-1",), 1, "phases.offset must be >= 0 phases, got -1"),
         (("model.heads=2", "parallel.tensor=4"), 4, "model.heads=2 is not divisible by"),
         (
+            ("model.context=127", "parallel={tensor: 2, sequence: true}"),
+            2,
+            "model.context=127 is not divisible by parallel.tensor=2, over which "
+            "parallel.sequence=true spreads positions. Use model.context=126 or 128, or",
+        ),
+        (
             ("phases={steps: 2, stages: [{name: x, share: 0.1}, {name: y, share: 0.9}]}",),
             1,
             "stage 'x' gets no step of 2",

@@ -249,8 +249,9 @@ def test_a_record_of_every_phase(alone):
 
 
 @pytest.mark.dist
-def test_tensor_parallel_ranks_agree_with_one(pool, shared_cache, tmp_path, alone):
-    overrides = (*ON, "parallel.tensor=2")
+@pytest.mark.parametrize("sequence", ["false", "true"])
+def test_tensor_parallel_ranks_agree_with_one(pool, shared_cache, tmp_path, alone, sequence):
+    overrides = (*ON, "parallel.tensor=2", f"parallel.sequence={sequence}")
     ranks = pool.run(train, 2, str(shared_cache), "zero1", overrides, str(tmp_path))
     assert ranks[0] == ranks[1]
     assert flat(ranks[0]["points"]) == pytest.approx(flat(alone["points"]), rel=1e-5, abs=1e-5)

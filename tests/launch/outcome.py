@@ -11,7 +11,7 @@ from sparsecl.checkpoint.manifest import verify
 from sparsecl.checkpoint.publish import candidates
 from sparsecl.checkpoint.reader import Reader
 
-TIMES = {"seconds", "train_seconds", "tokens_per_second"}
+TIMES = {"seconds", "train_seconds", "tokens_per_second", "performance"}
 # The record's size in bytes hangs on the digits of the times in it.
 TIMELESS_STATE = {*TIMES, "scalars_bytes"}
 

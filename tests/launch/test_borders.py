@@ -19,6 +19,10 @@ def test_a_kill_at_the_end_of_a_domain_and_another_time_zone(starter):
     assert "resumed from step_8" in done.out
     found = [json.loads(line) for line in open(folder / "scalars.jsonl", encoding="utf-8")]
     borders = [(r["phase"], r["domain"], r["step"]) for r in found if r["kind"] == "phase"]
+    cost = found[-1]["performance"]
+    assert cost["attempts"] == 2 and cost["parts"]["lost"] > 0.0  # steps 9 to 12 of the first
+    assert 0.0 < cost["goodput"] < cost["goodput_of_attempts"] < 1.0
+    assert sum(cost["parts"].values()) == cost["wall_seconds"]
     assert borders == [(0, "a", 0), (0, "a", 12), (1, "b", 12), (1, "b", 24)]
     assert [r["step"] for r in found if r["kind"] == "train"] == list(range(1, 25))
     seconds = [r["seconds"] for r in found if r["kind"] == "train"]

@@ -1,12 +1,16 @@
 """A whole run from the command line: what it writes, prints and repeats."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 
+from sparsecl.engine import board
 from sparsecl.metrics.records import read_records
 from tests.launch import outcome
 from tests.launch.starter import ROOT, Done, Starter
@@ -25,7 +29,7 @@ def finished(server, tmp_path_factory, shared_cache) -> tuple[Starter, Path, Don
 def test_the_folder_holds_everything(finished):
     _, folder, _ = finished
     found = {path.name for path in folder.iterdir()} - {".lock"}
-    files = {"config.yaml", "ds_config.json", "environment.json", "scalars.jsonl"}
+    files = {"config.yaml", "ds_config.json", "environment.json", "scalars.jsonl", "attempts.jsonl"}
     files |= {"results.json", "log.txt", "forgetting.png"}
     assert found == files | {"tb", "checkpoints"}
     assert list((folder / "tb").glob("events.out.tfevents.*"))
@@ -55,6 +59,43 @@ def test_the_results_hold_what_scripts_rely_on(finished):
     assert results["audit"] == {"checks": 6, "nonzero": 0}
     assert results["density"]["masked"] == 0.25
     assert results["matrix"]["loss"][2][1] < results["matrix"]["loss"][0][1] - 1.0  # it learns
+
+
+def test_the_results_say_what_the_run_cost(finished):
+    _, folder, done = finished
+    found = json.loads((folder / "results.json").read_text())["performance"]
+    assert (found["mfu"], found["communication_share"]) == (None, None)  # a CPU, one process
+    step = found["step_seconds"]
+    assert found["ranks"] == 1
+    assert 0.0 < step["min"] == step["median"] == step["max"]
+    assert found["tokens_per_second"] == pytest.approx(24 * 128 / found["parts"]["training"])
+    assert found["peak_memory_bytes"] > 50e6  # torch alone takes more
+    assert 0.0 <= found["loader_wait_share"] < 1.0
+    assert found["attempts"] == 1 and found["parts"]["between_attempts"] == 0.0
+    assert 0.0 < found["goodput"] == found["goodput_of_attempts"] < 1.0
+    assert sum(found["parts"].values()) == pytest.approx(found["wall_seconds"])
+    assert all(found["parts"][name] > 0.0 for name in ("startup", "evaluation", "checkpoint"))
+    assert "in 1 attempt, goodput" in done.out and "speed: " in done.out
+
+
+def test_tensorboard_groups_what_the_run_has(finished):
+    _, folder, _ = finished
+    curves = EventAccumulator(str(folder / "tb")).Reload()
+    content = curves.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    categories = layout_pb2.Layout.FromString(content).category
+    assert [category.title for category in categories] == list(board.LAYOUT)
+    tags = set(curves.Tags()["scalars"])
+    tags |= set(EventAccumulator(str(folder / "tb" / "a")).Reload().Tags()["scalars"])
+    charts = {chart.title: chart.multiline.tag for c in categories for chart in c.chart}
+    empty = {
+        title
+        for title, patterns in charts.items()
+        if not any(re.match(pattern, tag) for pattern in patterns for tag in tags)
+    }
+    # Without a known peak and without other ranks.
+    assert empty == {"model FLOPs utilisation", "slowest rank / usual rank"}
+    points = curves.Scalars("performance/tokens_per_second")
+    assert [point.step for point in points] == [128 * step for step in range(2, 25)]
 
 
 def test_every_step_is_recorded(finished):

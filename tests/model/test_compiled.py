@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from sparsecl import dist
 from sparsecl.errors import UserError
 from sparsecl.model import compiled
 from sparsecl.model.build import build_gpt
@@ -20,9 +21,11 @@ KINDS = {
 }
 
 
-def build(kind, **fields):
-    config = ModelConfig(preset=None, layers=2, width=32, heads=4, context=16, **fields)
-    return build_gpt(config, TopologyConfig(**KINDS[kind]), vocab_size=100, seed=5)
+def build(kind, sequence=False, **fields):
+    sizes = {"layers": 2, "width": 32, "heads": 4, "context": 16}
+    config = ModelConfig(preset=None, **{**sizes, **fields})
+    topology = TopologyConfig(**KINDS[kind])
+    return build_gpt(config, topology, vocab_size=100, seed=5, sequence=sequence)
 
 
 def text():
@@ -99,6 +102,41 @@ def test_kernels_agree_with_the_plain_model():
     for mine, other in zip(passed(model), expected, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
     torch._dynamo.reset()
+
+
+def compare_on_a_rank(kind, sequence):
+    """Compiled and plain passes on one rank of two. Returns the losses, and the graphs that a
+    model of twice as many layers adds."""
+    dist.init(2)
+    torch._dynamo.reset()
+    model = build(kind, sequence=sequence)
+    expected = passed(model)
+    compile_blocks(model)
+    found = passed(model)
+    for mine, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
+    stats = torch._dynamo.utils.counters["stats"]
+    before = stats["unique_graphs"]
+    deeper = build(kind, sequence=sequence, layers=4)
+    compile_blocks(deeper)
+    passed(deeper)
+    added = stats["unique_graphs"] - before
+    torch._dynamo.reset()
+    assert before > 0
+    return found[0], added
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize(
+    ("kind", "sequence"), [("masked", False), ("masked", True), ("packed", True)]
+)
+def test_kernels_agree_on_tensor_parallel_ranks(pool, kind, sequence):
+    alone = passed(build(kind))[0]
+    for losses, added in pool.run(compare_on_a_rank, 2, kind, sequence):
+        torch.testing.assert_close(losses, alone, rtol=1e-5, atol=1e-5)
+        assert added == 0, "blocks do not share their graphs"
 
 
 def test_a_missing_compiler_is_a_user_error(monkeypatch):

@@ -161,6 +161,34 @@ def test_activations_by_hand(checkpointing):
     assert found.transient == max(in_block, in_head, at_the_end)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_spread_positions_by_hand(checkpointing):
+    layout = Layout(
+        zero_stage=0,
+        precision="bf16",
+        tp_size=2,
+        micro=3,
+        length=2,
+        activation_checkpointing=checkpointing,
+        sequence=True,
+    )
+    stream, inner, hidden = 2 * 6 * 8, 2 * 6 * 4, 2 * 6 * 16  # bytes of 6 tokens on one rank
+    own = stream // 2
+    # Both norms read 3 of the tokens, two numbers each; what they give is gathered. One head.
+    block = 2 * own + 2 * stream + 4 * inner + 2 * hidden + 4 * 3 * 4 + 4 * 6
+    found = ledger(layout=layout)
+    assert found.activations == 2 * (own if checkpointing else block)
+    again = block - own if checkpointing else 0
+    # Gradients: of the own stream, of what was gathered, and of hidden units.
+    in_block = again + own + stream + hidden + 2 * (16 * 8 + 64 * 8)
+    in_head = own + stream + 8 * 3 + 4 * 6 * 64
+    at_the_end = 3 * 2 * 64 * 8 - found.activations
+    assert found.transient == max(in_block, in_head, at_the_end)
+    # One rank alone has nothing to spread.
+    one = [ledger(layout=Layout(zero_stage=0, precision="bf16", sequence=s)) for s in (True, False)]
+    assert one[0] == one[1]
+
+
 def test_packed_layers_expand_one_matrix_at_a_time_and_sparse_rows_none():
     # So short a batch that the matrices decide; the embedding of 128 rows is smaller than they.
     shape = ModelShape(layers=1, width=256, heads=2, context=4, mlp=1024)

@@ -10,7 +10,14 @@ from sparsecl import dist
 from sparsecl.model.build import build_gpt
 from sparsecl.model.config import ModelConfig
 from sparsecl.model.vocabulary import best_token, cross_entropy
-from sparsecl.sparse.parallel import copy_to_tensor_parallel, reduce_from_tensor_parallel
+from sparsecl.sparse.parallel import (
+    copy_to_tensor_parallel,
+    enter_tensor_parallel,
+    gradient_over_positions,
+    leave_tensor_parallel,
+    reduce_from_tensor_parallel,
+    spread_positions,
+)
 from sparsecl.sparse.registry import sparse_parameters
 from sparsecl.topology.config import TopologyConfig
 
@@ -19,8 +26,8 @@ TP_SIZE = 2
 VOCABULARIES = (100, 50)
 
 
-def run_model(vocab_size, activation_checkpointing=False):
-    """Weights, gradients, losses and answers of this process."""
+def run_model(vocab_size, activation_checkpointing=False, length=16, sequence=False):
+    """Weights, gradients, losses and answers of this process on texts of `length` tokens."""
     config = ModelConfig(
         preset=None,
         layers=2,
@@ -29,8 +36,9 @@ def run_model(vocab_size, activation_checkpointing=False):
         context=16,
         activation_checkpointing=activation_checkpointing,
     )
-    model = build_gpt(config, TopologyConfig(density=0.3), vocab_size=vocab_size, seed=5)
-    text = torch.randint(vocab_size, (3, 17), generator=torch.Generator().manual_seed(0))
+    topology = TopologyConfig(density=0.3)
+    model = build_gpt(config, topology, vocab_size=vocab_size, seed=5, sequence=sequence)
+    text = torch.randint(vocab_size, (3, length + 1), generator=torch.Generator().manual_seed(0))
     tokens, targets = text[:, :-1], text[:, 1:].clone()
     targets[0, :5] = -1
     loss, _ = model(tokens, targets)
@@ -75,6 +83,35 @@ def check_edges(rank):
     assert (x.grad == 1.0).all()
 
 
+def check_spread_edges(rank):
+    """Four positions of one sequence, width 1; the ranks are told apart by their values."""
+    x = torch.tensor([[[0.0]], [[1.0]]]) + 2 * rank  # [T / tp, B, W]
+    x.requires_grad_()
+    y = enter_tensor_parallel(x, spread=True)
+    assert y.flatten().tolist() == [0.0, 1.0, 2.0, 3.0]
+    # Partial gradients 1 and 2; not contiguous, as products may leave them.
+    y.backward(torch.full((1, 1, 4), rank + 1.0).permute(2, 0, 1))
+    assert x.grad is not None and x.grad.flatten().tolist() == [3.0, 3.0]
+
+    x = (torch.arange(8.0).view(2, 4) * (rank + 1)).t().requires_grad_()  # partial sums [T, W]
+    y = leave_tensor_parallel(x, spread=True)
+    assert (y == 3 * torch.arange(8.0).view(2, 4).t()[2 * rank : 2 * rank + 2]).all(), y
+    y.backward(torch.full((2, 2), rank + 1.0))
+    assert x.grad is not None and x.grad[:, 0].tolist() == [1.0, 1.0, 2.0, 2.0]
+
+    x = torch.arange(4.0, requires_grad=True)
+    y = spread_positions(x)
+    assert y.tolist() == [2.0 * rank, 2.0 * rank + 1]
+    y.backward(torch.full((2,), rank + 1.0))
+    assert x.grad is not None and x.grad.tolist() == [1.0, 1.0, 2.0, 2.0]
+
+    gain = torch.ones(3, requires_grad=True)
+    kept = gradient_over_positions(gain)
+    assert kept.untyped_storage().data_ptr() != gain.untyped_storage().data_ptr()
+    kept.backward(torch.full((3,), rank + 1.0))
+    assert gain.grad is not None and gain.grad.tolist() == [3.0, 3.0, 3.0]
+
+
 def worker(rank: int, port: int, folder: str) -> None:
     """One rank: check what it can alone, leave the rest for the parent."""
     with pytest.MonkeyPatch.context() as patch:
@@ -89,11 +126,17 @@ def worker(rank: int, port: int, folder: str) -> None:
         torch.set_num_threads(1)
         dist.init(tensor=TP_SIZE)
         check_edges(rank)
+        check_spread_edges(rank)
         assert best_token(tied_logits()[..., 4 * rank : 4 * rank + 4], 4 * rank).tolist() == [
             [1, 6]
         ]
         results = {
             "recomputed": run_model(100, activation_checkpointing=True),
+            "spread": run_model(100, sequence=True),
+            "spread, padding": run_model(50, sequence=True),
+            "spread, recomputed": run_model(100, activation_checkpointing=True, sequence=True),
+            # 13 positions do not divide over two ranks: this pass is not spread.
+            "short": run_model(100, length=13, sequence=True),
             "logits": cross_entropy(
                 tied_logits()[..., 4 * rank : 4 * rank + 4].clone(), torch.tensor([[5, -1]])
             ),
@@ -136,7 +179,10 @@ def test_two_ranks_equal_one(tmp_path):
     parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(TP_SIZE)]
     for size in VOCABULARIES:
         assert_same_model([part[str(size)] for part in parts], run_model(size))
-    assert_same_model([part["recomputed"] for part in parts], run_model(100))
+    for name in ("recomputed", "spread", "spread, recomputed"):
+        assert_same_model([part[name] for part in parts], run_model(100))
+    assert_same_model([part["spread, padding"] for part in parts], run_model(50))
+    assert_same_model([part["short"] for part in parts], run_model(100, length=13))
     lone = cross_entropy(tied_logits(), torch.tensor([[5, -1]]))
     assert lone[0, 1] == 0
     for part in parts:

@@ -112,6 +112,31 @@ def test_packed_weights_are_expanded_for_each_product():
     assert roofline.pass_storage_bytes(replace(WORK, masked_cells=800)) == 800 * 5
 
 
+def test_spread_positions_move_other_bytes_of_equal_number():
+    def at(*more):
+        overrides = ("model.context=256", "parallel.tensor=2", "batch.micro=8", *more)
+        return planned(*overrides, gpus=2, gpu="h200")
+
+    whole, spread = at(), at("parallel.sequence=true")
+    kinds = [
+        [(flow.what, flow.collective) for flow in made.traffic if flow.axis == "tp"]
+        for made in (whole, spread)
+    ]
+    assert kinds[0] == [("activations", "all_reduce"), ("losses", "all_reduce")]
+    assert kinds[1] == [
+        ("activations", "all_gather"),
+        ("activations", "reduce_scatter"),
+        ("gains", "all_reduce"),
+        ("losses", "all_reduce"),
+    ]
+    sent = [sum(f.wire(2) for f in m.traffic if f.axis == "tp") for m in (whole, spread)]
+    assert sent[0] < sent[1] < 1.05 * sent[0]  # gradients of positions and of gains come on top
+    assert spread.fit.memory.activations < whole.fit.memory.activations
+    assert spread.time.elementwise < whole.time.elementwise
+    alone = ("parallel.tensor=1", "batch.micro=4")
+    assert at(*alone, "parallel.sequence=true").traffic == at(*alone).traffic
+
+
 def test_groups_reach_over_links_and_network():
     inside, outside = Place(H200, 2, 4), Place(H200, 2, 8)
     assert inside.reach("dp")[0] == outside.reach("tp")[0] == pytest.approx(0.8 * 450e9)

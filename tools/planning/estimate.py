@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sparsecl.engine import ds_config
-from sparsecl.engine.plan import Plan, make_plan
+from sparsecl.engine.plan import Plan, make_plan, rank_layout
 from sparsecl.engine.run import run_numbers, vocabulary
 from sparsecl.engine.run_config import BatchConfig, RunConfig
 from sparsecl.errors import UserError
@@ -66,7 +66,7 @@ def estimate(subject: Subject, machine: Machine, gpus: int, *, disk: float) -> E
     resolved = ds_config.resolve(subject.ds_path, numbers)
     zero = resolved.config["zero_optimization"]
     overlap = bool(zero.get("overlap_comm", resolved.stage == 3))
-    layout = _layout(config, plan, resolved.stage, zero, machine)
+    layout = rank_layout(config, plan, resolved, gpu=not machine.name.startswith("CPU"))
     found, largest = _fit(subject, config, plan, layout, machine, zero, resolved.offload, overlap)
     sizes = _sizes(subject, config)
     backends = _backends(config, subject.topologies)
@@ -135,24 +135,6 @@ def _possible(config: RunConfig, gpus: int) -> tuple[RunConfig, list[str]]:
     return other, [note]
 
 
-def _layout(
-    config: RunConfig, plan: Plan, stage: int, zero: Mapping[str, Any], machine: Machine
-) -> Layout:
-    momentum = int(config.optimizer.momentum > 0)
-    return Layout(
-        zero_stage=stage,
-        precision=config.precision,
-        tp_size=config.parallel.tensor,
-        dp_size=plan.dp_size,
-        micro=plan.micro,
-        activation_checkpointing=config.model.activation_checkpointing,
-        gpu=not machine.name.startswith("CPU"),
-        num_moments=2 if config.optimizer.kind != "sgd" else momentum,
-        accumulates=plan.accumulation > 1,
-        persistence=int(zero.get("stage3_param_persistence_threshold", 100_000)),
-    )
-
-
 def _sizes(subject: Subject, config: RunConfig) -> list[int]:
     return parameter_sizes(
         config.model.resolved(),
@@ -203,6 +185,7 @@ def _exchange(plan: Plan, layout: Layout, zero: Mapping[str, Any], sizes: list[i
         prefetch=int(zero.get("stage3_prefetch_bucket_size", 50_000_000)),
         bucket=int(zero.get("reduce_bucket_size", 500_000_000)),
         activation_checkpointing=layout.activation_checkpointing,
+        sequence=layout.sequence,
     )
 
 
@@ -216,6 +199,7 @@ def _work(
     for layer in layer_shapes(plan.shape):
         found = subject.topologies.get(layer.name)
         backend = backends.get(layer.name, "dense")
+        backend = backend if backend in by_backend else "dense"  # as model/flops.py counts it
         live = layer.num_cells if found is None else found.num_live
         by_backend[backend] += layer.num_cells if backend == "dense" else live
         if found is not None and backend == "dense" and live < layer.num_cells:
@@ -239,6 +223,7 @@ def _work(
         state_elements=sum(sizes) // (layout.dp_size if layout.zero_stage else 1),
         offload=offload,
         activation_checkpointing=layout.activation_checkpointing,
+        sequence=layout.sequence,
         compiled=subject.config.speed.compile,
     )
 

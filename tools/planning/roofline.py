@@ -74,6 +74,7 @@ class Work:
 
     offload: bool = False
     activation_checkpointing: bool = False
+    sequence: bool = False
     compiled: bool = False
 
     @property
@@ -188,7 +189,7 @@ def attention_seconds(work: Work, machine: Machine) -> float:
 def elementwise_bytes(work: Work) -> float:
     """Of one micro-batch."""
     shape = work.shape
-    elements = STREAM_MOVES * shape.width
+    elements = STREAM_MOVES * shape.width / (work.tp_size if work.sequence else 1)
     elements += (INNER_MOVES * shape.width + HIDDEN_MOVES * shape.mlp) / work.tp_size
     times = 1 + BACKWARD + (1 if work.activation_checkpointing else 0)
     share = COMPILED_SHARE if work.compiled else 1.0

@@ -99,6 +99,8 @@ class Exchange:
     """Elements of a bucket."""
 
     activation_checkpointing: bool = False
+    sequence: bool = False
+    """Positions are spread over tp ranks between the linears (parallel.sequence)."""
 
 
 def flows(given: Exchange) -> list[Flow]:
@@ -146,11 +148,33 @@ def _tensor_parallel(given: Exchange) -> list[Flow]:
         return []
     tokens = given.micro * given.shape.context
     stream = given.element * tokens * given.shape.width
+    losses = Flow(
+        "losses", "tp", "all_reduce", given.accumulation * 3 * 4 * tokens, given.accumulation * 3
+    )
+    if given.sequence:
+        return [*_spread_activations(given, stream), losses]
     # A block that is made again repeats its first sum; the last one, which nobody needs, is not.
     times = 5 if given.activation_checkpointing else 4
     count = times * given.shape.layers + 2
     passes = given.accumulation
+    activations = Flow("activations", "tp", "all_reduce", passes * count * stream, passes * count)
+    return [activations, losses]
+
+
+def _spread_activations(given: Exchange, stream: int) -> list[Flow]:
+    """A gather and a scatter for every sum: before q k v and `up`, and after `o` and `down`; the
+    same reversed backward. So at both ends of the model. A block that is made again repeats both of
+    its gathers and its first scatter.
+
+    Once for a pass, the gradient of position features is gathered, and those of gains are summed.
+    """
+    layers, again = given.shape.layers, int(given.activation_checkpointing)
+    passes, width = given.accumulation, given.element * given.shape.width
+    gathers, scatters = (4 + 2 * again) * layers + 2, (4 + again) * layers + 2
+    gathered = gathers * stream // given.tp_size + given.shape.context // given.tp_size * width
+    gains = 2 * layers + 1
     return [
-        Flow("activations", "tp", "all_reduce", passes * count * stream, passes * count),
-        Flow("losses", "tp", "all_reduce", passes * 3 * 4 * tokens, passes * 3),
+        Flow("activations", "tp", "all_gather", passes * gathered, passes * (gathers + 1)),
+        Flow("activations", "tp", "reduce_scatter", passes * scatters * stream, passes * scatters),
+        Flow("gains", "tp", "all_reduce", passes * gains * width, passes * gains),
     ]
