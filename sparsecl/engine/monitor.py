@@ -79,24 +79,21 @@ class Monitor:
             self._mark()
             self.attempts.close()
 
-    @contextlib.contextmanager
-    def evaluation(self) -> Iterator[None]:
+    def evaluation(self) -> contextlib.AbstractContextManager[None]:
         """Around figures that train nothing, between steps."""
-        begin = time.monotonic()
-        try:
-            yield
-        finally:
-            self._spend(evaluation=time.monotonic() - begin)
-            self._mark()
+        return self._between_steps("evaluation")
+
+    def checkpoint(self) -> contextlib.AbstractContextManager[None]:
+        """Around what training waits for when it saves, between steps."""
+        return self._between_steps("checkpoint")
 
     @contextlib.contextmanager
-    def checkpoint(self) -> Iterator[None]:
-        """Around what training waits for when it saves, between steps."""
+    def _between_steps(self, part: str) -> Iterator[None]:
         begin = time.monotonic()
         try:
             yield
         finally:
-            self._spend(checkpoint=time.monotonic() - begin)
+            self._spend(**{part: time.monotonic() - begin})
             self._mark()
 
     def begin_phase(self) -> None:
