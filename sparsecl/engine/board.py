@@ -30,7 +30,8 @@ LAYOUT = {
     "Forgetting": {
         "all domains, bits per byte": (f"{CHART}/validation_bits_per_byte$",),
         "all domains, nats forgotten": (f"{CHART}/forgotten_nats$",),
-        "forgetting": ("forgetting/",),
+        "mean forgetting, nats (F_last)": ("forgetting/F_last$",),
+        "share of what was learned (NF)": ("forgetting/NF$",),
     },
     "Speed": {
         "tokens per second": ("performance/tokens_per_second$",),
