@@ -1,10 +1,11 @@
 """Every fault that a run is built for, and the tests that show what becomes of it.
 
-    python -m tests.faults.matrix REPORT.xml
+    python -m tests.faults.matrix FAST.xml SLOW.xml
 
-prints the table with the result of each row, as Markdown. REPORT.xml is what `make test
-ARGS=--junitxml=REPORT.xml` writes. A row has passed if each of its tests ran and passed; what a
-machine without a GPU, without Slurm or with one power supply cannot show stands in the notes.
+prints the table with the result of each row, as Markdown, from what `make test
+ARGS=--junitxml=FAST.xml` and `make test-slow ARGS=--junitxml=SLOW.xml` write. A row has passed if
+each of its tests ran and passed; what a machine without a GPU, without Slurm or with one power
+supply cannot show stands in the notes.
 
 P = processes, C = checkpoints, D = disks, N = numbers, K = configs, T = training data, J = jobs.
 """
@@ -28,14 +29,15 @@ STATES = ("failed", "not run", "passed", "skipped")
 SHOWN = ("passed", "skipped", "failed", "not run")
 
 
-def read_results(report: Path) -> dict[str, Counter[str]]:
-    """How often each test function passed, failed or was skipped, from a junit XML of pytest.
+def read_results(*reports: Path) -> dict[str, Counter[str]]:
+    """How often each test function passed, failed or was skipped, from junit XMLs of pytest.
 
     Returns:
         FILE::FUNCTION -> state -> count. A class within a file is left out of the name.
     """
     results: dict[str, Counter[str]] = {}
-    for case in ElementTree.parse(report).getroot().iter("testcase"):
+    cases = (case for report in reports for case in ElementTree.parse(report).iter("testcase"))
+    for case in cases:
         parts = case.get("classname", "").split(".")
         file = "/".join(part for part in parts if not part[:1].isupper()) + ".py"
         name = f"{file}::{case.get('name', '').partition('[')[0]}"
@@ -76,16 +78,16 @@ def markdown(rows: Iterable[Row], results: Mapping[str, Counter[str]]) -> str:
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code: 1 if a row has failed."""
-    if len(arguments) != 1:
-        print("usage: python -m tests.faults.matrix REPORT.xml", file=sys.stderr)
+    if not arguments:
+        print("usage: python -m tests.faults.matrix REPORT.xml [REPORT.xml ...]", file=sys.stderr)
         return 64
     try:
-        results = read_results(Path(arguments[0]))
+        results = read_results(*map(Path, arguments))
     except OSError as error:
-        print(f"{arguments[0]}: {error.strerror}", file=sys.stderr)
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
         return 66
     except ElementTree.ParseError as error:
-        print(f"{arguments[0]}: not the XML of a test report ({error})", file=sys.stderr)
+        print(f"{' '.join(arguments)}: not the XML of a test report ({error})", file=sys.stderr)
         return 65
     print(markdown(ROWS, results))
     return int(any(result(row, results)[0] == "failed" for row in ROWS))

@@ -3,6 +3,7 @@
 import ast
 import functools
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,16 @@ def report(tmp_path) -> Path:
     path = tmp_path / "report.xml"
     path.write_text(REPORT)
     return path
+
+
+def test_several_reports_are_read_as_one(report, tmp_path):
+    other = tmp_path / "slow.xml"
+    other.write_text(
+        '<testsuite><testcase classname="tests.a.test_x" name="test_bad"/></testsuite>'
+    )
+    found, both = read_results(report), read_results(report, other)
+    assert both.pop(HERE + "bad") == found.pop(HERE + "bad") + Counter(passed=1)
+    assert both == found
 
 
 @pytest.mark.parametrize(
