@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from sparsecl import config as configs
@@ -67,6 +68,11 @@ class RecordingTrainer(Trainer):
 
     def losses(self) -> list[float]:
         return [record["loss"] for record in self.records if record["kind"] == "train"]
+
+
+def slow(*values: Any) -> Any:
+    """A case of parametrize that only `make test-slow` runs."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def load(cache: str, overrides: tuple[str, ...]) -> RunConfig:

@@ -22,7 +22,13 @@ from tests.reference import ReferenceGPT
 
 pytestmark = pytest.mark.dist
 
-LAYOUTS = [(tp, dp) for tp in (1, 2) for dp in (1, 2)]
+# Four ranks wait for each other on two cores: one such case in the short half of the suite.
+LAYOUTS = [
+    cases.slow(stage, tp, dp) if (tp, dp) == (2, 2) and stage != "zero2" else (stage, tp, dp)
+    for stage in ("zero0", "zero1", "zero2", "zero3")
+    for tp in (1, 2)
+    for dp in (1, 2)
+]
 TOLERANCE = 1e-5
 STRENGTH = 1000.0  # of EWC; the penalty's gradient is then of the size of the loss's
 TWO_DOMAINS = (
@@ -99,9 +105,8 @@ def reference(shared_cache: Path) -> tuple[list[float], list[float], dict[str, t
     return train_reference(str(shared_cache), ())
 
 
-@pytest.mark.parametrize("accumulation", [pytest.param(1, marks=pytest.mark.slow), 2])
-@pytest.mark.parametrize(("tp", "dp"), LAYOUTS)
-@pytest.mark.parametrize("stage", ["zero0", "zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("accumulation", [cases.slow(1), 2])
+@pytest.mark.parametrize(("stage", "tp", "dp"), LAYOUTS)
 def test_every_layout_equals_plain_pytorch(
     pool: Pool, shared_cache, tmp_path, reference, stage, tp, dp, accumulation
 ):
@@ -135,7 +140,7 @@ def test_ewc_of_the_reference_holds_weights_back(shared_cache, reference_ewc):
         ("zero0", 1, 1),
         ("zero0", 2, 1),
         ("zero1", 1, 2),
-        ("zero2", 2, 2),
+        cases.slow("zero2", 2, 2),
         ("zero2_offload", 1, 2),
         ("zero3", 1, 1),
         ("zero3", 1, 2),

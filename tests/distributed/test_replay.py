@@ -46,7 +46,8 @@ def test_all_but_the_first_step_replay(pool, shared_cache, tmp_path, alone):
 
 
 @pytest.mark.parametrize(
-    ("tp", "dp", "stage", "micro"), [(1, 2, "zero2", 4), (2, 1, "zero2", 4), (2, 2, "zero3", 2)]
+    ("tp", "dp", "stage", "micro"),
+    [(1, 2, "zero2", 4), (2, 1, "zero2", 4), cases.slow(2, 2, "zero3", 2)],
 )
 def test_every_layout_replays_the_same(pool, shared_cache, tmp_path, alone, tp, dp, stage, micro):
     overrides = (*REPLAY, f"parallel.tensor={tp}", f"batch.micro={micro}")

@@ -78,13 +78,13 @@ def assert_equal_states(one: Path, other: Path) -> None:
     [
         ("zero0", "fp32", 1, 2),
         ("zero1", "fp32", 1, 2),
-        ("zero2", "fp32", 2, 2),
-        ("zero2_offload", "fp32", 2, 1),
+        cases.slow("zero2", "fp32", 2, 2),
+        cases.slow("zero2_offload", "fp32", 2, 1),
         ("zero3", "fp32", 1, 2),
         # Where bf16 has other wrappers or other copies than fp32.
-        ("zero0", "bf16", 2, 1),
+        cases.slow("zero0", "bf16", 2, 1),
         ("zero1", "bf16", 1, 2),
-        ("zero3", "bf16", 1, 2),
+        cases.slow("zero3", "bf16", 1, 2),
     ],
 )
 def test_same_layout_goes_on_bit_for_bit(pool, shared_cache, tmp_path, stage, precision, tp, dp):
@@ -104,9 +104,9 @@ def test_same_layout_goes_on_bit_for_bit(pool, shared_cache, tmp_path, stage, pr
     ("before", "after"),
     [
         (("zero0", 1, ()), ("zero3", 4, SPLIT)),
-        (("zero3", 4, SPLIT), ("zero2", 2, ())),
+        cases.slow(("zero3", 4, SPLIT), ("zero2", 2, ())),
         (("zero1", 2, ("batch.micro=1",)), ("zero0", 4, SPLIT)),
-        (("zero2", 4, ("parallel.tensor=4",)), ("zero1", 1, ())),
+        cases.slow(("zero2", 4, ("parallel.tensor=4",)), ("zero1", 1, ())),
     ],
 )
 def test_other_layouts_get_the_same_tensors(pool, shared_cache, tmp_path, before, after):

@@ -94,7 +94,13 @@ def masked(pool, shared_cache, tmp_path_factory) -> Any:
 
 @pytest.mark.parametrize(
     ("stage", "tp", "dp"),
-    [("zero0", 1, 1), ("zero1", 1, 2), ("zero2", 2, 2), ("zero2_offload", 1, 2), ("zero3", 1, 2)],
+    [
+        ("zero0", 1, 1),
+        ("zero1", 1, 2),
+        cases.slow("zero2", 2, 2),
+        ("zero2_offload", 1, 2),
+        cases.slow("zero3", 1, 2),
+    ],
 )
 def test_set_is_the_same_run_in_both_storages(pool, shared_cache, tmp_path, masked, stage, tp, dp):
     losses, weights, _ = masked(tp, dp)

@@ -75,13 +75,11 @@ def check_run(results: list[dict[str, Any]], reference: Reference, folder: Path)
     ("stage", "dp", "json", "overrides"),
     [
         ("zero0", 1, {}, ("topology.storage=masked", RECOMPUTED)),
-        pytest.param("zero0", 1, {}, ("topology.storage=packed",), marks=pytest.mark.slow),
-        pytest.param(
-            "zero2", 1, {}, ("topology.storage=packed", RECOMPUTED), marks=pytest.mark.slow
-        ),
-        pytest.param("zero3", 1, {}, ("topology.storage=masked",), marks=pytest.mark.slow),
+        cases.slow("zero0", 1, {}, ("topology.storage=packed",)),
+        cases.slow("zero2", 1, {}, ("topology.storage=packed", RECOMPUTED)),
+        cases.slow("zero3", 1, {}, ("topology.storage=masked",)),
         ("zero2", 2, {}, ("topology.storage=masked",)),
-        ("zero3", 2, ALL_SHARDED, ("topology.storage=packed", RECOMPUTED)),
+        cases.slow("zero3", 2, ALL_SHARDED, ("topology.storage=packed", RECOMPUTED)),
     ],
 )
 def test_spread_positions_equal_plain_pytorch(

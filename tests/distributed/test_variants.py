@@ -83,8 +83,10 @@ def test_bf16_with_fp32_accumulation_uses_another_wrapper(pool, shared_cache, tm
         ("zero2", {"zero_optimization": {"stage": 2, "round_robin_gradients": True}}),
         ("zero2", {"zero_optimization": {"stage": 2, "contiguous_gradients": False}}),
         ("zero2", {"zero_optimization": {"stage": 2, "reduce_bucket_size": 500}}),
-        ("zero3", {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}),
-        ("zero3", {"zero_optimization": {"stage": 3, "sub_group_size": 2000}}),
+        cases.slow(
+            "zero3", {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}
+        ),
+        cases.slow("zero3", {"zero_optimization": {"stage": 3, "sub_group_size": 2000}}),
         (
             "zero3",
             {

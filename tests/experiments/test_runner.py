@@ -121,7 +121,14 @@ def test_a_run_that_needs_another_gets_its_loss(tmp_path):
     assert first == {0: pytest.approx(2.0), 1: pytest.approx(2.1)}
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "how",
+    [
+        signal.SIGINT,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, marks=pytest.mark.slow),
+    ],
+)
 def test_stopping_the_runner_at_any_time_changes_nothing(tmp_path, how):
     arms, seeds = ("dense", "sparse", "third"), (0, 1, 2)
     whole = write_study(tmp_path / "whole", arms, seeds)
