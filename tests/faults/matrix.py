@@ -7,7 +7,8 @@ ARGS=--junitxml=FAST.xml` and `make test-slow ARGS=--junitxml=SLOW.xml` write. A
 each of its tests ran and passed; what a machine without a GPU, without Slurm or with one power
 supply cannot show stands in the notes.
 
-P = processes, C = checkpoints, D = disks, N = numbers, K = configs, T = training data, J = jobs.
+P = processes, C = checkpoints, D = disks, N = numbers, K = configs, T = training data, J = jobs;
+S = states, R = records, H = caches, F = files, X = signals and streams, G = devices.
 """
 
 import sys
@@ -16,12 +17,22 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 
+from tests.faults.cache_rows import CACHES
+from tests.faults.device_rows import DEVICES
 from tests.faults.disk_rows import CHECKPOINTS, DISKS
+from tests.faults.file_rows import FILES
 from tests.faults.input_rows import CONFIGS, TEXT
+from tests.faults.record_rows import RECORDS
 from tests.faults.row import Row
 from tests.faults.run_rows import JOBS, NUMBERS, PROCESSES
+from tests.faults.signal_rows import SIGNALS
+from tests.faults.state_rows import STATES_OF_RUNS
 
-ROWS: tuple[Row, ...] = PROCESSES + CHECKPOINTS + DISKS + NUMBERS + CONFIGS + TEXT + JOBS
+DESIGN: tuple[Row, ...] = PROCESSES + CHECKPOINTS + DISKS + NUMBERS + CONFIGS + TEXT + JOBS
+FOUND: tuple[Row, ...] = STATES_OF_RUNS + RECORDS + CACHES + FILES + SIGNALS + DEVICES
+"""What looks at the built system have found, beyond the list of the design."""
+
+ROWS = DESIGN + FOUND
 
 # A row is the first of these that occurs among its cases: one that this machine skips counts only
 # if nothing else ran.

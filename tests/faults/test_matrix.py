@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.matrix import ROWS, main, markdown, read_results
+from tests.faults.matrix import DESIGN, ROWS, main, markdown, read_results
 from tests.faults.row import Row
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +36,12 @@ def functions(file: str) -> set[str]:
 
 
 def test_every_fault_of_the_design_is_there_once():
-    assert [row.id for row in ROWS] == IDS
+    assert [row.id for row in DESIGN] == IDS
+
+
+def test_no_two_rows_share_a_name():
+    names = [row.id for row in ROWS]
+    assert sorted(names) == sorted(set(names))
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row.id for row in ROWS])

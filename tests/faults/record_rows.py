@@ -1,0 +1,5 @@
+"""Faults of records, results and the row before training."""
+
+from tests.faults.row import Row
+
+RECORDS: tuple[Row, ...] = ()

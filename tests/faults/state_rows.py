@@ -1,0 +1,5 @@
+"""Faults of the state that a checkpoint says a run is in."""
+
+from tests.faults.row import Row
+
+STATES_OF_RUNS: tuple[Row, ...] = ()
