@@ -32,7 +32,7 @@ from sparsecl.experiments.planning import make_plan, open_study, plan_text  # no
 from sparsecl.experiments.runner import Runner, python_script  # noqa: E402
 from sparsecl.experiments.study import read_study  # noqa: E402
 from sparsecl.experiments.study_table import study_table  # noqa: E402
-from sparsecl.files import lock_folder  # noqa: E402
+from sparsecl.locks import lock_folder  # noqa: E402
 
 TRAIN = ROOT / "launch" / "train.py"
 INTERFERENCE = ROOT / "tools" / "interference.py"

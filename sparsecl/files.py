@@ -1,261 +1,289 @@
-"""Files that are either whole or absent, their digests, and folders that one process holds."""
+"""Files that are either whole or absent, and how files of a run, study or cache are opened.
+
+Nothing inside such a folder is opened through a link: whoever can write there could have another
+file emptied or removed. A pipe in place of a file would hold up its reader for ever. So both are
+refused, by an OSError that says what is there. The folder itself may be reached through links, and
+so may a file that the user names. What is written gets the rights that the umask leaves.
+"""
 
 import contextlib
-import datetime
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import re
-import socket
+import secrets
+import shutil
 import stat
-import subprocess
-import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from sparsecl.config_nodes import one_line
-from sparsecl.errors import CannotCreateError
+from sparsecl.errors import CannotCreateError, StorageError, UserError
 
-LOCK = ".lock"
-MAX_OWNER_BYTES = 4096  # of a lock file; one that is longer names no owner
-
-# Slurm's states of a job of which no process is left. COMPLETING is none of them.
-ENDED_JOBS = frozenset(
-    "GONE BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED "
-    "TIMEOUT".split()
+# A name or a right is missing; whatever else goes wrong is the disk's doing.
+_CANNOT_CREATE = frozenset(
+    getattr(errno, name)
+    for name in "EACCES EEXIST EISDIR ELOOP EMLINK ENAMETOOLONG ENOENT ENOTDIR ENOTEMPTY ENXIO "
+    "EPERM EROFS".split()
 )
+_HELD = ".held"  # in a temporary folder: locked while its maker lives
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_GONE = (errno.ENOENT, errno.ESTALE, errno.ENOTCONN, errno.ENODEV)
+
+_KINDS = (
+    (stat.S_ISLNK, errno.ELOOP, "a link, which is not followed"),
+    (stat.S_ISDIR, errno.EISDIR, "a folder"),
+    (stat.S_ISFIFO, errno.ENXIO, "a pipe"),
+    (stat.S_ISSOCK, errno.ENXIO, "a socket"),
+    (stat.S_ISREG, errno.ENOTDIR, "a file"),
+)
+
+# ---- opening -----------------------------------------------------------------------------------
+
+
+class NotPlainError(OSError):
+    """Something else is in the place of a file or folder."""
+
+
+def plain(path: str | Path, flags: int) -> int:
+    """The `opener` of every `open` inside a run, study or cache folder: plain files only.
+
+    Raises:
+        NotPlainError: at once, for a link, a pipe, a folder or a device; and for a file that is to
+            be written and has a second name (a hard link), whose content would change too.
+    """
+    return _open(path, flags, follow=False)
+
+
+def plain_input(path: str | Path, flags: int) -> int:
+    """As `plain`, for a file that the user named: links are followed."""
+    return _open(path, flags, follow=True)
+
+
+def read_plain(path: Path) -> bytes:
+    """The content of a file inside a run, study or cache folder; OSError as `plain` has it."""
+    with open(path, "rb", opener=plain) as file:
+        return file.read()
+
+
+def is_folder(path: Path) -> bool:
+    """True if `path` itself is a folder and no link to one."""
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder in one that is there, unless it is there already; a link to one does not count.
+
+    Raises:
+        OSError: it cannot be made, or something else has its name.
+    """
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path)
+    _check_kind(os.lstat(path), stat.S_ISDIR)
+
+
+def check_entries(folder: Path, *, files: Iterable[str] = (), folders: Iterable[str] = ()) -> None:
+    """Refuse links, pipes and the like in the place of files and folders that may be there.
+
+    Args:
+        files: names below `folder`, as are `folders`. Of a/b name a too.
+
+    Raises:
+        CannotCreateError: with the path and what is there.
+    """
+    wanted = [(name, stat.S_ISREG) for name in files] + [(name, stat.S_ISDIR) for name in folders]
+    for name, is_right in wanted:
+        path = folder / name
+        try:
+            _check_kind(os.lstat(path), is_right)
+        except NotPlainError as error:
+            raise CannotCreateError(
+                one_line(f"{path}: {error.strerror}. Remove it, or use another folder.")
+            ) from None
+        except OSError:  # not there, or what comes later will say why not
+            continue
+
+
+def _open(path: str | Path, flags: int, *, follow: bool) -> int:
+    written = bool(flags & (os.O_WRONLY | os.O_RDWR))
+    with contextlib.suppress(FileNotFoundError):
+        # Before it is opened: to open a device may do something by itself.
+        _check_file(os.stat(path, follow_symlinks=follow), written)
+    guards = os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
+    handle = os.open(path, flags | guards, 0o666)
+    try:
+        _check_file(os.fstat(handle), written)  # it may have been replaced in between
+        os.set_blocking(handle, True)
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _check_file(found: os.stat_result, written: bool) -> None:
+    _check_kind(found, stat.S_ISREG)
+    if written and found.st_nlink > 1:
+        raise NotPlainError(errno.EMLINK, "has a second name, a hard link, that would change too")
+
+
+def _check_kind(found: os.stat_result, is_right: Any) -> None:
+    if is_right(found.st_mode):
+        return
+    for is_kind, code, name in _KINDS:
+        if is_kind(found.st_mode):
+            raise NotPlainError(code, f"is {name}")
+    raise NotPlainError(errno.ENXIO, "is a device")
+
+
+# ---- writing -----------------------------------------------------------------------------------
+
+
+def cannot_write(path: Path, error: OSError, option: str = "") -> UserError:
+    """The error of one line for a file or folder that cannot be written: 73 or 74.
+
+    Args:
+        option: how the user named it.
+    """
+    kind = CannotCreateError if error.errno in _CANNOT_CREATE else StorageError
+    what = f"{option} {path}".lstrip()
+    return kind(one_line(f"{what}: cannot be written ({reason(path, error)})"))
+
+
+def reason(path: Path, error: OSError) -> str:
+    """Why `path` cannot be written or read, and the way out if the disk is full."""
+    if error.errno in _GONE and not isinstance(error, NotPlainError):
+        missing = [parent for parent in path.absolute().parents if not os.path.exists(parent)]
+        if missing:
+            return f"the folder {missing[-1]} is gone: removed, renamed or unmounted"
+    text = error.strerror or str(error) or type(error).__name__
+    return f"{text}; make room" if error.errno in _FULL else text
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What goes wrong with the disk in here is a CannotCreateError or StorageError of `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(path, error) from None
 
 
 @contextlib.contextmanager
 def atomic_open(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a temporary sibling of `path` and rename it over `path` on success, after fsync.
 
-    On an exception the temporary file is removed and `path` is left as it was.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    encoding = None if "b" in mode else "utf-8"
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        os.fchmod(handle, 0o644)  # mkstemp makes 0600; results are meant to be read by others
-        with os.fdopen(handle, mode, encoding=encoding) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
-    fsync_folder(path.parent)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Owner:
-    """Who holds a folder, as its lock file says it."""
-
-    host: str
-    pid: int
-    boot: str = ""
-    """Boot id of the kernel: the same host before a reboot is another."""
-
-    start: str = ""
-    """When the process began, in clock ticks since the boot: a pid comes again, this does not."""
-
-    job: str = ""
-    """SLURM_JOB_ID; empty outside Slurm, as are the next two."""
-
-    restarts: str = ""
-    """SLURM_RESTART_COUNT: how often the job was requeued."""
-
-    cluster: str = ""
-    """SLURM_CLUSTER_NAME: another cluster counts its jobs by itself."""
-
-    time: str = ""
-    """Since when, UTC."""
-
-    def __str__(self) -> str:
-        since = f" since {self.time}" if self.time else ""
-        job = f" (Slurm job {self.job})" if self.job else ""
-        return one_line(f"process {self.pid} on {self.host}{job}{since}")
-
-
-class FolderLock:
-    """A folder held by this process until `close`, or until the process ends."""
-
-    def __init__(self, handle: int) -> None:
-        self._handle = handle
-
-    def close(self) -> None:
-        """Say that nobody holds the folder, and let go of it. A second call does nothing."""
-        if self._handle >= 0:
-            with contextlib.suppress(OSError):  # the folder may be gone, or the disk
-                os.ftruncate(self._handle, 0)
-            os.close(self._handle)
-            self._handle = -1
-
-    def __enter__(self) -> "FolderLock":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def lock_folder(folder: Path, option: str) -> FolderLock:
-    """Make a folder and hold it until the returned object is closed.
-
-    The lock is the kernel's (flock), so it is gone when its owner is, however it died. Not every
-    network file system carries it from host to host. So the owner's name stands in the file, and
-    a folder that another host left without closing it is taken only if its owner is provably gone.
-
-    Args:
-        option: how the user named the folder, for errors.
+    On an exception the temporary file is removed and `path` is left as it was. One that a kill left
+    is removed by the next call for that path.
 
     Raises:
-        CannotCreateError: no permission, no space, or another process holds it or may do so.
+        CannotCreateError, StorageError: for every OSError, those of the caller's block included;
+            something that is no plain file is not replaced.
     """
-    path = folder / LOCK
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Not through a link: the file is emptied, and it must be this folder's.
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise CannotCreateError(
-            one_line(f"{option} {folder}: cannot be written ({error.strerror})")
-        ) from None
-    try:
-        _take(handle, path, f"{option} {folder}")
-    except BaseException:
-        os.close(handle)
-        raise
-    return FolderLock(handle)
-
-
-def _take(handle: int, path: Path, what: str) -> None:
-    """Lock an open file and write this process into it, or raise CannotCreateError."""
-    try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise CannotCreateError(one_line(f"{what}: {path} is not a plain file; remove it"))
+    path = Path(path)
+    encoding = None if "b" in mode else "utf-8"
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            _check_kind(os.lstat(path), stat.S_ISREG)
+        remove_leftovers(path.parent, path.name)
+        while (handle := _new_locked(name := temporary_name(path))) is None:
+            pass
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = False
-        except BlockingIOError:
-            held = True
-        text = os.pread(handle, MAX_OWNER_BYTES, 0).decode("utf-8", "replace").strip("\0 \r\n")
-        owner = _parse_owner(text)
-        name = str(owner) if owner else one_line(text[:80]) or "another process"
-        if held:
-            raise CannotCreateError(
-                one_line(f"{what}: in use by {name}. Wait for it, or use another folder.")
-            )
-        if text:
-            doubt = "its lock file names no owner" if owner is None else _may_live(owner)
-            if doubt:
-                raise CannotCreateError(
-                    one_line(f"{what}: may be in use by {name}: {doubt}. Remove {path} if it is ")
-                    + "gone, or use another folder."
-                )
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps(asdict(this_process())).encode() + b"\n", 0)
-        os.fsync(handle)
-    except OSError as error:
-        raise CannotCreateError(
-            one_line(f"{what}: cannot be locked ({error.strerror}); use another folder")
-        ) from None
+            with os.fdopen(handle, mode, encoding=encoding) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(name, path)  # still locked: nobody takes it for left over
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
+        fsync_folder(path.parent)
 
 
-def this_process() -> Owner:
-    """This process as the owner of a folder."""
-    return Owner(
-        host=socket.gethostname(),
-        pid=os.getpid(),
-        boot=_boot_id(),
-        start=_start_time(os.getpid()),
-        job=os.environ.get("SLURM_JOB_ID", ""),
-        restarts=os.environ.get("SLURM_RESTART_COUNT", ""),
-        cluster=os.environ.get("SLURM_CLUSTER_NAME", ""),
-        time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    )
+@contextlib.contextmanager
+def temporary_folder(beside: Path) -> Iterator[Path]:
+    """A new hidden folder next to `beside`, removed at the end with all in it.
 
+    What is made in it can be renamed to `beside`: it is on the same disk. One that a kill left is
+    removed by the next call for that path.
 
-def _parse_owner(text: str) -> Owner | None:
-    """The owner that a lock file names; None if it names none in a form that is known."""
-    old = re.fullmatch(r"process (\d{1,9}) on (\S{1,255})", text)  # as earlier versions wrote it
-    if old:
-        return Owner(host=old[2], pid=int(old[1]))
+    Raises:
+        CannotCreateError, StorageError: it cannot be made.
+    """
+    with writing(beside):
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(beside.parent, beside.name)
+        handle = None
+        while handle is None:
+            folder = temporary_name(beside)
+            os.mkdir(folder)
+            with contextlib.suppress(FileNotFoundError):  # taken for left over while it was empty
+                handle = _new_locked(folder / _HELD)
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    names = {field.name for field in fields(Owner)}
-    if not isinstance(found, dict) or found.keys() != names or type(found["pid"]) is not int:
-        return None
-    pid = found.pop("pid")
-    if not all(isinstance(value, str) and len(value) <= 255 for value in found.values()):
-        return None
-    return Owner(pid=pid, **found) if 0 < pid < 2**31 else None
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
 
 
-def _may_live(owner: Owner) -> str:
-    """Why an owner that holds no flock here may still be at work; "" if it is provably gone."""
-    here = this_process()
-    if owner.boot == here.boot != "" or owner.host == here.host:
-        # The same kernel knows all flocks of its processes; after a reboot none of them is left.
-        same_boot = not owner.boot or owner.boot == here.boot
-        same_process = owner.start and owner.start == _start_time(owner.pid)
-        if same_boot and same_process and owner.pid != here.pid:
-            return "that process is alive, though the file system knows no lock of it"
-        return ""
-    if not owner.job:
-        return f"it is on another host than this one ({here.host}), and not of a Slurm job"
-    if owner.cluster != here.cluster:
-        return f"it is of another cluster ({owner.cluster or 'unnamed'})"
-    if owner.job == here.job:
-        return ""  # a requeue: Slurm ends all of a job before it starts it again
-    state = _job_state(owner.job)
-    return "" if state in ENDED_JOBS else f"its Slurm job is {state or 'in an unknown state'}"
+def temporary_name(path: Path) -> Path:
+    """A new hidden name beside `path`, as `remove_leftovers` finds it."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
 
-def _job_state(job: str) -> str:
-    """State of a Slurm job, "GONE" if Slurm does not know it any more, "" if it cannot be asked."""
-    if not re.fullmatch(r"\d{1,12}", job):
-        return ""
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove temporary files and folders whose writers have died; what cannot be removed stays.
+
+    Args:
+        name: of the file or folder that they were to become; None = any.
+    """
+    wanted = re.compile(rf"\.{re.escape(name) if name else '.+'}\.[0-9a-f]{{16}}\.tmp", re.DOTALL)
+    with contextlib.suppress(OSError):
+        for found in os.listdir(folder):
+            if wanted.fullmatch(found):
+                _remove_left(folder / found)
+
+
+def _remove_left(path: Path) -> None:
+    inside = is_folder(path)
     try:
-        done = subprocess.run(
-            ["squeue", "-h", "-j", job, "-o", "%T"], capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
-        return ""
-    if done.returncode != 0:
-        return "GONE" if "Invalid job id" in done.stderr else ""
-    states = set(done.stdout.split())
-    alive = states - ENDED_JOBS
-    return min(alive) if alive else "GONE"
-
-
-def _boot_id() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:  # not Linux
-        return ""
-
-
-def _start_time(pid: int) -> str:
-    """Start of a process in clock ticks since the boot; "" if there is none, or not on Linux."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        with open(path / _HELD if inside else path, "r+b", opener=plain) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its writer lives
+            shutil.rmtree(path) if inside else os.unlink(path)
+    except FileNotFoundError:
+        if inside:
+            with contextlib.suppress(OSError):
+                os.rmdir(path)  # killed between its first two steps
     except OSError:
-        return ""
-    # The name of the program stands in brackets and may hold anything: count from the last one.
-    return text.rpartition(")")[2].split()[19]
+        return
+
+
+def _new_locked(path: Path) -> int | None:
+    """A new file, open and locked; None if it was taken for left over before it was locked."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        taken = not os.path.lexists(path)
+    except BlockingIOError:
+        taken = True
+    except OSError:
+        taken = False  # a file system without locks: nobody can take it
+    if not taken:
+        return handle
+    os.close(handle)
+    return None
 
 
 def fsync_folder(folder: Path) -> None:
     """Make renames inside `folder` durable."""
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
     finally:
@@ -271,7 +299,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def sha256_file(path: Path) -> str:
     """Hex digest of a file's bytes."""
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=plain) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

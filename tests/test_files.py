@@ -1,56 +1,119 @@
-"""Files that are whole or absent, and folders with one owner."""
+"""Files that are whole or absent, opened without links, tidied up after kills."""
 
-import json
+import errno
+import multiprocessing
 import os
 import signal
+import socket
 import stat
-import time
-from dataclasses import asdict, replace
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sparsecl import files
-from sparsecl.errors import CannotCreateError
-from sparsecl.files import LOCK, Owner, atomic_open, lock_folder, this_process
+from sparsecl.errors import CannotCreateError, StorageError
+from sparsecl.files import (
+    NotPlainError,
+    atomic_open,
+    cannot_write,
+    check_entries,
+    make_folder,
+    plain,
+    plain_input,
+    remove_leftovers,
+    temporary_folder,
+)
 
-ELSEWHERE = {"host": "elsewhere", "boot": "another-boot"}
+CODES = {
+    "EACCES": 73,
+    "EROFS": 73,
+    "EISDIR": 73,
+    "ENOSPC": 74,
+    "EDQUOT": 74,
+    "EIO": 74,
+    "EFBIG": 74,
+}
 
 
-def leave(folder: Path, owner: Owner | str) -> Path:
-    """A lock file whose owner has not closed it."""
-    text = owner if isinstance(owner, str) else json.dumps(asdict(owner))
-    (folder / LOCK).write_text(text)
-    return folder
+def listen(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
 
 
-def refusal(folder: Path) -> str:
-    before = (folder / LOCK).read_bytes() if (folder / LOCK).is_file() else None
-    with pytest.raises(CannotCreateError) as caught:
-        lock_folder(folder, "--run_dir")
-    assert caught.value.exit_code == 73
-    assert str(caught.value).isprintable() and len(str(caught.value)) < 800 + 2 * len(str(folder))
-    if before is not None:
-        assert (folder / LOCK).read_bytes() == before
-    return str(caught.value)
+# What may stand in the place of a file -> how it is made, what is said of it.
+PLANTED: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
+    "link": (lambda path, victim: path.symlink_to(victim), "a link"),
+    "dangling": (lambda path, victim: path.symlink_to(victim.with_name("absent")), "a link"),
+    "pipe": (lambda path, victim: os.mkfifo(path), "a pipe"),
+    "folder": (lambda path, victim: path.mkdir(), "a folder"),
+    "socket": (lambda path, victim: listen(path), "a socket"),
+    "device": (lambda path, victim: path.symlink_to("/dev/zero"), "a link"),
+}
 
 
 @pytest.fixture
-def squeue(tmp_path, monkeypatch):
-    """Puts a squeue on PATH that prints and exits as told; it notes how it was called."""
-    place = tmp_path / "bin"
-    place.mkdir()
-    monkeypatch.setenv("PATH", str(place), prepend=os.pathsep)
+def victim(tmp_path) -> Path:
+    path = tmp_path / "victim"
+    path.write_text("precious")
+    return path
 
-    def install(out: str = "", error: str = "", code: int = 0) -> Path:
-        script = place / "squeue"
-        calls = place / "calls"
-        lines = ("#!/bin/sh", f"echo \"$@\" >> '{calls}'", f"printf '{out}'")
-        script.write_text("\n".join((*lines, f"printf '{error}' >&2", f"exit {code}")))
-        script.chmod(0o755)
-        return calls
 
-    return install
+# ---- opening -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", list(PLANTED))
+@pytest.mark.parametrize("mode", ["rb", "ab", "wb", "r+b", "xb"])
+def test_only_plain_files_are_opened(tmp_path, victim, monkeypatch, kind, mode):
+    monkeypatch.chdir(tmp_path)  # a socket's name must be short
+    plant, said = PLANTED[kind]
+    path = Path("place")
+    plant(path, victim)
+    with pytest.raises(NotPlainError, match=said):
+        open(path, mode, opener=plain)
+    assert victim.read_text() == "precious" and not (tmp_path / "absent").exists()
+
+
+def test_a_file_that_the_user_names_may_be_a_link(tmp_path, victim):
+    (tmp_path / "link").symlink_to(victim)
+    with open(tmp_path / "link", opener=plain_input) as file:
+        assert file.read() == "precious"
+    (tmp_path / "dev").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe")
+    for name, said in (("dev", "a device"), ("pipe", "a pipe")):
+        with pytest.raises(NotPlainError, match=said):
+            open(tmp_path / name, opener=plain_input)
+
+
+def test_a_second_name_is_not_written_to(tmp_path, victim):
+    os.link(victim, tmp_path / "other")
+    with open(tmp_path / "other", opener=plain) as file:
+        assert file.read() == "precious"
+    for mode in ("a", "w", "r+"):
+        with pytest.raises(NotPlainError, match="a hard link"):
+            open(tmp_path / "other", mode, opener=plain)
+    assert victim.read_text() == "precious"
+
+
+def test_folders_are_not_made_through_links(tmp_path):
+    make_folder(tmp_path / "new")
+    make_folder(tmp_path / "new")
+    (tmp_path / "link").symlink_to(tmp_path / "new")
+    (tmp_path / "dangling").symlink_to(tmp_path / "absent")
+    for name in ("link", "dangling"):
+        with pytest.raises(NotPlainError, match="a link"):
+            make_folder(tmp_path / name)
+    assert not (tmp_path / "absent").exists()
+
+
+def test_entries_that_may_be_there(tmp_path, victim):
+    check_entries(tmp_path, files=("victim", "absent", "absent/x"), folders=("nothing",))
+    (tmp_path / "link").symlink_to(victim)
+    for planted in ({"files": ("link",)}, {"folders": ("link",)}, {"folders": ("victim",)}):
+        with pytest.raises(CannotCreateError) as raised:
+            check_entries(tmp_path, **planted)
+        assert str(tmp_path / [*planted.values()][0][0]) in str(raised.value)
 
 
 # ---- whole files -------------------------------------------------------------------------------
@@ -66,186 +129,115 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["value"]
 
 
-# ---- one owner on one host ---------------------------------------------------------------------
+@pytest.mark.parametrize("kind", list(PLANTED))
+def test_only_a_file_is_replaced(tmp_path, victim, monkeypatch, kind):
+    """With root's rights `--out /dev/null` would take the device away from everybody."""
+    monkeypatch.chdir(tmp_path)
+    plant, said = PLANTED[kind]
+    path = Path("place")
+    plant(path, victim)
+    before = os.lstat(path).st_ino
+    with pytest.raises(CannotCreateError, match=f"place: cannot be written .is {said}"):
+        with atomic_open(path) as file:
+            file.write("new")
+    assert os.lstat(path).st_ino == before and victim.read_text() == "precious"
 
 
-def test_a_lock_names_its_owner_and_is_emptied_by_close(tmp_path, monkeypatch):
-    monkeypatch.setenv("SLURM_JOB_ID", "77")
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
-    lock = lock_folder(tmp_path / "run", "--run_dir")
-    line = (tmp_path / "run" / LOCK).read_text()
-    found = json.loads(line)
-    assert line.count("\n") == 1 and found["pid"] == os.getpid()
-    assert (found["job"], found["restarts"]) == ("77", "2")
-    uptime = time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK")
-    assert 0 < int(found["start"]) <= uptime
-    assert f"in use by process {os.getpid()} on" in refusal(tmp_path / "run")
-    lock.close()
-    lock.close()
-    assert (tmp_path / "run" / LOCK).read_text() == ""
-    lock_folder(tmp_path / "run", "--run_dir").close()
+@pytest.mark.parametrize("name", list(CODES))
+@pytest.mark.parametrize("call", ["open", "fsync", "replace"])
+def test_every_failure_of_a_disk_is_one_line_with_a_code(tmp_path, monkeypatch, name, call):
+    code = getattr(errno, name)
+
+    def fail(*_: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(files.os, call, fail)
+        with pytest.raises((CannotCreateError, StorageError)) as raised:
+            with atomic_open(tmp_path / "value") as file:
+                file.write("new")
+    assert raised.value.exit_code == CODES[name]
+    assert str(tmp_path / "value") in str(raised.value) and "\n" not in str(raised.value)
+    assert ("make room" in str(raised.value)) == (name in ("ENOSPC", "EDQUOT"))
+    assert os.listdir(tmp_path) == []
 
 
-def test_a_killed_owner_is_followed_at_once(tmp_path):
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        lock_folder(tmp_path, "--run_dir")
-        os.write(writer, b"x")
-        signal.pause()
-    os.read(reader, 1)
+def test_a_folder_that_is_gone_is_named(tmp_path):
+    for code in (errno.ENOENT, errno.ESTALE):
+        error = cannot_write(tmp_path / "run" / "tb" / "x", OSError(code, os.strerror(code)))
+        assert f"the folder {tmp_path / 'run'} is gone" in str(error)
+        assert "room" not in str(error)
+
+
+@pytest.mark.parametrize(("umask", "rights"), [(0o077, 0o600), (0o022, 0o644), (0o002, 0o664)])
+def test_the_umask_says_who_may_read(tmp_path, umask, rights):
+    before = os.umask(umask)
     try:
-        assert f"in use by process {child} on" in refusal(tmp_path)
+        with atomic_open(tmp_path / "value") as file:
+            during = [os.stat(path).st_mode for path in tmp_path.iterdir()]
+            file.write("x")
+        os.close(plain(tmp_path / "log", os.O_WRONLY | os.O_CREAT))
+        make_folder(tmp_path / "folder")
+        with temporary_folder(tmp_path / "out") as made:
+            assert stat.S_IMODE(made.stat().st_mode) == 0o777 & ~umask
     finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    assert json.loads((tmp_path / LOCK).read_text())["pid"] == child
-    with lock_folder(tmp_path, "--run_dir"):
-        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+        os.umask(before)
+    found = [*during, *(os.stat(tmp_path / name).st_mode for name in ("value", "log"))]
+    assert [stat.S_IMODE(mode) for mode in found] == [rights] * 3
+    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o777 & ~umask
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"boot": "before the reboot"},
-        {"start": "1"},  # the pid came again
-        {"pid": 2**22 + 1},  # no such process
-        {"host": "another name of this kernel", "start": "1"},
-    ],
-)
-def test_an_owner_of_this_host_without_a_lock_is_gone(tmp_path, change):
-    alive = replace(this_process(), pid=os.getppid(), start=files._start_time(os.getppid()))
-    lock_folder(leave(tmp_path, replace(alive, **change)), "--run_dir").close()
+# ---- what a kill leaves ------------------------------------------------------------------------
 
 
-def test_a_live_owner_of_this_host_counts_without_a_lock_too(tmp_path):
-    """A file system may do nothing on flock."""
-    alive = replace(this_process(), pid=os.getppid(), start=files._start_time(os.getppid()))
-    assert "that process is alive" in refusal(leave(tmp_path, alive))
+def _hold(what: str, path: str, said: Any) -> None:
+    with temporary_folder(Path(path)) if what == "folder" else atomic_open(Path(path)) as made:
+        (made / "part").write_text("x") if isinstance(made, Path) else made.write("x")
+        said.send(b"begun")
+        signal.pause()
 
 
-def test_a_lock_file_of_an_earlier_version(tmp_path):
-    host = this_process().host
-    lock_folder(leave(tmp_path, f"process 12 on {host}"), "--run_dir").close()
-    assert "process 12 on elsewhere" in refusal(leave(tmp_path, "process 12 on elsewhere"))
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_what_a_killed_process_left_is_removed_and_what_a_live_one_holds_is_not(tmp_path, what):
+    path = tmp_path / "report"
+    others = [tmp_path / name for name in (".report.notes.tmp", ".report.tmp", ".other.tmp")]
+    for other in others:
+        other.write_text("mine")
+    processes = []
+    for _ in range(2):
+        heard, said = multiprocessing.Pipe(duplex=False)
+        process = multiprocessing.get_context("fork").Process(
+            target=_hold, args=(what, str(path), said)
+        )
+        process.start()
+        assert heard.recv() == b"begun"
+        processes.append(process)
+    made = {p for p in tmp_path.iterdir()} - set(others)
+    assert len(made) == 2
+    processes[0].kill()
+    processes[0].join()
+    try:
+        with temporary_folder(path) if what == "folder" else atomic_open(path):
+            left = {p for p in tmp_path.iterdir()} & made
+            assert len(left) == 1
+            remove_leftovers(tmp_path)  # by any other name, too
+            assert {p for p in tmp_path.iterdir()} & made == left
+    finally:
+        processes[1].kill()
+        processes[1].join()
+    remove_leftovers(tmp_path)
+    assert set(tmp_path.iterdir()) - {path} == set(others)
 
 
-# ---- another host ------------------------------------------------------------------------------
-
-
-def test_an_owner_on_another_host_is_not_provably_gone(tmp_path):
-    left = replace(this_process(), **ELSEWHERE, pid=4711, time="2026-01-02T03:04:05+00:00")
-    line = refusal(leave(tmp_path, left))
-    for text in ("process 4711 on elsewhere since 2026-01-02", f"Remove {tmp_path / LOCK}"):
-        assert text in line
-    (tmp_path / LOCK).unlink()
-    lock_folder(tmp_path, "--run_dir").close()
-
-
-def test_a_requeued_job_takes_its_own_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("SLURM_JOB_ID", "77")
-    left = replace(this_process(), **ELSEWHERE)
-    assert left.job == "77"
-    lock_folder(leave(tmp_path, left), "--run_dir").close()
-
-
-@pytest.mark.parametrize(
-    ("answer", "free"),
-    [
-        ({"out": "RUNNING\\n"}, False),
-        ({"out": "PENDING\\n"}, False),
-        ({"out": "COMPLETING\\n"}, False),
-        ({"out": "COMPLETED\\nRUNNING\\n"}, False),
-        ({"out": "TIMEOUT\\n"}, True),
-        ({"out": ""}, True),
-        ({"error": "slurm_load_jobs error: Invalid job id specified\\n", "code": 1}, True),
-        ({"error": "slurm_load_jobs error: Unable to contact\\n", "code": 1}, False),
-    ],
-)
-def test_slurm_knows_whether_a_job_is_gone(tmp_path, squeue, answer, free):
-    calls = squeue(**answer)
-    leave(tmp_path, replace(this_process(), **ELSEWHERE, job="78"))
-    if free:
-        lock_folder(tmp_path, "--run_dir").close()
-    else:
-        assert "its Slurm job is " in refusal(tmp_path)
-    assert calls.read_text() == "-h -j 78 -o %T\n"
-
-
-def test_without_squeue_nothing_is_proved(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    leave(tmp_path, replace(this_process(), **ELSEWHERE, job="78"))
-    assert "its Slurm job is in an unknown state" in refusal(tmp_path)
-
-
-def test_a_squeue_that_hangs_proves_nothing(tmp_path, monkeypatch):
-    def hang(command, *, timeout, **_):
-        assert timeout <= 10
-        raise files.subprocess.TimeoutExpired(command, timeout)
-
-    monkeypatch.setattr(files.subprocess, "run", hang)
-    leave(tmp_path, replace(this_process(), **ELSEWHERE, job="78"))
-    assert "in an unknown state" in refusal(tmp_path)
-
-
-def test_a_job_of_another_cluster_is_not_looked_up(tmp_path, squeue):
-    calls = squeue(error="Invalid job id specified", code=1)
-    leave(tmp_path, replace(this_process(), **ELSEWHERE, job="78", cluster="far"))
-    assert "it is of another cluster (far)" in refusal(tmp_path)
-    assert not calls.exists()
-
-
-# ---- hostile content ---------------------------------------------------------------------------
-
-
-def owner_text(**changes: object) -> str:
-    return json.dumps({**asdict(this_process()), **changes})
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "\x1b[2J\x07 nobody\r\nsecond line",
-        "A" * 2**20,
-        "[" * 4000,
-        "{}",
-        owner_text(pid="1; reboot"),
-        owner_text(pid=True),
-        owner_text(pid=-1),
-        owner_text(job=["1"]),
-        owner_text(more=1),
-        "\ud7ff\u202e owner",
-    ],
-)
-def test_a_lock_file_that_names_nobody_is_shown_and_left(tmp_path, text):
-    line = refusal(leave(tmp_path, text))
-    assert "its lock file names no owner" in line and f"Remove {tmp_path / LOCK}" in line
-    assert text[:60] in line or "\\" in line or text == "{}"
-
-
-def test_a_job_number_is_no_option_and_no_command(tmp_path, squeue):
-    calls = squeue(out="RUNNING\\n")
-    for job in ("-1", "78 --me", "$(touch x)", "1\n2"):
-        leave(tmp_path, replace(this_process(), **ELSEWHERE, job=job))
-        assert "in an unknown state" in refusal(tmp_path)
-    assert not calls.exists()
-
-
-def test_a_linked_lock_file_is_not_followed(tmp_path):
-    victim = tmp_path / "victim"
-    victim.write_text("precious")
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / LOCK).symlink_to(victim)
-    assert "cannot be written" in refusal(tmp_path / "run")
-    assert victim.read_text() == "precious"
-
-
-def test_a_pipe_in_place_of_the_lock_file(tmp_path):
-    os.mkfifo(tmp_path / LOCK)
-    assert "is not a plain file" in refusal(tmp_path)
-    assert stat.S_ISFIFO(os.stat(tmp_path / LOCK).st_mode)
-
-
-def test_a_folder_that_cannot_be_made(tmp_path):
-    (tmp_path / "file").write_text("")
-    assert "cannot be written (Not a directory)" in refusal(tmp_path / "file" / "run")
+def test_leftovers_are_not_removed_through_links(tmp_path, victim):
+    name = f".report.{'0' * 16}.tmp"
+    (tmp_path / name).symlink_to(victim)
+    remove_leftovers(tmp_path)
+    assert victim.read_text() == "precious" and (tmp_path / name).is_symlink()
+    (tmp_path / name).unlink()
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / ".held").write_text("")
+    (tmp_path / name).symlink_to(folder)
+    remove_leftovers(tmp_path)
+    assert (folder / ".held").exists()

@@ -22,6 +22,7 @@ GROUND = (
     "errors",
     "faults",
     "files",
+    "locks",
     "log",
     "seeding",
     "watchdog",

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from sparsecl.engine.environment import environment
-from sparsecl.files import FolderLock, atomic_open, lock_folder, write_json
+from sparsecl.files import atomic_open, write_json
+from sparsecl.locks import FolderLock, lock_folder
 
 
 class RunFolder:

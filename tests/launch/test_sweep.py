@@ -114,7 +114,7 @@ def check_pairs(folder):
 
 
 def test_two_runners_do_not_share_a_folder(study, tmp_path, capsys):
-    from sparsecl.files import lock_folder
+    from sparsecl.locks import lock_folder
 
     with lock_folder(tmp_path / "held", "--study_dir"):
         code = sweep.main([str(study), "--study_dir", str(tmp_path / "held")])
