@@ -16,6 +16,7 @@ from yaml.nodes import CollectionNode, MappingNode, Node, ScalarNode, SequenceNo
 from yaml.reader import ReaderError
 
 from sparsecl.errors import DataError, MissingInputError, UserError
+from sparsecl.opening import plain_input
 
 TAG = "tag:yaml.org,2002:"
 MAX_BYTES = 1 << 20  # a config is written by hand; more is a wrong file
@@ -29,7 +30,7 @@ _PLAIN_TAGS = {
 def read_text(path: Path) -> str:
     """Text of a small UTF-8 file that a user wrote, or an error that says what is wrong with it."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=plain_input) as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise MissingInputError(one_line(f"{path}: no such file")) from None

@@ -1,9 +1,6 @@
-"""Files that are either whole or absent, and how files of a run, study or cache are opened.
+"""Files that are either whole or absent, their digests, and what to say if one cannot be written.
 
-Nothing inside such a folder is opened through a link: whoever can write there could have another
-file emptied or removed. A pipe in place of a file would hold up its reader for ever. So both are
-refused, by an OSError that says what is there. The folder itself may be reached through links, and
-so may a file that the user names. What is written gets the rights that the umask leaves.
+What is written gets the rights that the umask leaves.
 """
 
 import contextlib
@@ -22,6 +19,7 @@ from typing import IO, Any
 
 from sparsecl.config_nodes import one_line
 from sparsecl.errors import CannotCreateError, StorageError, UserError
+from sparsecl.opening import NotPlainError, check_kind, is_folder, plain
 
 # A name or a right is missing; whatever else goes wrong is the disk's doing.
 _CANNOT_CREATE = frozenset(
@@ -32,60 +30,6 @@ _CANNOT_CREATE = frozenset(
 _HELD = ".held"  # in a temporary folder: locked while its maker lives
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _GONE = (errno.ENOENT, errno.ESTALE, errno.ENOTCONN, errno.ENODEV)
-
-_KINDS = (
-    (stat.S_ISLNK, errno.ELOOP, "a link, which is not followed"),
-    (stat.S_ISDIR, errno.EISDIR, "a folder"),
-    (stat.S_ISFIFO, errno.ENXIO, "a pipe"),
-    (stat.S_ISSOCK, errno.ENXIO, "a socket"),
-    (stat.S_ISREG, errno.ENOTDIR, "a file"),
-)
-
-# ---- opening -----------------------------------------------------------------------------------
-
-
-class NotPlainError(OSError):
-    """Something else is in the place of a file or folder."""
-
-
-def plain(path: str | Path, flags: int) -> int:
-    """The `opener` of every `open` inside a run, study or cache folder: plain files only.
-
-    Raises:
-        NotPlainError: at once, for a link, a pipe, a folder or a device; and for a file that is to
-            be written and has a second name (a hard link), whose content would change too.
-    """
-    return _open(path, flags, follow=False)
-
-
-def plain_input(path: str | Path, flags: int) -> int:
-    """As `plain`, for a file that the user named: links are followed."""
-    return _open(path, flags, follow=True)
-
-
-def read_plain(path: Path) -> bytes:
-    """The content of a file inside a run, study or cache folder; OSError as `plain` has it."""
-    with open(path, "rb", opener=plain) as file:
-        return file.read()
-
-
-def is_folder(path: Path) -> bool:
-    """True if `path` itself is a folder and no link to one."""
-    try:
-        return stat.S_ISDIR(os.lstat(path).st_mode)
-    except OSError:
-        return False
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder in one that is there, unless it is there already; a link to one does not count.
-
-    Raises:
-        OSError: it cannot be made, or something else has its name.
-    """
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(path)
-    _check_kind(os.lstat(path), stat.S_ISDIR)
 
 
 def check_entries(folder: Path, *, files: Iterable[str] = (), folders: Iterable[str] = ()) -> None:
@@ -101,47 +45,13 @@ def check_entries(folder: Path, *, files: Iterable[str] = (), folders: Iterable[
     for name, is_right in wanted:
         path = folder / name
         try:
-            _check_kind(os.lstat(path), is_right)
+            check_kind(os.lstat(path), is_right)
         except NotPlainError as error:
             raise CannotCreateError(
                 one_line(f"{path}: {error.strerror}. Remove it, or use another folder.")
             ) from None
         except OSError:  # not there, or what comes later will say why not
             continue
-
-
-def _open(path: str | Path, flags: int, *, follow: bool) -> int:
-    written = bool(flags & (os.O_WRONLY | os.O_RDWR))
-    with contextlib.suppress(FileNotFoundError):
-        # Before it is opened: to open a device may do something by itself.
-        _check_file(os.stat(path, follow_symlinks=follow), written)
-    guards = os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
-    handle = os.open(path, flags | guards, 0o666)
-    try:
-        _check_file(os.fstat(handle), written)  # it may have been replaced in between
-        os.set_blocking(handle, True)
-    except BaseException:
-        os.close(handle)
-        raise
-    return handle
-
-
-def _check_file(found: os.stat_result, written: bool) -> None:
-    _check_kind(found, stat.S_ISREG)
-    if written and found.st_nlink > 1:
-        raise NotPlainError(errno.EMLINK, "has a second name, a hard link, that would change too")
-
-
-def _check_kind(found: os.stat_result, is_right: Any) -> None:
-    if is_right(found.st_mode):
-        return
-    for is_kind, code, name in _KINDS:
-        if is_kind(found.st_mode):
-            raise NotPlainError(code, f"is {name}")
-    raise NotPlainError(errno.ENXIO, "is a device")
-
-
-# ---- writing -----------------------------------------------------------------------------------
 
 
 def cannot_write(path: Path, error: OSError, option: str = "") -> UserError:
@@ -160,7 +70,10 @@ def reason(path: Path, error: OSError) -> str:
     if error.errno in _GONE and not isinstance(error, NotPlainError):
         missing = [parent for parent in path.absolute().parents if not os.path.exists(parent)]
         if missing:
-            return f"the folder {missing[-1]} is gone: removed, renamed or unmounted"
+            return f"there is no folder {missing[-1]}: was it removed, renamed or unmounted?"
+    in_the_way = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if not in_the_way.is_dir():
+        return f"{in_the_way} is no folder"
     text = error.strerror or str(error) or type(error).__name__
     return f"{text}; make room" if error.errno in _FULL else text
 
@@ -190,7 +103,7 @@ def atomic_open(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
-            _check_kind(os.lstat(path), stat.S_ISREG)
+            check_kind(os.lstat(path), stat.S_ISREG)
         remove_leftovers(path.parent, path.name)
         while (handle := _new_locked(name := temporary_name(path))) is None:
             pass

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from sparsecl.config_nodes import one_line
 from sparsecl.errors import CannotCreateError
-from sparsecl.files import NotPlainError, cannot_write, plain
+from sparsecl.files import cannot_write
+from sparsecl.opening import NotPlainError, plain
 
 LOCK = ".lock"
 MAX_OWNER_BYTES = 4096  # of a lock file; one that is longer names no owner

@@ -313,7 +313,7 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(MissingInputError, match=r"absent\.yaml: no such file$") as caught:
         config.load(Run, tmp_path / "absent.yaml")
     assert caught.value.exit_code == 66
-    with pytest.raises(MissingInputError, match=r"cannot be read \(Is a directory\)$"):
+    with pytest.raises(MissingInputError, match=r"cannot be read \(is a folder\)$"):
         config.load(Run, tmp_path)
     (tmp_path / "latin.yaml").write_bytes("name: caf\xe9".encode("latin-1"))
     with pytest.raises(DataError, match=r"byte 9 \(0xe9\) is not UTF-8"):

@@ -15,16 +15,13 @@ import pytest
 from sparsecl import files
 from sparsecl.errors import CannotCreateError, StorageError
 from sparsecl.files import (
-    NotPlainError,
     atomic_open,
     cannot_write,
     check_entries,
-    make_folder,
-    plain,
-    plain_input,
     remove_leftovers,
     temporary_folder,
 )
+from sparsecl.opening import NotPlainError, make_folder, plain, plain_input
 
 CODES = {
     "EACCES": 73,
@@ -165,7 +162,7 @@ def test_every_failure_of_a_disk_is_one_line_with_a_code(tmp_path, monkeypatch, 
 def test_a_folder_that_is_gone_is_named(tmp_path):
     for code in (errno.ENOENT, errno.ESTALE):
         error = cannot_write(tmp_path / "run" / "tb" / "x", OSError(code, os.strerror(code)))
-        assert f"the folder {tmp_path / 'run'} is gone" in str(error)
+        assert f"there is no folder {tmp_path / 'run'}: was it removed" in str(error)
         assert "room" not in str(error)
 
 

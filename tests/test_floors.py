@@ -24,6 +24,7 @@ GROUND = (
     "files",
     "locks",
     "log",
+    "opening",
     "seeding",
     "watchdog",
 )

@@ -235,4 +235,4 @@ def test_a_pipe_in_place_of_the_lock_file(tmp_path):
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    assert "cannot be written (Not a directory)" in refusal(tmp_path / "file" / "run")
+    assert "file is no folder)" in refusal(tmp_path / "file" / "run")

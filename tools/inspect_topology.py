@@ -31,7 +31,7 @@ if str(ROOT) not in sys.path:  # works from a checkout that was never installed
 # None of these imports torch.
 from sparsecl import config as configs  # noqa: E402
 from sparsecl.engine.run_config import RunConfig  # noqa: E402
-from sparsecl.errors import CannotCreateError, MissingInputError, UserError  # noqa: E402
+from sparsecl.errors import MissingInputError, UserError  # noqa: E402
 from sparsecl.files import write_json  # noqa: E402
 from sparsecl.model.shapes import layer_shapes  # noqa: E402
 from sparsecl.topology.build import build_topologies  # noqa: E402
@@ -447,16 +447,13 @@ def _side_json(one: Findings) -> dict[str, Any]:
 
 
 def write(path: Path, value: Mapping[str, Any]) -> None:
-    """Write JSON; CannotCreateError if that fails."""
-    try:
-        write_json(path, value)
-    except OSError as error:
-        raise CannotCreateError(f"--out {path}: cannot be written ({error.strerror})") from None
+    """Write JSON; CannotCreateError or StorageError if that fails."""
+    write_json(path, value)
     print(f"wrote {path}", file=sys.stderr)
 
 
 def draw(found: Sequence[Findings], names: Sequence[str], path: Path) -> None:
-    """Write the picture; CannotCreateError if that fails."""
+    """Write the picture; CannotCreateError or StorageError if that fails."""
     # Imported here: the tables must print where matplotlib is not installed.
     from sparsecl.experiments.plots import MaskPicture, ReachPicture, topology_plot
 
@@ -479,11 +476,8 @@ def draw(found: Sequence[Findings], names: Sequence[str], path: Path) -> None:
         ):
             values = {"mean": curve.mean, "minimum": curve.minimum, "maximum": curve.maximum}
             curves.append(ReachPicture(label=f"{one.tag} {label}".strip(), **values))
-    try:
-        title = "\n".join(f"{one.tag} {one.side.name}".strip() for one in found)
-        topology_plot(masks, curves, path, title=title)
-    except OSError as error:
-        raise CannotCreateError(f"--plot {path}: cannot be written ({error.strerror})") from None
+    title = "\n".join(f"{one.tag} {one.side.name}".strip() for one in found)
+    topology_plot(masks, curves, path, title=title)
     print(f"wrote {path}", file=sys.stderr)
 
 

@@ -56,7 +56,6 @@ if str(ROOT) not in sys.path:  # works from a checkout that was never installed
 # None of these imports torch: a mistyped flag costs no seconds.
 from sparsecl import config as configs  # noqa: E402
 from sparsecl.errors import (  # noqa: E402
-    CannotCreateError,
     InvariantError,
     MissingInputError,
     UserError,
@@ -206,7 +205,7 @@ def measure_run(job: Job, settings: InterferenceSettings) -> Interference:
 
     Raises:
         UserError: naming the folder, file or key at fault.
-        CannotCreateError: the file cannot be written.
+        CannotCreateError, StorageError: the file cannot be written.
     """
     # torch comes in here.
     from sparsecl.analysis.load import held_out_rows, load_model, locate, prepare_domains
@@ -246,10 +245,7 @@ def measure_run(job: Job, settings: InterferenceSettings) -> Interference:
     )
     found = measure(model, rows, settings, origin, say)
     target = place.run / (INTERFERENCE if place.newest else f"interference_{name}.json")
-    try:
-        write_interference(target, found)
-    except OSError as error:
-        raise CannotCreateError(f"{target}: cannot be written ({error.strerror})") from None
+    write_interference(target, found)
     say(f"wrote {target}")
     return found
 
@@ -264,10 +260,7 @@ def quiet() -> None:
 def write_out(path: Path, found: Sequence[Interference]) -> None:
     """One object for one checkpoint, a list for several."""
     values = [configs.to_dict(one) for one in found]
-    try:
-        write_json(path, values[0] if len(values) == 1 else values)
-    except OSError as error:
-        raise CannotCreateError(f"--out {path}: cannot be written ({error.strerror})") from None
+    write_json(path, values[0] if len(values) == 1 else values)
     print(f"wrote {path}", file=sys.stderr)
 
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # works from a checkout that was never installed
     sys.path.insert(0, str(ROOT))
 
-from sparsecl.errors import CannotCreateError, UserError  # noqa: E402
+from sparsecl.errors import UserError  # noqa: E402
 from sparsecl.metrics.comparison import side_by_side  # noqa: E402
 from sparsecl.metrics.records import RunRecords, read_records  # noqa: E402
 from sparsecl.metrics.summary import summarize  # noqa: E402
@@ -83,7 +83,7 @@ def draw(records: list[RunRecords], summaries: list[dict[str, Any]], path: Path)
 
     Raises:
         UserError: if the name is not that of a PNG or there is nothing to compare.
-        CannotCreateError: if the file cannot be written.
+        CannotCreateError, StorageError: if the file cannot be written.
     """
     if path.suffix.lower() != ".png":
         raise UserError(f"--plot {path}: only PNG files are written, end the name in .png")
@@ -95,8 +95,8 @@ def draw(records: list[RunRecords], summaries: list[dict[str, Any]], path: Path)
             forgetting_plot(records[0], path)
         else:
             comparison_plot(summaries, path)
-    except OSError as error:
-        raise CannotCreateError(f"--plot {path}: cannot be written ({error.strerror})") from None
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"--plot {path}: {error}") from None
     print(f"wrote {path}", file=sys.stderr)

@@ -22,6 +22,7 @@ from typing import Any
 from sparsecl.checkpoint import strict
 from sparsecl.errors import DataError
 from sparsecl.files import atomic_open, fsync_folder, sha256_file, sha256_text
+from sparsecl.opening import read_plain
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -183,7 +184,7 @@ def _own_body(path: Path) -> dict[str, Any]:
             raise DataError(f"{path}: not there; the checkpoint was never finished")
         if not is_plain_file(path) or path.stat().st_size > MAX_BYTES:
             raise DataError(f"{path}: not a plain file of at most {MAX_BYTES} bytes")
-        text = path.read_text(encoding="utf-8")
+        text = read_plain(path).decode("utf-8")
         whole = json.loads(text)
         if not isinstance(whole, dict) or "sha256" not in whole:
             raise DataError(f"{path}: not a readable manifest (no sha256)")

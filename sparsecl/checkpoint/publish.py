@@ -9,7 +9,6 @@ which a loader takes as well, so that there is no moment without any.
 Each border between two events is a point of sparsecl/faults.py.
 """
 
-import errno
 import os
 import re
 import shutil
@@ -32,15 +31,16 @@ from sparsecl.checkpoint.manifest import (
     verify,
     write_manifest,
 )
-from sparsecl.checkpoint.shards import storing, write_shard
+from sparsecl.checkpoint.shards import write_shard
 from sparsecl.checkpoint.topologies import TOPOLOGY_FILE, stored_form
-from sparsecl.errors import CannotCreateError, DataError, StorageError
-from sparsecl.files import atomic_open, fsync_folder
+from sparsecl.errors import DataError, StorageError
+from sparsecl.files import atomic_open, fsync_folder, writing
+from sparsecl.opening import is_folder, make_folder, plain
 from sparsecl.topology.layer import LayerTopology
 
 LATEST = "latest"
 _CANDIDATE = re.compile(r"step_(\d{1,18})(\.old)?", re.ASCII)
-_LEFTOVER = re.compile(r"step_\d{1,18}(\.old)?\.tmp|\.latest\..*\.tmp", re.ASCII)
+_LEFTOVER = re.compile(r"step_\d{1,18}(\.old)?\.tmp", re.ASCII)
 
 
 def publish(
@@ -73,7 +73,7 @@ def publish(
     Raises:
         StorageError: on all ranks, if the disk of any was full or failed. Nothing half-written is
             left; what was published before still is.
-        CannotCreateError: on all ranks, if the folder cannot be made.
+        CannotCreateError: on all ranks, if a file or folder cannot be made.
     """
     target, temporary = root / f"step_{step}", root / f"step_{step}.tmp"
     shard = f"rank_{dist.rank()}.safetensors"
@@ -122,12 +122,12 @@ def candidates(root: Path) -> list[Path]:
 
     `step_N.old`, which a kill may have left while N was saved again, comes after `step_N`.
     """
-    if not root.is_dir():
+    if not is_folder(root):
         return []
     found = [
         (int(name[1]), not name[2], path)
         for path in root.iterdir()
-        if (name := _CANDIDATE.fullmatch(path.name)) and path.is_dir() and not path.is_symlink()
+        if (name := _CANDIDATE.fullmatch(path.name)) and is_folder(path)
     ]
     return [path for *_, path in sorted(found, reverse=True)]
 
@@ -140,7 +140,7 @@ def _hint(root: Path, found: Path) -> str | None:
     try:
         if not is_plain_file(path):
             return f"{path}: ignored, not a plain file; the newest whole checkpoint is {found.name}"
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=plain) as file:
             text = file.read(100).decode("utf-8", "replace")
     except OSError as error:
         return f"{path}: ignored, cannot be read ({error.strerror or error})"
@@ -153,25 +153,22 @@ def _hint(root: Path, found: Path) -> str | None:
 
 def _begin(root: Path, temporary: Path) -> None:
     """An empty temporary folder, and no leftovers of saves that were killed."""
-    with storing(temporary):
+    with writing(temporary):
         faults.point("save.begin")
     if dist.rank() > 0:
         return
-    try:
-        root.mkdir(parents=True, exist_ok=True)
+    with writing(root):
+        make_folder(root)  # not the run folder: if that is gone, the run must not begin another
+    with writing(temporary):
         for path in root.iterdir():
             if _LEFTOVER.fullmatch(path.name):
                 _remove(path)
         temporary.mkdir()
         fsync_folder(root.parent)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
-        kind = StorageError if full else CannotCreateError
-        raise kind(f"{temporary}: cannot be made ({error.strerror})") from None
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
+    if is_folder(path):
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
@@ -192,14 +189,14 @@ def _write(
     if tensors:
         files[shard] = write_shard(folder / shard, tensors)
     if files:
-        with storing(folder):
+        with writing(folder):
             fsync_folder(folder)
     return files
 
 
 def _name(temporary: Path, target: Path, manifest: Manifest, shard: Path) -> None:
     """The manifest, and the name; rank 0's work."""
-    with storing(target):
+    with writing(target):
         faults.point("save.reported", path=shard)
         if dist.rank() > 0:
             return
@@ -253,7 +250,7 @@ def _retain(root: Path, published: Path, keep: int, shard: Path) -> None:
         place = folders.index(published)
         for path in aside + folders[:place] + folders[place + keep :]:
             _discard(path)
-    with storing(published):
+    with writing(published):
         faults.point("save.retained", path=shard)
 
 

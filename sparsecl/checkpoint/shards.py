@@ -4,10 +4,9 @@ The digest is of the bytes that were meant, taken on their way to the disk and n
 that came out otherwise can then be told from a good one.
 """
 
-import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from sparsecl import faults
 from sparsecl.checkpoint.manifest import is_plain_file
 from sparsecl.checkpoint.stream_file import Spec, TensorFileWriter
 from sparsecl.errors import DataError, StorageError
+from sparsecl.files import writing
+from sparsecl.opening import plain
 
 # Of tensors whose elements are weights, moments or method state.
 FLOATS = ("F32", "F16", "BF16", "F64")
@@ -31,8 +32,9 @@ def write_shard(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, An
 
     Raises:
         StorageError: the disk is full or fails.
+        CannotCreateError: it cannot be made.
     """
-    with storing(path):
+    with writing(path):
         faults.point("save.shard", path=path)
         specs = {key: Spec(value.dtype, tuple(value.shape)) for key, value in tensors.items()}
         writer = _HashingWriter(path, specs)
@@ -41,25 +43,13 @@ def write_shard(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, An
             for key in sorted(tensors, key=lambda key: -tensors[key].dtype.itemsize):
                 writer.write(key, tensors[key])
         faults.point("save.shard_written", path=path)
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=plain) as file:
             os.fsync(file.fileno())
             size = os.fstat(file.fileno()).st_size
         faults.point("save.synced", path=path)
     if size != writer.num_bytes:
         raise StorageError(f"{path}: {size} bytes are there, {writer.num_bytes} were written")
     return {"bytes": size, "sha256": writer.digest.hexdigest()}
-
-
-@contextlib.contextmanager
-def storing(path: Path) -> Iterator[None]:
-    """What goes wrong with the disk in here is a StorageError that names `path`."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"{path}: cannot be written ({error.strerror or error}). Earlier checkpoints are "
-            "untouched; make room and start again."
-        ) from None
 
 
 def open_shard(path: Path) -> Any:

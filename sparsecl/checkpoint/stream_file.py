@@ -18,7 +18,8 @@ from typing import IO, NamedTuple
 
 import torch
 
-from sparsecl.errors import StorageError
+from sparsecl.files import cannot_write
+from sparsecl.opening import plain
 
 NAMES = {
     torch.float64: "F64",
@@ -69,9 +70,9 @@ class TensorFileWriter:
         self._places: dict[str, int] = {}
         header = self._header(tensors, metadata)
         try:
-            self._file: IO[bytes] = open(path, "wb")
+            self._file: IO[bytes] = open(path, "wb", opener=plain)
         except OSError as error:
-            raise self._failed(error) from None
+            raise cannot_write(self.path, error) from None
         self._start = len(header)
         self._write_at(0, header)
 
@@ -99,7 +100,7 @@ class TensorFileWriter:
         try:
             self._file.close()
         except OSError as failure:
-            raise self._failed(failure) from None
+            raise cannot_write(self.path, failure) from None
         assert kind is not None or not self._missing, f"never written: {list(self._missing)[:3]}"
 
     def _header(self, tensors: Mapping[str, Spec], metadata: Mapping[str, str] | None) -> bytes:
@@ -126,7 +127,4 @@ class TensorFileWriter:
         except OSError as error:
             with contextlib.suppress(OSError):  # it fails too: it tries to write what is left
                 self._file.close()
-            raise self._failed(error) from None
-
-    def _failed(self, error: OSError) -> StorageError:
-        return StorageError(f"{self.path}: cannot be written ({error.strerror or error})")
+            raise cannot_write(self.path, error) from None

@@ -13,6 +13,7 @@ from sparsecl import config as configs
 from sparsecl import dist
 from sparsecl.checkpoint.manifest import MANIFEST, read_manifest, verify
 from sparsecl.checkpoint.publish import candidates, newest_valid
+from sparsecl.config_nodes import read_text
 from sparsecl.data.prepare import PreparedData, prepare
 from sparsecl.engine import board, display, ds_config, state
 from sparsecl.engine.build import Built, build, check_precision
@@ -103,7 +104,7 @@ def vocabulary(config: RunConfig) -> int:
 
 def default_run_dir(config: RunConfig, ds_path: Path) -> Path:
     """runs/<name>-<digest>: another config or another DeepSpeed JSON is another folder."""
-    digest = sha256_text(configs.digest(config) + ds_path.read_text(encoding="utf-8"))
+    digest = sha256_text(configs.digest(config) + read_text(ds_path))
     return Path("runs") / f"{config.name}-{digest[:8]}"
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sparsecl import config as configs
+from sparsecl.config_nodes import read_text
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import CannotCreateError, UserError
 from sparsecl.experiments.controls import Control, Price, controls, own_references
@@ -205,7 +206,7 @@ def _digest(by_name: dict[str, RunConfig], study: ScaledStudy) -> str:
     parts = {
         "arms": {name: configs.digest(config) for name, config in by_name.items()},
         "seeds": list(study.seeds),
-        "ds_config": study.ds_config.read_text(encoding="utf-8"),
+        "ds_config": read_text(study.ds_config),
     }
     return sha256_text(json.dumps(parts, sort_keys=True))
 

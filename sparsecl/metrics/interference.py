@@ -208,7 +208,11 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def write_interference(path: Path, found: Interference) -> None:
-    """Write the file, atomically. A number that is not finite is refused with ValueError."""
+    """Write the file, atomically. A number that is not finite is refused with ValueError.
+
+    Raises:
+        CannotCreateError, StorageError: it cannot be written.
+    """
     write_json(path, configs.to_dict(found))
 
 

@@ -96,7 +96,7 @@ def test_what_is_there_stays(folder, tmp_path):
     with raises(CannotCreateError, match="is there already"):
         reshard(Reader(folder), tmp_path / "out", tp_size=2)
     (tmp_path / "file").write_text("")
-    with raises(CannotCreateError, match="cannot be made"):
+    with raises(CannotCreateError, match="file is no folder"):
         reshard(Reader(folder), tmp_path / "file" / "out", tp_size=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "out"]
 

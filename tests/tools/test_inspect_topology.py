@@ -203,7 +203,7 @@ def test_long_work_says_what_it_does(capsys, config):
         (("{config}", "--plot", "graph.pdf"), 64, "end the name in .png"),
         (("{config}", "--show", "layers.0.mlp.up"), 64, "has an effect with --plot FILE.png only"),
         (("{config}", "--plot", "a.png", "--show", "mlp"), 64, "named like layers.0.attention.q"),
-        (("{config}", "--out", "{config}/a.json"), 73, "--out"),
+        (("{config}", "--out", "{config}/a.json"), 73, "a.json: cannot be written"),
         (("{config}", "--plot", "{config}/a.png"), 73, "cannot be written"),
     ],
 )

@@ -149,4 +149,4 @@ def test_a_file_that_cannot_be_written(capsys, run):
     assert code == 73 and f"error: {run / INTERFERENCE}: cannot be written" in err
     (run / INTERFERENCE).rmdir()
     code, _, err = ask(capsys, run, *FAST, "--out", run / "config.yaml" / "far.json")
-    assert code == 73 and "error: --out" in err
+    assert code == 73 and "far.json: cannot be written" in err
