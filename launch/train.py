@@ -55,6 +55,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides"
     )
+    parser.add_argument(
+        "--init_checkpoint",
+        dest="set",
+        action="append_const",
+        const="checkpoint.initial=true",
+        help="save the state before the first step too: --set checkpoint.initial=true",
+    )
     parser.add_argument("--run_dir", type=Path, help="run folder; default runs/<name>-<digest>")
     parser.add_argument("--resume", choices=("auto", "never", "must"), default="auto")
     parser.add_argument(

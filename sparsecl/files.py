@@ -204,10 +204,15 @@ def fsync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically. NaN and infinity are refused."""
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    """Write `json_text(value)`, atomically."""
+    text = json_text(value)
     with atomic_open(path) as file:
         file.write(text)
+
+
+def json_text(value: Any) -> str:
+    """Indented JSON. NaN and infinity are refused."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 def sha256_file(path: Path) -> str:

@@ -11,6 +11,7 @@ warning; a record waits in memory and is written, in order, as soon as that work
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -25,7 +26,9 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from sparsecl.config_nodes import one_line
 from sparsecl.errors import CannotCreateError, DataError, StorageError
+from sparsecl.seal import Extent, seal
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -40,13 +43,13 @@ class RunLog:
     """The writers of one run folder, on rank 0."""
 
     def __init__(
-        self, folder: Path, *, resume_at: int | None = None, purge_tokens: int = 0
+        self, folder: Path, *, resume_at: Extent | None = None, purge_tokens: int = 0
     ) -> None:
         """Open the logs.
 
         Args:
             folder: the run folder; it exists.
-            resume_at: size in bytes that scalars.jsonl had at the checkpoint; None = begin anew.
+            resume_at: what scalars.jsonl held at the checkpoint; None = begin anew.
             purge_tokens: TensorBoard drops events after this many tokens (resume only).
 
         Raises:
@@ -76,10 +79,14 @@ class RunLog:
         except (OSError, ValueError) as error:
             self._warn_once(str(self.folder / "log.txt"), error)
 
-    def record(self, kind: str, **values: Any) -> None:
-        """Append one line to scalars.jsonl. Values are JSON-safe and finite."""
+    def record(self, kind: str, *, sealed: bool = False, **values: Any) -> None:
+        """Append one line to scalars.jsonl. Values are JSON-safe and finite.
+
+        Args:
+            sealed: the line vouches for all lines before it; see seal.py.
+        """
         line = json.dumps({"kind": kind, **values}, allow_nan=False)
-        self._records.append(line.encode() + b"\n")
+        self._records.append(line.encode() + b"\n", sealed=sealed)
         if self._records.problem is not None:
             what = f"{self.path} (records wait in memory)"
             self._warn_once(what, self._records.problem)
@@ -88,6 +95,11 @@ class RunLog:
     def num_waiting(self) -> int:
         """Records that are not in scalars.jsonl yet. Figures made from the file would lack them."""
         return self._records.num_waiting
+
+    @property
+    def extent(self) -> Extent:
+        """What scalars.jsonl must hold, once no record waits."""
+        return self._records.extent
 
     def scalars(self, values: Mapping[str, float], *, tokens: int) -> None:
         """Write TensorBoard scalars `group/name` at `tokens`, the run's common axis."""
@@ -142,8 +154,8 @@ class RunLog:
 
         self._board.draw(draw)
 
-    def sync(self) -> int:
-        """Make everything durable. Returns the size of scalars.jsonl in bytes.
+    def sync(self) -> Extent:
+        """Make everything durable. Returns what scalars.jsonl holds.
 
         Raises:
             StorageError: while records cannot be written. They are kept: a later call may succeed.
@@ -179,23 +191,24 @@ class RecordFile:
     Where even cutting a torn line fails, it is cut before the next write.
     """
 
-    def __init__(self, path: Path, *, keep: int | None) -> None:
-        """Open `path` behind its first `keep` bytes; None = behind none.
+    def __init__(self, path: Path, *, keep: Extent | None) -> None:
+        """Open `path` behind the lines `keep`; None = behind none. They are read once.
 
         Raises:
-            DataError: the file is shorter, or no line ends there.
+            DataError: the file does not begin with them.
             CannotCreateError: it cannot be opened.
         """
         self.path = path
-        if keep is not None:
-            _check_prefix(path, keep)
+        size = keep.bytes if keep else 0
+        # Of all lines, those that wait included: the file becomes what they are.
+        self._digest = _check_prefix(path, keep) if keep else hashlib.sha256()
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         try:
             self._handle = os.open(path, flags, 0o644)
-            os.ftruncate(self._handle, keep or 0)
+            os.ftruncate(self._handle, size)
         except OSError as error:
             raise CannotCreateError(f"{path}: cannot be written ({_reason(error)})") from None
-        self._size = self._synced_size = keep or 0  # of the whole lines in the file; all that last
+        self._size = self._synced_size = size  # of the whole lines in the file; all that last
         self._torn = False  # something lies behind them
         self._unsynced: list[bytes] = []
         self._waiting: deque[bytes] = deque()
@@ -207,16 +220,29 @@ class RecordFile:
         """Lines that are not in the file yet."""
         return len(self._waiting)
 
-    def append(self, line: bytes) -> None:
-        """Write a line, behind those that wait; never raises for what a disk does."""
+    @property
+    def extent(self) -> Extent:
+        """What the file must hold, once no line waits."""
+        waiting = sum(map(len, self._waiting))
+        return Extent(self._size + waiting, self._digest.hexdigest())
+
+    def append(self, line: bytes, *, sealed: bool = False) -> None:
+        """Write a line, behind those that wait; never raises for what a disk does.
+
+        Args:
+            sealed: seal it (it is a JSON object then).
+        """
+        if sealed:
+            line = seal(line, self._digest)
+        self._digest.update(line)
         self._waiting.append(line)
         self._write_waiting()
         if len(self._unsynced) >= MAX_UNSYNCED:
             with contextlib.suppress(OSError):
                 self.sync()
 
-    def sync(self) -> int:
-        """Make all lines durable. Returns the size of the file.
+    def sync(self) -> Extent:
+        """Make all lines durable. Returns what the file holds.
 
         Raises:
             OSError: lines wait, or the file is not the one that the path names any more.
@@ -238,7 +264,7 @@ class RecordFile:
         mine, named = os.fstat(self._handle), os.stat(self.path)
         if (mine.st_ino, mine.st_dev, mine.st_size) != (named.st_ino, named.st_dev, self._size):
             raise OSError(errno.ESTALE, "the file was replaced or changed while the run wrote it")
-        return self._size
+        return self.extent
 
     def close(self) -> None:
         """Let go of the file."""
@@ -378,21 +404,32 @@ def _reason(error: Exception) -> str:
     return " ".join(text.split())[:200]
 
 
-def _check_prefix(path: Path, keep: int) -> None:
+def _check_prefix(path: Path, keep: Extent) -> "hashlib._Hash":
+    """Returns the sha256 of the first `keep.bytes` bytes, to be continued; raises DataError."""
+    digest, left = hashlib.sha256(), keep.bytes
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, keep - 1))
-            ends_line = keep == 0 or file.read(1) == b"\n"
+            file.seek(0)
+            while left and (part := file.read(min(left, 2**20))):
+                digest.update(part)
+                left -= len(part)
     except FileNotFoundError:
-        size, ends_line = 0, keep == 0
+        size = 0
     except OSError as error:
         raise CannotCreateError(f"{path}: cannot be read ({_reason(error)})") from None
-    way_out = "the record cannot be continued. Restore the file, or start in another --run_dir."
-    if size < keep:
-        raise DataError(f"{path}: {size} bytes, but {keep} at the checkpoint; {way_out}")
-    if not ends_line:
-        raise DataError(f"{path}: changed since the checkpoint: no line ends at {keep}; {way_out}")
+    problem = ""
+    if size < keep.bytes:
+        problem = f"{size} bytes, but {keep.bytes} at the checkpoint"
+    elif digest.hexdigest() != keep.sha256:
+        problem = f"its first {keep.bytes} bytes are not those of the checkpoint (sha256 differs)"
+    if problem:
+        raise DataError(
+            one_line(f"{path}: {problem}; the record cannot be continued. Restore the file from a ")
+            + "copy, or start in another --run_dir; with --set init_from=CHECKPOINT it begins with "
+            "the weights of this run."
+        )
+    return digest
 
 
 def _newest_change(folder: Path) -> float:

@@ -25,6 +25,7 @@ GROUND = (
     "locks",
     "log",
     "opening",
+    "seal",
     "seeding",
     "watchdog",
 )

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from sparsecl import log as logs
 from sparsecl.errors import CannotCreateError, DataError, StorageError
 from sparsecl.log import RecordFile, RunLog
+from sparsecl.seal import EMPTY, Extent, sealed_lines
 
 WRITE = os.write
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -62,7 +63,7 @@ def test_a_line_that_is_not_taken_waits_in_order(file, monkeypatch):
             file.sync()
     file.append(b"4\n")
     assert file.path.read_bytes() == b"1\n2\n3\n4\n"
-    assert (file.num_waiting, file.problem, file.sync()) == (0, None, 8)
+    assert (file.num_waiting, file.problem, file.sync().bytes) == (0, None, 8)
 
 
 def test_half_a_line_never_stays(file, monkeypatch):
@@ -74,7 +75,7 @@ def test_half_a_line_never_stays(file, monkeypatch):
         failing_write(broken, 3, 4)  # the disk takes the line in two parts
         file.append(b"3\n")
         assert file.path.read_bytes() == b"first\nsecond\n"
-    assert file.sync() == len(b"first\nsecond\n3\n")
+    assert file.sync() == Extent.of(b"first\nsecond\n3\n")
 
 
 def test_a_torn_line_that_cannot_be_cut_is_cut_before_the_next(file, monkeypatch):
@@ -112,12 +113,34 @@ def test_a_file_that_was_changed_under_the_run_is_noticed(file, change):
         file.sync()
 
 
-@pytest.mark.parametrize("keep", [3, 9])
-def test_a_record_that_was_changed_is_not_continued(tmp_path, keep):
+@pytest.mark.parametrize("before", [b"1\n3\n", b"1234\n5678\n", b"1235\n"])
+def test_a_record_that_was_changed_is_not_continued(tmp_path, before):
     (tmp_path / "scalars.jsonl").write_bytes(b"1234\n")
-    with pytest.raises(DataError, match="5 bytes|no line ends at 3"):
-        RecordFile(tmp_path / "scalars.jsonl", keep=keep)
+    with pytest.raises(DataError, match="5 bytes|sha256 differs"):
+        RecordFile(tmp_path / "scalars.jsonl", keep=Extent.of(before))
     assert (tmp_path / "scalars.jsonl").read_bytes() == b"1234\n"
+
+
+def test_the_digest_goes_on_behind_what_was_kept(tmp_path):
+    path = tmp_path / "scalars.jsonl"
+    path.write_bytes(b"1\n2\n3\n")
+    file = RecordFile(path, keep=Extent.of(b"1\n2\n"))
+    file.append(b"4\n")
+    assert file.extent == file.sync() == Extent.of(b"1\n2\n4\n") == Extent.of(path.read_bytes())
+    file.close()
+
+
+def test_a_waiting_line_is_in_the_digest_that_a_later_one_is_sealed_with(file, monkeypatch):
+    with monkeypatch.context() as broken:
+        failing_write(broken, 3)
+        file.append(b'{"a": 1}\n')
+        file.append(b'{"b": 2}\n', sealed=True)
+    file.sync()
+    lines = list(sealed_lines(file.path.read_bytes()))
+    assert [(b'{"b": 2, ' in line, sealed) for line, sealed in lines] == [
+        (False, False),
+        (True, True),
+    ]
 
 
 def test_a_record_that_cannot_be_opened(tmp_path):
@@ -138,7 +161,7 @@ def test_a_checkpoint_may_not_claim_waiting_records(log, monkeypatch, capsys):
     assert "records wait in memory" in line
     assert log.num_waiting == 2
     log.record("train", step=3)
-    assert log.sync() == log.path.stat().st_size
+    assert log.sync() == Extent.of(log.path.read_bytes())
     steps = [json.loads(row).get("step") for row in log.path.read_text().splitlines()]
     assert steps == [None, 1, 2, 3]
 
@@ -258,7 +281,7 @@ def test_any_exception_of_a_picture_is_caught(log, capsys):
     log.image("masks/a", np.zeros((2, 2, 2)), tokens=0)
     assert "TensorBoard is off" in capsys.readouterr().err
     log.image("masks/a", np.zeros((2, 2)), tokens=0)
-    assert log.sync() == 0
+    assert log.sync() == EMPTY
 
 
 # ---- clocks ------------------------------------------------------------------------------------
@@ -280,7 +303,7 @@ def test_a_clock_that_jumps_between_two_starts(tmp_path, monkeypatch, jump):
     log.close()
     clock = time.time
     monkeypatch.setattr(time, "time", lambda: clock() + jump)
-    log = RunLog(tmp_path, resume_at=0, purge_tokens=20)
+    log = RunLog(tmp_path, resume_at=EMPTY, purge_tokens=20)
     for step in (30, 40):
         log.scalars({"train/loss": 2.0}, tokens=step)
         log.chart("train/loss", {"curve": 2.0}, tokens=step)

@@ -70,6 +70,7 @@ from sparsecl.metrics.interference import (  # noqa: E402
     write_interference,
 )
 from sparsecl.metrics.interference_text import as_text, side_by_side  # noqa: E402
+from sparsecl.metrics.results import has_ended  # noqa: E402
 
 Say = Callable[[str], None]
 
@@ -164,7 +165,7 @@ def find_jobs(paths: Sequence[Path]) -> Iterator[Job]:
             yield Job(path, str(path), in_study=False)
             continue
         plan = read_plan(path)
-        done = [run for run in plan.runs if (run_folder(path, run) / "results.json").is_file()]
+        done = [run for run in plan.runs if has_ended(run_folder(path, run))]
         if not done:
             raise MissingInputError(f"{path}: none of its {len(plan.runs)} runs is finished")
         for run in done:

@@ -25,6 +25,7 @@ from typing import Any
 
 from sparsecl.errors import UserError
 from sparsecl.log import RecordFile, warn
+from sparsecl.seal import Extent
 
 ATTEMPTS = "attempts.jsonl"
 MAX_SILENCE = 60.0  # seconds from one line to the next, where steps are logged
@@ -147,7 +148,7 @@ class Attempts:
         age = max(0.0, min(process_seconds(), free))
         self._begun = time.monotonic() - age
         self._wall_begun = time.time() - age
-        self._file = _open(path, keep=len(content))
+        self._file = _open(path, keep=Extent.of(content))
         self._written, self._warned = -math.inf, self._file is None
         self._append({"event": "start", "time": self._wall_begun})
 
@@ -194,7 +195,7 @@ def _content(path: Path) -> bytes:
         return b""
 
 
-def _open(path: Path, *, keep: int) -> RecordFile | None:
+def _open(path: Path, *, keep: Extent) -> RecordFile | None:
     """The file behind its first `keep` bytes; a torn line after them is cut off."""
     try:
         return RecordFile(path, keep=keep)

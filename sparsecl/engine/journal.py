@@ -18,9 +18,11 @@ from sparsecl.engine.evaluate import Score
 from sparsecl.engine.plan import JOINT, Phase, Plan
 from sparsecl.engine.plasticity import scalars
 from sparsecl.engine.position import Position
+from sparsecl.errors import DataError
 from sparsecl.log import RunLog
-from sparsecl.metrics.records import read_records
+from sparsecl.metrics.records import RunRecords, read_records
 from sparsecl.metrics.summary import summarize
+from sparsecl.seal import EMPTY, Extent
 
 
 class Journal:
@@ -53,7 +55,7 @@ class Journal:
         return time.monotonic() - self.begun
 
     def record(self, kind: str, **values: Any) -> None:
-        """One line of scalars.jsonl."""
+        """One line of scalars.jsonl; `sealed=True` seals it (seal.py)."""
         if self.log:
             place = {
                 "phase": self.position.phase,
@@ -133,12 +135,26 @@ class Journal:
         """Draw what is forgotten so far, from the records as the report does."""
         if self.log is None or self.log.num_waiting:  # the record has gaps while a disk is full
             return
-        summary = summarize(read_records(self.log.folder))
+        summary = summarize(self.read_back(self.log))
         self.matrix = summary["matrix"]
         self.scalars(forgetting_scalars(summary))
         risen = summary["forgetting"]["per_domain"]
         known = {name: value for name, value in risen.items() if value is not None}
         self.log.chart(f"{CHART}/forgotten_nats", known, tokens=self.tokens)
+
+    def read_back(self, log: RunLog) -> RunRecords:
+        """What stands in scalars.jsonl, which must be what was written. No record may wait.
+
+        Raises:
+            DataError: it is something else.
+        """
+        records = read_records(log.folder)
+        if records.extent != log.extent:
+            raise DataError(
+                f"{log.path}: is not what this run wrote (sha256 differs). Check the disk, and "
+                "start the same command again: it goes on from the last checkpoint, if it can."
+            )
+        return records
 
     def audit(self, *, checks: int, nonzero: int) -> None:
         """An audit of the absent weights."""
@@ -161,20 +177,23 @@ class Journal:
             }
         )
 
-    def sync(self) -> int:
-        """Make the records durable. Returns their size in bytes; 0 on other ranks."""
-        return self.log.sync() if self.log else 0
+    def sync(self) -> Extent:
+        """Make the records durable. Returns what stands in the file; EMPTY on other ranks."""
+        return self.log.sync() if self.log else EMPTY
 
-    def rewind(self, size: int) -> None:
+    def rewind(self, extent: Extent) -> None:
         """Cut off what was written after the moment that `position` is at now. Collective.
 
         Args:
-            size: of scalars.jsonl at that moment, in bytes.
+            extent: what scalars.jsonl held at that moment.
+
+        Raises:
+            DataError: it does not begin with that any more.
         """
 
         def reopen() -> None:
             if self.log:
                 self.log.close()
-                self.log = RunLog(self.log.folder, resume_at=size, purge_tokens=self.tokens)
+                self.log = RunLog(self.log.folder, resume_at=extent, purge_tokens=self.tokens)
 
         dist.agree(reopen)

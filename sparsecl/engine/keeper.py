@@ -15,9 +15,18 @@ from sparsecl.engine.position import Position
 from sparsecl.engine.run_config import CheckpointConfig
 from sparsecl.errors import CannotCreateError, StorageError
 from sparsecl.methods.base import Methods
+from sparsecl.seal import Extent
 
 # What a large model's checkpoint on a slow file system may take.
 SAVE_SECONDS = 3600.0
+
+INITIAL = "initial"
+"""Folder of the checkpoint before the first step, beside `checkpoints`."""
+
+
+def saved_records(state: Mapping[str, Any]) -> Extent:
+    """What scalars.jsonl held when the checkpoint with this `state` was saved."""
+    return Extent(int(state["scalars_bytes"]), state["scalars_sha256"])
 
 
 class Keeper:
@@ -39,6 +48,7 @@ class Keeper:
         """
         self.config, self.built = config, built
         self.position, self.journal, self.identity = position, journal, identity
+        self.root = root
         self.saver = Saver(root, keep=config.keep, background=config.background)
         self.saved_step = -1
         """The step of the last checkpoint of this process that has not failed up to now."""
@@ -50,25 +60,41 @@ class Keeper:
             StorageError, CannotCreateError: if checkpoint.on_failure says to stop.
         """
         begin = time.monotonic()
+        if not self._save(self.saver, methods):
+            return
+        self.saved_step = self.position.step
+        if self.saver.last is not None:
+            self.journal.saved(self.saver.last, stall_seconds=time.monotonic() - begin)
+
+    def save_initial(self, methods: Methods) -> None:
+        """Save the run before its first step, if checkpoint.initial says so; raises as `save`.
+
+        It lies beside the others: nothing resumes from it, and retention does not see it.
+        """
+        if self.config.initial:
+            self._save(Saver(self.root.with_name(INITIAL), keep=1, background=False), methods)
+
+    def _save(self, saver: Saver, methods: Methods) -> bool:
+        """Save into the folder of `saver`. Returns False if that failed and the run goes on."""
         position = self.position
         position.seconds = self.journal.seconds
         with watchdog.patient(f"checkpoint of step {position.step}", SAVE_SECONDS):
             try:
+                # A checkpoint must not claim a record that is not on the disk.
+                records = dist.agree(self.journal.sync)
                 here = {
                     **self.identity,
                     "position": asdict(position),
-                    # A checkpoint must not claim a record that is not on the disk.
-                    "scalars_bytes": dist.agree(self.journal.sync),
+                    "scalars_bytes": records.bytes,
+                    "scalars_sha256": records.sha256,
                     "audit_checks": self.built.guard.checks,
                     "matrix": self.journal.matrix,
                 }
-                state.save(self.saver, self.built, methods, here, step=position.step)
+                state.save(saver, self.built, methods, here, step=position.step)
             except (StorageError, CannotCreateError) as error:
                 self._failed(error)
-                return
-        self.saved_step = position.step
-        if self.saver.last is not None:
-            self.journal.saved(self.saver.last, stall_seconds=time.monotonic() - begin)
+                return False
+        return True
 
     def wait(self) -> None:
         """Wait for a save in the background, if there is one; `save` tells what it raises."""

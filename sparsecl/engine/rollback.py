@@ -12,21 +12,23 @@ from sparsecl.checkpoint.manifest import read_manifest
 from sparsecl.checkpoint.publish import newest_valid
 from sparsecl.engine import state
 from sparsecl.engine.build import Built
+from sparsecl.engine.keeper import saved_records
 from sparsecl.engine.position import Position
 from sparsecl.methods.base import Methods
+from sparsecl.seal import Extent
 
 
 def rewind(
     checkpoints: Path, built: Built, methods: Methods, position: Position
-) -> tuple[Position, int] | None:
+) -> tuple[Position, Extent] | None:
     """Load the newest checkpoint of this phase. Collective over the world.
 
     Args:
         position: where the run is; unchanged.
 
     Returns:
-        Where to go on, and the size that scalars.jsonl had there; None, and nothing is changed, if
-        no checkpoint of this phase (or of its border) is there.
+        Where to go on, and what scalars.jsonl held there; None, and nothing is changed, if no
+        checkpoint of this phase (or of its border) is there.
     """
     folder, _ = dist.agree(lambda: newest_valid(checkpoints), only_first=True)
     if folder is None:
@@ -44,4 +46,4 @@ def rewind(
         data_shift=position.data_shift + left_out,
         rollbacks=position.rollbacks + 1,
     )
-    return there, int(saved["scalars_bytes"])
+    return there, saved_records(saved)

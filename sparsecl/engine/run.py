@@ -18,6 +18,7 @@ from sparsecl.data.prepare import PreparedData, prepare
 from sparsecl.engine import board, display, ds_config, state
 from sparsecl.engine.build import Built, build, check_precision
 from sparsecl.engine.environment import check_environment, versions
+from sparsecl.engine.keeper import saved_records
 from sparsecl.engine.plan import Plan, make_plan, rank_layout
 from sparsecl.engine.position import Position
 from sparsecl.engine.resume import NOTHING, Allowed, check_config, check_identity
@@ -34,14 +35,17 @@ from sparsecl.errors import (
     PeerLostError,
     UserError,
 )
-from sparsecl.files import sha256_file, sha256_text, write_json
+from sparsecl.files import json_text, sha256_file, sha256_text, write_json
 from sparsecl.log import RunLog
 from sparsecl.methods.base import Methods
 from sparsecl.methods.build import build_methods
-from sparsecl.metrics.records import read_records
+from sparsecl.metrics.records import SCALARS
+from sparsecl.metrics.results import RESULTS, read_to_end
 from sparsecl.metrics.summary import summarize
 from sparsecl.metrics.table import report
 from sparsecl.model.flops import count_parameters
+from sparsecl.opening import read_plain
+from sparsecl.seal import Extent
 from sparsecl.sparse.backends import BackendName
 from sparsecl.topology.layer import LayerTopology
 from sparsecl.topology.report import table, topology_digest
@@ -164,7 +168,7 @@ def _run(
     folder = _claim(prepared.run_dir, resume)
     try:
         if dist.agree(lambda: folder is not None and _is_finished(folder, config), only_first=True):
-            return _show_finished(folder)
+            return dist.agree(lambda: _show_finished(folder))
         # Rank 0 first, so that the others (on this machine) find the data ready, however long a
         # large corpus takes. It also compares every digest: a changed token file must end here, not
         # in the middle of the run.
@@ -173,7 +177,7 @@ def _run(
         trainer = _assemble(prepared, data, folder, resume, allowed, stop)
         with _watched(config.health.hang_seconds):
             trainer.run()
-        return _finish(trainer, folder)
+        return dist.agree(lambda: _finish(trainer, folder))
     except UserError:
         if folder is not None:
             folder.discard_if_new()
@@ -274,12 +278,12 @@ def _assemble(
         topologies=prepared.topologies,
         backends=backends,
     )
-    position, scalars_bytes = None, None
+    position, records = None, None
     if found is not None:
         anew = allowed.new_optimizer
         dist.agree(lambda: state.restore(found, built, methods, weights_only=anew))
         position = Position(**saved["position"])
-        scalars_bytes = int(saved["scalars_bytes"])
+        records = saved_records(saved)
         # A checkpoint with a revived weight ends here, before anything is written.
         built.guard.audit(position.step)
         built.guard.checks = int(saved["audit_checks"])
@@ -292,7 +296,7 @@ def _assemble(
 
     def open_log() -> None:
         if folder is not None:
-            opened.append(_open_log(prepared, folder, data, built, backends, scalars_bytes, tokens))
+            opened.append(_open_log(prepared, folder, data, built, backends, records, tokens))
             for note in notes:
                 opened[0].say(f"  {note}")
             if changes:  # figures of such a run must be told from those of one setting
@@ -346,12 +350,12 @@ def _open_log(
     data: PreparedData,
     built: Built,
     backends: Mapping[str, BackendName],
-    scalars_bytes: int | None,
+    records: Extent | None,
     tokens: int,
 ) -> RunLog:
     """Open the writers on rank 0 and, in a new run, write the header everywhere."""
     config, plan = prepared.config, prepared.plan
-    log = RunLog(folder.path, resume_at=scalars_bytes, purge_tokens=tokens)
+    log = RunLog(folder.path, resume_at=records, purge_tokens=tokens)
     folder.describe(configs.dump(config), prepared.deepspeed.config)
     counts = count_parameters(plan.shape, data.tokenizer.vocab_size, built.topologies)
     sizes = {d.name: (d.train.num_tokens, d.validation.num_tokens) for d in data.domains}
@@ -373,10 +377,11 @@ def _open_log(
         log.say(f"  warning: {warning}")
     log.say(f"  folder      {folder.path}   (watch: tensorboard --logdir {folder.path})")
     log.say()
-    if scalars_bytes is None:
+    if records is None:
         density = {"masked": counts.density_masked, "model": counts.density_model}
         log.record(
             "run",
+            sealed=True,
             name=config.name,
             domains=list(plan.domains),
             order=plan.order,
@@ -408,8 +413,8 @@ def _finish(trainer: Trainer, folder: RunFolder | None) -> dict[str, Any] | None
     if log is None or folder is None:
         return None
     log.sync()
-    summary = summarize(read_records(folder.path))
-    write_json(folder.path / "results.json", summary)
+    summary = summarize(trainer.journal.read_back(log))
+    write_json(folder.path / RESULTS, summary)
     text = report(summary)
     density = {f"topology/density_{k}": v for k, v in summary["density"].items()}
     log.scalars(density, tokens=trainer.journal.tokens)
@@ -435,9 +440,16 @@ def _is_finished(folder: RunFolder, config: RunConfig) -> bool:
 
 
 def _show_finished(folder: RunFolder | None) -> dict[str, Any] | None:
+    """Print the results, and mend results.json if it is not what the records give. Local."""
     if folder is None:
         return None
-    summary = summarize(read_records(folder.path))  # what results.json holds, to the last bit
+    summary = summarize(read_to_end(folder.path))
+    path, text, whole = folder.path / RESULTS, json_text(summary), False
     print(report(summary))
+    with contextlib.suppress(OSError):  # what is there and no file is refused where it is written
+        whole = read_plain(path) == text.encode()
+    if not whole:
+        write_json(path, summary)
+        print(f"\n{path} did not hold the results of its {SCALARS}, and was made anew.")
     print(f"\nThis run was finished before. To repeat it, remove {folder.path} or give --run_dir.")
     return summary

@@ -159,6 +159,10 @@ class CheckpointConfig:
     keep: int = 2
     """Checkpoints kept; older ones are removed after a newer one is published."""
 
+    initial: bool = False
+    """Save the state before the first step as well, in initial/step_0 of the run folder. It stays,
+    whatever `keep` is."""
+
     background: bool = False
     """Copy the state, then write it while training goes on. Needs memory for the copy."""
 

@@ -202,6 +202,8 @@ class Trainer:
             self._evaluate_all("start", phase=-1)
             self._record_plasticity("start", phase=-1)
             self.position.started = True
+            with self.monitor.checkpoint():
+                self.keeper.save_initial(self.methods)
         while self.position.phase < len(self.plan.phases):
             try:
                 self._run_phase(self.plan.phases[self.position.phase])
@@ -213,6 +215,7 @@ class Trainer:
         journal = self.journal
         journal.record(
             "end",
+            sealed=True,
             seconds=journal.seconds,
             tokens_per_second=journal.speed,
             performance=self.monitor.performance(),
@@ -252,7 +255,7 @@ class Trainer:
         self._audit()
         with watchdog.patient("the methods' end of a phase", METHOD_SECONDS):
             self.methods.phase_end(self)
-        self.journal.record("phase", event="end", domain=self.domain)
+        self.journal.record("phase", sealed=True, event="end", domain=self.domain)
         position = self.position
         position.phase, position.phase_step = phase.index + 1, 0
         position.data_shift, position.recent_losses = 0, []
@@ -392,9 +395,9 @@ class Trainer:
         if found is None:
             self.journal.say("  no checkpoint of this phase to return to: going on")
             return
-        there, scalars_bytes = found
+        there, records = found
         self.position.take(there)
-        self.journal.rewind(scalars_bytes)
+        self.journal.rewind(records)
         self.journal.record("rollback", from_step=step, loss=spike.loss, usual=spike.usual)
         self.journal.say(
             f"  back to step {self.step}; the data of {step - self.step} steps is left out "

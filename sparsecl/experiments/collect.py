@@ -4,6 +4,7 @@ Figures are recomputed from scalars.jsonl; results.json only says that the run h
 that is missing or has failed is listed as such, and never stands in an average.
 """
 
+import contextlib
 import json
 from collections import Counter
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sparsecl.errors import UserError
+from sparsecl.errors import DataError, UserError
 from sparsecl.experiments.measures import measures
 from sparsecl.experiments.plan import (
     Arm,
@@ -23,7 +24,8 @@ from sparsecl.experiments.plan import (
     run_folder,
 )
 from sparsecl.metrics.matrix import FloatArray, ResultMatrix
-from sparsecl.metrics.records import RunRecords, read_records
+from sparsecl.metrics.records import RunRecords
+from sparsecl.metrics.results import has_ended, read_ended
 from sparsecl.metrics.summary import matrix_of, summarize
 
 Status = Literal["done", "failed", "begun", "missing"]
@@ -93,17 +95,19 @@ def collect(folder: Path) -> Study:
 
     Raises:
         MissingInputError: if it is not the folder of a study.
-        DataError: if the records of a run that is done cannot be read.
+        DataError: if the records or the results of a run that is done are damaged.
     """
     plan = read_plan(folder)
     return Study(folder=folder, plan=plan, results=tuple(_result(folder, run) for run in plan.runs))
 
 
 def status_of(folder: Path, run: Run) -> tuple[Status, str]:
-    """Status of a run, and the reason if it has failed. Cheap: no records are read."""
+    """Status of a run, and the reason if it has failed. Cheap: no records are read. A run whose
+    results.json is damaged is not done: started again, it makes the file anew."""
     place = run_folder(folder, run)
-    if (place / "results.json").is_file():
-        return "done", ""
+    with contextlib.suppress(DataError):  # a run that is started again mends a broken one
+        if has_ended(place):
+            return "done", ""
     failure = failure_file(folder, run)
     if failure.is_file():
         return "failed", _reason(failure)
@@ -123,16 +127,16 @@ def status_text(folder: Path, plan: StudyPlan) -> str:
 
 
 def _result(folder: Path, run: Run) -> RunResult:
-    status, reason = status_of(folder, run)
     place = run_folder(folder, run)
-    if status != "done":
+    if not has_ended(place):
+        status, reason = status_of(folder, run)
         return RunResult(run=run, folder=place, status=status, reason=reason)
-    records = read_records(place)
+    records = read_ended(place)
     summary = summarize(records)
     return RunResult(
         run=run,
         folder=place,
-        status=status,
+        status="done",
         records=records,
         summary=summary,
         values=measures(summary),

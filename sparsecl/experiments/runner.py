@@ -25,7 +25,7 @@ from sparsecl.experiments.plan import (
     run_folder,
 )
 from sparsecl.files import write_json
-from sparsecl.metrics.records import read_records
+from sparsecl.metrics.results import read_ended
 from sparsecl.metrics.summary import summarize
 
 MAX_IDLE_STOPS = 3  # of one run in a row, at a request to stop that came before its first step
@@ -199,7 +199,7 @@ def run_options(folder: Path, plan: StudyPlan, run: Run) -> list[str]:
 
 def _first_loss(folder: Path, plan: StudyPlan, name: str) -> float:
     needed = next(run for run in plan.runs if run.name == name)
-    loss = measures(summarize(read_records(run_folder(folder, needed))))["first_loss"]
+    loss = measures(summarize(read_ended(run_folder(folder, needed))))["first_loss"]
     if loss is None:
         raise DataError(f"{name}: its loss after the first phase is not known")
     return loss

@@ -3,6 +3,9 @@
 This file is the only reader of scalars.jsonl; every score in sparsecl is computed from what it
 returns. A run that was killed and resumed repeats some steps. The later lines are the true ones,
 because the weights were rewound too: reading drops whatever lies after the step resumed from.
+
+A record that has changed since it was written is never read as another: the header, the end of each
+phase and the end of the run are sealed (seal.py), and reading checks that.
 """
 
 import json
@@ -14,6 +17,7 @@ from typing import Any
 
 from sparsecl.errors import DataError, MissingInputError
 from sparsecl.metrics.performance import read_performance
+from sparsecl.seal import Extent, sealed_lines
 
 SCALARS = "scalars.jsonl"
 START_PHASE = -1  # the phase written on evaluations that come before any training
@@ -111,6 +115,11 @@ class RunRecords:
     performance: dict[str, Any] | None = None
     """What the run cost (metrics/performance.py); None until it has ended, and in old runs."""
     warnings: tuple[str, ...]
+    ended: bool
+    """The run has written its last record."""
+
+    extent: Extent
+    """The file that all this was read from."""
 
 
 def read_records(path: Path | str) -> RunRecords:
@@ -118,19 +127,25 @@ def read_records(path: Path | str) -> RunRecords:
 
     Raises:
         MissingInputError: if there is no such file or folder.
-        DataError: if it is empty, holds no "run" record, or a line that is not the last is broken.
+        DataError: if it is empty, holds no "run" record, a whole line is broken, or it has changed
+            since the run wrote it.
     """
     file = _scalars_file(Path(path))
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise MissingInputError(f"{file}: cannot be read ({error.strerror})") from None
     warnings: list[str] = []
     reader = _Reader()
-    for number, record in _lines(file, warnings):
+    for number, record, sealed in _lines(file, content, warnings):
         try:
-            reader.take(record)
+            reader.take(record, sealed=sealed)
         except ValueError as error:
             raise DataError(f"{file}:{number}: {error}") from None
     if reader.header is None:
         raise DataError(f'{file}: no record of kind "run": not the scalars of a training run')
-    return reader.finish(warnings, default_name=file.resolve().parent.name)
+    extent = Extent.of(content)
+    return reader.finish(warnings, extent=extent, default_name=file.resolve().parent.name)
 
 
 def _scalars_file(path: Path) -> Path:
@@ -143,26 +158,39 @@ def _scalars_file(path: Path) -> Path:
     return path
 
 
-def _lines(file: Path, warnings: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, record). The last line may be torn: its writer was killed."""
-    try:
-        lines = file.read_bytes().splitlines()
-    except OSError as error:
-        raise MissingInputError(f"{file}: cannot be read ({error.strerror})") from None
-    numbered = [(i, line) for i, line in enumerate(lines, start=1) if line.strip()]
-    if not numbered:
+def _lines(
+    file: Path, content: bytes, warnings: list[str]
+) -> Iterator[tuple[int, dict[str, Any], bool]]:
+    """Yield (line number, record, it is sealed). The last line may be torn: its writer was killed.
+
+    Raises DataError for any other line that is no record, and where a seal shows a change.
+    """
+    if not content.strip():
         raise DataError(f"{file}: the file is empty, the run has not written anything")
-    for number, line in numbered:
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):  # not JSON, not UTF-8; brackets without end
-            record = None
-        if isinstance(record, dict):
-            yield number, record
-        elif number == numbered[-1][0]:
-            warnings.append(f"{file}:{number}: the last line is incomplete and was ignored")
-        else:
-            raise DataError(f"{file}:{number}: not a JSON object")
+    number = 0
+    try:
+        for number, (line, sealed) in enumerate(sealed_lines(content), start=1):
+            record = _object(line)
+            if record is not None:
+                yield number, record, sealed
+            elif line.strip():
+                # A killed writer leaves the beginning of a line; an object that lacks nothing but
+                # its newline had one.
+                if line.endswith(b"\n") or _object(line[:-1]) is not None:
+                    raise DataError(f"{file}:{number}: not a JSON object")
+                warnings.append(f"{file}:{number}: the last line is incomplete and was ignored")
+    except ValueError as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{file}:{number + 1}: {error}. Restore the file from a copy.") from None
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):  # not JSON, not UTF-8; brackets without end
+        return None
+    return record if isinstance(record, dict) else None
 
 
 class _Reader:
@@ -176,13 +204,22 @@ class _Reader:
         self.entries: list[tuple[int, tuple[Any, ...], Any]] = []
         self.end: dict[str, float | None] = {}
         self.performance: dict[str, Any] | None = None
+        self.ended = False
+        self.seals = False
+        """The run seals its records; earlier versions did not."""
 
-    def take(self, record: dict[str, Any]) -> None:
+    def take(self, record: dict[str, Any], *, sealed: bool) -> None:
         """Add one record. Raises ValueError if a known kind has a missing or odd value."""
         kind = record.get("kind")
+        border = kind == "end" or (kind == "phase" and record.get("event") == "end")
+        if kind == "run":
+            self.seals = sealed
+        elif self.seals and border and not sealed:
+            raise ValueError("its seal is missing, so it is not as it was written")
         if kind == "run":
             self._take_run(record)
         elif kind == "end":
+            self.ended = True
             self.end = {key: _optional(record, key) for key in ("seconds", "tokens_per_second")}
             if "performance" in record:
                 self.performance = read_performance(record["performance"])
@@ -197,7 +234,7 @@ class _Reader:
         if self.header is not None and (domains, order) != (self.domains, self.order):
             raise ValueError("a second run with other domains or another order is in the same file")
         self.header, self.domains, self.order = record, domains, order
-        self.end, self.performance = {}, None
+        self.end, self.performance, self.ended = {}, None, False
 
     def _take_entry(self, kind: str, record: dict[str, Any]) -> None:
         step = _integer(record, "step")
@@ -269,7 +306,7 @@ class _Reader:
             raise ValueError(f"phase {phase} is outside the {len(self.order)} phases of the run")
         return phase
 
-    def finish(self, warnings: list[str], *, default_name: str) -> RunRecords:
+    def finish(self, warnings: list[str], *, extent: Extent, default_name: str) -> RunRecords:
         """Freeze. Of two records for one slot the later one is kept."""
         assert self.header is not None
         entries = list({slot: entry for _, slot, entry in self.entries}.values())
@@ -289,6 +326,8 @@ class _Reader:
             tokens_per_second=self.end.get("tokens_per_second"),
             performance=self.performance,
             warnings=tuple(warnings),
+            ended=self.ended,
+            extent=extent,
         )
 
 

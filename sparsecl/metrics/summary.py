@@ -5,6 +5,7 @@ scalars.jsonl, so that a recomputed figure equals the stored one to the last bit
 """
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 from sparsecl.errors import DataError
@@ -32,6 +33,7 @@ def summarize(records: RunRecords) -> dict[str, Any]:
     return json_safe(
         {
             "name": records.name,
+            "records": asdict(records.extent),
             "domains": list(records.domains),
             "order": list(records.order),
             "phases": {"finished": matrix.num_phases, "planned": len(records.order)},

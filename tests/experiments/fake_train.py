@@ -24,7 +24,8 @@ def records(arm, seed, until_loss):
     rise = {"dense": 0.5, "sparse": 0.2}.get(arm, 0.3) + 0.01 * seed
     first = 2.0 + 0.1 * seed if until_loss is None else until_loss
     loss = [[4.0, 4.0], [first, 3.9], [first + rise, 1.5]]
-    return from_matrix(loss, ["a", "b"], [0, 1])
+    end = {"kind": "end", "seconds": 1.0, "tokens_per_second": 1.0}
+    return [*from_matrix(loss, ["a", "b"], [0, 1]), end]
 
 
 def main():

@@ -11,9 +11,9 @@ from sparsecl.checkpoint.manifest import verify
 from sparsecl.checkpoint.publish import candidates
 from sparsecl.checkpoint.reader import Reader
 
-TIMES = {"seconds", "train_seconds", "tokens_per_second", "performance"}
-# The record's size in bytes hangs on the digits of the times in it.
-TIMELESS_STATE = {*TIMES, "scalars_bytes"}
+# The digests of the records, and their size in bytes, hang on the times in them.
+TIMES = {"seconds", "train_seconds", "tokens_per_second", "performance", "sealed", "records"}
+TIMELESS_STATE = {*TIMES, "scalars_bytes", "scalars_sha256"}
 
 
 def without_times(value: Any, names: set[str] = TIMES) -> Any:

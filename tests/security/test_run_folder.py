@@ -92,6 +92,7 @@ def test_results_of_a_finished_run_are_computed_not_believed(folder, canary, cap
     for content in (canary.pickle(), b"[" * 100_000, b'{"name": "\\u001b[2J"}', b""):
         (folder / "results.json").write_bytes(content)
         assert run._show_finished(SimpleNamespace(path=folder)) == summarize(read_records(folder))
+        assert json.loads((folder / "results.json").read_bytes()) == summarize(read_records(folder))
         assert wanted in capsys.readouterr().out
     assert not canary.sang
 

@@ -13,6 +13,7 @@ from sparsecl.model.build import build_gpt
 from sparsecl.model.config import ModelShape, padded_vocabulary
 from sparsecl.model.memory import parameter_sizes
 from tests.distributed import cases
+from tests.metrics.fake_run import from_matrix, write_lines
 from tests.tools import plan_cases
 from tools import plan
 from tools.planning import costs, roofline
@@ -365,7 +366,10 @@ def run_folder(tmp_path, **performance):
     (tmp_path / "config.yaml").write_text(configs.dump(config))
     zero = json.loads((cases.ROOT / "ds_configs" / "zero1.json").read_text())
     (tmp_path / "ds_config.json").write_text(json.dumps(zero))
-    (tmp_path / "results.json").write_text(json.dumps({"performance": performance}))
+    end = {"kind": "end", "seconds": 1.0, "tokens_per_second": 1.0, "performance": performance}
+    lines = [*from_matrix([[4.0], [2.0]], ["code"], [0]), end]
+    write_lines(tmp_path / "scalars.jsonl", lines)
+    (tmp_path / "results.json").write_text("{}")
     counter = Counter()
     counts, topologies = counter.counts(config), counter.topologies(config)
     one = Subject("demo", config, tmp_path / "ds_config.json", 1, counts, topologies)

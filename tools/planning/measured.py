@@ -1,16 +1,16 @@
 """A plan beside the run that it was made for: how far its memory and its times are off.
 
-The run says what it measured in the block `performance` of its results.json. What its roofline
+The run says what it measured in its last record (`performance` in results.json). What its roofline
 lacks on this machine is the number that --reached takes, so one short run makes the plans of all
 others better.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from sparsecl.errors import DataError, MissingInputError
+from sparsecl.metrics.results import RESULTS, read_ended
 from tools.planning.estimate import Estimate
 from tools.planning.text import size_text
 
@@ -58,12 +58,12 @@ def read_run(folder: Path) -> Measured:
 
     Raises:
         MissingInputError: the run has not ended.
-        DataError: it says nothing of its speed.
+        DataError: it says nothing of its speed, or its records are damaged.
     """
-    path = folder / "results.json"
+    path = folder / RESULTS
     if not path.is_file():
         raise MissingInputError(f"{path}: no such file. Give the folder of a run that has ended.")
-    found = json.loads(path.read_text(encoding="utf-8")).get("performance") or {}
+    found = read_ended(folder).performance or {}
     steps, memory = found.get("step_seconds") or {}, found.get("peak_memory_bytes")
     if not steps.get("median") or not memory or not found.get("ranks"):
         raise DataError(
