@@ -44,7 +44,7 @@ CONFIGS = (
             f"{LAUNCH}odd_paths.py::"
             "test_a_folder_with_an_odd_name_holds_a_run_and_nothing_is_executed",
             f"{LAUNCH}odd_paths.py::test_a_line_break_in_a_path_is_no_second_line",
-            "tests/test_files.py::test_a_job_number_is_no_option_and_no_command",
+            "tests/test_locks.py::test_a_job_number_is_no_option_and_no_command",
         ),
         "text stays text",
         "quoting in the scripts of slurm/ is not tested here",

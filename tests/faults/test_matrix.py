@@ -111,12 +111,12 @@ def test_the_result_of_a_row(report, names, shown):
 def test_the_command(report, tmp_path, capsys):
     assert main([str(report)]) == 0  # no test of the table has failed in this report
     out = capsys.readouterr().out
-    assert out.count("\n| ") == len(IDS) and f"{len(IDS)} rows: {len(IDS)} not run." in out
+    assert out.count("\n| ") == len(ROWS) and f"{len(ROWS)} rows: {len(ROWS)} not run." in out
     file, name = ROWS[0].tests[0].split("::")
     module = file.removesuffix(".py").replace("/", ".")
     case = f'<testcase classname="{module}" name="{name}"><failure/></testcase>'
     report.write_text(f"<testsuite>{case}</testsuite>")
     assert main([str(report)]) == 1
-    assert f"1 failed, {len(IDS) - 1} not run." in capsys.readouterr().out
+    assert f"1 failed, {len(ROWS) - 1} not run." in capsys.readouterr().out
     report.write_text("no XML")
     assert [main([str(report)]), main([str(tmp_path / "absent")]), main([])] == [65, 66, 64]
