@@ -145,7 +145,6 @@ def train(args: argparse.Namespace, first: bool) -> None:
 
     from sparsecl.engine import run
     from sparsecl.engine.resume import Allowed
-    from sparsecl.experiments.plots import forgetting_plot
 
     prepared = run.check(config, args.ds_config, args.run_dir)
     if args.dry_run:
@@ -159,12 +158,25 @@ def train(args: argparse.Namespace, first: bool) -> None:
     )
     summary = run.run(prepared, resume=args.resume, allowed=allowed)
     if summary is not None:
-        picture = prepared.run_dir / "forgetting.png"
-        forgetting_plot(prepared.run_dir, picture)
         print(f"\nResults    {prepared.run_dir / 'results.json'}")
-        print(f"Picture    {picture}")
+        draw(prepared.run_dir)
         print(f"Watch      tensorboard --logdir {prepared.run_dir}")
     dist.shutdown()
+
+
+def draw(run_dir: Path) -> None:
+    """The picture of a finished run. If there can be none, the run is not worth less."""
+    from sparsecl.log import warn
+
+    picture = run_dir / "forgetting.png"
+    try:
+        from sparsecl.experiments.plots import forgetting_plot
+
+        forgetting_plot(run_dir, picture)
+        print(f"Picture    {picture}")
+    # Wide on purpose: a drawing library may fail in any way.
+    except Exception as error:
+        warn(str(error) if isinstance(error, UserError) else f"{picture}: not drawn ({error!r})")
 
 
 def quiet() -> None:

@@ -54,15 +54,16 @@ def check_entries(folder: Path, *, files: Iterable[str] = (), folders: Iterable[
             continue
 
 
-def cannot_write(path: Path, error: OSError, option: str = "") -> UserError:
+def cannot_write(path: Path, error: OSError, option: str = "", more: str = "") -> UserError:
     """The error of one line for a file or folder that cannot be written: 73 or 74.
 
     Args:
         option: how the user named it.
+        more: what is said behind the reason.
     """
     kind = CannotCreateError if error.errno in _CANNOT_CREATE else StorageError
     what = f"{option} {path}".lstrip()
-    return kind(one_line(f"{what}: cannot be written ({reason(path, error)})"))
+    return kind(one_line(f"{what}: cannot be written ({reason(path, error)}){more}"))
 
 
 def reason(path: Path, error: OSError) -> str:

@@ -27,7 +27,9 @@ import numpy as np
 from tqdm import tqdm
 
 from sparsecl.config_nodes import one_line
-from sparsecl.errors import CannotCreateError, DataError, StorageError
+from sparsecl.errors import CannotCreateError, DataError
+from sparsecl.files import cannot_write, writing
+from sparsecl.opening import make_folder, plain
 from sparsecl.seal import Extent, seal
 
 if TYPE_CHECKING:
@@ -74,7 +76,8 @@ class RunLog:
             self._warn_once("standard output", error)
             forget_broken(sys.stdout, error)
         try:
-            with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
+            path = self.folder / "log.txt"
+            with open(path, "a", encoding="utf-8", opener=plain) as file:
                 file.write(text + "\n")
         except (OSError, ValueError) as error:
             self._warn_once(str(self.folder / "log.txt"), error)
@@ -158,17 +161,16 @@ class RunLog:
         """Make everything durable. Returns what scalars.jsonl holds.
 
         Raises:
-            StorageError: while records cannot be written. They are kept: a later call may succeed.
+            StorageError, CannotCreateError: while records cannot be written, or the file is gone.
+                They are kept: a later call may succeed.
         """
         self._board.flush()
         try:
             return self._records.sync()
         except OSError as error:
-            raise StorageError(
-                f"{self.path}: {self.num_waiting} records cannot be written "
-                f"({error.strerror or error}). Free some space and start the same command again: "
-                "the run goes on from its last checkpoint."
-            ) from None
+            waiting = f"; {self.num_waiting} records wait" if self.num_waiting else ""
+            way_out = ". Mend that and give the same command: it goes on from the last checkpoint."
+            raise cannot_write(self.path, error, more=waiting + way_out) from None
 
     def close(self) -> None:
         """Flush and close all writers. Raises as `sync` does, after closing."""
@@ -196,18 +198,15 @@ class RecordFile:
 
         Raises:
             DataError: the file does not begin with them.
-            CannotCreateError: it cannot be opened.
+            CannotCreateError, StorageError: it cannot be opened.
         """
         self.path = path
         size = keep.bytes if keep else 0
         # Of all lines, those that wait included: the file becomes what they are.
         self._digest = _check_prefix(path, keep) if keep else hashlib.sha256()
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        try:
-            self._handle = os.open(path, flags, 0o644)
+        with writing(path):
+            self._handle = plain(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.ftruncate(self._handle, size)
-        except OSError as error:
-            raise CannotCreateError(f"{path}: cannot be written ({_reason(error)})") from None
         self._size = self._synced_size = size  # of the whole lines in the file; all that last
         self._torn = False  # something lies behind them
         self._unsynced: list[bytes] = []
@@ -261,9 +260,13 @@ class RecordFile:
             raise
         self._synced_size = self._size
         self._unsynced.clear()
-        mine, named = os.fstat(self._handle), os.stat(self.path)
+        mine = os.fstat(self._handle)
+        try:
+            named = os.lstat(self.path)
+        except FileNotFoundError:
+            raise OSError(errno.ESTALE, "removed or renamed while the run wrote it") from None
         if (mine.st_ino, mine.st_dev, mine.st_size) != (named.st_ino, named.st_dev, self._size):
-            raise OSError(errno.ESTALE, "the file was replaced or changed while the run wrote it")
+            raise OSError(errno.ESTALE, "replaced or changed while the run wrote it")
         return self.extent
 
     def close(self) -> None:
@@ -352,6 +355,9 @@ class Board:
         from torch.utils.tensorboard import SummaryWriter  # slow import, wanted on rank 0 only
 
         if curve not in self._writers:
+            # The library makes folders and files by name, and would follow links.
+            for folder in dict.fromkeys((self.folder, self.folder / curve)):
+                make_folder(folder)
             self._writers[curve] = SummaryWriter(
                 str(self.folder / curve), purge_step=self.purge, flush_secs=30
             )
@@ -408,7 +414,7 @@ def _check_prefix(path: Path, keep: Extent) -> "hashlib._Hash":
     """Returns the sha256 of the first `keep.bytes` bytes, to be continued; raises DataError."""
     digest, left = hashlib.sha256(), keep.bytes
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=plain) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
             while left and (part := file.read(min(left, 2**20))):

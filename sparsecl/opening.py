@@ -13,6 +13,8 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
+Opener = Callable[[str, int], int]
+
 _KINDS = (
     (stat.S_ISLNK, errno.ELOOP, "a link, which is not followed"),
     (stat.S_ISDIR, errno.EISDIR, "a folder"),

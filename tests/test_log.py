@@ -154,7 +154,7 @@ def test_a_checkpoint_may_not_claim_waiting_records(log, monkeypatch, capsys):
         failing_write(broken)
         log.record("train", step=1)
         log.record("train", step=2)
-        with pytest.raises(StorageError, match="2 records cannot be written") as caught:
+        with pytest.raises(StorageError, match="make room.; 2 records wait") as caught:
             log.sync()
         assert caught.value.exit_code == 74 and "\n" not in str(caught.value)
     (line,) = capsys.readouterr().err.splitlines()  # one warning for all of them
@@ -239,7 +239,7 @@ def test_text_that_cannot_be_written_is_said_once(log, tmp_path, capsys):
     log.say("two")
     found = capsys.readouterr()
     assert found.out == "one\ntwo\n"
-    assert found.err.count("log.txt: cannot be written (Is a directory)") == 1
+    assert found.err.count("log.txt: cannot be written (is a folder)") == 1
 
 
 # ---- TensorBoard -------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ monotonic clock. Only from one attempt to the next the clock of the machine is a
 set back, the time between them counts as none.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -24,7 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from sparsecl.errors import UserError
+from sparsecl.files import writing
 from sparsecl.log import RecordFile, warn
+from sparsecl.opening import read_plain
 from sparsecl.seal import Extent
 
 ATTEMPTS = "attempts.jsonl"
@@ -140,15 +143,13 @@ class Attempts:
             folder: the run folder; it exists.
         """
         path = folder / ATTEMPTS
-        content = _content(path)
-        content = content[: content.rfind(b"\n") + 1]  # without a line that was torn
+        content, self._file = _open(path)
         self.earlier = read_attempts(content)
         # A process may hold two attempts, one after the other: no second belongs to both.
         free = time.time() - self.earlier[-1].end if self.earlier else math.inf
         age = max(0.0, min(process_seconds(), free))
         self._begun = time.monotonic() - age
         self._wall_begun = time.time() - age
-        self._file = _open(path, keep=Extent.of(content))
         self._written, self._warned = -math.inf, self._file is None
         self._append({"event": "start", "time": self._wall_begun})
 
@@ -188,20 +189,17 @@ class Attempts:
             warn(f"{self._file.path}: cannot be written ({self._file.problem}); the run goes on")
 
 
-def _content(path: Path) -> bytes:
+def _open(path: Path) -> tuple[bytes, RecordFile | None]:
+    """The whole lines of the file, and the file behind them; a torn line is cut off."""
+    content = b""
     try:
-        return path.read_bytes()
-    except OSError:  # none yet, or none that can be read: `_open` tells which
-        return b""
-
-
-def _open(path: Path, *, keep: Extent) -> RecordFile | None:
-    """The file behind its first `keep` bytes; a torn line after them is cut off."""
-    try:
-        return RecordFile(path, keep=keep)
+        with writing(path), contextlib.suppress(FileNotFoundError):
+            content = read_plain(path)
+            content = content[: content.rfind(b"\n") + 1]
+        return content, RecordFile(path, keep=Extent.of(content))
     except UserError as error:
         warn(f"{error}; goodput will not know of this attempt")
-        return None
+        return content, None
 
 
 def process_seconds() -> float:

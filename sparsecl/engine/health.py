@@ -16,8 +16,9 @@ from sparsecl.engine.journal import Journal
 from sparsecl.engine.position import Position
 from sparsecl.engine.run_config import HealthConfig
 from sparsecl.engine.step import StepResult
-from sparsecl.errors import InvariantError
-from sparsecl.files import write_json
+from sparsecl.errors import InvariantError, UserError
+from sparsecl.files import write_json, writing
+from sparsecl.opening import make_folder
 
 WINDOW = 50  # logged losses that the usual loss is the median of
 MIN_SEEN = 10  # fewer losses of a phase say nothing: a new domain begins with a jump
@@ -91,7 +92,8 @@ class Health:
         ranks = dist.gather_objects(mine)
         path = self.folder / "diagnostics" / f"step_{self.position.step}.json"
         place = {key: value for key, value in asdict(self.position).items() if key != "plasticity"}
-        dist.agree(lambda: write_json(path, {"position": place, "ranks": ranks}), only_first=True)
+        content = {"position": place, "ranks": ranks}
+        kept = dist.agree(lambda: _write_diagnostics(path, content), only_first=True)
         bad = [
             rank
             for rank, seen in enumerate(ranks)
@@ -104,8 +106,7 @@ class Health:
         )
         return (
             f"step {self.position.step}: {self.position.bad_steps} steps in a row had a gradient "
-            f"that is not finite ({where}). See {path.relative_to(self.folder)} in the run folder. "
-            "Lower optimizer.lr, or look at the data."
+            f"that is not finite ({where}). {kept} Lower optimizer.lr, or look at the data."
         )
 
     def spike(self, loss: float) -> Spike | None:
@@ -123,6 +124,17 @@ class Health:
         recent.append(loss)
         del recent[:-WINDOW]
         return None
+
+
+def _write_diagnostics(path: Path, content: Any) -> str:
+    """Write the file. Returns where it is, or why not: that must not hide what ended the run."""
+    try:
+        with writing(path):
+            make_folder(path.parent)
+        write_json(path, content)
+    except UserError as error:
+        return f"{error}."
+    return f"See {path.relative_to(path.parent.parent)} in the run folder."
 
 
 def _median(values: Sequence[float]) -> float:

@@ -15,6 +15,7 @@ import torch
 from sparsecl import watchdog
 from sparsecl.engine.journal import Journal
 from sparsecl.engine.speed_config import ProfileConfig
+from sparsecl.opening import make_folder, plain
 
 NUM_ROWS = 15  # operators in the table
 NAME_WIDTH = 48
@@ -72,7 +73,8 @@ class StepProfile:
         with watchdog.patient("writing a trace", WRITE_SECONDS):
             self._journal.say(operator_table(profiler, steps=config.steps))
             try:
-                self._folder.mkdir(parents=True, exist_ok=True)
+                make_folder(self._folder)
+                os.close(plain(path, os.O_WRONLY | os.O_CREAT))  # torch would follow a link
                 profiler.export_chrome_trace(str(path))
                 self._journal.say(f"  trace: {path}")
             # A picture that cannot be written does not end a run; torch has no kind for it.

@@ -6,23 +6,44 @@ from pathlib import Path
 from typing import Any
 
 from sparsecl.engine.environment import environment
-from sparsecl.files import atomic_open, write_json
+from sparsecl.files import atomic_open, check_entries, remove_leftovers, write_json
 from sparsecl.locks import FolderLock, lock_folder
+
+FILES = (
+    "config.yaml",
+    "ds_config.json",
+    "environment.json",
+    "scalars.jsonl",
+    "results.json",
+    "attempts.jsonl",
+    "log.txt",
+    "forgetting.png",
+    "interference.json",
+)
+FOLDERS = ("checkpoints", "diagnostics", "tb")
 
 
 class RunFolder:
     """A run folder held by this process until it ends."""
 
     def __init__(self, path: Path) -> None:
-        """Make the folder if needed and lock it.
+        """Make the folder if needed, lock it, and remove what killed runs left half-written in it.
 
         Raises:
-            CannotCreateError: no permission, no space, or another run holds it.
+            CannotCreateError, StorageError: no permission, no space, another run holds it, or
+                something else has the name of a file or folder of a run.
         """
         self.path = path
         self.checkpoints = path / "checkpoints"
         self._is_new = not path.exists()
         self._lock: FolderLock = lock_folder(path, "--run_dir")
+        try:
+            check_entries(path, files=FILES, folders=FOLDERS)
+        except BaseException:
+            self._lock.close()
+            raise
+        for folder in (path, path / "diagnostics"):
+            remove_leftovers(folder)
 
     def has_run(self) -> bool:
         """True if a run has begun here."""

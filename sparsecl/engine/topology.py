@@ -20,6 +20,7 @@ from sparsecl.files import write_json
 from sparsecl.model.build import linear_options
 from sparsecl.model.gpt import make_linear, split_dim
 from sparsecl.model.shapes import layer_shapes
+from sparsecl.opening import read_plain
 from sparsecl.sparse.auto import Choice, choose
 from sparsecl.sparse.backends import BackendName, LinearOptions
 from sparsecl.topology.build import build_topologies
@@ -118,8 +119,10 @@ def _measure(
         names[name] = found[key].backend
     fresh = {k: {"backend": c.backend, "seconds": dict(c.seconds)} for k, c in found.items()}
     if fresh.keys() - known.keys():
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        write_json(cache, {**known, **fresh})
+        try:
+            write_json(cache, {**known, **fresh})
+        except UserError as error:  # it only saves the next run a minute
+            lines.append(f"warning: {error}; the next run measures again")
     return names, lines
 
 
@@ -169,7 +172,7 @@ def _line(shape: LayerShape, topology: LayerTopology, choice: Choice, remembered
 def _read_cache(path: Path) -> dict[str, Any]:
     """What was measured before; a file that cannot be read is measured again."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_plain(path))
         return found if isinstance(found, dict) else {}
     except (OSError, ValueError, RecursionError):
         return {}

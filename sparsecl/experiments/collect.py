@@ -27,6 +27,7 @@ from sparsecl.metrics.matrix import FloatArray, ResultMatrix
 from sparsecl.metrics.records import RunRecords
 from sparsecl.metrics.results import has_ended, read_ended
 from sparsecl.metrics.summary import matrix_of, summarize
+from sparsecl.opening import read_plain
 
 Status = Literal["done", "failed", "begun", "missing"]
 
@@ -145,7 +146,7 @@ def _result(folder: Path, run: Run) -> RunResult:
 
 def _reason(file: Path) -> str:
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(read_plain(file))
         return str(value["reason"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError):
         return f"{file.name} cannot be read"

@@ -8,6 +8,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from sparsecl.files import writing
+from sparsecl.opening import make_folder, plain
+
 PATIENCE = 10.0  # seconds that a process gets to leave by itself
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -49,8 +52,10 @@ class LocalPlace:
 
     def start(self, command: Sequence[str], *, log: Path, slot: int) -> LocalProcess:
         """Start a command; what it prints is appended to `log`."""
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with open(log, "ab") as file:
+        with writing(log):
+            make_folder(log.parent)
+            output = open(log, "ab", opener=plain)
+        with output as file:
             process = subprocess.Popen(
                 list(command),
                 stdin=subprocess.DEVNULL,

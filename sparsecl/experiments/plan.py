@@ -17,9 +17,11 @@ from typing import Literal
 
 from sparsecl import config as configs
 from sparsecl.errors import MissingInputError
-from sparsecl.files import write_json
+from sparsecl.files import check_entries, write_json
 
 PLAN = "plan.json"
+PARTS = ("configs", "failures", "logs", "runs")
+"""Folders of a study."""
 
 Role = Literal[
     "arm",
@@ -217,6 +219,27 @@ def read_plan(folder: Path) -> StudyPlan:
     if not (folder / PLAN).is_file():
         raise MissingInputError(f"{folder}: no {PLAN} in it, so this is not the folder of a study")
     return configs.load(StudyPlan, folder / PLAN)
+
+
+def check_study(folder: Path, plan: StudyPlan) -> None:
+    """Refuse links, pipes and the like in the place of what a study folder may hold.
+
+    Raises:
+        CannotCreateError: with the path and what is there.
+    """
+    files = [folder / PLAN, folder / "slurm" / "jobs.json"]
+    folders = [folder / part for part in (*PARTS, "report", "slurm")]
+    for arm in plan.arms:
+        files.append(arm_config(folder, arm.name))
+        folders.append(folder / "runs" / arm.name)
+    for run in plan.runs:
+        files += [failure_file(folder, run), log_file(folder, run)]
+        folders.append(run_folder(folder, run))
+    check_entries(
+        folder,
+        files=[str(path.relative_to(folder)) for path in files],
+        folders=[str(path.relative_to(folder)) for path in folders],
+    )
 
 
 def run_folder(folder: Path, run: Run) -> Path:

@@ -9,20 +9,23 @@ from pathlib import Path
 from sparsecl import config as configs
 from sparsecl.config_nodes import read_text
 from sparsecl.engine.run_config import RunConfig
-from sparsecl.errors import CannotCreateError, UserError
+from sparsecl.errors import UserError
 from sparsecl.experiments.controls import Control, Price, controls, own_references
 from sparsecl.experiments.measures import MEASURES
 from sparsecl.experiments.plan import (
+    PARTS,
     PLAN,
     Arm,
     Run,
     StudyPlan,
     arm_config,
+    check_study,
     read_plan,
     write_plan,
 )
 from sparsecl.experiments.study import ScaledStudy, Setting
-from sparsecl.files import atomic_open, sha256_text
+from sparsecl.files import atomic_open, remove_leftovers, sha256_text, writing
+from sparsecl.opening import make_folder
 
 SAME_FOR_ALL = ("seed", "tokenizer", "batch.sequences", "phases.optimizer_state", "precision")
 """What no arm may change: runs of one seed would read other data or start elsewhere."""
@@ -83,28 +86,27 @@ def make_plan(
 
 
 def open_study(folder: Path, plan: StudyPlan, arm_configs: dict[str, RunConfig]) -> StudyPlan:
-    """Write a new study folder, or find the same study in an old one.
+    """Write a new study folder, or find the same study in an old one; it is locked.
 
     Returns:
         The plan to go on with: that of the folder, if there is one.
 
     Raises:
         UserError: if the folder holds another study.
-        CannotCreateError: if it cannot be written.
+        CannotCreateError, StorageError: if it cannot be written.
     """
+    check_study(folder, plan)
+    remove_leftovers(folder)
+    for part in PARTS:
+        with writing(folder / part):
+            make_folder(folder / part)
+        remove_leftovers(folder / part)
     if (folder / PLAN).exists():
         return _same_study(folder, plan)
-    try:
-        for part in ("configs", "runs", "logs", "failures"):
-            (folder / part).mkdir(parents=True, exist_ok=True)
-        for name, config in arm_configs.items():
-            with atomic_open(arm_config(folder, name)) as file:
-                file.write(configs.dump(config))
-        write_plan(folder, plan)  # last: a folder with a plan is complete
-    except OSError as error:
-        raise CannotCreateError(
-            f"--study_dir {folder}: cannot be written ({error.strerror})"
-        ) from None
+    for name, config in arm_configs.items():
+        with atomic_open(arm_config(folder, name)) as file:
+            file.write(configs.dump(config))
+    write_plan(folder, plan)  # last: a folder with a plan is complete
     return plan
 
 

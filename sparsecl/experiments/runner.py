@@ -27,6 +27,7 @@ from sparsecl.experiments.plan import (
 from sparsecl.files import write_json
 from sparsecl.metrics.results import read_ended
 from sparsecl.metrics.summary import summarize
+from sparsecl.opening import plain, read_plain
 
 MAX_IDLE_STOPS = 3  # of one run in a row, at a request to stop that came before its first step
 TICK = 0.2  # seconds between looks at the processes
@@ -208,7 +209,7 @@ def _first_loss(folder: Path, plan: StudyPlan, name: str) -> float:
 def last_words(log: Path) -> str:
     """Why a run ended, from the end of what it printed: the error line if there is one."""
     try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-200:]
+        lines = read_plain(log).decode("utf-8", "replace").splitlines()[-200:]
     except OSError:
         return ""
     lines = [line.strip() for line in lines if line.strip()]
@@ -220,7 +221,7 @@ def last_words(log: Path) -> str:
 def steps_done(folder: Path, run: Run) -> int:
     """Optimizer steps of a run as far as it has written them; 0 if it has not begun."""
     try:
-        with open(run_folder(folder, run) / "scalars.jsonl", "rb") as file:
+        with open(run_folder(folder, run) / "scalars.jsonl", "rb", opener=plain) as file:
             file.seek(0, 2)
             file.seek(max(0, file.tell() - 8192))
             lines = file.read().splitlines()

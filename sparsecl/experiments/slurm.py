@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sparsecl.config_nodes import one_line
-from sparsecl.errors import CannotCreateError, DataError, UserError
+from sparsecl.errors import DataError, UserError
 from sparsecl.experiments.collect import status_of
 from sparsecl.experiments.plan import Run, StudyPlan, failure_file
-from sparsecl.files import atomic_open, write_json
+from sparsecl.files import atomic_open, write_json, writing
+from sparsecl.opening import make_folder, read_plain
 
 Standing = Literal["done", "running", "queued", "failed", "begun", "missing"]
 STANDINGS: tuple[Standing, ...] = ("done", "running", "queued", "failed", "begun", "missing")
@@ -142,7 +143,7 @@ class SlurmPlace:
 
         Raises:
             UserError: sbatch is not there or refuses.
-            CannotCreateError: the study folder cannot be written.
+            CannotCreateError, StorageError: the study folder cannot be written.
         """
         known = _read_jobs(folder)
         jobs = self.jobs(folder, plan, runs, (array for array, _ in queue(folder)))
@@ -173,15 +174,12 @@ class SlurmPlace:
     def _write_scripts(self, folder: Path) -> None:
         """Into STUDY/slurm, with the settings of this submission."""
         added = "".join(f"{name}={shlex.quote(value)}\n" for name, _, value in self._settings())
-        try:
-            for name in SCRIPTS:
-                text = (self._root / "slurm" / name).read_text(encoding="utf-8")
-                with atomic_open(folder / "slurm" / name) as file:
-                    file.write(text + (added if name == "site.env" else ""))
-        except OSError as error:
-            raise CannotCreateError(
-                one_line(f"--study_dir {folder}: cannot be written ({error.strerror})")
-            ) from None
+        with writing(folder / "slurm"):
+            make_folder(folder / "slurm")
+        for name in SCRIPTS:
+            text = (self._root / "slurm" / name).read_text(encoding="utf-8")
+            with atomic_open(folder / "slurm" / name) as file:
+                file.write(text + (added if name == "site.env" else ""))
 
     def _settings(self) -> list[tuple[str, str, str]]:
         return [word.partition("=") for word in self._site]
@@ -264,7 +262,7 @@ def _read_jobs(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {"arrays": [], "report": ""}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_plain(path))
         numbers = [*found["arrays"], *([found["report"]] if found["report"] else [])]
         if all(re.fullmatch(r"\d{1,12}", number) for number in numbers):
             return {"arrays": list(found["arrays"]), "report": found["report"]}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sparsecl.errors import UserError
 from sparsecl.experiments.collect import collect, status_of
-from sparsecl.experiments.plan import Run, failure_file, log_file, read_plan
+from sparsecl.experiments.plan import Run, check_study, failure_file, log_file, read_plan
 from sparsecl.experiments.runner import last_words, run_options
 from sparsecl.experiments.study_table import study_table
 from sparsecl.files import write_json
@@ -24,12 +24,12 @@ def begin(folder: Path, run: Run) -> list[str]:
     Raises:
         UserError: it cannot be run; the study folder says so, too.
     """
+    plan = read_plan(folder)
+    check_study(folder, plan)  # the shell that appends to the log would follow a link
     failure_file(folder, run).unlink(missing_ok=True)
     if status_of(folder, run)[0] == "done":
         return []
-    plan = read_plan(folder)
     log = log_file(folder, run)
-    log.parent.mkdir(parents=True, exist_ok=True)
     needed = next((other for other in plan.runs if other.name == run.needs), None)
     try:
         if needed is not None and status_of(folder, needed)[0] != "done":

@@ -10,6 +10,7 @@ phase and the end of the run are sealed (seal.py), and reading checks that.
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 from sparsecl.errors import DataError, MissingInputError
 from sparsecl.metrics.performance import read_performance
+from sparsecl.opening import Opener, plain, plain_input
 from sparsecl.seal import Extent, sealed_lines
 
 SCALARS = "scalars.jsonl"
@@ -130,9 +132,10 @@ def read_records(path: Path | str) -> RunRecords:
         DataError: if it is empty, holds no "run" record, a whole line is broken, or it has changed
             since the run wrote it.
     """
-    file = _scalars_file(Path(path))
+    file, opener = _scalars_file(Path(path))
     try:
-        content = file.read_bytes()
+        with open(file, "rb", opener=opener) as stream:
+            content = stream.read()
     except OSError as error:
         raise MissingInputError(f"{file}: cannot be read ({error.strerror})") from None
     warnings: list[str] = []
@@ -148,14 +151,14 @@ def read_records(path: Path | str) -> RunRecords:
     return reader.finish(warnings, extent=extent, default_name=file.resolve().parent.name)
 
 
-def _scalars_file(path: Path) -> Path:
+def _scalars_file(path: Path) -> tuple[Path, Opener]:
     if path.is_dir():
-        if not (path / SCALARS).is_file():
+        if not os.path.lexists(path / SCALARS):
             raise MissingInputError(f"{path}: no {SCALARS} in it, so this is not a run folder")
-        return path / SCALARS
-    if not path.is_file():
+        return path / SCALARS, plain
+    if not path.exists():
         raise MissingInputError(f"{path}: no such run folder or file")
-    return path
+    return path, plain_input
 
 
 def _lines(

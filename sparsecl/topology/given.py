@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsecl.errors import DataError, MissingInputError
+from sparsecl.opening import plain_input
 from sparsecl.topology.layer import LayerShape
 
 ReadCheckpoint = Callable[[Path, str], NDArray]
@@ -196,7 +197,7 @@ def _safetensors_header(file: Path) -> tuple[dict[str, dict], int]:
             pass  # the library checks sizes, offsets and overlaps
     except SafetensorError as error:
         raise ValueError(str(error)) from None
-    with open(file, "rb") as stream:
+    with open(file, "rb", opener=plain_input) as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))
     header.pop("__metadata__", None)

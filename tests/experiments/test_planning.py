@@ -87,6 +87,7 @@ def test_counts_stand_in_the_plan(planned):
 
 def test_a_study_folder_keeps_its_study(planned, tmp_path):
     folder = tmp_path / "folder"
+    folder.mkdir()
     plan, arms = planned()
     assert open_study(folder, plan, arms) == plan == read_plan(folder)
     assert arm_config(folder, "sparse").read_text().startswith("name: sparse\n")

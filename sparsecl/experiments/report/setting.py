@@ -9,6 +9,7 @@ from sparsecl.experiments.collect import Study
 from sparsecl.experiments.plan import arm_config
 from sparsecl.experiments.report.page import bullets, facts, listing, paragraph
 from sparsecl.experiments.report.table import Cell, Column, Table
+from sparsecl.opening import read_plain
 
 SHOWN_DIGITS = 16
 """Of a sha256, enough to see that two are equal; the CSV has all."""
@@ -84,9 +85,10 @@ def digests_table(study: Study) -> Table:
 def base_config(study: Study) -> str:
     """The resolved run config of the reference, folded."""
     file = arm_config(study.folder, study.plan.analysis.reference)
-    if not file.is_file():
+    try:
+        text = read_plain(file).decode("utf-8", "replace")
+    except OSError:
         return ""
-    text = file.read_text(encoding="utf-8", errors="replace")
     title = f"Run config of {study.plan.analysis.reference}, seed {study.plan.seeds[0]}"
     return listing(title, text)
 
@@ -128,7 +130,7 @@ def repeat(study: Study) -> str:
 
 def _environment(file: Any) -> dict[str, Any]:
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(read_plain(file))
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -6,8 +6,6 @@ tables/NAME.csv      full precision; and .tex, for booktabs
 """
 
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 from sparsecl.errors import CannotCreateError
@@ -20,6 +18,8 @@ from sparsecl.experiments.report.sections import Material, sections
 from sparsecl.experiments.report.setting import banner
 from sparsecl.experiments.report.table import Table, as_csv, as_latex
 from sparsecl.experiments.trends import trends
+from sparsecl.files import temporary_folder, writing
+from sparsecl.opening import is_folder
 
 PAGE = "report.html"
 
@@ -31,29 +31,22 @@ def write_report(study: Study, folder: Path) -> Path:
         The page inside `folder`.
 
     Raises:
-        CannotCreateError: if the folder cannot be written, or holds something that is no report.
+        CannotCreateError, StorageError: if the folder cannot be written, or holds something that is
+            no report.
     """
     _check_place(folder)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-    except OSError as error:
-        raise CannotCreateError(f"{folder}: cannot be written ({error.strerror})") from None
-    try:
+    with temporary_folder(folder) as temporary, writing(folder):
+        made = temporary / "new"
+        made.mkdir()
         _fill(study, made)
-        made.chmod(0o755)  # mkdtemp makes 0700; a report is meant to be read by others
-        _put(made, folder)
-    except OSError as error:
-        raise CannotCreateError(f"{folder}: cannot be written ({error.strerror})") from None
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+        _put(made, folder, aside=temporary / "old")
     return folder / PAGE
 
 
 def _check_place(folder: Path) -> None:
     """A folder that is no report is not ours to replace."""
-    if folder.exists() and not (folder / PAGE).is_file():
-        if not folder.is_dir() or any(folder.iterdir()):
+    if os.path.lexists(folder) and not (is_folder(folder) and (folder / PAGE).is_file()):
+        if not is_folder(folder) or any(folder.iterdir()):
             raise CannotCreateError(
                 f"{folder}: is there already and is not a report; name another folder"
             )
@@ -89,18 +82,14 @@ def _table(table: Table, folder: Path) -> None:
     (folder / f"{table.name}.tex").write_text(as_latex(table), encoding="utf-8")
 
 
-def _put(made: Path, folder: Path) -> None:
+def _put(made: Path, folder: Path, *, aside: Path) -> None:
     """Rename `made` to `folder`. An older report is moved aside first, and back if that fails."""
     if not folder.exists():
         os.replace(made, folder)
         return
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
+    os.replace(folder, aside)
     try:
-        os.replace(folder, aside / "report")
-        try:
-            os.replace(made, folder)
-        except OSError:
-            os.replace(aside / "report", folder)
-            raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(made, folder)
+    except OSError:
+        os.replace(aside, folder)
+        raise
