@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from sparsecl.files import writing
@@ -64,7 +65,9 @@ class LocalPlace:
                 env=self._environment(slot),
                 # Ctrl-C reaches the runner alone, which then ends its runs one by one.
                 start_new_session=True,
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                preexec_fn=partial(_die_with_parent, os.getpid())
+                if sys.platform == "linux"
+                else None,
             )
         return LocalProcess(process)
 
@@ -79,6 +82,8 @@ class LocalPlace:
         return kept
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(parent: int) -> None:
     """In the child: a runner that is killed takes its runs along, so that none goes on unseen."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was gone before the kernel was asked
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -4,20 +4,22 @@
 
 What it writes depends on the arm and the seed alone. An arm named "bad..." fails after two steps,
 one named "preempted..." asks to be started again after every third line, "stuck..." at once.
+
+With FAKE_HOLD=N:FIFO it writes N lines at most, then one byte into the FIFO, and waits until it is
+ended. It has the FIFO open all the time: who reads it sees its end when all runs are gone.
 """
 
 import argparse
 import json
+import os
+import signal
 import sys
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from tests.metrics.fake_run import from_matrix  # noqa: E402
-
-STEP_SECONDS = 0.04
 
 
 def records(arm, seed, until_loss):
@@ -38,12 +40,19 @@ def main():
     settings = dict(text.split("=", 1) for text in options.set)
     arm, seed = settings["name"].rsplit("-seed", 1)
     until = settings.get("phases.until_loss")
-    options.run_dir.mkdir(parents=True, exist_ok=True)
-    file = options.run_dir / "scalars.jsonl"
+    return write(options.run_dir, arm, int(seed), float(until) if until else None)
+
+
+def write(folder, arm, seed, until_loss=None):
+    """All that a run writes from here on; its exit code."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "scalars.jsonl"
     done = len(file.read_bytes().splitlines()) if file.exists() else 0
     if arm.startswith("stuck"):
         return 75
-    for number, record in enumerate(records(arm, int(seed), float(until) if until else None)):
+    num_lines, _, fifo = os.environ.get("FAKE_HOLD", "").partition(":")
+    held = os.open(fifo, os.O_WRONLY) if fifo else None
+    for number, record in enumerate(records(arm, seed, until_loss)):
         if number < done:
             continue
         if arm.startswith("bad") and number == 2:
@@ -51,10 +60,12 @@ def main():
             return 70
         with open(file, "ab") as out:
             out.write(json.dumps(record).encode() + b"\n")
-        time.sleep(STEP_SECONDS)
+        if held is not None and number + 1 == done + int(num_lines):
+            os.write(held, b"x")
+            signal.pause()
         if arm.startswith("preempted") and number % 3 == 2:
             return 75
-    (options.run_dir / "results.json").write_text("{}")
+    (folder / "results.json").write_text("{}")
     return 0
 
 

@@ -6,12 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
+from sparsecl.experiments import local
 from sparsecl.experiments.collect import collect, status_of, status_text
 from sparsecl.experiments.overview import Overview, bar, clock
 from sparsecl.experiments.plan import (
@@ -21,10 +20,13 @@ from sparsecl.experiments.plan import (
     StudyPlan,
     failure_file,
     log_file,
+    read_plan,
     run_folder,
     write_plan,
 )
 from sparsecl.experiments.runner import last_words, steps_done
+from tests.events import wait_for
+from tests.experiments import fake_train
 from tests.experiments.fake_sweep import make_runner
 
 SWEEP = Path(__file__).with_name("fake_sweep.py")
@@ -130,37 +132,47 @@ def test_a_run_that_needs_another_gets_its_loss(tmp_path):
     ],
 )
 def test_stopping_the_runner_at_any_time_changes_nothing(tmp_path, how):
-    arms, seeds = ("dense", "sparse", "third"), (0, 1, 2)
+    arms, seeds = ("dense", "sparse", "third"), (0, 1)
     whole = write_study(tmp_path / "whole", arms, seeds)
-    assert make_runner(whole).run()
-    cut = write_study(tmp_path / "cut", arms, seeds)
-    rng, stops = np.random.default_rng(int(how)), 0
-    for _ in range(40):
-        process = subprocess.Popen([sys.executable, str(SWEEP), str(cut)], stderr=subprocess.PIPE)
-        target = lines(cut) + int(rng.integers(2, 12))
-        while process.poll() is None and lines(cut) < target:
-            time.sleep(0.005)
-        if process.poll() is not None:
-            break
+    for run in read_plan(whole).runs:
+        assert fake_train.write(run_folder(whole, run), run.arm, run.seed) == 0
+    cut, fifo = write_study(tmp_path / "cut", arms, seeds), tmp_path / "fifo"
+    os.mkfifo(fifo)
+    command = [sys.executable, str(SWEEP), str(cut)]
+    # Runs of 7 lines: both wait in their middle, or one does and the other is anywhere.
+    for num_lines, num_held in ((3, 2), (5, 1), (1, 2), (4, 1)):
+        handle = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+        env = {**os.environ, "FAKE_HOLD": f"{num_lines}:{fifo}"}
+        process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE)
+        for _ in range(num_held):
+            wait_for(
+                lambda h=handle: read_now(h), "a held run", alive=lambda p=process: p.poll() is None
+            )
         process.send_signal(how)
         process.communicate()
-        stops += 1
-        assert_nobody_writes(cut)
-    assert process.returncode == 0 and stops >= 3
+        # The runs of a runner that is gone are gone too.
+        wait_for(lambda h=handle: read_now(h) == b"", "the end of all runs")
+        os.close(handle)
+    assert subprocess.run(command).returncode == 0
     assert values(cut) == values(whole)
 
 
-def assert_nobody_writes(folder):
-    """The runs of a runner that is gone are gone too."""
-    time.sleep(0.1)
-    before = lines(folder)
-    time.sleep(0.15)
-    assert lines(folder) == before
+def test_a_run_whose_runner_died_before_it_could_ask_for_its_signal():
+    child = os.fork()
+    if child == 0:
+        try:
+            local._die_with_parent(parent=os.getpid())
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
-def lines(folder):
-    """Records of all runs together."""
-    return sum(len(path.read_bytes().splitlines()) for path in folder.rglob("scalars.jsonl"))
+def read_now(handle):
+    """A byte of the FIFO; b"" if nobody has it open, None if nobody says anything."""
+    try:
+        return os.read(handle, 1)
+    except BlockingIOError:
+        return None
 
 
 def test_the_overview_tells_what_ended_and_what_remains(tmp_path):
@@ -195,15 +207,12 @@ def test_last_words_and_steps(tmp_path):
 
 
 def test_a_slot_is_a_gpu_and_foreign_ranks_are_forgotten(tmp_path, monkeypatch):
-    from sparsecl.experiments.local import LocalPlace
-
     monkeypatch.setenv("RANK", "3")
     log = tmp_path / "log"
     names = ("CUDA_VISIBLE_DEVICES", "RANK", "OMP_NUM_THREADS")
     show = f"import os; print(*(os.environ.get(k) for k in {names}))"
-    place = LocalPlace(slots=4, threads=3, num_gpus=2)
+    place = local.LocalPlace(slots=4, threads=3, num_gpus=2)
     process = place.start([sys.executable, "-c", show], log=log, slot=3)
-    while process.poll() is None:
-        time.sleep(0.01)
+    wait_for(lambda: process.poll() is not None, "its end")
     assert log.read_text().split() == ["1", "None", "3"]
     assert os.environ["RANK"] == "3"
