@@ -6,6 +6,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Before torch is imported anywhere: tests that run side by side must not fight for cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -13,11 +14,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from tests.distributed.pool import Pool  # noqa: E402
 from tests.launch.starter import PRELOAD, RANK_VARIABLES  # noqa: E402
 
+# The same examples every time, however long they take, and nothing is kept in the working folder.
+settings.register_profile(
+    "suite",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("suite")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")
-def pool() -> Iterator[Pool]:
+def pool(server: None) -> Iterator[Pool]:
     """Four workers for multi-rank cases."""
     workers = Pool(4)
     yield workers

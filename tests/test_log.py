@@ -17,6 +17,7 @@ from sparsecl import log as logs
 from sparsecl.errors import CannotCreateError, DataError, StorageError
 from sparsecl.log import RecordFile, RunLog
 from sparsecl.seal import EMPTY, Extent, sealed_lines
+from tests.events import wait_for
 
 WRITE = os.write
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -263,10 +264,13 @@ def test_an_error_in_the_thread_of_a_writer_turns_it_off(log, monkeypatch, capsy
         raise OSError(errno.EIO, "the disk is gone")
 
     monkeypatch.setattr(RecordWriter, "write", fail)
-    deadline = time.monotonic() + 30
-    while log._board.is_on and time.monotonic() < deadline:
+
+    def is_off() -> bool:
         log.scalars({"a/b": 1.0}, tokens=1)
         log._board.flush()
+        return not log._board.is_on
+
+    wait_for(is_off, "the error")
     log.scalars({"a/b": 2.0}, tokens=2)
     log.hparams({"lr": 0.1}, ["a/b"])
     log.close()

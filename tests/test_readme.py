@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from launch import train
+from tests.events import HANG, free_port
 from tests.experiments.fake_study import FakeArm, write_study
 from tests.launch.starter import run_script
 from tools import bench, metrics
@@ -67,16 +67,16 @@ class Workspace:
         assert yaml, "the README's guide has lost its mine.yaml"
         (folder / "mine.yaml").write_text(yaml[1], encoding="utf-8")
 
-    def run(self, *words: str, timeout: float = 120) -> str:
+    def run(self, *words: str) -> str:
         """Run a program to its end and return what it printed on stdout."""
         if words[0] == sys.executable:  # a script of ours: without the seconds of its imports
-            ended = run_script(Path(words[1]), words[2:], cwd=self.folder, timeout=timeout)
+            ended = run_script(Path(words[1]), words[2:], cwd=self.folder)
             assert ended.code == 0, f"{shlex.join(words)}\n{ended.out}\n{ended.err}"
             return ended.out
         env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
         env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
         done = subprocess.run(
-            words, cwd=self.folder, env=env, capture_output=True, text=True, timeout=timeout
+            words, cwd=self.folder, env=env, capture_output=True, text=True, timeout=HANG
         )
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
         return done.stdout
@@ -296,12 +296,6 @@ def test_the_launcher_starts_two_processes(workspace: Workspace) -> None:
     folder = workspace.train(command, launcher)
     assert json.loads((folder / "results.json").read_text())["phases"]["finished"] == 2
     assert "2 processes: tp 1 x dp 2" in (folder / "log.txt").read_text()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def num_processes_or_none(command: str) -> int | None:

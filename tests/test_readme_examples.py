@@ -107,7 +107,7 @@ def check(name: str, root: Path) -> None:
     """Run one of LAWS on the copy in `root`."""
     from tests.launch.starter import run_script
 
-    ended = run_script(Path(__file__), [name], cwd=root, timeout=300)
+    ended = run_script(Path(__file__), [name], cwd=root)
     assert ended.code == 0, ended.err
     assert ended.out.splitlines()[-1] == f"{name}: all laws hold", ended.out
 

@@ -1,18 +1,20 @@
 """A process that gets nowhere is ended with its stacks; one that does, or was asleep, is not."""
 
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from sparsecl import watchdog
+from sparsecl.watchdog import GRACE, Watchdog
+from tests.events import HANG
 
 ROOT = Path(__file__).resolve().parent.parent
 
 SCRIPT = """
-import sys, time
+import sys, threading, time
 from sparsecl import watchdog
 
 class Board:
@@ -22,71 +24,94 @@ class Board:
         return {0: "1 0 here", 1: f"{time.monotonic_ns()} 7 step 4", 2: "9 3 step 3"}
 
 def work():
-    %s
+    threading.Event().wait(float(sys.argv[1]))
 
 dog = watchdog.Watchdog(0.2, rank=0, board=Board(), poll=0.05)
 dog.start()
 for n in range(3):
     watchdog.beat(f"step {n}")
-print("ready", flush=True)
 work()
-dog.close()
 print("done", flush=True)
 """
 
 
-def start(work: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT % work],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def test_a_hang_ends_with_place_peers_and_stacks():
-    process = start("time.sleep(60)")
-    out, err = process.communicate(timeout=30)
-    assert process.returncode == 76 and "done" not in out
-    assert "rank 0: nothing has happened for" in err and "since: step 2" in err
-    assert "rank 1: silent for 7 s, since: step 4" in err
-    assert "rank 2: does not run (stopped or dead), since: step 3" in err
-    assert "in work" in err
+    command = [sys.executable, "-c", SCRIPT, str(HANG)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 76 and "done" not in done.stdout
+    assert "rank 0: nothing has happened for" in done.stderr and "since: step 2" in done.stderr
+    assert "rank 1: silent for 7 s, since: step 4" in done.stderr
+    assert "rank 2: does not run (stopped or dead), since: step 3" in done.stderr
+    assert "in work" in done.stderr
 
 
-@pytest.mark.parametrize(
-    "work",
-    [
-        "[(time.sleep(0.05), watchdog.beat('on')) for _ in range(30)]",
-        # What is known to take long may.
-        "\n    with watchdog.patient('save', 30):\n        time.sleep(1)",
-    ],
-)
-def test_work_is_left_alone(work):
-    process = start(work)
-    out, err = process.communicate(timeout=30)
-    assert (process.returncode, err) == (0, "") and "done" in out
+TICK = 1 / 16  # seconds; sums of it are exact
 
 
-def test_a_suspended_process_starts_counting_anew():
-    process = start("[(time.sleep(0.05), watchdog.beat('on')) for _ in range(30)]")
-    assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    os.kill(process.pid, signal.SIGSTOP)
-    time.sleep(2.5)
-    os.kill(process.pid, signal.SIGCONT)
-    out, err = process.communicate(timeout=30)
-    assert (process.returncode, err) == (0, "")
+class Watched:
+    """A watchdog of four ticks' patience that looks at every tick; the test moves its clock."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.bites = 0.0, []
+        monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: self.now))
+        self.dog = Watchdog(4 * TICK, poll=TICK)
+        monkeypatch.setattr(self.dog, "_bite", self.bites.append)
+        for number in range(3):
+            self.dog.beat(f"step {number}")
+
+    def watch(self, *seconds: float, beats: bool = False) -> list[float]:
+        """Look after each of these times, with a beat before if `beats`; what it bites for."""
+        left = iter(seconds)
+
+        def wait(poll: float) -> bool:
+            passed = next(left, None)
+            if passed is None:
+                return True
+            self.now += passed
+            if beats:
+                self.dog.beat("on")
+            return False
+
+        self.dog._end = SimpleNamespace(wait=wait)
+        self.dog._watch()
+        return self.bites
 
 
-def test_patience_grows_with_the_longest_step():
-    from sparsecl.watchdog import GRACE, Watchdog
+@pytest.fixture
+def watched(monkeypatch):
+    return Watched(monkeypatch)
 
+
+def test_silence_ends_a_process_and_beats_do_not(watched):
+    assert watched.watch(*[TICK] * 30, beats=True) == []
+    watched.dog.beat("the last")
+    # Ten times the longest time between two beats, which is more than the patience.
+    assert watched.watch(*[TICK] * 10) == []
+    assert watched.watch(TICK) == [11 * TICK]
+
+
+def test_what_is_known_to_take_long_may(watched):
+    with watched.dog.patient("save", 30.0):
+        assert watched.watch(*[TICK] * 480) == []
+        assert watched.watch(TICK) == [481 * TICK]
+    watched.bites.clear()
+    assert watched.watch(*[TICK] * 4) == []
+    assert watched.watch(TICK) == [5 * TICK]  # it does not count for what comes after
+
+
+def test_a_suspended_process_starts_counting_anew(watched):
+    assert watched.watch(*[TICK] * 3, 1000.0, *[TICK] * 4) == []
+    assert watched.watch(TICK) == [5 * TICK]
+
+
+def test_patience_grows_with_the_longest_step(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: now))
     dog = Watchdog(120.0)
     assert dog.allowed == GRACE * 120.0  # kernels may be compiled at first
     for _ in range(3):
         dog.beat("step")
     assert dog.allowed == 120.0
-    dog._last -= 50.0
+    now += 50.0
     dog.beat("a long step")
-    assert dog.allowed == pytest.approx(GRACE * 50.0, rel=0.01)
+    assert dog.allowed == GRACE * 50.0

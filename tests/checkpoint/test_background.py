@@ -13,6 +13,7 @@ from sparsecl.checkpoint.background import Saver
 from sparsecl.checkpoint.publish import newest_valid
 from sparsecl.errors import StorageError
 from tests.checkpoint.tiny import PARAMETERS, TOPOLOGY, check_law, parts, save, value_of
+from tests.events import HANG
 
 LIVE = {"up.weight": TOPOLOGY}
 
@@ -30,7 +31,7 @@ def gate(monkeypatch):
     gate, real = threading.Event(), shards.write_shard
 
     def waiting(*args: Any) -> Any:
-        assert gate.wait(60)
+        assert gate.wait(HANG)
         return real(*args)
 
     monkeypatch.setattr("sparsecl.checkpoint.publish.write_shard", waiting)
@@ -109,7 +110,7 @@ def test_the_copy_is_given_back(tmp_path):
     start(saver, 1)
     writing = saver._running
     assert writing is not None
-    writing.join(60)
+    writing.join(HANG)
     assert writing.arguments == ()
 
 

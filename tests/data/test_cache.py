@@ -3,25 +3,28 @@
 import multiprocessing
 import os
 import signal
-import time
 
 import pytest
 
 from sparsecl.data import cache
 from sparsecl.errors import CannotCreateError, DataError
+from tests.events import HANG, wait_for
 
 SPAWN = multiprocessing.get_context("spawn")
 
 
-def slow_build(entry, started, count):
+def slow_build(entry, started, count, others):
+    """Build, once `others` want to do the same."""
+
     def build(folder):
         with open(count, "a") as file:
             file.write("x")
         (folder / "data").write_text("whole")
-        started.set()
-        time.sleep(0.5)
+        wait_for(lambda: started.value > others, "the others")
         return {"by": "slow"}
 
+    with started.get_lock():
+        started.value += 1
     cache.build_once(entry, build)
 
 
@@ -57,10 +60,10 @@ def test_a_failed_build_leaves_nothing(tmp_path):
 
 
 def test_a_killed_build_is_done_again(tmp_path):
-    started = SPAWN.Event()
-    process = SPAWN.Process(target=slow_build, args=(tmp_path / "e", started, tmp_path / "count"))
+    args = (tmp_path / "e", SPAWN.Value("i"), tmp_path / "count", 1)  # nobody comes
+    process = SPAWN.Process(target=slow_build, args=args)
     process.start()
-    assert started.wait(30)
+    wait_for(lambda: list(tmp_path.glob(".e.*.tmp/data")), "the build", alive=process.is_alive)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert list(tmp_path.glob(".e.*.tmp")), "the killed build was not under way"
@@ -70,13 +73,12 @@ def test_a_killed_build_is_done_again(tmp_path):
 
 
 def test_two_processes_at_once_build_once(tmp_path):
-    started = SPAWN.Event()
-    args = (tmp_path / "e", started, tmp_path / "count")
+    args = (tmp_path / "e", SPAWN.Value("i"), tmp_path / "count", 1)
     processes = [SPAWN.Process(target=slow_build, args=args) for _ in range(2)]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(30)
+        process.join(HANG)
         assert process.exitcode == 0
     assert (tmp_path / "count").read_text() == "x"
     assert cache.read_manifest(tmp_path / "e") == {"by": "slow"}

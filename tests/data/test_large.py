@@ -18,6 +18,7 @@ from sparsecl.data.prepare import prepare
 from sparsecl.data.text_store import TextWriter
 from sparsecl.data.tokenizer import BytesTokenizer
 from sparsecl.engine.run_config import RunConfig
+from tests.events import HANG
 
 ROOT = Path(__file__).resolve().parents[2]
 HUB = ROOT / "launch" / "configs" / "domains_hub.yaml"
@@ -84,7 +85,7 @@ def peaks_mib(size, folder):
     """Stage -> peak of anonymous memory; and the documents that came out."""
     command = [sys.executable, "-c", STAGES, str(size), str(folder)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=600)
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=HANG)
     assert done.returncode == 0, done.stderr
     peaks, documents = json.loads(done.stdout)
     return peaks, documents

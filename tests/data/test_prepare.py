@@ -5,7 +5,6 @@ import math
 import multiprocessing
 import os
 import signal
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -14,8 +13,10 @@ import pytest
 from sparsecl.data import tokenize
 from sparsecl.data.config import DataConfig, DomainConfig, SyntheticConfig, TokenizerConfig
 from sparsecl.data.prepare import prepare
+from sparsecl.data.text_store import TextWriter
 from sparsecl.data.token_store import dtype_name
 from sparsecl.errors import DataError
+from tests.events import HANG
 
 BYTES = TokenizerConfig(kind="bytes")
 SPAWN = multiprocessing.get_context("spawn")
@@ -196,6 +197,20 @@ def prepare_here(folder, result):
     result.put(prepared.fingerprint)
 
 
+def prepare_until_two(folder, held):
+    """Come as far as some text of the second domain, and wait to be killed."""
+    real = TextWriter.append
+
+    def append(writer, document):
+        real(writer, document)
+        if document.startswith(b"two 99:"):
+            held.set()
+            signal.pause()
+
+    TextWriter.append = append
+    prepare_here(folder, None)
+
+
 def test_two_processes_at_once_give_one_result(here):
     write_corpus("one")
     write_corpus("two")
@@ -203,9 +218,9 @@ def test_two_processes_at_once_give_one_result(here):
     processes = [SPAWN.Process(target=prepare_here, args=(here, result)) for _ in range(2)]
     for process in processes:
         process.start()
-    fingerprints = {result.get(timeout=60) for _ in processes}
+    fingerprints = {result.get(timeout=HANG) for _ in processes}
     for process in processes:
-        process.join(30)
+        process.join(HANG)
         assert process.exitcode == 0
     assert len(fingerprints) == 1
     for name in ("one", "two"):
@@ -215,25 +230,20 @@ def test_two_processes_at_once_give_one_result(here):
 
 def test_a_killed_preparation_starts_again_where_it_was(here):
     write_corpus("one", 300)
-    # Large enough to be under way when it is seen, a second or more.
-    with open("two.jsonl", "w") as file:
-        file.writelines(json.dumps({"text": f"two {i} \u00e9"}) + "\n" for i in range(300_000))
-    result = SPAWN.Queue()
-    process = SPAWN.Process(target=prepare_here, args=(here, result))
+    write_corpus("two", 300)
+    result, held = SPAWN.Queue(), SPAWN.Event()
+    process = SPAWN.Process(target=prepare_until_two, args=(here, held))
     process.start()
-    deadline = time.monotonic() + 60
-    while not list(here.glob("cache/text/.two-*.tmp")) and time.monotonic() < deadline:
-        time.sleep(0.005)
+    assert held.wait(HANG)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     (kept,) = here.glob("cache/text/one-*")
     assert list(here.glob("cache/text/.two-*.tmp")) and not list(here.glob("cache/text/two-*"))
     before = kept.stat().st_mtime_ns
-    write_corpus("two", 300)
     prepare_here(here, result)
     assert kept.stat().st_mtime_ns == before
     again = replace(config(write_domain("one"), write_domain("two")), cache_dir="other")
-    assert run(again, TokenizerConfig(vocab_size=400)).fingerprint == result.get(timeout=10)
+    assert run(again, TokenizerConfig(vocab_size=400)).fingerprint == result.get(timeout=HANG)
 
 
 def write_domain(name):

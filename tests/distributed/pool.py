@@ -1,7 +1,8 @@
 """Worker processes that are started once and run many multi-rank cases.
 
-Importing torch and DeepSpeed costs seconds per process, so a session starts four workers and every
-case uses the first `world_size` of them as its ranks, with a process group of its own.
+A session forks four workers from the server of tests/launch/starter.py, which has imported torch
+and DeepSpeed, and every case uses the first `world_size` of them as its ranks, with a process group
+of its own.
 """
 
 import gc
@@ -9,13 +10,12 @@ import importlib
 import multiprocessing
 import os
 import queue
-import socket
 import threading
 import traceback
 from collections.abc import Callable
 from typing import Any
 
-TIMEOUT = 240.0  # seconds for one case; a hang must fail, not wait for ever
+from tests.events import HANG, free_port
 
 
 class Pool:
@@ -23,7 +23,7 @@ class Pool:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
         self.results: Any = context.Queue()
         self.requests: list[Any] = [context.Queue() for _ in range(self.size)]
         self.workers = [
@@ -40,7 +40,7 @@ class Pool:
             AssertionError: with the traceback of the first rank that raised, or on a hang.
         """
         assert not self.broken, "the pool is broken by an earlier hang"
-        port = _free_port()
+        port = free_port()
         for rank in range(world_size):
             env = {
                 "RANK": str(rank),
@@ -54,7 +54,7 @@ class Pool:
         problems: list[str] = []
         try:
             for _ in range(world_size):
-                rank, value, problem = self.results.get(timeout=TIMEOUT)
+                rank, value, problem = self.results.get(timeout=HANG)
                 answers[rank] = value
                 if problem:
                     problems.append(f"rank {rank}:\n{problem}")
@@ -72,13 +72,7 @@ class Pool:
         """End the workers."""
         for worker in self.workers:
             worker.kill()
-            worker.join(10)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+            worker.join()
 
 
 def _serve(rank: int, requests: Any, results: Any) -> None:

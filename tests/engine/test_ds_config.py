@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from sparsecl.engine import ds_config, ds_keys
 from sparsecl.engine.ds_config import RunNumbers, accumulation, resolve
 from sparsecl.errors import MissingInputError, UserError
+from tests.events import HANG, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "ds_configs").glob("*.json"))
@@ -332,7 +332,7 @@ except ValueError:
     print(sorted({{"torch", "deepspeed", "pydantic"}} & set(sys.modules)))
 """
     result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=HANG
     )
     assert result.stdout.strip() == "[]", result.stderr
 
@@ -394,12 +394,6 @@ for path in paths:
 """
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_shipped_files_start_and_step_on_a_cpu(precision):
@@ -414,7 +408,7 @@ def test_shipped_files_start_and_step_on_a_cpu(precision):
     }
     command = [sys.executable, "-c", STEPS, precision, *map(str, SHIPPED)]
     result = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=HANG
     )
     lines = [line.split() for line in result.stdout.splitlines() if line.startswith("stepped")]
     assert [line[1] for line in lines] == [path.stem for path in SHIPPED], result.stderr

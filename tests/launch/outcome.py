@@ -51,6 +51,15 @@ def read(folder: Path) -> Outcome:
     )
 
 
+def last_step(folder: Path) -> int:
+    """The last step that a run has recorded so far."""
+    path = folder / "scalars.jsonl"
+    if not path.exists():
+        return 0
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # the last may be half a line
+    return json.loads(lines[-1]).get("step", 0) if lines else 0
+
+
 def assert_equal(one: Outcome, other: Outcome) -> None:
     """Bit for bit, NaN included."""
     assert one.records == other.records

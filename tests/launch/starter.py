@@ -7,10 +7,8 @@ that once and forks for every start. So exit codes, stderr and SIGKILL are the r
 import multiprocessing
 import os
 import runpy
-import socket
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +16,9 @@ from typing import Any
 
 import yaml
 
+from tests.events import HANG, free_port
+
 ROOT = Path(__file__).resolve().parents[2]
-TIMEOUT = 120.0  # seconds; a hang must fail, not wait for ever
 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -56,17 +55,22 @@ class Job:
 
     def __init__(self, process: Any, folder: Path) -> None:
         self.process, self.folder = process, folder
-        self.started_ns = time.time_ns()
 
     @property
     def alive(self) -> bool:
         return self.process.is_alive()
 
+    @property
+    def stopped(self) -> bool:
+        """Whether it has stopped itself (SIGSTOP). Linux only."""
+        stat = Path(f"/proc/{self.process.pid}/stat").read_text()
+        return stat.rpartition(")")[2].split()[0] == "T"
+
     def kill(self) -> None:
         """SIGKILL, as the kernel does when memory is short."""
         self.process.kill()
 
-    def wait(self, timeout: float = TIMEOUT) -> Done:
+    def wait(self, timeout: float = HANG) -> Done:
         """Its end; a process that has not ended by then is killed, and the test fails."""
         self.process.join(timeout)
         if self.alive:
@@ -149,13 +153,13 @@ def tiny(cache: Path) -> dict[str, Any]:
     }
 
 
-def run_script(script: Path, arguments: Sequence[str], *, cwd: Path, timeout: float) -> Done:
+def run_script(script: Path, arguments: Sequence[str], *, cwd: Path) -> Done:
     """What `python SCRIPT ARGUMENTS` does in the folder `cwd`, to its end."""
     with tempfile.TemporaryDirectory() as folder:
         words = (str(script), list(arguments), {}, folder, str(cwd))
         process = multiprocessing.get_context("forkserver").Process(target=_script, args=words)
         process.start()
-        return Job(process, Path(folder)).wait(timeout)
+        return Job(process, Path(folder)).wait()
 
 
 def _main(arguments: list[str], env: dict[str, str], folder: str) -> None:
@@ -173,10 +177,3 @@ def _script(script: str, arguments: list[str], env: dict[str, str], folder: str,
     sys.path.insert(0, str(ROOT))
     sys.argv = [script, *arguments]
     runpy.run_path(script, run_name="__main__")
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -1,17 +1,16 @@
 """A run that is killed and started again ends as one that never stopped, bit for bit."""
 
 import functools
-from pathlib import Path
+import time
 
 import numpy as np
 import pytest
 
 from sparsecl.checkpoint.publish import candidates
+from sparsecl.faults import SAVE_POINTS
+from tests.events import wait_for
 from tests.launch import outcome
-from tests.launch.kills import kill_at_step, kill_in_save, last_step, wait_for
 from tests.launch.starter import Job, Starter
-
-SURVIVAL = 35.0  # seconds that a rank may outlive the others
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +26,12 @@ def uninterrupted(server, tmp_path_factory, shared_cache):
     return run
 
 
-def start(starter: Starter, stage: str, precision: str, world_size: int) -> list[Job]:
+def start(starter: Starter, stage: str, precision: str, world_size: int, *faults: str) -> list[Job]:
+    """Start the ranks of a run of 40 steps, of which every fourth is saved."""
     folder = starter.folder / "run"
+    inject = ("--inject", *faults) if faults else ()
     settings = ("--run_dir", str(folder), "--set", f"precision={precision}", "phases.steps=20")
-    return starter.start_ranks(starter.arguments(*settings, stage=stage), world_size)
+    return starter.start_ranks(starter.arguments(*settings, *inject, stage=stage), world_size)
 
 
 def finish(starter: Starter, stage: str, precision: str, world_size: int) -> None:
@@ -51,9 +52,13 @@ def finish(starter: Starter, stage: str, precision: str, world_size: int) -> Non
 def test_one_kill(starter, uninterrupted, stage, precision):
     rng = np.random.default_rng([1, len(stage + precision)])
     folder = starter.folder / "run"
-    (job,) = start(starter, stage, precision, 1)
-    # Every fourth step of the 40 is saved.
-    kill_at_step(job, folder, int(rng.integers(5, 25)), delay=float(rng.uniform(0, 0.01)))
+    # At any moment, as seen from outside; it waits near its end for a killer that is late.
+    (job,) = start(starter, stage, precision, 1, "stop@step:39")
+    step = int(rng.integers(5, 25))
+    wait_for(lambda: outcome.last_step(folder) >= step, f"step {step}", alive=lambda: job.alive)
+    time.sleep(float(rng.uniform(0, 0.01)))
+    job.kill()
+    assert job.wait().code == -9
     assert candidates(folder / "checkpoints")
     finish(starter, stage, precision, 1)
     assert "resumed from step_" in (folder / "log.txt").read_text()
@@ -65,13 +70,11 @@ def test_many_kills_in_one_run(starter, uninterrupted):
     """Kills at random steps, some before the first checkpoint, and kills inside saves."""
     rng = np.random.default_rng(7)
     folder = starter.folder / "run"
-    caught = 0
-    for step in sorted(rng.choice(np.arange(1, 25), size=4, replace=False)):
-        (job,) = start(starter, "zero2", "fp32", 1)
-        kill_at_step(job, folder, int(step), delay=float(rng.uniform(0, 0.01)))
-        (job,) = start(starter, "zero2", "fp32", 1)
-        caught += kill_in_save(job, folder)
-    assert caught >= 2
+    steps = sorted(rng.choice(np.arange(1, 25), size=4, replace=False))
+    for step, point in zip(steps, rng.choice(sorted(SAVE_POINTS), size=4), strict=True):
+        for fault in (f"kill@step:{step}", f"kill@{point}"):
+            (job,) = start(starter, "zero2", "fp32", 1, fault)
+            assert job.wait().code == -9
     finish(starter, "zero2", "fp32", 1)
     outcome.assert_equal(outcome.read(folder), uninterrupted("zero2"))
 
@@ -89,13 +92,10 @@ def test_many_kills_in_one_run(starter, uninterrupted):
 )
 def test_two_ranks(starter, uninterrupted, stage, precision, victims):
     folder = starter.folder / "run"
-    jobs = start(starter, stage, precision, 2)
-    wait_for(lambda: last_step(folder) >= 6, jobs[0])
-    for rank in victims:
-        jobs[rank].kill()
-    for rank, job in enumerate(jobs):
+    kills = [f"kill@step:7/rank={rank}" for rank in victims]
+    for rank, job in enumerate(start(starter, stage, precision, 2, *kills)):
         # Nobody tells the survivor; it must notice by itself.
-        code = job.wait(timeout=SURVIVAL).code
+        code = job.wait().code
         assert code == -9 if rank in victims else code > 0
     finish(starter, stage, precision, 2)
     assert "resumed from step_" in (folder / "log.txt").read_text()
@@ -105,10 +105,8 @@ def test_two_ranks(starter, uninterrupted, stage, precision, victims):
 @pytest.mark.dist
 @pytest.mark.slow
 def test_two_ranks_killed_in_a_save(starter, uninterrupted):
-    folder: Path = starter.folder / "run"
-    for _ in range(3):
-        jobs = start(starter, "zero2", "fp32", 2)
-        kill_in_save(jobs[0], folder)
-        assert jobs[1].wait(timeout=SURVIVAL).code > 0
+    for point in ("save.shard_written", "save.reported", "save.renamed"):
+        victim, survivor = start(starter, "zero2", "fp32", 2, f"kill@{point}/rank=0")
+        assert (victim.wait().code, survivor.wait().code > 0) == (-9, True)
     finish(starter, "zero2", "fp32", 2)
-    outcome.assert_equal(outcome.read(folder), uninterrupted("zero2", world_size=2))
+    outcome.assert_equal(outcome.read(starter.folder / "run"), uninterrupted("zero2", world_size=2))

@@ -2,7 +2,8 @@
 
 import socket
 
-from tests.launch.starter import Done, Starter, free_port
+from tests.events import free_port
+from tests.launch.starter import Done, Starter
 
 JOIN = ("--set", "health.join_seconds=1.5")
 

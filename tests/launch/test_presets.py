@@ -23,6 +23,7 @@ from sparsecl.model.config import ModelShape, check_tensor_parallel, padded_voca
 from sparsecl.model.flops import count_parameters
 from sparsecl.model.gpt import GPT, split_dim
 from sparsecl.model.shapes import layer_shapes
+from tests.events import HANG
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "launch" / "configs"
@@ -181,7 +182,7 @@ def wide_tokenizer(path):
 @pytest.mark.skipif(free_gib() < 6, reason="needs 6 GiB of free memory")
 def test_100m_takes_real_steps(starter):
     folder, job = start_small(starter, "gpt_100m", steps=3)
-    done = job.wait(900)
+    done = job.wait(3 * HANG)
     assert done.code == 0, done.err
     losses = [point.loss for point in read_records(folder).train]
     assert len(losses) == 3 and losses[-1] < losses[0]
@@ -196,11 +197,11 @@ def test_100m_takes_real_steps(starter):
 def test_1b_takes_a_real_step_within_24_gib(starter):
     """The whole model at density 0.1: all layers, the full context and vocabulary, one sequence."""
     folder, job = start_small(starter, "gpt_1b", steps=1)
-    peak, end = 0.0, time.monotonic() + 3000
+    peak, end = 0.0, time.monotonic() + 8 * HANG
     while job.alive and time.monotonic() < end:
-        job.process.join(0.5)
+        time.sleep(0.5)
         peak = max(peak, peak_gib(job.process.pid))
-    done = job.wait(1)
+    done = job.wait()
     assert done.code == 0, done.err
     (point,) = read_records(folder).train
     assert 5 < point.loss < 20  # ln 50304 = 10.8 before any step

@@ -15,10 +15,8 @@ from sparsecl.checkpoint.publish import candidates
 from sparsecl.checkpoint.topologies import TOPOLOGY_FILE
 from sparsecl.files import sha256_file
 from tests.launch import outcome
-from tests.launch.kills import kill_at_step, wait_for
 from tests.launch.starter import Done, Starter, tiny
 
-# Long enough that the kill comes before the end, however late the killer is scheduled.
 SETTINGS = ("--set", "checkpoint.keep=3", "phases.steps=20")
 
 
@@ -27,8 +25,8 @@ def interrupted(server, tmp_path_factory, shared_cache) -> Path:
     """Folder of a run that was killed with at least three checkpoints."""
     starter = Starter(tmp_path_factory.mktemp("interrupted"), shared_cache)
     folder = starter.folder / "run"
-    job = starter.start(starter.arguments("--run_dir", str(folder), *SETTINGS))
-    kill_at_step(job, folder, 13)
+    done = starter.run("--run_dir", str(folder), *SETTINGS, "--inject", "kill@step:14")
+    assert done.code == -9, done.err
     assert len(candidates(folder / "checkpoints")) >= 3
     return folder
 
@@ -175,10 +173,7 @@ def test_other_data_is_refused(starter):
     data = tiny(starter.cache)["data"]
     first = {"name": "a", "source": "files", "train": [str(path)], "validation": [str(valid)]}
     starter.config(data={**data, "domains": [first, data["domains"][1]]})
-    job = starter.start(starter.arguments("--run_dir", str(folder), *SETTINGS))
-    wait_for(lambda: bool(candidates(folder / "checkpoints")), job)
-    job.kill()
-    job.wait()
+    assert starter.run("--run_dir", str(folder), "--inject", "kill@step:5").code == -9
     path.write_text("the quick brown cat jumps over the lazy dog. " * 50)
     refused(starter, folder, 65, "the data changed since the checkpoint")
 

@@ -12,6 +12,7 @@ import pytest
 
 from launch import sweep
 from sparsecl.experiments.collect import collect
+from tests.events import HANG
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -70,13 +71,13 @@ def stop_after(process, folder, num_lines, how):
         assert time.monotonic() < end
         time.sleep(0.01)
     process.send_signal(how)
-    return process.communicate(timeout=60)
+    return process.communicate(timeout=HANG)
 
 
 @pytest.mark.slow
 def test_a_study_that_is_stopped_ends_as_one_that_is_not(study, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    out, err = start(study, whole).communicate(timeout=240)
+    out, err = start(study, whole).communicate(timeout=HANG)
     assert "3 of 4 runs done, 1 failed" in err and "not finite" in err
     table = out.partition("study small: ")[2].partition("Report ")[0]
     assert {"dense", "sparse", "sparse.stopped_early", "broken"} <= set(table.split())
@@ -87,7 +88,7 @@ def test_a_study_that_is_stopped_ends_as_one_that_is_not(study, tmp_path):
     stop_after(start(study, cut), cut, 25, signal.SIGKILL)
     stop_after(start(study, cut), cut, 25, signal.SIGTERM)
     last = start(study, cut)
-    out, _ = last.communicate(timeout=240)
+    out, _ = last.communicate(timeout=HANG)
     assert last.returncode == 1  # a run has failed
     assert out.partition("study small: ")[2].partition("Report ")[0] == table
 

@@ -12,6 +12,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 
 from sparsecl.engine import board
 from sparsecl.metrics.records import read_records
+from tests.events import HANG
 from tests.launch import outcome
 from tests.launch.starter import ROOT, Done, Starter
 
@@ -163,7 +164,7 @@ def test_help_config_explains_every_key_without_torch():
     blocked = "import runpy, sys; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; "
     script = blocked + "runpy.run_path(sys.argv[0], run_name='__main__')"
     command = [sys.executable, "-c", script, str(ROOT / "launch" / "train.py"), "--help_config"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG)
     assert (done.returncode, done.stderr) == (0, "")
     for line in (
         "topology.density: a number = 0.1",

@@ -26,7 +26,7 @@ def test_what_was_not_tested_does_not_count(correct):
 
 
 @given(st.lists(st.sampled_from([0.0, 0.001, 0.01, 0.02, 0.03, 0.3, 1.0]), min_size=1, max_size=9))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_laws_of_the_corrections(p):
     by_holm, by_bh = holm(p), benjamini_hochberg(p)
     assert by_bh == pytest.approx(stats.false_discovery_control(p).tolist())

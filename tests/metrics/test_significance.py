@@ -131,7 +131,7 @@ def test_cohens_d_of_the_differences():
     values=st.lists(st.floats(-1, 1), min_size=2, max_size=12),
     margin=st.floats(0.01, 2.0),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_tost_is_two_t_tests_and_agrees_with_its_interval(values, margin):
     if np.std(values) < 1e-6:
         values = [*values, 2.0]

@@ -4,12 +4,11 @@ import os
 import re
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-TIMEOUT = 400.0  # seconds; where other work goes on, a start of a run takes a minute
+from tests.events import HANG, wait_for
+
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
@@ -33,7 +32,7 @@ class Cluster:
     def start(self) -> dict[str, str]:
         """Start whatever of it does not run; returns the environment it asks for."""
         done = subprocess.run(
-            [self._scripts / "start-slurm"], capture_output=True, text=True, timeout=TIMEOUT
+            [self._scripts / "start-slurm"], capture_output=True, text=True, timeout=HANG
         )
         if done.returncode != 0:
             raise RuntimeError(done.stderr.strip())
@@ -60,7 +59,7 @@ class Cluster:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=TIMEOUT,
+            timeout=HANG,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -83,15 +82,6 @@ class Cluster:
     def wait_state(self, job: str, *states: str) -> None:
         """Until it is in one of these states."""
         wait_for(lambda: self.facts(job)["JobState"] in states, f"job {job} to be {states}")
-
-
-def wait_for(look: Callable[[], Any], what: str) -> Any:
-    """The first true value of `look`."""
-    end = time.monotonic() + TIMEOUT
-    while not (found := look()):
-        assert time.monotonic() < end, f"waited {TIMEOUT:g} s for {what}"
-        time.sleep(0.2)
-    return found
 
 
 def num_lines(path: Path) -> int:

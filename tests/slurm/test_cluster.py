@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from launch import sweep
+from tests.events import wait_for
 from tests.launch import outcome
 from tests.launch.starter import Starter
-from tests.slurm.cluster import num_lines, wait_for
+from tests.slurm.cluster import num_lines
 from tests.slurm.test_scripts import HOSTILE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,7 +29,7 @@ def begun(folder, rank, restarts=0):
 
 
 def test_ranks_on_two_nodes_and_a_hostile_name(cluster, project, tmp_path):
-    words = (str(tmp_path), "0", "65", HOSTILE)
+    words = (str(tmp_path), ".", "65", HOSTILE)
     end = cluster.end_of(cluster.train(project, TWO_NODES, *words, cwd=tmp_path))
     assert end == {"JobState": "FAILED", "Restarts": "0", "ExitCode": "65:0"}
     facts = [json.loads(begun(tmp_path, rank)) for rank in (0, 1)]
@@ -44,7 +45,7 @@ def test_ranks_on_two_nodes_and_a_hostile_name(cluster, project, tmp_path):
 
 def test_the_time_limit_gives_notice_and_the_job_goes_on(cluster, project, tmp_path):
     settings = (*TWO_NODES, "TIME=1", "NOTICE=50")
-    job = cluster.train(project, settings, str(tmp_path), "600", "0", cwd=tmp_path)
+    job = cluster.train(project, settings, str(tmp_path), "never", "0", cwd=tmp_path)
     begun(tmp_path, 1, restarts=1)
     cluster.run("scancel", job)
     assert "rank 1 has saved" in (tmp_path / "runs" / "slurm" / f"{job}.rank1.txt").read_text()
@@ -55,7 +56,7 @@ def test_the_time_limit_gives_notice_and_the_job_goes_on(cluster, project, tmp_p
 def test_of_an_array_only_the_task_that_was_cut_is_requeued(cluster, project, tmp_path):
     script = project / "slurm" / "train.sbatch"
     root = f"SPARSECL_ROOT={project}"
-    words = (*SITE, "--", str(tmp_path), "15", "0")
+    words = (*SITE, "--", str(tmp_path), "go", "0")
     sbatch = ("sbatch", "--parsable", "--array=0-1", "--ntasks=1", "--requeue")
     job = cluster.run("env", root, *sbatch, script, *words, cwd=tmp_path).strip()
     # The last task has the number of the whole array.
@@ -65,6 +66,8 @@ def test_of_an_array_only_the_task_that_was_cut_is_requeued(cluster, project, tm
     begun(tmp_path, 0)
     wait_for(lambda: len(list((tmp_path / "runs" / "slurm").iterdir())) == 2, "both tasks")
     cluster.run("scancel", "--signal=USR1", f"{job}_1")
+    wait_for(lambda: cluster.facts(f"{job}_1")["Restarts"] == "1", "the requeue")
+    (tmp_path / "go").touch()
     ends = [cluster.end_of(f"{job}_{task}") for task in (0, 1)]
     assert [(end["JobState"], end["Restarts"]) for end in ends] == [
         ("COMPLETED", "0"),
@@ -73,7 +76,7 @@ def test_of_an_array_only_the_task_that_was_cut_is_requeued(cluster, project, tm
 
 
 def test_a_dead_node_ends_in_a_requeue(cluster, project, tmp_path):
-    words = (str(tmp_path), "600", "0")
+    words = (str(tmp_path), "never", "0")
     job = cluster.train(project, TWO_NODES, *words, cwd=tmp_path)
     facts = [json.loads(begun(tmp_path, rank)) for rank in (0, 1)]
     cluster.kill_node("vnode2", facts[1]["pid"])

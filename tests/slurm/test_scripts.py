@@ -5,10 +5,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+
+from tests.events import HANG, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / "slurm").iterdir())
@@ -32,7 +33,7 @@ def bash(script, *words, env=None, cwd=None):
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG,
     )
 
 
@@ -140,7 +141,7 @@ ARRAY = {"SLURM_ARRAY_JOB_ID": "20012", "SLURM_ARRAY_TASK_ID": "4"}
 )
 def test_only_who_was_asked_to_stop_is_requeued(job, code, more, end, asked):
     process = job(f"exit {code}", **more)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=HANG)
     assert process.returncode == end, err
     assert job.asked() == asked
     assert "meeting at node7:10017" in err
@@ -149,26 +150,20 @@ def test_only_who_was_asked_to_stop_is_requeued(job, code, more, end, asked):
 
 
 def test_a_job_that_is_cancelled_is_not_requeued(job, tmp_path):
-    process = job("touch began; sleep 2; exit 75")
-    wait_for_file(tmp_path / "began")
+    process = job("touch began; until [[ -e told ]]; do sleep 0.1; done; exit 75")
+    wait_for((tmp_path / "began").exists, "the step")
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    (tmp_path / "told").touch()
+    _, err = process.communicate(timeout=HANG)
     assert process.returncode == 75 and job.asked() == "" and "not requeued" in err
 
 
 def test_a_signal_to_the_script_reaches_the_ranks(job, tmp_path):
     process = job("trap 'exit 75' USR1; touch began; for ((;;)); do sleep 0.1; done")
-    wait_for_file(tmp_path / "began")
+    wait_for((tmp_path / "began").exists, "the step")
     process.send_signal(signal.SIGUSR1)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=HANG)
     assert process.returncode == 75 and job.asked() == "requeue 20017\n", err
-
-
-def wait_for_file(path):
-    end = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(

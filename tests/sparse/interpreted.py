@@ -13,6 +13,8 @@ import sys
 import traceback
 from pathlib import Path
 
+from tests.events import HANG
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -25,7 +27,7 @@ def run_cases(module: str) -> dict[str, str]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

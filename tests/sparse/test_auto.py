@@ -36,7 +36,7 @@ def test_every_candidate_is_timed_on_the_real_layer(storage, dtype):
         lambda o: make(o, BlockConfig(size=8)), options, batch=(2, 5), dtype=dtype, device=CPU
     )
     assert list(found.seconds) == ["dense", "csr", "block"]
-    assert all(0 < seconds < 1 for seconds in found.seconds.values())
+    assert all(seconds > 0 for seconds in found.seconds.values())
     assert found.seconds[found.backend] == min(found.seconds.values())
 
 

@@ -107,7 +107,7 @@ def test_every_pair_agrees_with_the_masked_product(kind, split, tp_size):
         check(make(), split, graph.mask())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.integers(1, 13),
     columns=st.integers(1, 13),

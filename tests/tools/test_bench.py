@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.events import HANG
 from tools import bench
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,7 +44,7 @@ def done(tmp_path_factory):
         [*command, "--density", "0.25", "0.5", "--plot", str(path.with_name("ratio.png"))],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG,
     )
     assert process.returncode == 0, process.stderr
     return process, json.loads(path.read_text()), path
@@ -195,6 +196,6 @@ def test_a_wrong_flag_costs_no_import_of_torch():
     script = blocked + "runpy.run_path(sys.argv[0], run_name='__main__')"
     command = [sys.executable, "-c", script, str(ROOT / "tools" / "bench.py")]
     process = subprocess.run(
-        [*command, "--rounds", "0"], capture_output=True, text=True, timeout=60
+        [*command, "--rounds", "0"], capture_output=True, text=True, timeout=HANG
     )
     assert (process.returncode, process.stderr) == (64, "error: --rounds must be >= 1, got 0\n")

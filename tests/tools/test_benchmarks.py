@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from sparsecl import dist
 from sparsecl.checkpoint import publish
 from sparsecl.engine.run import check
 from sparsecl.files import write_json
+from tests.events import wait_for
 from tools import bench
 from tools.benchmarks import checkpoints, growth, layers, memory, process, wire
 from tools.benchmarks.plot import draw
@@ -199,10 +199,8 @@ def save_both_ways(given, config):
 
     def write(*arguments):
         if threading.get_ident() != caller:
-            enough, deadline = num_steps[0] + 2, time.monotonic() + 60
-            while num_steps[0] < enough:
-                assert time.monotonic() < deadline, "training waits for the writer"
-                time.sleep(0.01)
+            enough = num_steps[0] + 2
+            wait_for(lambda: num_steps[0] >= enough, "two steps beside the writer")
         return real_write(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -13,7 +13,8 @@ from sparsecl.checkpoint.reader import Reader
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.engine.topology import draw_topologies
 from tests.analysis.made_run import load, make_run
-from tests.launch.starter import ROOT, free_port, run_script
+from tests.events import free_port
+from tests.launch.starter import ROOT, run_script
 from tools.convert import main
 
 STEP_0 = Path("checkpoints") / "step_0"
@@ -137,13 +138,13 @@ def test_the_tokenizer_of_the_run_must_be_found(tmp_path, shared_cache, capsys):
 
 def run_tool(*arguments, cwd):
     words = [str(argument) for argument in arguments]
-    return run_script(ROOT / "tools" / "convert.py", words, cwd=cwd, timeout=120)
+    return run_script(ROOT / "tools" / "convert.py", words, cwd=cwd)
 
 
 @pytest.mark.parametrize(("stage", "storage"), [(1, "masked"), (2, "packed"), (3, "masked")])
 def test_a_zero_checkpoint_of_ours(server, tmp_path, stage, storage):
     words = [str(stage), storage, str(tmp_path / "made"), str(free_port())]
-    saved = run_script(ROOT / "tests" / "tools" / "save_zero.py", words, cwd=tmp_path, timeout=120)
+    saved = run_script(ROOT / "tests" / "tools" / "save_zero.py", words, cwd=tmp_path)
     assert saved.code == 0, saved.err
     made = tmp_path / "made"
     flags = ("--trust-checkpoint", "--config", made / "config.yaml")

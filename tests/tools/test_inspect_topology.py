@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sparsecl.topology.layer import LayerTopology
+from tests.events import HANG
 from tools import inspect_topology as tool
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,7 +52,7 @@ def test_the_demo_without_torch_or_matplotlib():
         [sys.executable, "-c", script],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert (done.returncode, done.stderr) == (0, "")

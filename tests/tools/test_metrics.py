@@ -10,6 +10,7 @@ import pytest
 
 from sparsecl.metrics.records import read_records
 from sparsecl.metrics.summary import summarize
+from tests.events import HANG
 from tests.metrics.fake_run import header, write_lines, write_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +32,7 @@ def tool(*arguments, blocked="torch,deepspeed,megatron,datasets,matplotlib"):
         [*command, *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
 

@@ -9,6 +9,7 @@ import pytest
 
 from sparsecl.experiments.collect import collect
 from sparsecl.experiments.report import write, write_report
+from tests.events import HANG
 from tests.experiments.fake_study import FakeArm, write_study
 from tests.tools.test_metrics import WITHOUT_TORCH
 from tools import report
@@ -24,7 +25,7 @@ def tool(*arguments):
         [*command, *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7"},
     )
 

@@ -116,7 +116,7 @@ SIDES = st.sampled_from([1, 2, 3, 4, 7, 8, 12, 13, 24, 31])
 ANY_SHAPE = ["er_fixed", "brf", "shared_index", "bsw", "near_biregular"]
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(
     name=st.sampled_from(ANY_SHAPE),
     out_features=SIDES,
@@ -136,7 +136,7 @@ def test_any_shape_has_the_exact_count(name, out_features, in_features, rho):
     assert topology.num_live == topology.mask().sum() == topology.row_degrees().sum() == num_live
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(
     kind=st.sampled_from(["er_fixed", "er_bernoulli", "brf", "shared_index", "bsw", "expander"]),
     rows=st.integers(1, 9),
