@@ -21,7 +21,6 @@ from sparsecl.metrics.records import read_records
 from sparsecl.metrics.results import read_ended
 from sparsecl.metrics.summary import summarize
 from tests.launch import outcome
-from tests.launch.kills import kill_at_step
 from tests.launch.starter import Starter
 
 SETTINGS = ("--set", "phases.steps=20", "checkpoint.keep=1")
@@ -41,7 +40,8 @@ def interrupted(server, tmp_path_factory, shared_cache) -> Path:
     """Folder of the same run without that checkpoint, killed behind a checkpoint and a record."""
     starter = Starter(tmp_path_factory.mktemp("interrupted"), shared_cache)
     folder = starter.folder / "run"
-    kill_at_step(starter.start(starter.arguments("--run_dir", str(folder), *SETTINGS)), folder, 14)
+    done = starter.run("--run_dir", str(folder), *SETTINGS, "--inject", "kill@step:15")
+    assert done.code == -9, done.err
     return folder
 
 

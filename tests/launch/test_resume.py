@@ -173,7 +173,8 @@ def test_other_data_is_refused(starter):
     data = tiny(starter.cache)["data"]
     first = {"name": "a", "source": "files", "train": [str(path)], "validation": [str(valid)]}
     starter.config(data={**data, "domains": [first, data["domains"][1]]})
-    assert starter.run("--run_dir", str(folder), "--inject", "kill@step:5").code == -9
+    killed = starter.run("--run_dir", str(folder), *SETTINGS, "--inject", "kill@step:5")
+    assert killed.code == -9
     path.write_text("the quick brown cat jumps over the lazy dog. " * 50)
     refused(starter, folder, 65, "the data changed since the checkpoint")
 
