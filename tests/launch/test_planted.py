@@ -145,5 +145,5 @@ def test_an_input_that_is_a_pipe_is_refused_at_once(starter, name):
         words[words.index("--ds_config") + 1] = str(pipe)
     else:
         words += ["--set", "topology.kind=from_file", f"topology.path={pipe}"]
-    done = starter.start(words).wait(60)
+    done = starter.start(words).wait()
     assert done.code == 66 and name in done.line
