@@ -43,9 +43,9 @@ def plain_input(path: str | Path, flags: int) -> int:
     return _open(path, flags, follow=True)
 
 
-def read_plain(path: Path) -> bytes:
-    """The content of a file inside a run, study or cache folder; OSError as `plain` has it."""
-    with open(path, "rb", opener=plain) as file:
+def read_plain(path: Path, opener: Opener = plain) -> bytes:
+    """The content of a plain file; OSError as the opener has it."""
+    with open(path, "rb", opener=opener) as file:
         return file.read()
 
 

@@ -19,6 +19,7 @@ from sparsecl.checkpoint.topologies import TOPOLOGY_FILE, save_topologies
 from sparsecl.errors import DataError, UserError
 from sparsecl.files import write_json
 from sparsecl.model.config import ModelShape
+from sparsecl.opening import plain_input, read_plain
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 PREFIX = "transformer."
@@ -169,7 +170,7 @@ def read_json(path: Path) -> dict[str, Any]:
         DataError: it cannot be read, or is no object.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_plain(path, plain_input))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({type(error).__name__})") from None
     if not isinstance(found, dict):

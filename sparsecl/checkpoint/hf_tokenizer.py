@@ -24,6 +24,7 @@ from typing import Any
 
 from sparsecl.data.tokenizer import BytesTokenizer, SentencePieceTokenizer, Tokenizer
 from sparsecl.files import atomic_open, write_json
+from sparsecl.opening import plain_input, read_plain
 
 MODEL = "tokenizer.model"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -80,7 +81,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, context: int) -> str 
 def is_bytes(folder: Path) -> bool:
     """True if the tokenizer.json of a folder is what is written here for kind bytes."""
     try:
-        found = json.loads((folder / TOKENIZER).read_bytes())
+        found = json.loads(read_plain(folder / TOKENIZER, plain_input))
     except (OSError, ValueError, RecursionError):
         return False
     return found == _bytes_json()

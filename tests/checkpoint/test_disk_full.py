@@ -129,6 +129,16 @@ def test_a_folder_that_cannot_be_made(tmp_path):
         save(tmp_path / "checkpoints", 1)
 
 
+def test_latest_that_is_a_folder(tmp_path):
+    save(tmp_path, 1)
+    (tmp_path / "latest").unlink()
+    (tmp_path / "latest").mkdir()
+    with pytest.raises(CannotCreateError, match="latest: cannot be written .is a folder.$"):
+        save(tmp_path, 2)
+    found, notes = publication.newest_valid(tmp_path)
+    assert found == tmp_path / "step_2" and "latest: ignored, not a plain file" in notes[0]
+
+
 def test_a_failed_rename_puts_the_old_one_back(tmp_path, monkeypatch):
     save(tmp_path, 1, 10)
     real = os.rename
