@@ -201,9 +201,9 @@ class RecordFile:
             CannotCreateError, StorageError: it cannot be opened.
         """
         self.path = path
-        size = keep.bytes if keep else 0
+        size = keep.num_bytes if keep else 0
         # Of all lines, those that wait included: the file becomes what they are.
-        self._digest = _check_prefix(path, keep) if keep else hashlib.sha256()
+        self._digest = check_prefix(path, keep) if keep else hashlib.sha256()
         with writing(path):
             self._handle = plain(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.ftruncate(self._handle, size)
@@ -410,9 +410,17 @@ def _reason(error: Exception) -> str:
     return " ".join(text.split())[:200]
 
 
-def _check_prefix(path: Path, keep: Extent) -> "hashlib._Hash":
-    """Returns the sha256 of the first `keep.bytes` bytes, to be continued; raises DataError."""
-    digest, left = hashlib.sha256(), keep.bytes
+def check_prefix(path: Path, keep: Extent) -> "hashlib._Hash":
+    """Check that a record file begins with what it held at a checkpoint.
+
+    Returns:
+        The sha256 of that, to be continued.
+
+    Raises:
+        DataError: it does not.
+        CannotCreateError: it cannot be read.
+    """
+    digest, left = hashlib.sha256(), keep.num_bytes
     try:
         with open(path, "rb", opener=plain) as file:
             size = file.seek(0, os.SEEK_END)
@@ -425,15 +433,15 @@ def _check_prefix(path: Path, keep: Extent) -> "hashlib._Hash":
     except OSError as error:
         raise CannotCreateError(f"{path}: cannot be read ({_reason(error)})") from None
     problem = ""
-    if size < keep.bytes:
-        problem = f"{size} bytes, but {keep.bytes} at the checkpoint"
+    if size < keep.num_bytes:
+        problem = f"{size} bytes, but {keep.num_bytes} at the checkpoint"
     elif digest.hexdigest() != keep.sha256:
-        problem = f"its first {keep.bytes} bytes are not those of the checkpoint (sha256 differs)"
+        problem = f"its first {keep.num_bytes} bytes are not those of the checkpoint (sha256 "
+        problem += "differs)"
     if problem:
         raise DataError(
-            one_line(f"{path}: {problem}; the record cannot be continued. Restore the file from a ")
-            + "copy, or start in another --run_dir; with --set init_from=CHECKPOINT it begins with "
-            "the weights of this run."
+            one_line(f"{path}: {problem}. Restore the file from a copy, or start in another ")
+            + "--run_dir; with --set init_from=CHECKPOINT it begins with the weights of this run."
         )
     return digest
 

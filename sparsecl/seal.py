@@ -15,9 +15,9 @@ _SEAL = re.compile(rb', "sealed": "([0-9a-f]{64})"\}\n?\Z')
 
 @dataclass(frozen=True)
 class Extent:
-    """The beginning of a file: how many bytes, and which."""
+    """The beginning of a file: its size, and its content."""
 
-    bytes: int
+    num_bytes: int
     sha256: str
     """Hex digest of them."""
 

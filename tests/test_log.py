@@ -64,7 +64,7 @@ def test_a_line_that_is_not_taken_waits_in_order(file, monkeypatch):
             file.sync()
     file.append(b"4\n")
     assert file.path.read_bytes() == b"1\n2\n3\n4\n"
-    assert (file.num_waiting, file.problem, file.sync().bytes) == (0, None, 8)
+    assert (file.num_waiting, file.problem, file.sync().num_bytes) == (0, None, 8)
 
 
 def test_half_a_line_never_stays(file, monkeypatch):

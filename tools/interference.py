@@ -48,6 +48,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # works from a checkout that was never installed
@@ -56,6 +57,7 @@ if str(ROOT) not in sys.path:  # works from a checkout that was never installed
 # None of these imports torch: a mistyped flag costs no seconds.
 from sparsecl import config as configs  # noqa: E402
 from sparsecl.errors import (  # noqa: E402
+    DataError,
     InvariantError,
     MissingInputError,
     UserError,
@@ -72,7 +74,13 @@ from sparsecl.metrics.interference import (  # noqa: E402
 from sparsecl.metrics.interference_text import as_text, side_by_side  # noqa: E402
 from sparsecl.metrics.results import has_ended  # noqa: E402
 
+if TYPE_CHECKING:
+    from sparsecl.analysis.load import Located
+    from sparsecl.engine.run_config import RunConfig
+
 Say = Callable[[str], None]
+# What a measurement takes from config.yaml; the data is compared by its digest.
+USED = ("seed:", "model.", "tokenizer.", "topology.")
 
 
 @dataclass(frozen=True)
@@ -219,6 +227,7 @@ def measure_run(job: Job, settings: InterferenceSettings) -> Interference:
 
     place = locate(job.path)
     config = configs.load(RunConfig, place.run / "config.yaml")
+    check_config(place, config)
     context = config.model.resolved().context
     say(f"{place.checkpoint.name}: model and data")
     data = prepare_domains(
@@ -249,6 +258,25 @@ def measure_run(job: Job, settings: InterferenceSettings) -> Interference:
     write_interference(target, found)
     say(f"wrote {target}")
     return found
+
+
+def check_config(place: "Located", config: "RunConfig") -> None:
+    """Compare the run's config.yaml with what a checkpoint was made with, as far as it counts here.
+
+    Raises:
+        DataError: they differ.
+    """
+    from sparsecl.checkpoint.manifest import read_manifest
+    from sparsecl.engine.resume import changes
+
+    saved = read_manifest(place.checkpoint).state.get("config")
+    found = changes(saved, configs.to_dict(config)) if saved else []
+    used = [line for line in found if line.startswith(USED)]
+    if used:
+        raise DataError(
+            f"{place.run / 'config.yaml'}: is not the config of {place.checkpoint.name}: "
+            f"{'; '.join(used)}. Restore it from a copy."
+        )
 
 
 def quiet() -> None:

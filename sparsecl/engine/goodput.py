@@ -28,7 +28,7 @@ from sparsecl.errors import UserError
 from sparsecl.files import writing
 from sparsecl.log import RecordFile, warn
 from sparsecl.opening import read_plain
-from sparsecl.seal import Extent
+from sparsecl.seal import Extent, sealed_lines
 
 ATTEMPTS = "attempts.jsonl"
 MAX_SILENCE = 60.0  # seconds from one line to the next, where steps are logged
@@ -145,6 +145,9 @@ class Attempts:
         path = folder / ATTEMPTS
         content, self._file = _open(path)
         self.earlier = read_attempts(content)
+        self.is_whole = _is_whole(content)
+        if not self.is_whole:
+            warn(f"{path}: is not as it was written; goodput is not known for this run")
         # A process may hold two attempts, one after the other: no second belongs to both.
         free = time.time() - self.earlier[-1].end if self.earlier else math.inf
         age = max(0.0, min(process_seconds(), free))
@@ -170,7 +173,10 @@ class Attempts:
             self._append({"event": "mark", "seconds": seconds, **asdict(spent)})
 
     def breakdown(self, spent: Spent, *, useful: float) -> dict[str, Any]:
-        """See the function of that name; this attempt is counted up to now."""
+        """See the function of that name; this attempt is counted up to now. {} if the file has
+        been changed."""
+        if not self.is_whole:
+            return {}
         now = Attempt(begun=self._wall_begun, seconds=self.seconds, spent=spent)
         return breakdown([*self.earlier, now], useful=useful)
 
@@ -183,10 +189,18 @@ class Attempts:
     def _append(self, record: Mapping[str, Any]) -> None:
         if self._file is None:
             return
-        self._file.append(json.dumps(record).encode() + b"\n")
+        self._file.append(json.dumps(record).encode() + b"\n", sealed=True)
         if self._file.problem is not None and not self._warned:
             self._warned = True
             warn(f"{self._file.path}: cannot be written ({self._file.problem}); the run goes on")
+
+
+def _is_whole(content: bytes) -> bool:
+    """Nothing has changed since it was written. Earlier versions sealed no line."""
+    try:
+        return len({sealed for _, sealed in sealed_lines(content)}) < 2
+    except ValueError:
+        return False
 
 
 def _open(path: Path) -> tuple[bytes, RecordFile | None]:

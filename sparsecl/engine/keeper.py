@@ -85,7 +85,7 @@ class Keeper:
                 here = {
                     **self.identity,
                     "position": asdict(position),
-                    "scalars_bytes": records.bytes,
+                    "scalars_bytes": records.num_bytes,
                     "scalars_sha256": records.sha256,
                     "audit_checks": self.built.guard.checks,
                     "matrix": self.journal.matrix,

@@ -101,9 +101,8 @@ def check_config(
         DataError: other domains.
         UserError: other changes, unless they are allowed. Rank 0 prints all of them before.
     """
-    old = completed(old)
-    _check_domains(holder, old, new)
-    changed = [line for line in configs.differences(old, new) if not _is_free(line)]
+    _check_domains(holder, completed(old), new)
+    changed = changes(old, new)
     if not changed:
         return []
     if not allowed.config:
@@ -117,6 +116,11 @@ def check_config(
             + "Use the same config, another --run_dir, or --allow_config_change."
         )
     return [f"allowed: the config changed since {holder.name}:", *(f"  {c}" for c in changed)]
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between a saved config and one of now, one line each, but what is free."""
+    return [line for line in configs.differences(completed(old), new) if not _is_free(line)]
 
 
 def completed(old: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from sparsecl.errors import (
     UserError,
 )
 from sparsecl.files import json_text, sha256_file, sha256_text, write_json
-from sparsecl.log import RunLog
+from sparsecl.log import RunLog, check_prefix
 from sparsecl.methods.base import Methods
 from sparsecl.methods.build import build_methods
 from sparsecl.metrics.records import SCALARS
@@ -444,6 +444,9 @@ def _show_finished(folder: RunFolder | None) -> dict[str, Any] | None:
     if folder is None:
         return None
     summary = summarize(read_to_end(folder.path))
+    # Whole records of another run must not be taken for those of this one.
+    for found in candidates(folder.path / "checkpoints")[:1]:
+        check_prefix(folder.path / SCALARS, saved_records(read_manifest(found).state))
     path, text, whole = folder.path / RESULTS, json_text(summary), False
     print(report(summary))
     with contextlib.suppress(OSError):  # what is there and no file is refused where it is written

@@ -6,6 +6,7 @@ run writes, so it marks the end, and it is what people and other programs read.
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,7 @@ def read_ended(run: Path) -> RunRecords:
     found = _read(path)
     records = read_to_end(run)
     made_of = found.get("records")
-    now = {"bytes": records.extent.bytes, "sha256": records.extent.sha256}
-    if made_of not in (None, now):  # earlier versions did not say it
+    if made_of not in (None, asdict(records.extent)):  # earlier versions did not say it
         raise DataError(f"{path}: was made of another scalars.jsonl (sha256 differs). {AGAIN}")
     return records
 

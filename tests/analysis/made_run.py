@@ -75,7 +75,11 @@ def make_run(folder: Path, config: RunConfig, *, step: int = 3, model: GPT | Non
         tensors[piece.key] = value.reshape(-1).clone()
         pieces.append(piece)
         entries[name] = ParameterEntry(shape, int(getattr(param, "partition_dim", -1)), live)
-    state: dict[str, Any] = {"data": data.fingerprint, "tokenizer": data.tokenizer.digest}
+    state: dict[str, Any] = {
+        "config": configs.to_dict(config),
+        "data": data.fingerprint,
+        "tokenizer": data.tokenizer.digest,
+    }
     publish(
         folder / "checkpoints",
         step,

@@ -213,3 +213,22 @@ def test_the_age_of_this_process():
     second = goodput.process_seconds()
     assert 0.0 < first < before
     assert 0.05 <= second - first <= time.clock_gettime(time.CLOCK_BOOTTIME) - before
+
+
+def test_a_changed_file_gives_no_goodput_rather_than_another(tmp_path, young, capsys):
+    first = Attempts(tmp_path)
+    first.mark(Spent(startup=5.0, steps=1.0))
+    first.close()
+    path = tmp_path / ATTEMPTS
+    content = path.read_bytes()
+    for place in range(0, 8 * (len(content) - 1), 37):
+        changed = bytearray(content)
+        changed[place // 8] ^= 1 << place % 8
+        path.write_bytes(changed)
+        attempt = Attempts(tmp_path)
+        attempt.close()
+        assert attempt.breakdown(Spent(), useful=0.0) == {}
+        assert "is not as it was written" in capsys.readouterr().err
+        again = Attempts(tmp_path)  # what is written behind it does not make it good
+        again.close()
+        assert again.breakdown(Spent(), useful=0.0) == {}

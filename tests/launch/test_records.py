@@ -98,7 +98,7 @@ DAMAGE: list[Callable[[bytes], bytes]] = [
     lambda content: content[: len(content) // 2],
     lambda content: b"",
     lambda content: content.replace(b'"F_last": ', b'"F_last": 1'),
-    lambda content: json.dumps({"name": "other", "records": {"bytes": 1, "sha256": "0"}}).encode(),
+    lambda content: json.dumps({"name": "other", "records": {"num_bytes": 1}}).encode(),
 ]
 
 
@@ -123,6 +123,18 @@ def test_damaged_records_of_a_finished_run_are_refused(starter, whole, tmp_path)
     done = starter.run("--run_dir", str(folder), *SETTINGS)
     assert done.code == 65, done.err
     assert str(folder / "scalars.jsonl") in done.line and "Restore the file" in done.line
+    assert contents(folder) == before
+
+
+def test_whole_records_of_another_run_are_refused(starter, whole, tmp_path):
+    """They vouch for themselves, but the checkpoint has seen others."""
+    other, folder = starter.folder / "other", Path(shutil.copytree(whole, tmp_path / "run"))
+    assert starter.run("--run_dir", str(other), *SETTINGS, "seed=1").code == 0
+    shutil.copyfile(other / "scalars.jsonl", folder / "scalars.jsonl")
+    before = contents(folder)
+    done = starter.run("--run_dir", str(folder), *SETTINGS)
+    assert done.code == 65, done.err
+    assert str(folder / "scalars.jsonl") in done.line
     assert contents(folder) == before
 
 
@@ -204,9 +216,9 @@ def test_no_bit_before_a_checkpoint_goes_unseen(interrupted, tmp_path):
     seen = {True: 0, False: 0}
     for changed in flips(content, 300, seed=2):
         path.write_bytes(changed)
-        before = changed[: extent.bytes] != content[: extent.bytes]
+        before = changed[: extent.num_bytes] != content[: extent.num_bytes]
         assert is_refused(lambda: RecordFile(path, keep=extent).close()) == before
-        assert path.read_bytes() == (changed if before else content[: extent.bytes])
+        assert path.read_bytes() == (changed if before else content[: extent.num_bytes])
         seen[before] += 1
     assert min(seen.values()) > 10
 

@@ -104,6 +104,15 @@ def test_a_study_is_brought_up_to_date(capsys, tmp_path, made):
     assert read_interference(first).checkpoint == "step_2"
 
 
+def test_a_config_that_is_not_the_checkpoints_is_refused(capsys, run):
+    path = run / "config.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("seed: 0", "seed: 4", 1))
+    code, text, err = ask(capsys, run, *FAST)
+    assert (code, text) == (65, "")
+    assert f"error: {path}: is not the config of step_3: seed: 0 -> 4." in err
+
+
 def test_a_failed_run_does_not_stop_the_others(capsys, tmp_path, made):
     study, out = tmp_path / "study", tmp_path / "all.json"
     plan = make_study(study, made)
