@@ -24,6 +24,10 @@ RECORDS: tuple[Row, ...] = (
         (
             f"{LAUNCH}records.py::test_damaged_results_are_made_anew",
             f"{LAUNCH}records.py::test_results_in_the_folder_of_a_run_that_has_not_ended",
+            f"{LAUNCH}records.py::test_whole_records_of_another_run_are_refused",
+            "tests/metrics/test_results.py::test_results_that_cannot_be_read",
+            "tests/metrics/test_results.py::test_records_of_another_run",
+            "tests/metrics/test_results.py::test_a_study_does_not_average_what_is_damaged",
             f"{LAUNCH}records.py::test_no_bit_of_the_results_stays_changed",
             f"{SECURE}run_folder.py::test_results_of_a_finished_run_are_computed_not_believed",
         ),
@@ -38,5 +42,18 @@ RECORDS: tuple[Row, ...] = (
         ),
         "--init_checkpoint keeps step 0, and its scores are that row, bit for bit",
         "bit for bit on the layout that wrote it; others round differently",
+    ),
+    Row(
+        "R4",
+        "attempts.jsonl or config.yaml of a run changed",
+        (
+            "tests/engine/test_goodput.py::"
+            "test_a_changed_file_gives_no_goodput_rather_than_another",
+            "tests/tools/test_interference.py::"
+            "test_a_config_that_is_not_the_checkpoints_is_refused",
+        ),
+        "no goodput, with a warning; 65 where config.yaml counts",
+        "environment.json and ds_config.json are for people: a resume writes them anew, and no "
+        "figure of a run comes from them",
     ),
 )
