@@ -131,7 +131,7 @@ def test_an_attempt_writes_its_start_and_how_far_it_is(tmp_path, young):
     attempt.mark(Spent(startup=5.0, steps=4.0))
     attempt.close()
     start, *marks = lines(tmp_path)
-    assert start == {"event": "start", "time": NOW - 5.0}
+    assert (start["event"], start["time"]) == ("start", NOW - 5.0)
     assert [mark["steps"] for mark in marks] == [1.0, 4.0]
     assert [mark["seconds"] for mark in marks] == [6.0, 8.0]
     (found,) = read_attempts((tmp_path / ATTEMPTS).read_bytes())
