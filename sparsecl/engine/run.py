@@ -445,7 +445,8 @@ def _show_finished(folder: RunFolder | None) -> dict[str, Any] | None:
         return None
     summary = summarize(read_to_end(folder.path))
     # Whole records of another run must not be taken for those of this one.
-    for found in candidates(folder.path / "checkpoints")[:1]:
+    found, _ = newest_valid(folder.path / "checkpoints")
+    if found is not None:
         check_prefix(folder.path / SCALARS, saved_records(read_manifest(found).state))
     path, text, whole = folder.path / RESULTS, json_text(summary), False
     print(report(summary))

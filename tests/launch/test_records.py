@@ -107,6 +107,9 @@ def test_damaged_results_are_made_anew(starter, whole, tmp_path, damage):
     folder = Path(shutil.copytree(whole, tmp_path / "run"))
     path, before = folder / "results.json", contents(folder)
     path.write_bytes(damage(path.read_bytes()))
+    manifest = folder / "checkpoints" / "step_40" / "manifest.json"
+    manifest.write_bytes(b"{}")  # nothing is resumed, so that is no hindrance
+    before[manifest.relative_to(folder)] = b"{}"
     done = starter.run("--run_dir", str(folder), *SETTINGS)
     assert done.code == 0, done.err
     assert f"{path} did not hold the results of its scalars.jsonl, and was made anew." in done.out
