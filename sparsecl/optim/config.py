@@ -53,7 +53,8 @@ class ScheduleConfig:
     """Shape after the warm-up, down to `final` at the end of the phase."""
 
     warmup: float = 0.05
-    """Share of the phase's steps over which the rate rises linearly from near 0."""
+    """Share of the phase's steps over which the rate rises linearly from near 0; 4 steps at least,
+    however short the phase. 0 = no warm-up."""
 
     rewarm: bool = True
     """Warm up in every phase; otherwise only in the first."""

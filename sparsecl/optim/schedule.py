@@ -4,6 +4,11 @@ import math
 
 from sparsecl.optim.config import ScheduleConfig
 
+MIN_WARMUP = 4
+"""Steps of any warm-up: a share of a short phase rounds to none, and its first update, whose size
+Adam does not take from the gradient, would be a full one. A phase that is shorter ends warming up.
+"""
+
 
 def lr_factor(config: ScheduleConfig, *, phase: int, step: int, num_steps: int) -> float:
     """Share of the peak learning rate in use at `step` of a phase.
@@ -17,8 +22,8 @@ def lr_factor(config: ScheduleConfig, *, phase: int, step: int, num_steps: int) 
         A number in (0, 1]: (step + 1) / warm-up steps while warming up, then the decay, which
         reaches `final` at the last step.
     """
-    warms_up = config.rewarm or phase == 0
-    warmup_steps = round(config.warmup * num_steps) if warms_up else 0
+    warms_up = config.warmup > 0 and (config.rewarm or phase == 0)
+    warmup_steps = max(MIN_WARMUP, round(config.warmup * num_steps)) if warms_up else 0
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     if config.kind == "constant":

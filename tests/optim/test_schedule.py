@@ -32,6 +32,12 @@ def test_warm_up_rises_to_the_peak_in_every_phase_or_in_the_first_only():
     assert curve(once, phase=1)[0] == 1.0
 
 
+@pytest.mark.parametrize("num_steps", [1, 5, 20, 29, 100])
+def test_a_warm_up_starts_near_zero_however_short_the_phase(num_steps):
+    assert curve(ScheduleConfig(), num_steps=num_steps)[0] <= 0.25
+    assert curve(ScheduleConfig(warmup=0.0), num_steps=num_steps)[0] == 1.0
+
+
 @pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 100])
 @pytest.mark.parametrize("warmup", [0.0, 0.5, 1.0])
