@@ -8,8 +8,10 @@ Each unit j of the larger side is linked to K_j consecutive units of the smaller
 ring, beginning at floor(j * p / q - K_j / 2). Then each link is deleted with probability beta, and
 as many links are added on empty cells, drawn uniformly. beta = 0 is a band, beta = 1 is er_fixed.
 
-Differs from the code: the number of links is exact (one version there adds one too many), and the
-windows of a square matrix belong to the output rows by rule.
+Differs from the code: the number of links is exact (one version there adds one too many), the
+windows of a square matrix belong to the output rows by rule, and a negative start is rounded down;
+the code's int() rounds towards zero, so there the first few windows, those that reach around the
+ring, begin one place later where K_j / 2 - j p / q is not whole.
 """
 
 import numpy as np

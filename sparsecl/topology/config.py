@@ -55,7 +55,8 @@ class ExpanderConfig:
 
     form: Literal["biregular", "near_biregular", "xnet"] = "biregular"
     """biregular: all rows equal and all columns equal, density rounded to what allows it;
-    near_biregular: exact density, degrees equal within one; xnet: the smaller side only."""
+    near_biregular: exact density, degrees equal within one; xnet: the smaller side only, density
+    rounded too."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,10 +4,12 @@ O = out_features, I = in_features, global; d_r, d_c = live weights of a row, of 
 Sources: Prabhu et al. 2018 (Deep Expander Networks), https://arxiv.org/abs/1711.08757, for `xnet`;
 random biregular graphs are close to Ramanujan with high probability (Friedman-type results).
 
-biregular: every row has d_r and every column d_c live weights, with O * d_r = I * d_c.
+biregular: every row has d_r and every column d_c live weights, with O * d_r = I * d_c. Whole
+degrees round the density: by +4 % at 768 x 768 and 0.01, by up to 25 % before it is refused.
 near_biregular: exactly round(rho * O * I) live weights, all degrees floor or ceil of their mean.
 xnet: every unit of the smaller side picks the same number of distinct partners; the larger side is
-left to chance. As published, so it is neither checked nor redrawn by its spectrum.
+left to chance. As published, so it is neither checked nor redrawn by its spectrum; its density is
+rounded likewise. In a study near_biregular is the form that has as many weights as other graphs.
 
 At density 0.05 an Erdos-Renyi graph has nearly the same second singular value: what these graphs
 add is regular degrees. An expander mixes fast, which is the opposite of isolation.
@@ -27,7 +29,7 @@ ExpanderForm = Literal["biregular", "near_biregular", "xnet"]
 NUM_DRAWS = 10  # graphs drawn before the best of them is taken
 TOLERANCE = 0.02  # a second singular value this much above the Ramanujan bound is accepted
 NUM_ITERATIONS = 15  # of the power method; see second_singular_value
-# Largest relative distance of a biregular density from the one asked for.
+# Largest relative distance of a density of whole degrees from the one asked for.
 MAX_DEVIATION = 0.25
 
 
@@ -42,7 +44,7 @@ def expander(
     """Draw one expander.
 
     Args:
-        rho: density in (0, 1]. biregular rounds it to the nearest density that exists.
+        rho: density in (0, 1]. biregular and xnet round it to the nearest density that exists.
         rng: the stream of this layer; it is advanced.
         form: see the top of the file.
 
@@ -50,7 +52,7 @@ def expander(
         Sorted flat indices o * I + i of the live weights.
 
     Raises:
-        ValueError: if no biregular graph is near rho; the message begins with `density`.
+        ValueError: if no graph of whole degrees is near rho; the message begins with `density`.
     """
     if form == "xnet":
         return _xnet(out_features, in_features, rho, rng)
@@ -140,6 +142,11 @@ def _xnet(
         raise ValueError(
             f"density {rho:g}: a unit of the smaller side would pick none of {large} partners. "
             f"Use {1 / large:g} or more"
+        )
+    if abs(degree / large - rho) > MAX_DEVIATION * rho:
+        raise ValueError(
+            f"density {rho:g}: the nearest X-Net has density {degree / large:g}. "
+            "Use that density, or expander.form: near_biregular"
         )
     mask = choose_per_row(large, np.full(small, degree), rng)
     # Output rows choose in a square matrix.

@@ -60,6 +60,14 @@ def test_xnet_is_regular_on_the_smaller_side_only(shape):
     assert len(set(mask.sum(axis=large))) > 1
 
 
+@pytest.mark.parametrize("form", ["biregular", "xnet"])
+def test_whole_degrees_that_are_far_from_the_density_are_refused(form):
+    assert mask_of((768, 768), rho=0.01, form=form).sum() == 8 * 768  # 7.68 a row: 4 % more
+    with pytest.raises(ValueError, match="density 0.04: the nearest .* near_biregular"):
+        expander(16, 16, rho=0.04, rng=seeding.stream(0), form=form)
+    assert mask_of((768, 768), rho=0.01, form="near_biregular").sum() == round(0.01 * 768**2)
+
+
 @pytest.mark.parametrize("size", range(1, 8))
 def test_tiny_graphs_terminate_with_exact_degrees(size):
     # Swaps get stuck on shapes like these, and the dealt graph takes over.
