@@ -236,14 +236,14 @@ def sweep_tool(arguments: list[str], workspace: Workspace) -> None:
     """Planned as it stands; a small one is run by tests/launch/test_sweep.py."""
     words = [word for word in arguments if word != "--dry_run"]
     output = workspace.run(sys.executable, "launch/sweep.py", *words, "--dry_run")
-    assert "11 arms x 8 seeds = 88 runs" in output
+    assert "16 arms x 8 seeds = 128 runs" in output
     if "--where" in words:
-        assert "sbatch" in output and "--array=0-87" in output
+        assert "sbatch" in output and "--array=0-10,16-26," in output
 
 
 def plan_tool(arguments: list[str], workspace: Workspace) -> None:
     output = workspace.run(sys.executable, "tools/plan.py", *arguments)
-    assert "11 arms, 88 runs, each on 1 x H100" in output
+    assert "16 arms, 128 runs, each on 1 x H100" in output
     assert re.search(r"^In all: [\d,.]+ GPU-hours", output, re.MULTILINE)
 
 

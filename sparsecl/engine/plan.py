@@ -65,7 +65,7 @@ class Plan:
 
     @property
     def num_steps(self) -> int:
-        """Optimizer steps of the whole run (an upper bound if the first phase may end early)."""
+        """Optimizer steps of the whole run (an upper bound if a phase may end early)."""
         return sum(phase.num_steps for phase in self.phases)
 
     def domain_name(self, phase: Phase) -> str:
@@ -95,6 +95,11 @@ def make_plan(config: RunConfig, *, world_size: int) -> Plan:
     if config.phases.until_loss is not None and not config.eval.every:
         raise UserError("phases.until_loss needs evaluations inside the phase: set eval.every > 0.")
     parts = _parts(config, tokens_per_step := config.batch.sequences * shape.context)
+    if len(config.phases.until_loss or ()) > len(parts):
+        raise UserError(
+            f"phases.until_loss has {len(config.phases.until_loss or ())} losses for {len(parts)} "
+            "phases; give one per phase at most"
+        )
     return Plan(
         shape=shape,
         domains=tuple(domain.name for domain in config.data.domains),

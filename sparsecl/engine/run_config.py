@@ -54,9 +54,10 @@ class PhasesConfig:
     min_improvement: float = 0.01
     """Nats per token that count as an improvement for patience."""
 
-    until_loss: float | None = None
-    """First phase only: end it as soon as the validation loss on its domain, in nats per token, is
-    at or below this (needs eval.every). Its steps or tokens are then the upper limit."""
+    until_loss: tuple[float | None, ...] | None = None
+    """One for each phase, from the first on: end the phase as soon as the validation loss on its
+    domain, in nats per token, is at or below this (needs eval.every); null, or none for that phase:
+    do not. Its steps or tokens are then the upper limit."""
 
     joint: bool = False
     """Train all phases as one: the sequences that they would read one after the other, shuffled.

@@ -406,7 +406,7 @@ class Trainer:
         raise RolledBack
 
     def _evaluate_all(self, at: str, *, phase: int) -> bool:
-        """Score every domain. Returns True if patience has run out in the first phase."""
+        """Score every domain. Returns True if the phase ends early."""
         faults.point("evaluate", step=self.step)
         with self.monitor.evaluation():
             scores = evaluate_domains(
@@ -432,18 +432,23 @@ class Trainer:
             self.journal.plasticity(found, at=at, phase=phase)
 
     def _ends_early(self, losses: Mapping[str, float]) -> bool:
-        """True if the first phase is good enough, or does not get better."""
+        """True if the phase is good enough, or the first one does not get better."""
         phases, position = self.config.phases, self.position
-        if position.phase != 0 or (phases.until_loss is None and not phases.patience):
+        watched = position.phase == 0 and phases.patience > 0
+        targets = (phases.until_loss or ())[position.phase : position.phase + 1]
+        target = targets[0] if targets else None
+        if not watched and target is None:  # all domains at once have no loss of their own
             return False
         loss = losses[self.domain]
-        if phases.until_loss is not None and loss <= phases.until_loss:
+        if target is not None and loss <= target:
             return True
+        if not watched:
+            return False
         if loss < position.best_loss - phases.min_improvement:
             position.best_loss, position.num_bad = loss, 0
         else:
             position.num_bad += 1
-        return 0 < phases.patience <= position.num_bad
+        return phases.patience <= position.num_bad
 
     def _audit(self) -> None:
         guard = self.built.guard

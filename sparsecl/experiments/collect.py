@@ -7,23 +7,24 @@ that is missing or has failed is listed as such, and never stands in an average.
 import contextlib
 import json
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from sparsecl.errors import DataError, UserError
-from sparsecl.experiments.measures import measures
+from sparsecl.experiments.measures import counted_shares, measures
 from sparsecl.experiments.plan import (
-    Arm,
     Run,
     StudyPlan,
     failure_file,
     read_plan,
     run_folder,
 )
-from sparsecl.metrics.matrix import FloatArray, ResultMatrix
+from sparsecl.metrics.forgetting import MIN_IMPROVEMENT, exposed_rows
+from sparsecl.metrics.matrix import ResultMatrix
 from sparsecl.metrics.records import RunRecords
 from sparsecl.metrics.results import has_ended, read_ended
 from sparsecl.metrics.summary import matrix_of, summarize
@@ -51,10 +52,29 @@ class RunResult:
     values: dict[str, float | None] | None = None
     """The measures by name."""
 
+    shares: dict[str, float] | None = None
+    """NF by domain, of the domains that count."""
+
     @property
     def matrix(self) -> ResultMatrix | None:
         """The result matrix of a run that is done."""
         return None if self.summary is None else matrix_of(self.summary)
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Both arms of a contrast in one measure."""
+
+    first: dict[int, float]
+    """Seed -> value."""
+    second: dict[int, float]
+    domains: list[int] = field(default_factory=list)
+    """NF: how many domains are behind each value; empty for the other measures."""
+
+
+def _common(runs: Sequence[Mapping[str, float]]) -> list[str]:
+    """Domains that count in every run."""
+    return [name for name in (runs[0] if runs else {}) if all(name in run for run in runs)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +99,28 @@ class Study:
         found = ((r.run.seed, (r.values or {}).get(measure)) for r in self.done(arm))
         return {seed: value for seed, value in found if value is not None}
 
-    def pairs(self, arm: str, against: str, measure: str) -> tuple[list[int], FloatArray]:
-        """Seeds that both arms have, and the differences arm - against, in the same order."""
-        mine, other = self.values(arm, measure), self.values(against, measure)
-        seeds = [seed for seed in self.plan.seeds if seed in mine and seed in other]
-        return seeds, np.array([mine[seed] - other[seed] for seed in seeds], dtype=np.float64)
+    def sides(self, arm: str, against: str, measure: str, *, paired: bool) -> Sides:
+        """The values of both arms of a contrast.
+
+        NF is averaged anew, over the domains that count in both runs of a pair, or in all runs of
+        both arms: a domain that only one of them learned would flatter the other.
+        """
+        if measure != "NF":
+            return Sides(self.values(arm, measure), self.values(against, measure))
+        one, two = self.shares(arm), self.shares(against)
+        everywhere = _common([*one.values(), *two.values()])
+        sides: Sides = Sides({}, {})
+        for mine, other, values in ((one, two, sides.first), (two, one, sides.second)):
+            for seed, shares in mine.items():
+                common = everywhere if not paired else _common([shares, other.get(seed, {})])
+                if common:
+                    values[seed] = float(np.mean([shares[name] for name in common]))
+                    sides.domains.append(len(common))
+        return sides
+
+    def shares(self, arm: str) -> dict[int, dict[str, float]]:
+        """Seed -> NF by domain, of the domains that count, for the runs that are done."""
+        return {r.run.seed: r.shares or {} for r in self.done(arm)}
 
     def counts(self) -> dict[Status, int]:
         """Number of runs by status."""
@@ -141,6 +178,7 @@ def _result(folder: Path, run: Run) -> RunResult:
         records=records,
         summary=summary,
         values=measures(summary),
+        shares=counted_shares(summary),
     )
 
 
@@ -165,6 +203,20 @@ def pairing_problems(study: Study) -> list[str]:
     return problems
 
 
-def arms_of(study: Study, *roles: str) -> list[Arm]:
-    """Arms with one of these roles, in the order of the plan."""
-    return [arm for arm in study.plan.arms if arm.role in roles]
+def nf_notes(study: Study) -> list[str]:
+    """Arms whose NF leaves domains out, or that have none."""
+    notes = []
+    for arm in study.plan.arms:
+        counts = [len(shares) for shares in study.shares(arm.name).values()]
+        orders = [r.matrix.order for r in study.done(arm.name) if r.matrix is not None]
+        exposed = max((len(exposed_rows(order)) for order in orders), default=0)
+        if exposed and min(counts) < exposed:
+            few, many = min(counts), max(counts)
+            some = f"{few}" if few == many else f"{few} to {many}"
+            gained = f"gained under {MIN_IMPROVEMENT:g} nats per token"
+            notes.append(
+                f"NF of {arm.name}: {some} of {exposed} domains count; the others {gained}"
+                if many
+                else f"{arm.name} has no NF: each domain {gained}"
+            )
+    return notes

@@ -6,6 +6,9 @@ Three families, told apart wherever they are shown:
     secondary    the same contrasts on each further metric, Holm for each metric by itself
     exploratory  controls against the arm they belong to, Benjamini-Hochberg for each metric
 
+A contrast is paired by seed if both arms read the same data in the same order (experiments/plan.py,
+`Arm.stream`); else it is compared without pairing, and says so.
+
 A planned family keeps its planned size: a contrast that lost its runs counts with p = 1, so that
 losing runs never makes the others easier. Every figure carries the number of seeds behind it and
 the number that was planned; a run that is missing or has failed stands in no average.
@@ -17,12 +20,20 @@ from typing import Literal
 
 import numpy as np
 
-from sparsecl.experiments.collect import Study
+from sparsecl.experiments.collect import Sides, Study
 from sparsecl.experiments.measures import MEASURES
 from sparsecl.experiments.plan import Arm, ContrastConfig
 from sparsecl.metrics.bootstrap import MeanEstimate, estimate_mean
 from sparsecl.metrics.multiplicity import benjamini_hochberg, holm
-from sparsecl.metrics.significance import PairedTest, Pairs, pair, paired_test, sign_flip
+from sparsecl.metrics.significance import (
+    ContrastTest,
+    Pairs,
+    pair,
+    paired_test,
+    permutation,
+    sign_flip,
+    unpaired_test,
+)
 
 Family = Literal["primary", "secondary", "exploratory"]
 
@@ -38,6 +49,8 @@ class Figure:
     values: tuple[float, ...]
     planned: int
     """Seeds of the plan."""
+    domains: str
+    """NF: how many domains count, fewest to most over the seeds; else empty."""
     estimate: MeanEstimate | None
     """None without a value."""
 
@@ -53,15 +66,18 @@ class Contrast:
     planned: int
     """Seeds for which the plan has both arms."""
     pairs: Pairs
-    test: PairedTest
+    test: ContrastTest
+    domains: str
+    """NF: how many domains are behind the values, fewest to most; else empty."""
     adjusted: float | None
     """p after correction; None if p is."""
     correction: Literal["Holm", "Benjamini-Hochberg"]
     family_size: int
     """Contrasts that were corrected together."""
     failed_as_worst: float | None
-    """p, not corrected, if each failed run counts as the largest difference seen, to the
-    disadvantage of the arm that failed; None if no run of the pairs failed, or p is None."""
+    """p, not corrected, if each failed run counts as the largest difference seen (unpaired: as the
+    worst value seen), to the disadvantage of the arm that failed; None if none failed, or p is
+    None."""
 
     @property
     def significant(self) -> bool:
@@ -120,6 +136,9 @@ def arm_figure(study: Study, arm: str, measure: str) -> Figure:
         seeds=tuple(values),
         values=tuple(numbers),
         planned=len(study.plan.runs_of(arm)),
+        domains=_span(
+            [len(found) for found in study.shares(arm).values()] if measure == "NF" else []
+        ),
         estimate=(
             estimate_mean(numbers, level=level, rng=stream("figure", arm, measure))
             if numbers
@@ -165,19 +184,25 @@ def _family(
     analysis = study.plan.analysis
     tested = []
     for contrast in contrasts:
-        pairs = pair(study.values(contrast.arm, measure), study.values(contrast.against, measure))
-        names = (family, contrast.arm, contrast.against, measure)
-        test = paired_test(
-            pairs.differences,
-            alpha=analysis.alpha,
-            margin=analysis.margins.get(measure),
+        paired = study.plan.paired(contrast)
+        sides = study.sides(contrast.arm, contrast.against, measure, paired=paired)
+        pairs = pair(sides.first, sides.second)
+        groups = list(sides.first.values()), list(sides.second.values())
+        options = {
+            "alpha": analysis.alpha,
+            "margin": analysis.margins.get(measure),
             # Which contrast is the first of Holm's steps is not known beforehand; BH has another
             # hurdle, and exploration needs no plan of its power.
-            num_contrasts=1 if family == "exploratory" else len(contrasts),
-            rng=stream(*names),
+            "num_contrasts": 1 if family == "exploratory" else len(contrasts),
+            "rng": stream(family, contrast.arm, contrast.against, measure),
+        }
+        test = (
+            paired_test(pairs.differences, **options)
+            if paired
+            else unpaired_test(*groups, **options)
         )
-        tested.append((contrast, pairs, test))
-    p_values = [test.p for _, _, test in tested]
+        tested.append((contrast, sides, pairs, test))
+    p_values = [test.p for *_, test in tested]
     if family == "exploratory":
         adjusted, size = benjamini_hochberg(p_values), sum(p is not None for p in p_values)
     else:
@@ -193,33 +218,44 @@ def _family(
             planned=_planned_pairs(study, contrast),
             pairs=pairs,
             test=test,
+            domains=_span(sides.domains),
             adjusted=corrected,
             correction="Benjamini-Hochberg" if family == "exploratory" else "Holm",
             family_size=size,
             failed_as_worst=None
             if test.p is None
-            else _failed_as_worst(study, contrast, measure, pairs),
+            else _failed_as_worst(study, contrast, measure, sides, pairs if test.paired else None),
         )
-        for (contrast, pairs, test), corrected in zip(tested, adjusted, strict=True)
+        for (contrast, sides, pairs, test), corrected in zip(tested, adjusted, strict=True)
     ]
 
 
 def _failed_as_worst(
-    study: Study, contrast: ContrastConfig, measure: str, pairs: Pairs
+    study: Study, contrast: ContrastConfig, measure: str, sides: Sides, pairs: Pairs | None
 ) -> float | None:
-    """Sign-flip p that also counts the seeds where one of the two runs failed and one is done.
+    """p that also counts the seeds where one of the two runs failed and one is done.
 
     Leaving such seeds out flatters an arm that fails where it would have been bad; this is the
-    opposite assumption. A seed where both failed says nothing.
+    opposite assumption. A pair where both failed says nothing.
     """
     status = {(r.run.arm, r.run.seed): r.status for r in study.results}
-    worst = max(map(abs, pairs.differences)) * (1 if MEASURES[measure].better == "lower" else -1)
+    names = ("worst", contrast.arm, contrast.against, measure)
+    lower = MEASURES[measure].better == "lower"
+    if pairs is None:
+        groups = [list(side.values()) for side in (sides.first, sides.second)]
+        last = max(map(max, groups)) if lower else min(map(min, groups))
+        lost = [
+            [last] * sum(status.get((arm, seed)) == "failed" for seed in study.plan.seeds)
+            for arm in (contrast.arm, contrast.against)
+        ]
+        with_lost = [[*one, *more] for one, more in zip(groups, lost, strict=True)]
+        return permutation(*with_lost, rng=stream(*names)) if any(lost) else None
+    worst = max(map(abs, pairs.differences)) * (1 if lower else -1)
     added = []
     for seed in study.plan.seeds:
         found = status.get((contrast.arm, seed)), status.get((contrast.against, seed))
         if found in (("failed", "done"), ("done", "failed")):
             added.append(worst if found[0] == "failed" else -worst)
-    names = ("worst", contrast.arm, contrast.against, measure)
     return sign_flip([*pairs.differences, *added], rng=stream(*names)) if added else None
 
 
@@ -228,6 +264,11 @@ def _has(study: Study, contrast: ContrastConfig, measure: str) -> bool:
     once leave nothing to forget. An arm without finished runs is not judged yet."""
     arms = (contrast.arm, contrast.against)
     return all(study.values(arm, measure) or not study.done(arm) for arm in arms)
+
+
+def _span(counts: list[int]) -> str:
+    few, many = min(counts, default=0), max(counts, default=0)
+    return "" if not many else str(few) if few == many else f"{few} to {many}"
 
 
 def _planned_pairs(study: Study, contrast: ContrastConfig) -> int:

@@ -1,7 +1,7 @@
 """Controls of an arm, made from its config: each takes one explanation away.
 
 equal_parameters  is it the number of weights?    a dense model with the arm's live parameters
-stopped_early     is it having learned less?      the reference, cut short at the arm's loss
+stopped_early     is it having learned less?      the reference, cut short at the arm's losses
 update_only       is it that fewer weights move?  all exist, those of the topology are trained
 equal_flops       is it the work?                 the arm, trained for the reference's FLOPs
 joint             how good can it get?            all domains at once
@@ -14,6 +14,7 @@ from typing import Protocol
 
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import UserError
+from sparsecl.experiments.pairing import same_data
 from sparsecl.experiments.plan import Role, reference_at
 from sparsecl.experiments.study import ControlsConfig, Setting
 
@@ -48,8 +49,8 @@ class Control:
     setting: Setting
     role: Role
     of: str
-    needs_first_loss: bool = False
-    """Its first phase ends at the loss of `of` after that phase: known when that run is done."""
+    needs_losses: bool = False
+    """Each of its phases ends at the loss of `of` after that phase: known when that run is done."""
 
 
 def controls(
@@ -81,7 +82,7 @@ def controls(
         narrow = equal_parameters(name, arm, base(name), price)
         yield Control(made(name, "equal_parameters", narrow), "equal_parameters", name)
     for name in _asked(config.stopped_early, "stopped_early", settings):
-        stopped = made(name, "stopped_early", _stoppable(name, base(name)))
+        stopped = made(name, "stopped_early", _stoppable(name, by_name[name].config, base(name)))
         yield Control(stopped, "stopped_early", name, True)
     for name in _asked(config.update_only, "update_only", settings):
         arm = by_name[name].config
@@ -204,11 +205,16 @@ def _asked(names: tuple[str, ...], control: str, settings: list[Setting]) -> lis
     ]
 
 
-def _stoppable(name: str, reference: RunConfig) -> RunConfig:
+def _stoppable(name: str, arm: RunConfig, reference: RunConfig) -> RunConfig:
+    if not same_data(arm, reference):
+        raise UserError(
+            f"controls.stopped_early: {name} reads other data than the reference, so its losses "
+            "cannot end the phases of the reference"
+        )
     if not reference.eval.every:
         raise UserError(
-            f"controls.stopped_early: {name}: the reference must be scored within a phase to be "
-            "stopped in it; set eval.every > 0 in the base"
+            f"controls.stopped_early: {name}: the reference must be scored within phases to be "
+            "stopped in them; set eval.every > 0 in the base"
         )
     return reference
 

@@ -10,14 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparsecl.experiments.collect import RunResult, Study
-from sparsecl.experiments.compare import stream
-from sparsecl.metrics.bootstrap import bootstrap, seed_counts
+from sparsecl.metrics.bootstrap import MIN_SEEDS, half_width
 from sparsecl.metrics.matrix import FloatArray
 from sparsecl.metrics.records import RunRecords
 from sparsecl.metrics.speed import phase_begin
-
-DRAWS = 2000
-"""Resamples of a band. It is looked at, not read to three digits."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,7 +28,7 @@ class Curve:
     values: FloatArray
     """[n, G], one row a seed, all finite."""
     band: tuple[FloatArray, FloatArray] | None
-    """Pointwise percentile interval [G] of the mean over seeds; None below 2 seeds."""
+    """Pointwise t interval [G] of the mean over seeds; None below MIN_SEEDS."""
 
     @property
     def mean(self) -> FloatArray:
@@ -47,7 +43,7 @@ def domain_curve(study: Study, arm: str, domain: str) -> Curve | None:
         points = _evaluations(result, domain)
         if len(points) > 1 and np.isfinite(list(points.values())).all():
             lines[result.run.seed] = points
-    return _joined(study, arm, lines, domain)
+    return _joined(study, arm, lines)
 
 
 def round_curve(study: Study, arm: str, domain: str | None = None) -> Curve | None:
@@ -64,7 +60,7 @@ def round_curve(study: Study, arm: str, domain: str | None = None) -> Curve | No
         values = loss.mean(axis=1) if domain is None else loss[:, matrix.domains.index(domain)]
         if len(values) and np.isfinite(values).all():
             rows[result.run.seed] = dict(enumerate(values.tolist(), start=1))
-    return _joined(study, arm, rows, f"round {domain}")
+    return _joined(study, arm, rows)
 
 
 def plasticity_curve(study: Study, arm: str, name: str) -> Curve | None:
@@ -76,7 +72,7 @@ def plasticity_curve(study: Study, arm: str, name: str) -> Curve | None:
         known = {x: value for x, value in points.items() if value is not None}
         if known:
             rows[result.run.seed] = known
-    return _joined(study, arm, rows, f"plasticity {name}")
+    return _joined(study, arm, rows)
 
 
 def plasticity_names(study: Study) -> list[str]:
@@ -115,21 +111,15 @@ def domains_of(study: Study) -> tuple[str, ...]:
     return next((r.records.domains for r in study.results if r.records is not None), ())
 
 
-def band(values: FloatArray, level: float, name: str) -> tuple[FloatArray, FloatArray] | None:
-    """Pointwise percentile bootstrap interval of the mean of [n, G] over seeds."""
-    n = len(values)
-    if n < 2:
+def band(values: FloatArray, level: float) -> tuple[FloatArray, FloatArray] | None:
+    """Pointwise t interval of the mean of [n, G] over seeds; None below MIN_SEEDS."""
+    if len(values) < MIN_SEEDS:
         return None
-    means = bootstrap(
-        lambda rows: seed_counts(rows, n) @ values / n, n, draws=DRAWS, rng=stream("band", name)
-    )
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return low, high
+    middle, half = values.mean(axis=0), half_width(values, level)
+    return middle - half, middle + half
 
 
-def _joined(
-    study: Study, arm: str, lines: dict[int, dict[float, float]], name: str
-) -> Curve | None:
+def _joined(study: Study, arm: str, lines: dict[int, dict[float, float]]) -> Curve | None:
     """Put the curves of the seeds on one axis: points that some lack are interpolated."""
     longest = max((max(points) for points in lines.values()), default=0.0)
     kept = {seed: points for seed, points in lines.items() if max(points) == longest}
@@ -143,7 +133,7 @@ def _joined(
         seeds=tuple(kept),
         x=x,
         values=values,
-        band=band(values, level, f"{arm} {name}"),
+        band=band(values, level),
     )
 
 

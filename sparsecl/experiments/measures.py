@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from sparsecl.metrics import forgetting
 from sparsecl.metrics.forgetting import finite, last_rows, mean
 from sparsecl.metrics.matrix import FloatArray
 from sparsecl.metrics.summary import matrix_of
@@ -37,6 +38,22 @@ MEASURES: dict[str, Measure] = {
     "seconds": Measure("s", "lower", "wall time of the run"),
     "tokens_per_second": Measure("1/s", "higher", "new training tokens per second"),
 }
+
+
+def counted_shares(summary: dict[str, Any]) -> dict[str, float]:
+    """Domain -> NF, for the domains that count in this run (metrics/forgetting.py)."""
+    matrix = matrix_of(summary)
+    shares = forgetting.counted_shares(matrix.loss, matrix.order)
+    return {matrix.domains[i]: share for i, share in shares.items()}
+
+
+def learned_losses(summary: dict[str, Any]) -> list[float | None]:
+    """Loss of each finished phase's own domain right after it, nats per token."""
+    matrix = matrix_of(summary)
+    return [
+        finite(float(matrix.loss[phase + 1, i])) if i >= 0 else None
+        for phase, i in enumerate(matrix.order)
+    ]
 
 
 def measures(summary: dict[str, Any]) -> dict[str, float | None]:

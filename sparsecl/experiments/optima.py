@@ -99,7 +99,6 @@ def _trend(study: Study, kind: str, sizes: dict[str, list[Arm]], measure: str) -
             [(densities[size], tables[size]) for size in sizes],
             better=better,
             level=level,
-            rng=stream("optimum", kind, measure),
         )
     except ValueError as error:
         why = str(error)

@@ -44,6 +44,10 @@ class ContrastConfig:
     against: str
     """Name of the other one."""
 
+    unpaired: bool = False
+    """Compare the arms without pairing them by seed: needed where they do not read the same data
+    in the same order."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AnalysisConfig:
@@ -103,6 +107,10 @@ class Arm:
     differences: tuple[str, ...] = ()
     """Lines "key: reference -> here": all that sets this arm apart from the reference."""
 
+    stream: str = ""
+    """Digest of what decides which data a run of one seed reads, and in which order: runs of equal
+    digests and seeds are pairs."""
+
     kind: str
     """topology.kind."""
 
@@ -133,7 +141,7 @@ class Run:
     arm: str
     seed: int
     needs: str | None = None
-    """Name of a run that must be done before: its loss after the first phase ends that of this."""
+    """Name of a run that must be done before: its losses after each phase end those of this one."""
 
     def __post_init__(self) -> None:
         # A plan that somebody else has written may not name folders outside of the study's.
@@ -184,6 +192,11 @@ class StudyPlan:
     def sizes(self) -> tuple[str, ...]:
         """In the order of the study; empty if it has one size."""
         return tuple(dict.fromkeys(arm.size for arm in self.arms if arm.size is not None))
+
+    def paired(self, contrast: ContrastConfig) -> bool:
+        """Are the two arms compared seed by seed?"""
+        streams = {self.arm(name).stream for name in (contrast.arm, contrast.against)}
+        return not contrast.unpaired and len(streams) == 1
 
     def contrasts(self) -> tuple[ContrastConfig, ...]:
         """The planned ones, or every arm against the reference of its size."""

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from sparsecl import config as configs
 from sparsecl.config_nodes import read_text
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import UserError
+from sparsecl.experiments import pairing
 from sparsecl.experiments.controls import Control, Price, controls, own_references
 from sparsecl.experiments.measures import MEASURES
 from sparsecl.experiments.plan import (
@@ -25,10 +26,8 @@ from sparsecl.experiments.plan import (
 )
 from sparsecl.experiments.study import ScaledStudy, Setting
 from sparsecl.files import atomic_open, remove_leftovers, sha256_text, writing
+from sparsecl.metrics.significance import reach
 from sparsecl.opening import make_folder
-
-SAME_FOR_ALL = ("seed", "tokenizer", "batch.sequences", "phases.optimizer_state", "precision")
-"""What no arm may change: runs of one seed would read other data or start elsewhere."""
 
 
 def make_plan(
@@ -55,7 +54,7 @@ def make_plan(
     all_of_them = [*settings, *(control.setting for control in made)]
     references = own_references(settings, analysis.reference)
     for setting in settings:
-        _check_pairing(setting, references[setting.size])
+        pairing.check_scored(setting.name, setting.config, references[setting.size].config)
     roles = {control.setting.name: control for control in made}
     arms = tuple(
         _arm(
@@ -81,7 +80,8 @@ def make_plan(
         command=shlex.join(command),
         digest=_digest(by_name, study),
     )
-    _check_analysis(plan)
+    _check_analysis(plan, by_name)
+    pairing.check_contrasts(plan, by_name)
     return plan, by_name
 
 
@@ -124,6 +124,12 @@ def _same_study(folder: Path, plan: StudyPlan) -> StudyPlan:
             f"--study_dir {folder}: holds another study ({what}). Give another folder, or go on "
             "with the study as it was."
         )
+    if old.analysis != plan.analysis:
+        changes = configs.differences(*(configs.to_dict(p.analysis) for p in (old, plan)))
+        raise UserError(
+            f"--study_dir {folder}: was planned with another analysis ({changes[0]}), and what is "
+            "compared is fixed before the runs begin. Give another folder, or go on as it was."
+        )
     if old.threads != plan.threads:
         raise UserError(
             f"--threads {plan.threads}: the study was begun with {old.threads}, and another number "
@@ -136,23 +142,12 @@ def _seeded(setting: Setting, seed: int) -> Setting:
     return replace(setting, config=replace(setting.config, seed=seed, name=setting.name))
 
 
-def _check_pairing(setting: Setting, reference: Setting) -> None:
-    """Arms of one seed must read the same tokens in the same order."""
-    ours, theirs = (configs.to_dict(s.config) for s in (setting, reference))
-    for line in configs.differences(theirs, ours):
-        if line.startswith(SAME_FOR_ALL):
-            raise UserError(
-                f"arms.{setting.name}: changes {line}. Arms of a study are paired by seed: they "
-                "must agree in it with the reference. Set it in the base, or make another study."
-            )
-
-
 def _arm(
     setting: Setting, reference: Setting, control: Control | None, study: ScaledStudy, cost: Price
 ) -> Arm:
     lines = configs.differences(configs.to_dict(reference.config), configs.to_dict(setting.config))
-    if control is not None and control.needs_first_loss:
-        lines.append(f"phases.until_loss: null -> the loss of {control.of} after its first phase")
+    if control is not None and control.needs_losses:
+        lines.append(f"phases.until_loss: null -> the losses of {control.of} after each phase")
     label = study.config.labels.get(setting.name, setting.name)
     if control is not None:
         of = study.config.labels.get(control.of, control.of)
@@ -166,6 +161,7 @@ def _arm(
         size=setting.size,
         levels=setting.levels,
         differences=tuple(line for line in lines if not line.startswith("name:")),
+        stream=pairing.stream(setting.config),
         kind=setting.config.topology.kind,
         density=cost.density,
         live=cost.live,
@@ -182,14 +178,20 @@ def _runs(arms: Sequence[Arm], roles: dict[str, Control], seeds: Sequence[int]) 
     for seed in seeds:
         for arm in arms:
             control = roles.get(arm.name)
-            needs = f"{arm.of}/seed{seed}" if control and control.needs_first_loss else None
+            needs = f"{arm.of}/seed{seed}" if control and control.needs_losses else None
             name = f"{arm.name}/seed{seed}"
             runs.append(Run(name=name, arm=arm.name, seed=seed, needs=needs))
     return runs
 
 
-def _check_analysis(plan: StudyPlan) -> None:
+def _check_analysis(plan: StudyPlan, by_name: Mapping[str, RunConfig]) -> None:
     """Names in the analysis that are not there."""
+    domains = [domain.name for domain in by_name[plan.analysis.reference].data.domains]
+    if plan.analysis.core not in (None, *domains):
+        raise UserError(
+            f"analysis.core: there is no domain {plan.analysis.core}; there are "
+            f"{', '.join(domains)}"
+        )
     names = [arm.name for arm in plan.arms]
     for name in (*plan.analysis.metrics, *plan.analysis.margins):
         if name not in MEASURES:
@@ -232,4 +234,15 @@ def plan_text(plan: StudyPlan) -> str:
     work = sum(plan.arm(run.arm).tokens * plan.arm(run.arm).flops_per_token for run in plan.runs)
     lines.append(f"{'in all':<{left}}  {'':>8} {'':>13} {work:>12.3e} {tokens:>14,}")
     lines.append("(in all: FLOPs and tokens of all runs; FLOPs by live weights)")
+    planned, alpha = plan.contrasts(), plan.analysis.alpha
+    if planned:
+        lines += [
+            "",
+            f"planned contrasts on {plan.analysis.metrics[0]} (Holm over {len(planned)}):",
+        ]
+        lines += [f"  {line}" for line in pairing.contrast_lines(plan)]
+        paired = any(map(plan.paired, planned))
+        sizes = (len(plan.seeds),) if paired else (len(plan.seeds),) * 2
+        short = reach(*sizes, alpha=alpha, num_contrasts=len(planned))
+        lines += [f"  note: {short}"] if short else []
     return "\n".join(lines)

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from sparsecl.errors import DataError, Preempted, UserError
 from sparsecl.experiments.collect import Status, status_of
-from sparsecl.experiments.measures import measures
+from sparsecl.experiments.measures import learned_losses
 from sparsecl.experiments.plan import (
     Run,
     StudyPlan,
@@ -185,11 +185,11 @@ def run_options(folder: Path, plan: StudyPlan, run: Run) -> list[str]:
     """The options of launch/train.py for one run.
 
     Raises:
-        UserError: the run that it needs is not done, or its loss is not known.
+        UserError: the run that it needs is not done, or its losses are not known.
     """
     settings = [f"seed={run.seed}", f"name={run.arm}-seed{run.seed}"]
     if run.needs is not None:
-        settings.append(f"phases.until_loss={_first_loss(folder, plan, run.needs)!r}")
+        settings.append(f"phases.until_loss={_losses(folder, plan, run.needs)}")
     return [
         *("--ds_config", plan.ds_config),
         *("--config", str(arm_config(folder, run.arm))),
@@ -198,12 +198,14 @@ def run_options(folder: Path, plan: StudyPlan, run: Run) -> list[str]:
     ]
 
 
-def _first_loss(folder: Path, plan: StudyPlan, name: str) -> float:
+def _losses(folder: Path, plan: StudyPlan, name: str) -> list[float]:
+    """Loss of each phase's own domain right after it."""
     needed = next(run for run in plan.runs if run.name == name)
-    loss = measures(summarize(read_ended(run_folder(folder, needed))))["first_loss"]
-    if loss is None:
-        raise DataError(f"{name}: its loss after the first phase is not known")
-    return loss
+    losses = learned_losses(summarize(read_ended(run_folder(folder, needed))))
+    known = [loss for loss in losses if loss is not None]
+    if not known or len(known) < len(losses):
+        raise DataError(f"{name}: its losses after each phase are not all known")
+    return known
 
 
 def last_words(log: Path) -> str:

@@ -12,13 +12,19 @@ from itertools import product
 from pathlib import Path
 from typing import Literal
 
-from yaml.nodes import Node
+from yaml.nodes import MappingNode, Node
 
 from sparsecl import config as configs
-from sparsecl.config_nodes import empty_mapping, override
+from sparsecl.config_nodes import empty_mapping, fail, join, override
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import UserError
-from sparsecl.experiments.plan import AnalysisConfig, ContrastConfig, at_size
+from sparsecl.experiments.plan import AnalysisConfig, at_size
+
+GIVEN = {
+    "seed": "a study gives every run its seed; list them under seeds, or use --seeds",
+    "name": "a study names its runs, by arm and seed; leave it out",
+}
+"""Keys of a run config that would have no effect in a study."""
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,80}")
 
@@ -60,7 +66,7 @@ class ControlsConfig:
     """A dense model with as many parameters as the arm has live ones: narrower, within 1 %."""
 
     stopped_early: tuple[str, ...] = ()
-    """The reference, its first phase ended at the arm's loss on the first domain."""
+    """The reference, each phase ended at the arm's loss on its domain right after that phase."""
 
     update_only: tuple[str, ...] = ()
     """All weights exist, those of the arm's topology are trained."""
@@ -167,14 +173,14 @@ def read_study(
     config = RunConfig()
     for node, key in ((study.base, "base"), (size.run, f"scales.{scale}.run")):
         if node is not None:
-            config = configs.overlay(config, node, key)
-    if base is not None:
-        config = configs.overlay(config, configs.read_nodes(base), "")
+            config = _laid(config, node, key)
+    if base is not None:  # a run config as it stands, which may have a name
+        config = _laid(config, configs.read_nodes(base), "", allowed=("name",))
     if overrides:
         root = empty_mapping("defaults")
         for text in overrides:
             override(root, text)
-        config = configs.overlay(config, root, "")
+        config = _laid(config, root, "")
     settings = _settings(study, config, path)
     if size.sizes:
         study, settings = _at_sizes(study, size.sizes, config, scale, path)
@@ -196,7 +202,7 @@ def _at_sizes(
         key = f"scales.{scale}.sizes"
         if not NAME.fullmatch(size):
             raise UserError(f"{path}: {key}: {size!r} must be letters, digits, _ - .")
-        config = configs.overlay(base, node, f"{key}.{size}")
+        config = _laid(base, node, f"{key}.{size}")
         settings += [
             replace(setting, name=at_size(setting.name, size), size=size)
             for setting in _settings(study, config, path)
@@ -212,7 +218,7 @@ def _at_sizes(
         study.analysis,
         reference=at_size(study.analysis.reference, next(iter(sizes))),
         contrasts=tuple(
-            ContrastConfig(arm=at_size(pair.arm, size), against=at_size(pair.against, size))
+            replace(pair, arm=at_size(pair.arm, size), against=at_size(pair.against, size))
             for size in sizes
             for pair in study.analysis.contrasts
         ),
@@ -225,6 +231,15 @@ def _at_sizes(
     }
     controls = ControlsConfig(**controls)
     return replace(study, analysis=analysis, controls=controls, labels=labels), settings
+
+
+def _laid(base: RunConfig, node: Node, key: str, allowed: Sequence[str] = ()) -> RunConfig:
+    """`base` with a piece of a run config laid over it; what the study sets itself is refused."""
+    pairs = node.value if isinstance(node, MappingNode) else ()
+    for key_node, _ in pairs:
+        if key_node.value in GIVEN and key_node.value not in allowed:
+            fail(key_node, join(key, key_node.value), GIVEN[key_node.value])
+    return configs.overlay(base, node, key)
 
 
 def _scale(study: StudyConfig, name: str | None, path: Path) -> tuple[str, ScaleConfig]:
@@ -246,10 +261,12 @@ def _seeds(given: int | tuple[int, ...]) -> tuple[int, ...]:
 
 def _settings(study: StudyConfig, base: RunConfig, path: Path) -> list[Setting]:
     """Arms as written, then those of the grids; of two equal ones the first is kept."""
-    found = [
-        Setting(name, configs.overlay(base, node, f"arms.{name}"))
-        for name, node in study.arms.items()
-    ]
+    found = [Setting(name, _laid(base, node, f"arms.{name}")) for name, node in study.arms.items()]
+    written: dict[str, str] = {}
+    for setting in found:
+        twin = written.setdefault(configs.digest(setting.config), setting.name)
+        if twin != setting.name:
+            raise UserError(f"{path}: arms.{setting.name}: is the same as {twin}; leave one out")
     for number, grid in enumerate(study.grids):
         found += _grid(grid, base, f"grids.{number}")
     kept: dict[str, Setting] = {}
@@ -298,6 +315,6 @@ def _cell(
     """One combination of levels; its name tells what is off the centre."""
     config = base
     for axis, level in chosen.items():
-        config = configs.overlay(config, grid.axes[axis][level], f"{key}.axes.{axis}.{level}")
+        config = _laid(config, grid.axes[axis][level], f"{key}.axes.{axis}.{level}")
     moved = [f"{axis}_{level}" for axis, level in chosen.items() if level != centre[axis]]
     return Setting("-".join(moved) or "centre", config, chosen)

@@ -2,9 +2,10 @@
 
 import textwrap
 
-from sparsecl.experiments.collect import Study, pairing_problems
+from sparsecl.experiments.collect import Study, nf_notes, pairing_problems
 from sparsecl.experiments.compare import Comparison, Contrast, Figure, compare
 from sparsecl.experiments.measures import MEASURES
+from sparsecl.metrics.bootstrap import MIN_SEEDS
 from sparsecl.metrics.table import WIDTH, clip, number
 
 MAX_ARM = 24
@@ -21,7 +22,7 @@ def study_table(study: Study, comparison: Comparison | None = None) -> str:
     parts = [
         [_heading(study)],
         _table(study, comparison),
-        _legend(study),
+        _legend(study, comparison),
         _notes(study, comparison),
     ]
     lines = [line for part in parts for line in ([*part, ""] if part else [])]
@@ -43,9 +44,9 @@ def _heading(study: Study) -> str:
 def _table(study: Study, comparison: Comparison) -> list[str]:
     """Header and rows; columns are as wide as their widest cell."""
     primary = study.plan.analysis.metrics[0]
-    level = f"{100 * (1 - study.plan.analysis.alpha):g} % interval"
+    shown = [level] if (level := _level(study, comparison)) else []
     others = _others(primary)
-    names = ["arm", "runs", primary, level, *others.values(), "p (Holm)"]
+    names = ["arm", "runs", primary, *shown, *others.values(), "p (Holm)"]
     rows = [names]
     for arm in study.plan.arms:
         figure = comparison.figures[arm.name, primary]
@@ -53,7 +54,8 @@ def _table(study: Study, comparison: Comparison) -> list[str]:
         means = [_mean(comparison.figures[arm.name, key]) for key in others]
         test = _against_reference(study, comparison, arm.name)
         p = "-" if test is None else p_text(test)
-        rows.append([clip(arm.name, MAX_ARM), done, _mean(figure), _interval(figure), *means, p])
+        interval = [_interval(figure)] if shown else []
+        rows.append([clip(arm.name, MAX_ARM), done, _mean(figure), *interval, *means, p])
     widths = [max(len(row[k]) for row in rows) for k in range(len(names))]
     gap = "  " if sum(widths) + 2 * len(widths) <= WIDTH else " "
     return [_line(row, widths, gap) for row in rows]
@@ -70,8 +72,16 @@ def _mean(figure: Figure) -> str:
 
 
 def _interval(figure: Figure) -> str:
-    interval = figure.estimate.percentile if figure.estimate else None
+    interval = figure.estimate.t if figure.estimate else None
     return "-" if interval is None else f"[{number(interval.low)}, {number(interval.high)}]"
+
+
+def _level(study: Study, comparison: Comparison) -> str:
+    """Heading of the intervals; empty if no arm has seeds for one."""
+    primary = study.plan.analysis.metrics[0]
+    estimates = (comparison.figures[arm.name, primary].estimate for arm in study.plan.arms)
+    known = any(one is not None and one.t is not None for one in estimates)
+    return f"{100 * (1 - study.plan.analysis.alpha):g} % interval" if known else ""
 
 
 def _against_reference(study: Study, comparison: Comparison, arm: str) -> Contrast | None:
@@ -86,11 +96,12 @@ def _others(primary: str) -> dict[str, str]:
     return {key: text for key, text in COLUMNS if key != primary}
 
 
-def _legend(study: Study) -> list[str]:
+def _legend(study: Study, comparison: Comparison) -> list[str]:
     primary = study.plan.analysis.metrics[0]
     reference = clip(study.plan.analysis.reference, MAX_ARM)
     meanings = {name: _meaning(key) for key, name in {primary: primary, **_others(primary)}.items()}
-    meanings["interval"] = "of the mean: percentile bootstrap over seeds"
+    if _level(study, comparison):
+        meanings["interval"] = "of the mean: Student's t over seeds"
     meanings["p (Holm)"] = f"planned test of {primary} with {reference}, corrected; -: none"
     left = max(map(len, meanings)) + 4
     lines = []
@@ -115,7 +126,12 @@ def _notes(study: Study, comparison: Comparison) -> list[str]:
     ]
     primary = comparison.family("primary")
     notes += dict.fromkeys(f"no p: {c.test.why}" for c in primary if c.test.why and c.pairs.seeds)
-    notes += pairing_problems(study)
+    seeds = max((len(figure.seeds) for figure in comparison.figures.values()), default=0)
+    if 0 < seeds < MIN_SEEDS:
+        notes.append(f"no interval: {seeds} of the {MIN_SEEDS} seeds that one needs")
+    unpaired = dict.fromkeys(f"{c.arm} and {c.against}" for c in primary if not c.test.paired)
+    notes += [f"compared without pairing by seed: {names}" for names in unpaired]
+    notes += [*nf_notes(study), *pairing_problems(study)]
     wrapped = [
         textwrap.wrap(f"note: {note}", WIDTH, subsequent_indent="  ", break_on_hyphens=False)
         for note in notes

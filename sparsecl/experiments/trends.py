@@ -12,8 +12,8 @@ import numpy as np
 from sparsecl.errors import DataError, MissingInputError, UserError
 from sparsecl.experiments.collect import Study
 from sparsecl.experiments.compare import sequential, stream
-from sparsecl.experiments.curves import band, round_curve
-from sparsecl.experiments.measures import MEASURES
+from sparsecl.experiments.curves import band, domains_of, num_phases, order_of, round_curve
+from sparsecl.experiments.measures import MEASURES, learned_losses
 from sparsecl.experiments.optima import NOT_A_SETTING, SizeTrend, size_trends
 from sparsecl.experiments.plan import Arm
 from sparsecl.metrics.crossover import Crossover, crossover, moving_average
@@ -37,7 +37,8 @@ class ArmCrossover:
     planned: int
     result: Crossover | None
     band: tuple[FloatArray, FloatArray] | None = None
-    """Pointwise interval of the smoothed difference, one value a round; None below 2 seeds."""
+    """Pointwise interval of the smoothed difference, one value a round; None where
+    there are too few seeds."""
     why: str = ""
     """The reason if there is no result."""
 
@@ -64,14 +65,19 @@ class DensityTrend:
 
 @dataclass(frozen=True, kw_only=True)
 class Stop:
-    """A control that was stopped at the loss of the arm that it belongs to."""
+    """One phase of a control that was stopped at the losses of the arm that it belongs to."""
 
     arm: str
     of: str
-    target: float | None
-    """Mean loss of `of` after the first phase, over the seeds of the pair, nats per token."""
-    reached: float | None
+    phase: int
+    domain: str
+    target: float
+    """Mean loss of `of` on the phase's domain right after it, over the seeds of the pair, nats per
+    token."""
+    reached: float
     """That of the control."""
+    missed: int
+    """Seeds in which the control's phase ran to its end without getting there."""
     seeds: tuple[int, ...]
     planned: int
 
@@ -160,7 +166,7 @@ def _crossover(study: Study, arm: Arm, reference: str, domain: str | None) -> Ar
     return replace(
         found,
         result=crossover(rows, others, level=level, rng=stream("crossover", name)),
-        band=band(moving_average(rows - others), level, f"difference {name}"),
+        band=band(moving_average(rows - others), level),
     )
 
 
@@ -217,33 +223,45 @@ def _density_trend(study: Study, kind: str, arms: list[Arm]) -> DensityTrend:
     table = [[found.get(seed, np.nan) for found in values] for seed in study.plan.seeds]
     level = 1 - study.plan.analysis.alpha
     try:
-        relation = density_relation(
-            [arm.density for arm in arms], table, level=level, rng=stream("density", kind, *names)
-        )
+        relation = density_relation([arm.density for arm in arms], table, level=level)
     except ValueError as error:
         return DensityTrend(kind=kind, arms=names, relation=None, why=str(error))
     return DensityTrend(kind=kind, arms=names, relation=relation)
 
 
 def stops(study: Study) -> list[Stop]:
-    """At which loss the controls of role stopped_early were stopped, beside what they aimed at."""
+    """At which losses the stopped_early controls were stopped, beside what they aimed at."""
     found = []
     for arm in study.plan.arms:
         if arm.role != "stopped_early" or arm.of is None:
             continue
-        mine, other = study.values(arm.name, "first_loss"), study.values(arm.of, "first_loss")
+        mine, other = _by_phase(study, arm.name), _by_phase(study, arm.of)
         seeds = [seed for seed in mine if seed in other]
-        found.append(
-            Stop(
-                arm=arm.name,
-                of=arm.of,
-                target=float(np.mean([other[seed] for seed in seeds])) if seeds else None,
-                reached=float(np.mean([mine[seed] for seed in seeds])) if seeds else None,
-                seeds=tuple(seeds),
-                planned=len(study.plan.runs_of(arm.name)),
+        for phase, index in enumerate(order_of(study) if seeds else ()):
+            reached, target = (
+                np.array([side[seed][phase] for seed in seeds], dtype=np.float64)
+                for side in (mine, other)
             )
-        )
+            found.append(
+                Stop(
+                    arm=arm.name,
+                    of=arm.of,
+                    phase=phase,
+                    domain=domains_of(study)[index],
+                    target=float(target.mean()),
+                    reached=float(reached.mean()),
+                    missed=int(np.count_nonzero(reached > target)),
+                    seeds=tuple(seeds),
+                    planned=len(study.plan.runs_of(arm.name)),
+                )
+            )
     return found
+
+
+def _by_phase(study: Study, arm: str) -> dict[int, list[float | None]]:
+    """Seed -> loss of each phase's own domain right after it, of the runs with the whole stream."""
+    found = {r.run.seed: learned_losses(r.summary) for r in study.done(arm) if r.summary}
+    return {seed: losses for seed, losses in found.items() if len(losses) == num_phases(study)}
 
 
 def alone_gaps(study: Study) -> list[AloneGap]:

@@ -1,4 +1,4 @@
-"""Bootstrap over seeds: intervals for a mean and for any statistic of the seeds.
+"""Intervals over seeds: Student's t in front, the bootstrap beside it where seeds suffice.
 
 The unit of replication is the seed (initialisation, data order and mask together), so a resample
 draws n whole seeds with replacement and takes everything measured under them along; two arms that
@@ -11,12 +11,22 @@ values and q the quantile of theta*, at level 1 - 2 alpha:
                 c  = sum_i (m - m_i)^3 / (6 (sum_i (m - m_i)^2)^1.5)               acceleration
                 m_i = theta without seed i, m = their mean
     t:          mean +- t_(n-1)(1 - alpha) s / sqrt(n)
+    jackknife:  theta +- t_(n-1)(1 - alpha) sqrt((n - 1) / n sum_i (m_i - m)^2), = t for a mean
 
-Efron & Tibshirani 1993, An Introduction to the Bootstrap, ch. 13-14; hierarchical: Davison &
+Efron & Tibshirani 1993, An Introduction to the Bootstrap, ch. 11-14; hierarchical: Davison &
 Hinkley 1997, sec. 3.8. Below about 10 seeds both bootstrap intervals are too narrow: few values
 know little of their tails, and a resampled mean has the variance s^2 (n - 1) / n^2 instead of
-s^2 / n. Read the t interval beside them. Nothing here is random by itself: the caller hands in
-the generator.
+s^2 / n. Simulated coverage of a nominal 95 % (normal; t with 3 degrees of freedom; lognormal of
+sigma 0.75), tests/metrics/test_coverage.py:
+
+    seeds   percentile            t
+    6       85  84  79 %          95  97  88 %
+    8       88  87  82 %          95  97  88 %
+    10      90  89  84 %          95  96  89 %
+    20      93  92  89 %          95  96  91 %
+
+No interval repairs a skew that few seeds do not show. Nothing here is random by itself: the caller
+hands in the generator.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,6 +38,13 @@ from numpy.typing import ArrayLike, NDArray
 
 FloatArray = NDArray[np.float64]
 IndexArray = NDArray[np.int64]
+
+MIN_SEEDS = 6
+"""Fewest seeds for a statement with a level. Fewer can reach no p <= 0.05 by sign flips, and their
+t interval would rest on the normal distribution alone."""
+
+MIN_BOOTSTRAP = 10
+"""Fewest seeds for a bootstrap interval."""
 
 DRAWS = 10_000
 """Resamples of one interval; its ends then repeat within about 2 % of its width."""
@@ -53,15 +70,17 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class MeanEstimate:
-    """A mean over seeds with its intervals; those are None below 2 seeds."""
+    """A mean over seeds with its intervals."""
 
     num_seeds: int
     mean: float
     sd: float | None
-    """Standard deviation over seeds, ddof 1."""
-    percentile: Interval | None
-    bca: Interval | None
+    """Standard deviation over seeds, ddof 1; None below 2 seeds."""
     t: Interval | None
+    """The one in front; None below MIN_SEEDS."""
+    percentile: Interval | None
+    """Like BCa None below MIN_BOOTSTRAP."""
+    bca: Interval | None
 
 
 def bootstrap(
@@ -184,29 +203,50 @@ def bca_interval(
     return Interval(low=float(low), high=float(high), level=level, method="BCa")
 
 
+def half_width(values: ArrayLike, level: float = 0.95) -> FloatArray:
+    """Half of Student's interval of the means over seeds of `values` [n, ...], each by itself.
+
+    Raises:
+        ValueError: below 2 seeds.
+    """
+    from scipy import special
+
+    data = np.asarray(values, dtype=np.float64)
+    n = len(data)
+    if n < 2:
+        raise ValueError(f"a t interval needs at least 2 seeds, got {n}")
+    return special.stdtrit(n - 1, 1 - tail_share(level)) * data.std(axis=0, ddof=1) / n**0.5
+
+
 def t_interval(values: ArrayLike, level: float = 0.95) -> Interval:
-    """Student's interval of a mean; exact for normal values, near enough for n >= 5 or so.
+    """Student's interval of a mean; exact for normal values.
 
     Raises:
         ValueError: below 2 values or for one that is not finite.
     """
-    from scipy import special
-
     data = _finite(values)
-    if len(data) < 2:
-        raise ValueError(f"a t interval needs at least 2 seeds, got {len(data)}")
-    quantile = float(special.stdtrit(len(data) - 1, 1 - tail_share(level)))
-    half = quantile * float(data.std(ddof=1)) / len(data) ** 0.5
-    middle = float(data.mean())
+    half, middle = float(half_width(data, level)), float(data.mean())
     return Interval(low=middle - half, high=middle + half, level=level, method="t")
+
+
+def jackknife_interval(estimate: float, left_out: ArrayLike, level: float = 0.95) -> Interval:
+    """Student's interval of a smooth statistic of the seeds; that of `t_interval` for a mean.
+
+    Args:
+        estimate: the statistic on all seeds.
+        left_out: [n], the statistic with seed i left out.
+    """
+    data = _finite(left_out)
+    half = (len(data) - 1) * float(half_width(data, level))
+    return Interval(low=estimate - half, high=estimate + half, level=level, method="t")
 
 
 def estimate_mean(
     values: ArrayLike, *, level: float = 0.95, draws: int = DRAWS, rng: np.random.Generator
 ) -> MeanEstimate:
-    """Mean over seeds with all three intervals, from one number for each seed.
+    """Mean over seeds with the intervals that so many seeds support, one number for each seed.
 
-    Hand in paired differences for the paired bootstrap of a contrast.
+    Hand in paired differences for the intervals of a contrast.
 
     Raises:
         ValueError: without values, or for one that is not finite.
@@ -216,17 +256,18 @@ def estimate_mean(
     if n == 0:
         raise ValueError("there is no seed to average over")
     middle = float(data.mean())
-    if n == 1:
-        return MeanEstimate(num_seeds=1, mean=middle, sd=None, percentile=None, bca=None, t=None)
-    means = bootstrap_means(data, draws=draws, rng=rng)
-    jackknife = (data.sum() - data) / (n - 1)
+    percentile = bca = None
+    if n >= MIN_BOOTSTRAP:
+        means = bootstrap_means(data, draws=draws, rng=rng)
+        percentile = percentile_interval(means, level)
+        bca = bca_interval(means, middle, (data.sum() - data) / (n - 1), level)
     return MeanEstimate(
         num_seeds=n,
         mean=middle,
-        sd=float(data.std(ddof=1)),
-        percentile=percentile_interval(means, level),
-        bca=bca_interval(means, middle, jackknife, level),
-        t=t_interval(data, level),
+        sd=float(data.std(ddof=1)) if n > 1 else None,
+        t=t_interval(data, level) if n >= MIN_SEEDS else None,
+        percentile=percentile,
+        bca=bca,
     )
 
 

@@ -1,65 +1,69 @@
-"""From which round on a sparse arm is better than the dense one, and how sure that is.
+"""From which round on a sparse arm is better than the dense one, told only where it is shown.
 
 n = seeds, J = rounds. Both arms give a curve [n, J] of a metric where lower is better (for a score
 pass the negated curve), measured on the same fixed evaluation set after every round:
 
     d[s, j] = sparse[s, j] - dense[s, j]
-    D_j     = mean over seeds of d, then over rounds j-1, j, j+1 (at the edges: those that exist)
-    j*      = the first j with D_j < 0, D_(j+1) < 0 and D_(j+2) < 0
+    j*      = the split that maximises sum_{j < j*} D_j, D_j = mean over seeds of d[s, j]
 
-Three rounds in a row and the moving average keep one lucky round from being a crossover. The price
-is paid at the end of the stream: an arm that goes below in the last or last but one round has not
-shown enough, and the answer is none, "not within J rounds". The stream ended; nothing says that the
-crossover would not have come (it is censored).
+j* is the round at which the accumulated disadvantage begins to shrink, with `STRETCH` rounds or
+more on either side. It is a crossover if the mean of d over the rounds before it is above zero and
+the mean over those from it on is below zero, each by a one-sided sign-flip test at level alpha,
+corrected over all splits (single-step maximum, Westfall & Young 1993): all rounds of a seed change
+sign together, and the p of a side is the share of sign patterns in which its largest statistic
+over the splits reaches the observed one. Curves may be as autocorrelated as they like.
 
-Uncertainty: bootstrap over seeds, j* anew in each resample; a resample without one counts as "later
-than J", so that ends of the interval may be unknown while the share of resamples with a crossover
-is known. The definition and its constants are ours.
+Both tests at alpha keep the chance of a false crossover at alpha. A split is false if one of its
+sides is no better than zero; the sides of all splits add up to one sum S of D, so if S >= 0 all
+false splits fail after the split, and if S <= 0 all fail before it: one family errs, not two.
+
+The interval holds the splits that no stretch of rounds speaks against: no stretch that begins at
+the split is reliably worse, none that ends before it is reliably better, again by sign flips,
+corrected over the stretches. An arm that is better from the first round on has crossed nothing.
+The definition and its constants are ours.
 """
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from sparsecl.metrics.bootstrap import DRAWS, FloatArray, bootstrap, seed_counts, tail_share
+from sparsecl.metrics.bootstrap import MIN_SEEDS, FloatArray
+
+STRETCH = 3
+"""Fewest rounds on either side of a crossover."""
 
 WINDOW = 3
-"""Rounds of the centred moving average; odd."""
+"""Rounds of the centred moving average that is drawn; odd."""
 
-CONSECUTIVE = 3
-"""Rounds in a row, K, that must be below zero."""
+MAX_EXACT = 12
+"""Seeds up to which all 2^n patterns of signs are tried."""
+
+NUM_PATTERNS = 10_000
+"""Random patterns beyond that, the observed one among them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Crossover:
-    """Where the mean difference goes below zero and how often it does so over resamples.
+    """Where the difference goes below zero, if that is shown.
 
-    Rounds are numbered from `first_round` to `last_round`. None stands for "not within the stream".
+    Rounds are numbered from `first_round` to `last_round`.
     """
 
     round: int | None
-    """j*."""
-    stays: bool
-    """There is a crossover, and the smoothed difference is below zero from it to the end."""
-    lasting_round: int | None
-    """First round from which it is below zero to the end, for at least K rounds; >= round."""
-    median: int | None
-    """Median of the resamples; None too below 2 seeds."""
-    interval: tuple[int | None, int | None] | None
-    """Percentile interval of the resamples, ends rounded outwards; None below 2 seeds."""
+    """j*; None if no crossover is shown."""
+    interval: tuple[int, int] | None
+    """Rounds that the seeds do not speak against; None without a crossover."""
+    p: float | None
+    """The larger one of the two sides of j*, corrected over splits; None if nothing was tested."""
+    why: str | None
+    """The reason if nothing was tested."""
     level: float
-    share: float | None
-    """Share of resamples with a crossover, in [0, 1]; None below 2 seeds."""
-    share_stays: float | None
-    """Share of resamples with a crossover that stays."""
     num_seeds: int
     first_round: int
     last_round: int
     smoothed: tuple[float, ...]
-    """D_j of each round, in the metric's unit."""
+    """D_j averaged over neighbouring rounds, in the metric's unit: for the eye."""
 
     @property
     def num_rounds(self) -> int:
@@ -67,28 +71,21 @@ class Crossover:
         return len(self.smoothed)
 
     @property
-    def from_start(self) -> bool:
-        """Below zero in the first rounds already: the arm is better, but nothing was crossed."""
-        return self.round == self.first_round
+    def stays(self) -> bool:
+        """There is a crossover, and from it on no round (smoothed) is worse again."""
+        return self.round is not None and max(self.smoothed[self.round - self.first_round :]) <= 0
 
     def text(self) -> str:
-        """One honest sentence: what was found, within what, and how often."""
-        if self.round is None:
-            found = f"not within {self.num_rounds} rounds"
-            return f"{found} ({self._support('crossed in ')})"
-        found = f"round {self.round}"
-        if self.interval is not None:
-            late = f"later than {self.last_round}"
-            low, high = (late if end is None else str(end) for end in self.interval)
-            found += f" [{low}, {high}]"
-        notes = ["below from the first round on"] if self.from_start else []
-        notes += [] if self.stays else ["not below to the end"]
-        return "; ".join([f"{found}, {self._support()}", *notes])
-
-    def _support(self, verb: str = "") -> str:
-        if self.share is None:
-            return "one seed: no interval"
-        return f"{verb}{percent(self.share)} of resamples"
+        """One honest sentence: what was found, within what, and how sure it is."""
+        if self.why is not None:
+            return f"not tested: {self.why}"
+        if self.round is None or self.interval is None:
+            if max(self.smoothed) < 0:
+                return "none: below from the first round on, nothing was crossed"
+            return f"not shown within {self.num_rounds} rounds (p = {self.p:.2g})"
+        low, high = self.interval
+        notes = "" if self.stays else "; not below in every later round"
+        return f"round {self.round} [{low}, {high}], p = {self.p:.2g}{notes}"
 
 
 def crossover(
@@ -96,56 +93,43 @@ def crossover(
     dense: ArrayLike,
     *,
     first_round: int = 1,
-    window: int = WINDOW,
-    consecutive: int = CONSECUTIVE,
     level: float = 0.95,
-    draws: int = DRAWS,
     rng: np.random.Generator,
 ) -> Crossover:
-    """Locate the crossover of two arms.
+    """Test and locate the crossover of two arms.
 
     Args:
         sparse: [n, J], lower is better; row s is one seed.
         dense: [n, J], the same seeds in the same order.
         first_round: number of the first column; 0 if it was measured before training.
+        rng: draws the sign patterns beyond MAX_EXACT seeds.
 
     Raises:
-        ValueError: if the shapes differ, a value is not finite (leave out that seed or that round
-            in both arms, and say so), or window or consecutive make no sense.
+        ValueError: if the shapes differ, or a value is not finite (leave out that seed or that
+            round in both arms, and say so).
     """
-    # Smoothing is linear, so it may come before the mean over seeds, and is done only once.
-    smoothed = moving_average(_difference(sparse, dense), window)
-    n, num_rounds = smoothed.shape
-    mean = smoothed.mean(axis=0)
-    at, lasting = _both(mean[None], consecutive)[0].tolist()
-    crossings = np.zeros((0, 2))
-    if n > 1:
-        crossings = bootstrap(
-            lambda rows: _both(seed_counts(rows, n) @ smoothed / n, consecutive),
-            n,
-            draws=draws,
-            rng=rng,
-        )
-    rounds = np.sort(crossings[:, 0])
-    crossed = crossings[:, 0] < num_rounds
-    stays = crossed & (crossings[:, 0] == crossings[:, 1])
-
-    def number(index: float) -> int | None:
-        return first_round + int(index) if index < num_rounds else None
-
+    difference = _difference(sparse, dense)
+    n, num_rounds = difference.shape
+    at = p = interval = None
+    why = _why_not(n, num_rounds)
+    if why is None:
+        signs = _patterns(n, rng)
+        at, p = _split(difference, signs)
+        if p <= 1 - level:
+            low, high = _plausible(difference, signs, at, 1 - level)
+            interval = first_round + low, first_round + high
+        else:
+            at = None
     return Crossover(
-        round=number(at),
-        stays=at < num_rounds and at == lasting,
-        lasting_round=number(lasting),
-        median=number(rounds[(len(rounds) - 1) // 2]) if n > 1 else None,
-        interval=_interval(rounds, level, number) if n > 1 else None,
+        round=None if at is None else first_round + at,
+        interval=interval,
+        p=p,
+        why=why,
         level=level,
-        share=float(crossed.mean()) if n > 1 else None,
-        share_stays=float(stays.mean()) if n > 1 else None,
         num_seeds=n,
         first_round=first_round,
         last_round=first_round + num_rounds - 1,
-        smoothed=tuple(mean.tolist()),
+        smoothed=tuple(moving_average(difference.mean(axis=0)).tolist()),
     )
 
 
@@ -163,38 +147,61 @@ def moving_average(curves: ArrayLike, window: int = WINDOW) -> FloatArray:
     return np.stack(parts, axis=-1)
 
 
-def first_crossing(means: FloatArray, consecutive: int = CONSECUTIVE) -> NDArray[np.int64]:
-    """Index of the first of `consecutive` negative values in each row of [b, J]; J if none."""
-    if consecutive < 1:
-        raise ValueError(f"consecutive must be >= 1 round, got {consecutive}")
-    length = means.shape[1]
-    if length < consecutive:
-        return np.full(len(means), length)
-    runs = np.lib.stride_tricks.sliding_window_view(means < 0, consecutive, axis=-1).all(axis=-1)
-    return np.where(runs.any(axis=-1), runs.argmax(axis=-1), length)
+def _why_not(num_seeds: int, num_rounds: int) -> str | None:
+    if num_seeds < MIN_SEEDS:
+        return f"{num_seeds} seed{'s' if num_seeds != 1 else ''}, {MIN_SEEDS} are needed"
+    if num_rounds < 2 * STRETCH:
+        return f"{num_rounds} rounds, {2 * STRETCH} are needed ({STRETCH} on either side)"
+    return None
 
 
-def last_stretch(means: FloatArray, consecutive: int = CONSECUTIVE) -> NDArray[np.int64]:
-    """Index from which each row of [b, J] is negative to its end; J if that is too short a run."""
-    length = means.shape[1]
-    above = ~(means < 0)[:, ::-1]  # from the end backwards
-    negative = np.where(above.any(axis=1), above.argmax(axis=1), length)
-    return np.where(negative >= consecutive, length - negative, length)
+def _split(difference: FloatArray, signs: FloatArray) -> tuple[int, float]:
+    """Index of j* and the larger p of its two sides; 1 if one of them is no stretch."""
+    sums = np.pad(np.cumsum(difference, axis=1), ((0, 0), (1, 0)))
+    at, length = int(np.argmax(sums.mean(axis=0))), difference.shape[1]
+    if not STRETCH <= at <= length - STRETCH:
+        return at, 1.0
+    before = sums[:, STRETCH : length - STRETCH + 1]
+    sides = before, before - sums[:, -1:]
+    return at, max(_adjusted(side, signs, at - STRETCH) for side in sides)
 
 
-def percent(share: float) -> str:
-    """A share as whole percent; 0 and 100 only if they are exact."""
-    if 0 < share < 0.01:
-        return "under 1 %"
-    if 0.99 < share < 1:
-        return "over 99 %"
-    return f"{100 * share:.0f} %"
+def _plausible(
+    difference: FloatArray, signs: FloatArray, split: int, alpha: float
+) -> tuple[int, int]:
+    """First and last split that no stretch of rounds speaks against; `split` is among them."""
+    sums = np.pad(np.cumsum(difference, axis=1), ((0, 0), (1, 0)))
+    kept = [split]
+    for at in range(1, difference.shape[1]):
+        against = np.hstack(
+            [sums[:, at + 1 :] - sums[:, at : at + 1], sums[:, :at] - sums[:, [at]]]
+        )
+        if _adjusted(against, signs, None) > alpha:
+            kept.append(at)
+    return min(kept), max(kept)
 
 
-def _both(means: FloatArray, consecutive: int) -> FloatArray:
-    """First crossing and last stretch of each row, [b, 2]."""
-    both = first_crossing(means, consecutive), last_stretch(means, consecutive)
-    return np.stack(both, axis=1).astype(np.float64)
+def _adjusted(sums: FloatArray, signs: FloatArray, index: int | None) -> float:
+    """One-sided p of column `index` of `sums` [n, m] being above zero, corrected over the columns.
+
+    None = of the column that stands out most. The statistic is sum / sqrt(n sum of squares), which
+    rises with Student's t and stays finite.
+    """
+    scale = np.sqrt(len(sums) * np.sum(sums**2, axis=0))
+    values = signs @ np.divide(sums, scale, out=np.zeros_like(sums), where=scale > 0)
+    observed = values[0].max() if index is None else values[0, index]
+    # Equal sums can differ by rounding; as ties they must count as "at least as large".
+    return float(np.mean(values.max(axis=1) >= observed - 1e-9))
+
+
+def _patterns(num_seeds: int, rng: np.random.Generator) -> FloatArray:
+    """Sign patterns [P, n], the observed one (all +) first."""
+    if num_seeds <= MAX_EXACT:
+        bits = np.arange(2**num_seeds)[:, None] >> np.arange(num_seeds) & 1
+    else:
+        bits = rng.integers(0, 2, size=(NUM_PATTERNS, num_seeds))
+        bits[0] = 0
+    return np.where(bits == 0, 1.0, -1.0)
 
 
 def _difference(sparse: ArrayLike, dense: ArrayLike) -> FloatArray:
@@ -211,15 +218,3 @@ def _difference(sparse: ArrayLike, dense: ArrayLike) -> FloatArray:
         row, column = bad[0].tolist()
         raise ValueError(f"curve {row} is not finite at round index {column}; leave it out by name")
     return difference
-
-
-def _interval(
-    rounds: FloatArray, level: float, number: Callable[[float], int | None]
-) -> tuple[int | None, int | None]:
-    """Percentile ends of sorted resamples that are resamples themselves, rounded outwards.
-
-    Interpolation has no meaning between "round 7" and "later".
-    """
-    tail = tail_share(level) * (len(rounds) - 1)
-    low, high = math.floor(tail), math.ceil(len(rounds) - 1 - tail)
-    return number(rounds[low]), number(rounds[high])

@@ -103,11 +103,19 @@ def normalised(loss: ArrayLike, order: Sequence[int]) -> list[float | None]:
     return shares
 
 
-def mean_normalised(loss: ArrayLike, order: Sequence[int]) -> float | None:
-    """Mean of NF over the domains that were followed by another phase and have a value."""
+def counted_shares(loss: ArrayLike, order: Sequence[int]) -> dict[int, float]:
+    """NF by column, of the domains that count: followed by another phase, and with a value.
+
+    A run that learned little has few of them, so what is averaged over its own differs from what is
+    averaged over another's: compare runs over the domains that count in all of them.
+    """
     shares = normalised(loss, order)
-    kept = [share for i in exposed_rows(order) if (share := shares[i]) is not None]
-    return mean(kept)
+    return {i: share for i in exposed_rows(order) if (share := shares[i]) is not None}
+
+
+def mean_normalised(loss: ArrayLike, order: Sequence[int]) -> float | None:
+    """Mean of NF over the domains that count."""
+    return mean(list(counted_shares(loss, order).values()))
 
 
 def check(loss: ArrayLike, order: Sequence[int]) -> NDArray[np.float64]:

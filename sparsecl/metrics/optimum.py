@@ -3,14 +3,16 @@
 rho = density, live share of the weights, in (0, 1]; S = seeds, D = densities, K = sizes.
 
 The optimum is the density of the grid with the best mean over seeds: no curve is fitted, so it can
-only be one of the densities that were run. Its interval holds the optima of resampled seeds, whole
-seeds at a time, since the densities of a seed share its data and its initial weights; the shares
-say how often each density won. An optimum at the edge of the grid may lie beyond it.
+only be one of the densities that were run. Its interval spans the densities that the seeds cannot
+tell from the best: those whose paired difference from it has a t interval, at 1 - alpha / (D - 1),
+that is not wholly on the worse side. The true optimum is left out with probability alpha / 2 at
+most. The shares say how often each density won when whole seeds are resampled. An optimum at the
+edge of the grid may lie beyond it.
 
     log10 rho* = a + b log10 N       least squares over the sizes, N = parameters of the dense model
 
-b > 0: larger models want more density. The sizes of a seed are resampled together. With three sizes
-this describes; it does not test.
+b > 0: larger models want more density. Its interval spans the slopes of all optima within the
+intervals of the sizes, each at 1 - alpha / K. With three sizes this describes; it does not test.
 """
 
 from collections.abc import Sequence
@@ -22,18 +24,19 @@ from numpy.typing import ArrayLike
 
 from sparsecl.metrics.bootstrap import (
     DRAWS,
+    MIN_SEEDS,
     FloatArray,
     IndexArray,
     Interval,
     bootstrap,
-    percentile_interval,
     seed_counts,
+    t_interval,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimum:
-    """The best density of one size; interval and shares are None below 2 seeds."""
+    """The best density of one size; interval and shares are None below MIN_SEEDS."""
 
     density: float
     value: float
@@ -62,7 +65,7 @@ class OptimumSlope:
     slope: float
     """b: change of log10 rho* for ten times the parameters."""
     interval: Interval | None
-    """None below 2 seeds."""
+    """None below MIN_SEEDS."""
     num_seeds: int
     """Seeds with a value at every density of every size."""
 
@@ -86,17 +89,15 @@ def optimal_density(
         ValueError: fewer than 2 densities with a value, or no seed with a value at each of them.
     """
     rho, table = _table(densities, values)
-    best = _best(rho, table, np.ones((1, len(table))), better)[0]
+    best = float(_best(rho, table, np.ones((1, len(table))), better)[0])
     means = table.mean(axis=0)
-    drawn = _drawn([(rho, table)], better, draws, rng)
-    wins = None if drawn is None else [float(np.mean(drawn[:, 0] == one)) for one in rho]
     return Optimum(
-        density=float(best),
+        density=best,
         value=float(means[rho == best][0]),
-        interval=None if drawn is None else percentile_interval(drawn[:, 0], level),
+        interval=_interval(rho, table, best, better, level),
         densities=tuple(rho.tolist()),
         means=tuple(means.tolist()),
-        shares=None if wins is None else tuple(wins),
+        shares=_shares(rho, table, better, draws, rng),
         num_seeds=len(table),
     )
 
@@ -107,8 +108,6 @@ def optimum_slope(
     *,
     better: Literal["lower", "higher"] = "lower",
     level: float = 0.95,
-    draws: int = DRAWS,
-    rng: np.random.Generator,
 ) -> OptimumSlope:
     """Fit the optima of several sizes.
 
@@ -126,39 +125,63 @@ def optimum_slope(
     complete = np.all([np.isfinite(table).all(axis=1) for _, table in whole], axis=0)
     if not complete.any():
         raise ValueError("no seed has a value at every density of every size")
-    parts = [(rho, table[complete]) for rho, table in whole]
     once = np.ones((1, int(complete.sum())))
-    found = np.array([_best(rho, table, once, better)[0] for rho, table in parts])
-    drawn = _drawn(parts, better, draws, rng)
+    weights = (x - x.mean()) / np.sum((x - x.mean()) ** 2)
+    slope, low, high = 0.0, 0.0, 0.0
+    interval = None
+    for weight, (rho, table) in zip(weights, whole, strict=True):
+        rows = table[complete]
+        best = float(_best(rho, rows, once, better)[0])
+        slope += float(weight * np.log10(best))
+        interval = _interval(rho, rows, best, better, 1 - (1 - level) / len(whole))
+        if interval is not None:  # for all sizes or for none: the seeds are the same
+            ends = sorted(float(weight * np.log10(end)) for end in (interval.low, interval.high))
+            low, high = low + ends[0], high + ends[1]
     return OptimumSlope(
-        slope=float(_slope(x, found[None])[0]),
-        interval=None if drawn is None else percentile_interval(_slope(x, drawn), level),
+        slope=slope,
+        interval=interval and Interval(low=low, high=high, level=level, method="t"),
         num_seeds=int(complete.sum()),
     )
 
 
-def _slope(x: FloatArray, optima: FloatArray) -> FloatArray:
-    """Slopes [b] of log10 optima [b, K] over x [K]."""
-    centred = x - x.mean()
-    return np.log10(optima) @ centred / (centred @ centred)
+def _interval(
+    rho: FloatArray,
+    table: FloatArray,
+    best: float,
+    better: Literal["lower", "higher"],
+    level: float,
+) -> Interval | None:
+    """The span of the densities that cannot be told from the best; None below MIN_SEEDS."""
+    if len(table) < MIN_SEEDS:
+        return None
+    sign = 1 if better == "lower" else -1
+    worse = sign * (table - table[:, rho == best])
+    each = 1 - (1 - level) / (len(rho) - 1)
+    kept = [
+        one
+        for one, gap in zip(rho.tolist(), worse.T, strict=True)
+        if one == best or t_interval(gap, each).low <= 0
+    ]
+    return Interval(low=min(kept), high=max(kept), level=level, method="t")
 
 
-def _drawn(
-    parts: Sequence[tuple[FloatArray, FloatArray]],
+def _shares(
+    rho: FloatArray,
+    table: FloatArray,
     better: Literal["lower", "higher"],
     draws: int,
     rng: np.random.Generator,
-) -> FloatArray | None:
-    """Optima [draws, K] over resampled seeds; None below 2 seeds."""
-    num_seeds = len(parts[0][1])
-    if num_seeds < 2:
+) -> tuple[float, ...] | None:
+    """Share of the resamples in which each density is the best; None below MIN_SEEDS."""
+    num_seeds = len(table)
+    if num_seeds < MIN_SEEDS:
         return None
 
     def statistic(indices: IndexArray) -> FloatArray:
-        counts = seed_counts(indices, num_seeds)
-        return np.stack([_best(rho, table, counts, better) for rho, table in parts], axis=1)
+        return _best(rho, table, seed_counts(indices, num_seeds), better)
 
-    return bootstrap(statistic, num_seeds, draws=draws, rng=rng)
+    drawn = bootstrap(statistic, num_seeds, draws=draws, rng=rng)
+    return tuple(float(np.mean(drawn == one)) for one in rho)
 
 
 def _best(

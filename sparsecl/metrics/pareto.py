@@ -17,7 +17,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sparsecl.metrics.bootstrap import DRAWS, FloatArray, IndexArray, bootstrap, seed_counts
+from sparsecl.metrics.bootstrap import (
+    DRAWS,
+    MIN_SEEDS,
+    FloatArray,
+    IndexArray,
+    bootstrap,
+    seed_counts,
+)
 
 Better = Literal["lower", "higher"]
 
@@ -31,7 +38,7 @@ class ParetoPoint:
     """Mean over seeds of each column; None if a seed has no value there."""
     on_front: bool
     share: float | None
-    """Share of resamples with the arm on the front, in [0, 1]; None below 2 seeds."""
+    """Share of resamples with the arm on the front, in [0, 1]; None below MIN_SEEDS."""
 
 
 def pareto_front(
@@ -61,7 +68,8 @@ def pareto_front(
         raise ValueError(f"expected values {wanted}, got shape {data.shape}")
     means = data.mean(axis=0)
     on_front = front(means, better)
-    share = front_share(data, better, draws=draws, rng=rng) if len(data) > 1 else None
+    enough = len(data) >= MIN_SEEDS
+    share = front_share(data, better, draws=draws, rng=rng) if enough else None
     return [
         ParetoPoint(
             name=name,

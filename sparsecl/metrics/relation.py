@@ -10,24 +10,22 @@ for a perfect relation if seeds differ. The line is a description, not a theory:
 density.
 
 The densities of one seed share its initialisation and its data, so they are no independent points:
-the bootstrap draws whole seeds, all densities of a seed together. The band is pointwise: it covers
-the line at each density with the stated level, not the whole line at once.
+the jackknife leaves out whole seeds, all densities of a seed together. With a value for every point
+the slope is the mean of the slopes of the seeds, and its interval their t interval. The band is
+pointwise: it covers the line at each density with the stated level, not the whole line at once.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sparsecl.metrics.bootstrap import (
-    DRAWS,
+    MIN_SEEDS,
     FloatArray,
-    IndexArray,
     Interval,
-    bootstrap,
-    percentile_interval,
-    seed_counts,
+    jackknife_interval,
 )
 from sparsecl.metrics.forgetting import finite
 
@@ -37,7 +35,8 @@ MIN_DENSITIES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Relation:
-    """The fit over all seeds; intervals and band are None below 2 seeds."""
+    """The fit over all seeds; intervals and band are None below MIN_SEEDS, and if the points
+    without some seed have no line."""
 
     intercept: float
     """a, in the unit of F: the line at rho = 1."""
@@ -50,13 +49,13 @@ class Relation:
     spearman: float | None
     """In [-1, 1]; None if F is the same everywhere."""
     spearman_interval: Interval | None
-    """None too if a resample can have the same F everywhere."""
+    """None too if F is the same everywhere without some seed. Ends within [-1, 1]."""
     grid: tuple[float, ...]
     """Densities of the band, rising."""
     line: tuple[float, ...]
     """a + b log10(grid)."""
     band: tuple[Interval, ...] | None
-    """Percentile intervals of the line, one for each density of the grid."""
+    """Intervals of the line, one for each density of the grid."""
     densities: tuple[float, ...]
     """Densities with at least one value, rising."""
     num_seeds: int
@@ -83,8 +82,6 @@ def density_relation(
     *,
     grid: Sequence[float] | None = None,
     level: float = 0.95,
-    draws: int = DRAWS,
-    rng: np.random.Generator,
 ) -> Relation:
     """Fit forgetting against density.
 
@@ -109,20 +106,26 @@ def density_relation(
     x_grid = np.log10(at)
     ones = np.ones((1, len(rows)))
     intercept, slope = (float(value) for value in _fit(points, ones)[0])
-    draw = _draws(points, draws, rng) if len(rows) > 1 else None
-    lines = None if draw is None else draw[:, :1] + draw[:, 1:2] * x_grid
-    ranks = None if draw is None else draw[:, 2]
+    without = 1 - np.eye(len(rows))  # each row leaves one seed out
+    fits, ranks = _fit(points, without), finite(float(_spearman(points, ones)[0]))
+    at_grid = fits[:, :1] + fits[:, 1:] * x_grid
+    line = intercept + slope * x_grid
+    intervals = [
+        _interval(value, left_out, level)
+        for value, left_out in zip((intercept, slope), fits.T, strict=True)
+    ]
+    band = [_interval(*both, level) for both in zip(line.tolist(), at_grid.T, strict=True)]
     return Relation(
         intercept=intercept,
         slope=slope,
-        intercept_interval=None if draw is None else percentile_interval(draw[:, 0], level),
-        slope_interval=None if draw is None else percentile_interval(draw[:, 1], level),
+        intercept_interval=intervals[0],
+        slope_interval=intervals[1],
         r_squared=_r_squared(points, intercept, slope),
-        spearman=finite(float(_spearman(points, ones)[0])),
-        spearman_interval=_if_defined(ranks, level),
+        spearman=ranks,
+        spearman_interval=_clipped(_interval(ranks, _spearman(points, without), level)),
         grid=tuple(at.tolist()),
-        line=tuple((intercept + slope * x_grid).tolist()),
-        band=None if lines is None else tuple(percentile_interval(line, level) for line in lines.T),
+        line=tuple(line.tolist()),
+        band=tuple(one for one in band if one) or None,
         densities=tuple(used.tolist()),
         num_seeds=len(rows),
         num_points=len(points.y),
@@ -130,18 +133,16 @@ def density_relation(
     )
 
 
-def _draws(points: _Points, draws: int, rng: np.random.Generator) -> FloatArray:
-    """a, b and rank correlation [draws, 3] over resampled seeds.
+def _interval(estimate: float | None, left_out: FloatArray, level: float) -> Interval | None:
+    """By the jackknife; None where there are too few seeds, or a value that is not finite."""
+    if estimate is None or len(left_out) < MIN_SEEDS or not np.isfinite(left_out).all():
+        return None
+    return jackknife_interval(estimate, left_out, level)
 
-    Resamples of incomplete seeds can have one density only, and no line: they are left out.
-    """
 
-    def statistic(indices: IndexArray) -> FloatArray:
-        counts = seed_counts(indices, points.num_seeds)
-        return np.column_stack([_fit(points, counts), _spearman(points, counts)])
-
-    values = bootstrap(statistic, points.num_seeds, draws=draws, rng=rng)
-    return values[np.isfinite(values[:, 1])]
+def _clipped(found: Interval | None) -> Interval | None:
+    """An interval of a correlation: nothing lies beyond -1 and 1."""
+    return found and replace(found, low=max(-1.0, found.low), high=min(1.0, found.high))
 
 
 def _fit(points: _Points, counts: FloatArray) -> FloatArray:
@@ -184,12 +185,6 @@ def _r_squared(points: _Points, intercept: float, slope: float) -> float | None:
     total = float(np.sum((points.y - points.y.mean()) ** 2))
     residual = float(np.sum((points.y - intercept - slope * points.x) ** 2))
     return 1 - residual / total if np.ptp(points.y) > 0 else None
-
-
-def _if_defined(values: FloatArray | None, level: float) -> Interval | None:
-    if values is None or np.isnan(values).any():
-        return None
-    return percentile_interval(values, level)
 
 
 def _checked(densities: Sequence[float], forgetting: ArrayLike) -> tuple[FloatArray, FloatArray]:

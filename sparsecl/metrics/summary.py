@@ -42,6 +42,10 @@ def summarize(records: RunRecords) -> dict[str, Any]:
                 **forgetting_figures(matrix.loss, matrix.order),
                 "per_domain": _by_name(matrix, forgetting.per_domain(matrix.loss, matrix.order)),
                 "NF_per_domain": _by_name(matrix, forgetting.normalised(matrix.loss, matrix.order)),
+                "NF_domains": {
+                    "counted": len(forgetting.counted_shares(matrix.loss, matrix.order)),
+                    "of": len(forgetting.exposed_rows(matrix.order)),
+                },
             },
             # The same definitions on bits per byte, for runs whose tokenizers differ.
             "forgetting_bits_per_byte": {
@@ -49,6 +53,8 @@ def summarize(records: RunRecords) -> dict[str, Any]:
                 for name, value in forgetting_figures(matrix.bits_per_byte, matrix.order).items()
                 if name != "NF"  # its guard is a number of nats per token
             },
+            "scored": _scored(records),
+            "trained": _trained(records, matrix.num_phases),
             "bwt": transfer.bwt(matrix.loss, matrix.order),
             "fwt": transfer.fwt(matrix.loss, matrix.order),
             "averages": {name: _averages(getattr(matrix, name), matrix) for name in SCORES},
@@ -111,6 +117,20 @@ def _averages(scores: FloatArray, matrix: ResultMatrix) -> dict[str, Any]:
         "final": transfer.acc(scores, matrix.order),
         "seen": transfer.average_seen(scores, matrix.order),
         "all": transfer.average_all(scores, matrix.order),
+    }
+
+
+def _scored(records: RunRecords) -> dict[str, dict[str, int]]:
+    """Tokens and bytes of the text behind each domain's scores."""
+    return {e.domain: {"tokens": e.num_tokens, "bytes": e.num_bytes} for e in records.evaluations}
+
+
+def _trained(records: RunRecords, num_phases: int) -> dict[str, int]:
+    """Optimizer steps and new tokens up to the end of the last finished phase."""
+    ends = [e for e in records.evaluations if e.at == "phase_end" and e.phase < num_phases]
+    return {
+        "steps": max((e.step for e in ends), default=0),
+        "tokens": max((e.tokens for e in ends), default=0),
     }
 
 

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from sparsecl.metrics.forgetting import exposed_rows
+from sparsecl.metrics.forgetting import MIN_IMPROVEMENT, exposed_rows
 from sparsecl.metrics.matrix import OTHER_DOMAIN
 from sparsecl.metrics.performance import performance_lines
 from sparsecl.metrics.summary import matrix_of
@@ -63,6 +63,12 @@ def figures_table(summary: dict[str, Any]) -> str:
     values = {**summary["forgetting"], "BWT": summary["bwt"], "FWT": summary["fwt"]}
     lines = ["Forgetting and transfer, nats per token (NF: a share)", ""]
     lines += [f"  {name:<7}{number(values[name]):>8}   {meaning}" for name, meaning in FIGURES]
+    counted = summary["forgetting"].get("NF_domains")
+    if counted and counted["counted"] < counted["of"]:
+        lines.append(
+            f"  NF: {counted['counted']} of {counted['of']} domains count; the others gained under "
+            f"{MIN_IMPROVEMENT:g} nats per token"
+        )
     return "\n".join(lines)
 
 

@@ -130,8 +130,8 @@ def test_the_loss_approaches_the_entropy_rate_and_never_falls_below(
     [
         # The first evaluation sets the best; two more without improvement end the phase at step 6.
         ("steps: 12, patience: 2, min_improvement: 100.0", 6 + 12),
-        ("steps: 12, until_loss: 100.0", 2 + 12),
-        ("steps: 12, until_loss: 0.0", 12 + 12),
+        ("steps: 12, until_loss: [100.0]", 2 + 12),
+        ("steps: 12, until_loss: [0.0, 100.0]", 12 + 2),
         ("steps: 12, joint: true", 24),
     ],
 )

@@ -22,10 +22,10 @@ sys.path.insert(0, str(ROOT))
 from tests.metrics.fake_run import from_matrix  # noqa: E402
 
 
-def records(arm, seed, until_loss):
+def records(arm, seed, until):
     rise = {"dense": 0.5, "sparse": 0.2}.get(arm, 0.3) + 0.01 * seed
-    first = 2.0 + 0.1 * seed if until_loss is None else until_loss
-    loss = [[4.0, 4.0], [first, 3.9], [first + rise, 1.5]]
+    first, second = until or (2.0 + 0.1 * seed, 1.5)
+    loss = [[4.0, 4.0], [first, 3.9], [first + rise, second]]
     end = {"kind": "end", "seconds": 1.0, "tokens_per_second": 1.0}
     return [*from_matrix(loss, ["a", "b"], [0, 1]), end]
 
@@ -40,10 +40,10 @@ def main():
     settings = dict(text.split("=", 1) for text in options.set)
     arm, seed = settings["name"].rsplit("-seed", 1)
     until = settings.get("phases.until_loss")
-    return write(options.run_dir, arm, int(seed), float(until) if until else None)
+    return write(options.run_dir, arm, int(seed), json.loads(until) if until else None)
 
 
-def write(folder, arm, seed, until_loss=None):
+def write(folder, arm, seed, until=None):
     """All that a run writes from here on; its exit code."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "scalars.jsonl"
@@ -52,7 +52,7 @@ def write(folder, arm, seed, until_loss=None):
         return 75
     num_lines, _, fifo = os.environ.get("FAKE_HOLD", "").partition(":")
     held = os.open(fifo, os.O_WRONLY) if fifo else None
-    for number, record in enumerate(records(arm, seed, until_loss)):
+    for number, record in enumerate(records(arm, seed, until)):
         if number < done:
             continue
         if arm.startswith("bad") and number == 2:

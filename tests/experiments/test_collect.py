@@ -3,8 +3,10 @@
 import pytest
 
 from sparsecl.errors import DataError, MissingInputError
-from sparsecl.experiments.collect import collect, pairing_problems, status_of
-from tests.experiments.fake_study import FakeArm, last_forgetting, scores, write_study
+from sparsecl.experiments.collect import Sides, collect, nf_notes, pairing_problems, status_of
+from sparsecl.metrics.significance import pair
+from tests.experiments.fake_study import DOMAINS, FakeArm, last_forgetting, scores, write_study
+from tests.metrics.fake_run import from_matrix, write_lines
 
 DENSE, SPARSE = FakeArm(name="dense", kind="dense", density=1.0), FakeArm(name="er", forgets=0.2)
 
@@ -48,11 +50,50 @@ def test_pairs_are_the_seeds_that_both_arms_have(tmp_path):
         tmp_path, [DENSE, SPARSE], seeds=range(4), failed={("er", 1): "x"}, missing=[("dense", 2)]
     )
     study = collect(folder)
-    seeds, differences = study.pairs("er", "dense", "F_last")
-    assert seeds == [0, 3]
-    for seed, difference in zip(seeds, differences, strict=True):
+    sides = study.sides("er", "dense", "F_last", paired=True)
+    pairs = pair(sides.first, sides.second)
+    assert pairs.seeds == (0, 3) and sides.domains == []
+    for seed, difference in zip(pairs.seeds, pairs.differences, strict=True):
         mine, other = (last_forgetting(folder / f"runs/{a}/seed{seed}") for a in ("er", "dense"))
         assert difference == pytest.approx(mine - other)
+
+
+def write_matrices(folder, by_arm):
+    """Runs of chosen loss matrices: arm -> [P + 1, D], the same for all seeds."""
+    for place in folder.glob("runs/*/*"):
+        matrix = by_arm[place.parent.name]
+        write_lines(place / "scalars.jsonl", from_matrix(matrix, DOMAINS, (0, 1, 2)))
+    return collect(folder)
+
+
+LEARNED = [[8.0, 8.0, 8.0], [3.0, 8.0, 8.0], [4.0, 3.0, 8.0], [5.0, 4.0, 3.0]]
+"""NF 0.4 (2 of 5) on the first domain, 0.2 on the second; the third was followed by nothing."""
+
+HALF = [[8.0, 8.0, 8.0], [7.999, 8.0, 8.0], [7.999, 3.0, 8.0], [7.999, 3.5, 3.0]]
+"""Learned nothing of the first domain: NF 0.1, of the second alone."""
+
+NOTHING = [[8.0] * 3] * 4
+
+
+def test_nf_is_compared_over_the_domains_that_count_in_both_runs(tmp_path):
+    arms = [DENSE, SPARSE, FakeArm(name="none")]
+    folder = write_study(tmp_path, arms, seeds=range(2))
+    study = write_matrices(folder, {"dense": LEARNED, "er": HALF, "none": NOTHING})
+    own = [study.values(arm.name, "NF") for arm in arms]
+    assert [sorted(one.values()) for one in own] == [pytest.approx([v] * 2) for v in (0.3, 0.1)] + [
+        []
+    ]
+    for paired in (True, False):
+        sides = study.sides("er", "dense", "NF", paired=paired)
+        # On the second domain alone the dense model lost 0.2, not the 0.3 of its own domains.
+        assert list(sides.first.values()) == pytest.approx([0.1, 0.1])
+        assert list(sides.second.values()) == pytest.approx([0.2, 0.2])
+        assert sides.domains == [1] * 4
+        assert study.sides("none", "dense", "NF", paired=paired) == Sides({}, {})
+    assert nf_notes(study) == [
+        "NF of er: 1 of 2 domains count; the others gained under 0.01 nats per token",
+        "none has no NF: each domain gained under 0.01 nats per token",
+    ]
 
 
 def test_runs_of_one_seed_must_have_the_same_data(tmp_path):

@@ -1,6 +1,7 @@
 """Planted effects are found, planted nulls are not, and losing runs never helps."""
 
 import itertools
+from dataclasses import replace
 from math import log10
 
 import numpy as np
@@ -11,7 +12,9 @@ from sparsecl.experiments.compare import compare
 from sparsecl.experiments.curves import domain_curve, mean_matrix, plasticity_curve, round_curve
 from sparsecl.experiments.plan import AnalysisConfig, ContrastConfig
 from sparsecl.experiments.trends import trends
-from tests.experiments.fake_study import FakeArm, last_forgetting, scores, write_study
+from sparsecl.metrics.bootstrap import t_interval
+from sparsecl.metrics.significance import permutation
+from tests.experiments.fake_study import DOMAINS, FakeArm, last_forgetting, scores, write_study
 
 DENSE = FakeArm(name="dense", kind="dense", density=1.0)
 BETTER, SAME = FakeArm(name="better", forgets=0.2), FakeArm(name="same", forgets=0.5)
@@ -93,7 +96,8 @@ def test_five_seeds_give_no_p_and_the_reason(tmp_path):
     (contrast,) = compare(made(tmp_path, [DENSE, BETTER], seeds=range(5))).family("primary")
     assert contrast.adjusted is None and not contrast.significant
     assert "5 seeds" in contrast.test.why
-    assert contrast.test.percentile is not None and contrast.test.percentile.high < 0
+    assert contrast.test.mean < 0 and contrast.test.sd > 0
+    assert (contrast.test.t, contrast.test.percentile, contrast.test.d_z) == (None, None, None)
 
 
 def test_secondary_metrics_and_planned_contrasts(tmp_path):
@@ -111,6 +115,29 @@ def test_secondary_metrics_and_planned_contrasts(tmp_path):
     # Worse both times: a higher loss, a lower accuracy.
     assert loss.test.mean > 0 > accuracy.test.mean
     assert loss.improves is accuracy.improves is False
+
+
+@pytest.mark.parametrize("lost", [{}, {("better", 0): "x"}])
+def test_arms_that_are_no_pairs_are_compared_as_groups(tmp_path, lost):
+    contrast = ContrastConfig(arm="better", against="dense", unpaired=True)
+    analysis = AnalysisConfig(contrasts=(contrast,))
+    study = made(tmp_path, [DENSE, BETTER], analysis=analysis, failed=lost)
+    (found,) = compare(study).family("primary")
+    groups = [[last_forgetting(r.folder) for r in study.done(a)] for a in ("better", "dense")]
+    assert not found.test.paired and found.test.d_z is None
+    assert found.test.p == pytest.approx(permutation(*groups))
+    assert found.test.mean == pytest.approx(np.mean(groups[0]) - np.mean(groups[1]))
+    if lost:  # the run that failed counts as the worst that was seen
+        worst = [*groups[0], max(groups[0] + groups[1])]
+        assert found.failed_as_worst == pytest.approx(permutation(worst, groups[1]))
+        assert found.failed_as_worst > found.test.p
+
+
+def test_arms_of_other_streams_are_never_pairs(tmp_path):
+    study = made(tmp_path, [DENSE, BETTER, SAME])
+    arms = [replace(a, stream="other") if a.name == "same" else a for a in study.plan.arms]
+    study = replace(study, plan=replace(study.plan, arms=tuple(arms)))
+    assert [c.test.paired for c in compare(study).family("primary")] == [True, False]
 
 
 def test_controls_are_exploratory_and_undefined_ones_left_out(tmp_path):
@@ -153,12 +180,12 @@ def test_planted_crossovers_are_located(tmp_path):
     assert list(found) == [(arm, c) for c in (None, "code") for arm in ("later", "never")]
     rows = {a: np.array([scores(r.folder)[1] for r in study.of(a)]) for a in ("dense", "later")}
     gap = (rows["later"] - rows["dense"])[:, 1:].mean(axis=(0, 2))
-    smooth = [gap[max(0, k - 1) : k + 2].mean() for k in range(len(gap))]
-    by_hand = next(k for k in range(len(gap)) if max(smooth[k : k + 3]) < 0) + 1
+    by_hand = int(np.argmax(np.cumsum(gap))) + 2  # the round after which the gap adds up no more
     assert found["later", None].round == by_hand and 3 < by_hand < 12
-    assert found["later", None].share == 1.0
+    low, high = found["later", None].interval
+    assert low <= by_hand <= high and found["later", None].p <= 0.05
     assert found["never", None].round is None and found["never", "code"].round is None
-    assert "not within 12 rounds" in found["never", None].text()
+    assert "not shown within 12 rounds" in found["never", None].text()
 
 
 def test_density_relation_finds_a_planted_slope_and_only_within_one_setting(tmp_path):
@@ -199,11 +226,19 @@ def test_stops_alone_gaps_and_interference(tmp_path):
     ]
     study = made(tmp_path, arms, seeds=range(4), missing=[("short", 1)])
     found = trends(study)
-    (stop,) = found.stops
-    losses = [[scores(r.folder)[1][1, 0] for r in study.done(a)] for a in ("er", "short")]
-    assert stop.target == pytest.approx(np.mean([losses[0][k] for k in (0, 2, 3)]))
-    assert stop.reached == pytest.approx(np.mean(losses[1]))
-    assert (stop.seeds, stop.planned) == ((0, 2, 3), 4)
+    assert [(stop.phase, stop.domain) for stop in found.stops] == list(enumerate(DOMAINS))
+    for stop in found.stops:
+        at = stop.phase + 1, stop.phase  # the domains come in the order of the phases
+        losses = [
+            np.array([scores(r.folder)[1][at] for r in study.done(a)]) for a in ("er", "short")
+        ]
+        losses[0] = losses[0][[0, 2, 3]]
+        assert stop.target == pytest.approx(losses[0].mean())
+        assert stop.reached == pytest.approx(losses[1].mean())
+        assert stop.missed == np.count_nonzero(losses[1] > losses[0])
+        assert (stop.seeds, stop.planned) == ((0, 2, 3), 4)
+    assert 0 < sum(stop.missed for stop in found.stops) < 9  # noise: some get there, some do not
+    losses = [[scores(r.folder)[1][1, 0] for r in study.done("er")]]
     gap = found.alone[0]
     assert (gap.domain, gap.seeds) == ("code", (0, 1, 2, 3))
     assert gap.in_sequence == pytest.approx(np.mean(losses[0]))
@@ -219,7 +254,7 @@ def test_stops_alone_gaps_and_interference(tmp_path):
 
 def test_curves_hold_the_scores(tmp_path):
     short = FakeArm(name="short", stopped=60, plasticity=True, density=0.5)
-    study = made(tmp_path, [DENSE, short], seeds=range(3))
+    study = made(tmp_path, [DENSE, short], seeds=range(6))
     loss = np.array([scores(r.folder)[1] for r in study.of("short")])
     curve = domain_curve(study, "short", "math")
     # Phases, not tokens: the short first phase ends at 1 all the same.
@@ -227,9 +262,12 @@ def test_curves_hold_the_scores(tmp_path):
     assert np.allclose(curve.values, loss[:, :, 1])
     assert np.allclose(round_curve(study, "short").values, loss[:, 1:].mean(axis=2))
     low, high = curve.band
-    assert (low <= curve.mean).all() and (curve.mean <= high).all()
+    ends = t_interval(curve.values[:, 2])
+    assert (low[2], high[2]) == pytest.approx((ends.low, ends.high))
+    few = made(tmp_path / "few", [DENSE, short], seeds=range(5))
+    assert domain_curve(few, "short", "math").band is None
     matrix, seeds = mean_matrix(study, "short")
-    assert np.allclose(matrix, loss.mean(axis=0)) and seeds == (0, 1, 2)
+    assert np.allclose(matrix, loss.mean(axis=0)) and seeds == tuple(range(6))
     assert plasticity_curve(study, "short", "erank").mean.tolist() == [51, 50, 49, 48]
     assert plasticity_curve(study, "short", "p") is None
     assert plasticity_curve(study, "dense", "erank") is None

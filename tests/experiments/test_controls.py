@@ -89,7 +89,7 @@ def test_the_others_change_one_thing():
     joint = found["dense.joint"].setting.config
     assert joint == replace(DENSE, phases=replace(DENSE.phases, joint=True))
     stopped = found["five.stopped_early"]
-    assert stopped.setting.config == DENSE and stopped.needs_first_loss and stopped.of == "five"
+    assert stopped.setting.config == DENSE and stopped.needs_losses and stopped.of == "five"
 
 
 @pytest.mark.parametrize(

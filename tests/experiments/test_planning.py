@@ -40,9 +40,10 @@ controls: {{stopped_early: [sparse], equal_parameters: [sparse]}}
 
 @pytest.fixture
 def planned(tmp_path):
-    def make(more="", threads=1, **options):
+    def make(more="", threads=1, change=("", ""), **options):
         path = tmp_path / "study.yaml"
-        path.write_text(STUDY.format(ds=ROOT / "ds_configs" / "zero2.json") + more)
+        text = STUDY.format(ds=ROOT / "ds_configs" / "zero2.json").replace(*change)
+        path.write_text(text + more)
         study = read_study(path, **options)
         return make_plan(
             study, lambda c: price(c, study.ds_config), threads=threads, command=["sweep", "a b"]
@@ -69,7 +70,7 @@ def test_differences_name_all_that_sets_an_arm_apart(planned):
         "topology.density: 0.1 -> 0.25",
     )
     stopped = plan.arm("sparse.stopped_early").differences
-    assert stopped == ("phases.until_loss: null -> the loss of sparse after its first phase",)
+    assert stopped == ("phases.until_loss: null -> the losses of sparse after each phase",)
     narrow = plan.arm("sparse.equal_parameters").differences
     assert {line.split(":")[0] for line in narrow} <= {"model.width", "model.heads", "model.mlp"}
 
@@ -96,6 +97,8 @@ def test_a_study_folder_keeps_its_study(planned, tmp_path):
         open_study(folder, *planned(seeds=3))
     with pytest.raises(UserError, match="the run configs differ"):
         open_study(folder, *planned(overrides=["optimizer.lr=1.0e-4"]))
+    with pytest.raises(UserError, match="planned with another analysis .alpha: 0.05 -> 0.01"):
+        open_study(folder, *planned("analysis: {alpha: 0.01}"))
     with pytest.raises(UserError, match="--threads 2: the study was begun with 1"):
         open_study(folder, *planned(threads=2))
 
@@ -106,6 +109,7 @@ def test_a_study_folder_keeps_its_study(planned, tmp_path):
         ("analysis: {metrics: [F_first]}", "there is no measure F_first"),
         ("analysis: {contrasts: [{arm: x, against: dense}]}", "contrasts: there is no arm x"),
         ("analysis: {reference: x}", "analysis.reference: there is no arm x"),
+        ("analysis: {core: c}", "analysis.core: there is no domain c; there are a, b"),
     ],
 )
 def test_analysis_names_what_is_there(planned, more, message):
@@ -115,8 +119,61 @@ def test_analysis_names_what_is_there(planned, more, message):
 
 def test_arms_that_cannot_be_paired_are_refused(planned):
     grid = "grids: [{design: factorial, axes: {n: {big: {batch: {sequences: 8}}}}}]"
-    with pytest.raises(UserError, match=r"arms\.centre: changes batch\.sequences: 16 -> 8"):
+    with pytest.raises(UserError, match=r"centre minus dense .* \(batch\.sequences: 16 -> 8\)"):
         planned(grid)
+
+
+@pytest.mark.parametrize(
+    "change", ["phases: {steps: 6}", "phases: {order: [b, a]}", "batch: {sequences: 8}"]
+)
+def test_a_contrast_of_arms_that_read_other_data_says_so_or_is_refused(planned, change):
+    arm = f"grids: [{{design: factorial, axes: {{n: {{x: {{{change}}}}}}}}}]\n"
+    contrast = "{arm: centre, against: dense%s}"
+    for analysis in ("", f"analysis: {{contrasts: [{contrast % ''}]}}"):
+        with pytest.raises(
+            UserError, match="analysis.contrasts: centre minus dense .*unpaired: tr"
+        ):
+            planned(arm + analysis)
+    plan, _ = planned(arm + f"analysis: {{contrasts: [{contrast % ', unpaired: true'}]}}")
+    (planned_contrast,) = plan.contrasts()
+    assert not plan.paired(planned_contrast)
+    (line,) = [line for line in plan_text(plan).splitlines() if "centre minus dense" in line]
+    assert line.endswith(" against 1.0000, unpaired")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "tokenizer: {train_bytes: 5}",
+        "model: {context: 8}",
+        "eval: {tokens: 50}",
+        "data: {domains: []}",
+    ],
+)
+def test_arms_are_scored_on_the_same_text_in_the_same_pieces(planned, change):
+    change = change.replace("[]", "[{name: a, source: installed}]").replace("name: a", "name: code")
+    with pytest.raises(UserError, match=r"arms\.centre: changes .* scored on the same text"):
+        planned(f"grids: [{{design: factorial, axes: {{n: {{x: {{{change}}}}}}}}}]")
+
+
+def test_what_an_arm_does_with_its_data_breaks_no_pair(planned):
+    """The rate, the methods and the size are what studies compare."""
+    levels = (
+        "a: {optimizer: {lr: 0.1}}, b: {model: {width: 16}}, c: {methods: {replay: {share: 0.5}}}"
+    )
+    plan, _ = planned(f"grids: [{{design: factorial, axes: {{n: {{{levels}}}}}}}]")
+    assert len(plan.contrasts()) == 4 and all(map(plan.paired, plan.contrasts()))
+
+
+def test_the_seeds_that_a_family_needs_stand_in_the_dry_run(planned):
+    text = plan_text(planned()[0])
+    assert "planned contrasts on F_last (Holm over 1):\n  sparse minus dense: density 0.25" in text
+    assert "note: 2 seeds: the smallest reachable p is 0.5 > 0.05; 6 seeds are needed" in text
+
+
+def test_an_early_stop_needs_the_data_of_the_reference(planned):
+    with pytest.raises(UserError, match="controls.stopped_early: sparse reads other data"):
+        planned(change=("density: 0.25}", "density: 0.25}, phases: {steps: 6}"))
 
 
 def test_arms_of_a_seed_read_the_same_and_start_the_same(planned, tmp_path):

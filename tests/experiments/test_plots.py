@@ -104,7 +104,7 @@ def test_what_cannot_be_drawn(tmp_path):
 def test_bars_leave_out_the_domain_that_nothing_followed(tmp_path):
     folders = [write_run(tmp_path / n, name=n, forgetting=f) for n, f in (("a", 0.2), ("b", 0.6))]
     summaries = [summarize(read_records(folder)) for folder in folders]
-    heights = runs._forgotten(summaries[0], summaries[0]["domains"])
+    heights = runs._forgotten(summaries[0], summaries[0]["domains"], True)
     assert np.isnan(heights).tolist() == [False, False, False, False, True]
     assert heights[0] == summaries[0]["forgetting"]["per_domain"]["code"]
     plots.comparison_plot(summaries, tmp_path / "bars.png")

@@ -118,10 +118,10 @@ def test_means_tests_and_matrices_follow_from_the_runs(made):
             assert (int(row["seeds"]), int(row["planned_seeds"])) == (len(values), 7)
             assert float(row["mean"]) == pytest.approx(np.mean(values))
             assert float(row["sd"]) == pytest.approx(np.std(values, ddof=1))
-            half = float(row["t_high"]) - float(row["mean"])
+            half = float(row["high"]) - float(row["mean"])
             quantile = {7: 2.446912, 6: 2.570582}[len(values)]  # t table, 0.975
             assert half == pytest.approx(quantile * np.std(values, ddof=1) / len(values) ** 0.5)
-            assert min(values) <= float(row["low"]) <= float(row["high"]) <= max(values)
+            assert row["boot_low"] == row["bca_low"] == ""  # not from seven seeds
     (row,) = table(report, "tests-primary")
     both = [s for s in runs["er"] if s in runs["dense"]]
     gaps = [float(runs["er"][s]["F_last"]) - float(runs["dense"][s]["F_last"]) for s in both]
@@ -302,6 +302,44 @@ def test_too_few_seeds_are_no_null_result(tmp_path):
     assert sentence.endswith("no test: too few seeds.")
 
 
+DENSITIES = [
+    FakeArm(name="dense", kind="dense", density=1.0),
+    *(FakeArm(name=f"rho_{k}", density=0.1 * k, forgets=0.2 + 0.05 * k) for k in (1, 2, 3)),
+]
+
+
+def page_of(tmp_path, monkeypatch, seeds):
+    """The page without figures, as text that a reader sees."""
+    monkeypatch.setattr(write, "study_figures", lambda *_: [])
+    folder = write_study(tmp_path / "study", DENSITIES, seeds=range(seeds), order=(0, 1, 2) * 2)
+    return Page(write_report(collect(folder), tmp_path / "out").read_text())
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 5])
+def test_few_seeds_make_no_statement_with_a_level(tmp_path, monkeypatch, seeds):
+    page = page_of(tmp_path, monkeypatch, seeds)
+    headings = {cell for rows in page.tables.values() for cell in rows[0]}
+    assert (
+        not {"d_z", "t interval", "bootstrap interval", "TOST p", "share of resamples"} & headings
+    )
+    assert not re.search(r"\d %", page.text)  # no level
+    assert "of resamples" not in page.text and "d_z" not in page.text
+    assert "no interval (6 seeds are needed)" in page.text
+    assert "There is no interval: 6 seeds are needed." in page.text
+    assert f"not tested: {seeds} seed" in page.text  # the crossover
+    if seeds > 1:
+        assert "(seeds from -" in page.text
+
+
+@pytest.mark.parametrize("seeds", [8, 10])
+def test_enough_seeds_have_the_t_interval_in_front(tmp_path, monkeypatch, seeds):
+    page = page_of(tmp_path, monkeypatch, seeds)
+    heading = page.tables["measure-F_last"][0]
+    assert "t interval" in heading and ("bootstrap interval" in heading) == (seeds == 10)
+    assert "95 % interval [-" in page.text and "no interval" not in page.text
+    assert {"d_z", "TOST p", "t interval"} <= set(page.tables["tests-primary"][0])
+
+
 def test_what_the_methods_need_is_told_when_methods_are_compared(tmp_path, monkeypatch):
     assert methods.flags_table(collect(write_study(tmp_path / "a", ARMS[:2], seeds=[0]))) is None
     arms = [
@@ -352,12 +390,12 @@ def test_the_crossover_is_marked_or_denied(tmp_path):
         FakeArm(name="later", level=3.55, forgets=0.0),
         FakeArm(name="never", level=4.5, forgets=0.0),
     ]
-    study = collect(write_study(tmp_path, arms, seeds=range(3), order=(0, 1, 2) * 4))
+    study = collect(write_study(tmp_path, arms, seeds=range(6), order=(0, 1, 2) * 4))
     found = crossovers(study)
     figure = lines.crossover_figure(study, study.plan.arms, found, None)
     texts = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
     at = next(item.result.round for item in found if item.arm == "later")
-    assert texts == [f"later:\nround {at}", "never:\nnot within 12 rounds"]
+    assert texts == [f"later:\nround {at}", "never:\nnot shown within 12 rounds (p = 1)"]
     (dot,) = [line for line in figure.axes[1].lines if line.get_marker() == "o"]
     assert dot.get_xdata() == [at]
 

@@ -111,14 +111,14 @@ def test_a_run_that_was_preempted_is_started_again(tmp_path):
     assert values(calm)["dense/seed0"] == values(folder)["dense/seed0"]
 
 
-def test_a_run_that_needs_another_gets_its_loss(tmp_path):
+def test_a_run_that_needs_another_gets_its_loss_after_each_phase(tmp_path):
     folder = write_study(tmp_path, arms=("stopped", "sparse"), needs={"stopped": "sparse"})
     runner = make_runner(folder)
     assert runner.run()
     for seed in (0, 1):
         command = runner.command(Run(name="", arm="stopped", seed=seed, needs=f"sparse/seed{seed}"))
-        value = float(command[-1].removeprefix("phases.until_loss="))
-        assert value == pytest.approx(2.0 + 0.1 * seed, rel=1e-12)
+        values = json.loads(command[-1].removeprefix("phases.until_loss="))
+        assert values == pytest.approx([2.0 + 0.1 * seed, 1.5], rel=1e-12)
     first = collect(folder).values("stopped", "first_loss")
     assert first == {0: pytest.approx(2.0), 1: pytest.approx(2.1)}
 

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from sparsecl.engine.price import price
 from sparsecl.errors import UserError
+from sparsecl.experiments.planning import make_plan
 from sparsecl.experiments.study import read_study
 from sparsecl.methods.config import MethodsConfig
+from sparsecl.metrics.significance import reach
 
 STUDIES = sorted((Path(__file__).resolve().parents[2] / "launch" / "experiments").glob("*.yaml"))
 
@@ -77,7 +80,11 @@ def test_grids_share_equal_cells(study_of):
     ("text", "options", "message"),
     [
         ("name: x\narms: {a: {topology: {densty: 0.1}}}", {}, r"study.yaml:2: arms.a.topology.den"),
-        ("name: x\narms: {a: {seed: x}}", {}, "arms.a.seed: expected a whole number"),
+        ("name: x\narms: {a: {seed: x}}", {}, "arms.a.seed: a study gives every run its"),
+        ("name: x\narms: {a: {name: y}}", {}, "arms.a.name: a study names its runs"),
+        ("name: x\nbase: {seed: 3}\narms: {a: {}}", {}, "base.seed: a study gives every run"),
+        (SMALL, {"overrides": ["seed=3"]}, "--set seed=3: seed: a study gives every run its seed"),
+        ("name: x\narms: {a: {}, b: {}}", {}, "arms.b: is the same as a"),
         ("name: x", {}, "arms is missing"),
         ("name: ../x\narms: {a: {}}", {}, "must be letters, digits"),
         ("name: x\narms: {'a/b': {}}", {}, "arms: 'a/b' must be letters"),
@@ -97,6 +104,15 @@ def test_mistakes_are_named(study_of, text, options, message):
     with pytest.raises(UserError, match=message) as error:
         study_of(text, **options)
     assert "\n" not in str(error.value)
+
+
+def test_a_run_config_laid_over_the_base_may_have_a_name_and_no_seed(study_of, tmp_path):
+    other = tmp_path / "base.yaml"
+    other.write_text("name: mine\nbatch: {sequences: 4}\n")
+    assert study_of(SMALL, base=other).settings[0].config.batch.sequences == 4
+    other.write_text("seed: 5\n")
+    with pytest.raises(UserError, match=r"base.yaml:1: seed: a study gives every run its seed"):
+        study_of(SMALL, base=other)
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
@@ -120,6 +136,19 @@ def test_the_primary_setting_uses_no_mechanism_but_the_topology(name, scale):
         assert config.topology.role == "topology" and config.topology.overrides == ()
         assert config.phases.optimizer_state == "keep" and config.phases.stages[0].lr_scale == 1.0
         assert not config.phases.joint and config.phases.until_loss is None
+
+
+@pytest.mark.parametrize("name", ["exp1_density", "exp2_topology", "sensitivity"])
+def test_planned_contrasts_of_topologies_are_of_one_density_and_can_reach_alpha(name):
+    path = next(path for path in STUDIES if path.stem == name)
+    study = read_study(path, scale="demo")
+    ds = path.parents[2] / "ds_configs" / "zero2.json"
+    plan, _ = make_plan(study, lambda config: price(config, ds), threads=1, command=[])
+    for contrast in plan.contrasts():
+        first, second = plan.arm(contrast.arm), plan.arm(contrast.against)
+        if "dense" not in (first.kind, second.kind) and first.kind != second.kind:
+            assert first.density == pytest.approx(second.density, rel=2e-3), contrast
+    assert reach(len(plan.seeds), num_contrasts=len(plan.contrasts())) is None
 
 
 def test_exp3_switches_twenty_times_around_its_core_domain():

@@ -41,6 +41,7 @@ def test_it_never_is_wider_than_100_columns(tmp_path):
 def test_too_few_seeds_and_no_runs_are_said(tmp_path):
     text = study_table(collect(write_study(tmp_path / "a", [DENSE, SPARSE], seeds=range(3))))
     assert "note: no p: 3 seeds" in text and text.splitlines()[4].endswith("-")
+    assert "note: no interval: 3 of the 6 seeds that one needs" in text and "%" not in text
     nothing = [(arm, 0) for arm in ("dense", "er")]
     empty = collect(write_study(tmp_path / "b", [DENSE, SPARSE], seeds=[0], missing=nothing))
     text = study_table(empty)

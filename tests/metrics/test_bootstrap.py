@@ -11,6 +11,7 @@ from sparsecl.metrics.bootstrap import (
     bootstrap_means,
     estimate_mean,
     hierarchical_means,
+    jackknife_interval,
     percentile_interval,
     seed_counts,
     t_interval,
@@ -89,14 +90,24 @@ def test_coverage_for_ten_normal_seeds():
     assert exact == pytest.approx(0.95, abs=0.02)
 
 
-def test_one_seed_has_a_mean_and_no_interval():
-    one = estimate_mean([0.5], rng=rng())
-    assert (one.num_seeds, one.mean) == (1, 0.5)
-    assert (one.sd, one.percentile, one.bca, one.t) == (None, None, None, None)
+@pytest.mark.parametrize(
+    ("n", "known"), [(1, ()), (5, ()), (6, ("t",)), (9, ("t",)), (10, ("t", "percentile", "bca"))]
+)
+def test_seeds_have_the_intervals_that_they_support(n, known):
+    found = estimate_mean(normal(8, n), rng=rng())
+    assert (found.sd is None) == (n == 1)
+    assert tuple(k for k in ("t", "percentile", "bca") if getattr(found, k) is not None) == known
+
+
+def test_the_jackknife_of_a_mean_is_the_t_interval():
+    data = normal(3, 7)
+    left_out = [np.delete(data, k).mean() for k in range(7)]
+    mine, known = jackknife_interval(data.mean(), left_out, 0.9), t_interval(data, 0.9)
+    assert (mine.low, mine.high) == pytest.approx((known.low, known.high))
 
 
 def test_equal_seeds_give_an_interval_of_width_zero():
-    same = estimate_mean([0.1] * 6, rng=rng())
+    same = estimate_mean([0.1] * 10, rng=rng())
     for interval in (same.percentile, same.bca, same.t):
         assert (interval.low, interval.high) == pytest.approx((0.1, 0.1))
 

@@ -1,19 +1,37 @@
-"""Where the sparse curve goes below the dense one: by hand, planted, and planted not to be."""
+"""Where the sparse curve goes below the dense one: planted, planted not to be, and false ones."""
 
 import numpy as np
 import pytest
 
-from sparsecl.metrics.crossover import crossover, first_crossing, last_stretch, moving_average
+from sparsecl.metrics import crossover as module
+from sparsecl.metrics.crossover import crossover, moving_average
 
 
 def rng(seed=0):
     return np.random.default_rng(seed)
 
 
-def cross(difference, **options):
-    """Crossover of arms with this difference [J] or [n, J]; one seed has no interval."""
-    rows = np.atleast_2d(np.asarray(difference, dtype=float))
+def cross(difference, n=6, **options):
+    """Crossover of arms with this mean difference [J] and seeds that differ in a common offset."""
+    rows = np.asarray(difference, dtype=float) + 0.01 * np.arange(n)[:, None]
     return crossover(rows + 2.0, np.full_like(rows, 2.0), rng=rng(1), **options)
+
+
+def curves(random, n, num_rounds, correlation):
+    """Unit-normal curves [n, J], each round correlated with the one before."""
+    rows = random.normal(size=(n, num_rounds))
+    for j in range(1, num_rounds):
+        rows[:, j] = correlation * rows[:, j - 1] + (1 - correlation**2) ** 0.5 * rows[:, j]
+    return rows
+
+
+def rate(shape, *, n, correlation, trials=300, num_rounds=20):
+    """Share of studies in which a crossover is told; the arms differ by `shape` [J] on average."""
+    random, told = rng([n, int(10 * correlation)]), 0
+    for _ in range(trials):
+        sparse, dense = (curves(random, n, num_rounds, correlation) for _ in range(2))
+        told += crossover(sparse + shape, dense, rng=random).round is not None
+    return told / trials
 
 
 def test_the_moving_average_takes_what_exists_at_the_edges():
@@ -23,91 +41,99 @@ def test_the_moving_average_takes_what_exists_at_the_edges():
         moving_average([1.0], window=2)
 
 
-def test_three_in_a_row_by_hand():
-    rows = np.array(
-        [
-            [1, -1, -1, 1, -1, -1, -1, 1],  # two are not enough
-            [1, 1, 1, 1, 1, -1, -1, -1],  # the last three rounds are just enough
-            [1, 1, 1, 1, 1, 1, -1, -1],  # the stream ends too early
-            [1, 0, 0, 0, 1, 1, 1, 1],  # equal is not below
-            [-1, -1, -1, 1, -1, -1, -1, -1],  # below, above, below for good
-        ],
-        dtype=float,
-    )
-    assert first_crossing(rows).tolist() == [4, 5, 8, 8, 0]
-    assert last_stretch(rows).tolist() == [8, 5, 8, 8, 4]
-    assert first_crossing(rows[:, :2]).tolist() == last_stretch(rows[:, :2]).tolist() == [2] * 5
+def test_a_crossover_by_hand():
+    # The accumulated disadvantage peaks after the fourth round; six seeds agree in every round,
+    # and the sign pattern that turns all of them is as far out as the observed one, or not.
+    found = cross([2, 2, 2, 1, -1, -2, -2, -2])
+    assert (found.round, found.interval, found.p) == (5, (5, 5), 1 / 64)
+    assert found.text() == "round 5 [5, 5], p = 0.016"
+    assert (found.num_rounds, found.last_round, found.stays) == (8, 8, True)
+    assert cross([2, 2, 2, 1, -1, -2, -2, -2], first_round=0).round == 4
 
 
-def test_one_lucky_round_is_no_crossover():
-    assert cross([1, 1, -2, 1, 1, 1, 1], window=1).round is None
-    assert cross([1, 1, -2, 1, 1, 1, 1]).round is None
-    # Smoothed: 1, 1, 0, -1/3, -1, -1, -1: zero is not yet below.
-    found = cross([1, 1, 1, -2, 0, -1, -2])
-    assert found.smoothed == pytest.approx([1, 1, 0, -1 / 3, -1, -1, -1.5])
-    assert (found.round, found.stays, found.lasting_round) == (4, True, 4)
+def test_three_rounds_on_either_side_by_hand():
+    assert cross([2, 2, -2, -2, -2, -2, -2, -2]).round is None
+    assert cross([2, 2, 2, 2, 2, 2, -2, -2]).round is None
+    assert cross([2, 2, 2, -2, -2, -2]).round == 4
 
 
-def test_a_crossover_that_does_not_last_is_told_apart():
-    found = cross([1, -1, -1, -1, 1, 1, -1, -1, -1], window=1, first_round=0)
-    assert (found.round, found.stays, found.lasting_round) == (1, False, 6)
-    assert (found.first_round, found.last_round, found.num_rounds) == (0, 8, 9)
-    assert found.text() == "round 1, one seed: no interval; not below to the end"
+def test_a_crossover_that_does_not_last_says_so():
+    found = cross([3, 3, 3, -3, -3, -3, -3, -3, -3, 1, 1, 1])
+    assert found.round == 4 and not found.stays
+    assert found.text().endswith("; not below in every later round")
 
 
-def planted(first_below, *, seed=0, n=8, num_rounds=20, noise=0.02):
-    """Sparse and dense [n, J]: the difference falls through zero just before that round."""
-    rounds = np.arange(1, num_rounds + 1)
-    dense = 1.0 + 0.025 * rounds + rng(seed).normal(0, 0.1, (n, 1))  # shared by both arms
-    gap = 0.04 * (first_below - 0.5 - rounds) + rng(seed + 1).normal(0, noise, (n, num_rounds))
-    return dense + gap, np.broadcast_to(dense, gap.shape)
+def test_too_few_seeds_or_rounds_are_told_and_not_tested():
+    step = [1, 1, 1, -1, -1, -1]
+    five, one, short = cross(step, n=5), cross(step, n=1), cross(step[:5])
+    assert (five.round, five.p, five.interval) == (None, None, None)
+    assert five.text() == "not tested: 5 seeds, 6 are needed"
+    assert one.text() == "not tested: 1 seed, 6 are needed"
+    assert short.text() == "not tested: 5 rounds, 6 are needed (3 on either side)"
 
 
-@pytest.mark.parametrize("first_below", [5, 12])
-def test_a_planted_crossover_is_found(first_below):
-    found = crossover(*planted(first_below), rng=rng(2))
-    low, high = found.interval
-    assert abs(found.round - first_below) <= 1 and found.stays
-    assert low <= found.round <= high and low <= found.median <= high and high - low <= 3
-    assert found.share == found.share_stays == 1.0
-    assert found.text() == f"round {found.round} [{low}, {high}], 100 % of resamples"
+def test_better_from_the_start_has_crossed_nothing():
+    found = cross([-1.0] * 8)
+    assert found.round is None
+    assert found.text() == "none: below from the first round on, nothing was crossed"
 
 
-def test_a_planted_none_is_not_found():
-    sparse, dense = planted(40)
-    none = crossover(sparse, dense, rng=rng(2))
-    assert (none.round, none.lasting_round, none.stays) == (None, None, False)
-    assert (none.interval, none.median, none.share) == ((None, None), None, 0.0)
-    assert none.text() == "not within 20 rounds (crossed in 0 % of resamples)"
-    # Equal arms: nothing is below zero, not even by rounding.
-    assert crossover(sparse, sparse, rng=rng(2)).share == 0.0
+def test_worse_to_the_end_is_not_shown():
+    found = cross([1.0] * 8)
+    assert found.round is None and found.text() == "not shown within 8 rounds (p = 1)"
+    equal = crossover(np.ones((8, 20)), np.ones((8, 20)), rng=rng())
+    assert (equal.round, equal.p) == (None, 1.0)  # not even by rounding
 
 
-def test_resamples_without_a_crossover_count_as_later():
-    # Three seeds cross in round 4, the fourth never does and outweighs three of the others: the
-    # mean of a resample goes below only if that seed is not drawn.
-    crossing = [1.0, 1.0, 1.0, -1.0, -1.0, -1.0]
-    found = cross([crossing] * 3 + [[6.0] * 6], window=1)
-    assert found.round is None and found.interval == (4, None)
-    assert found.share == pytest.approx((3 / 4) ** 4, abs=0.015)  # 0.316
-    assert found.text().startswith("not within 6 rounds (crossed in 3")
-    # A lighter one is outweighed unless it is drawn twice; the interval stays open to the right.
-    found = cross([crossing] * 3 + [[2.0] * 6], window=1)
-    assert (found.round, found.median, found.interval) == (4, 4, (4, None))
-    assert found.share == pytest.approx((3 / 4) ** 4 + 4 * (1 / 4) * (3 / 4) ** 3, abs=0.02)
-    assert found.text().startswith("round 4 [4, later than 6], 7")
+@pytest.mark.parametrize("n", [6, 8, 20])
+@pytest.mark.parametrize("correlation", [0.0, 0.9])
+def test_two_arms_of_one_distribution_do_not_cross(n, correlation):
+    trials = 300 if n < 20 else 40
+    assert rate(0.0, n=n, correlation=correlation, trials=trials) <= 0.05
 
 
-def test_better_from_the_start_is_not_called_a_crossing():
-    found = cross([[-1.0] * 5] * 3)
-    assert found.round == 1 and found.from_start
-    assert found.text() == ("round 1 [1, 1], 100 % of resamples; below from the first round on")
+@pytest.mark.parametrize("correlation", [0.0, 0.9])
+@pytest.mark.parametrize("side", ["before", "after"])
+def test_half_a_crossover_is_none(correlation, side):
+    """Reliably worse, then equal; or equal, then reliably better: one true side is not two."""
+    early = np.arange(20) < 10
+    shape = np.where(early, 3.0, 0.0) if side == "before" else np.where(early, 0.0, -3.0)
+    # At most 5 %; three standard errors of 300 trials are 0.04.
+    assert rate(shape, n=8, correlation=correlation) <= 0.05 + 0.04
+
+
+@pytest.mark.parametrize(("first_below", "n"), [(6, 8), (12, 6), (12, 20)])
+def test_a_planted_crossover_is_found_where_it_is(first_below, n):
+    rounds = np.arange(1, 21)
+    shape = np.where(rounds < first_below, 2.0, -2.0)
+    told, places, covered = 0, [], []
+    for seed in range(20):
+        random = rng(seed)
+        sparse, dense = (curves(random, n, 20, 0.0) for _ in range(2))
+        found = crossover(sparse + shape, dense, rng=random)
+        if found.round is not None:
+            low, high = found.interval
+            told += 1
+            places.append(abs(found.round - first_below))
+            covered.append(low <= first_below <= high)
+            assert low <= found.round <= high
+    assert told >= 18 and np.mean(places) <= 1 and np.mean(covered) >= 0.9
+
+
+def test_random_patterns_agree_with_all_patterns(monkeypatch):
+    sparse, dense = curves(rng(1), 10, 20, 0.0), curves(rng(2), 10, 20, 0.0)
+    shape = np.where(np.arange(20) < 10, 0.5, -0.5)
+    exact = crossover(sparse + shape, dense, rng=rng(3))
+    monkeypatch.setattr(module, "MAX_EXACT", 9)
+    drawn = crossover(sparse + shape, dense, rng=rng(3))
+    assert exact.p != drawn.p == pytest.approx(exact.p, abs=0.01)
+    assert exact.round == drawn.round is not None
 
 
 def test_curves_must_fit_and_be_finite():
     with pytest.raises(ValueError, match=r"got \(2, 5\) and \(3, 5\)"):
         crossover(np.zeros((2, 5)), np.zeros((3, 5)), rng=rng())
-    curves = np.zeros((2, 5))
-    curves[1, 3] = np.nan
+    broken = np.zeros((2, 5))
+    broken[1, 3] = np.nan
     with pytest.raises(ValueError, match="curve 1 is not finite at round index 3"):
-        crossover(curves, np.zeros((2, 5)), rng=rng())
+        crossover(broken, np.zeros((2, 5)), rng=rng())

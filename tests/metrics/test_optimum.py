@@ -11,16 +11,32 @@ def rng():
 
 
 def test_the_density_with_the_best_mean():
-    # Means over two seeds: 0.1 -> 2.5, 1.0 -> 3.0, 0.01 -> 4.0.
-    found = optimal_density([0.1, 1.0, 0.01], [[2, 3, 5], [3, 3, 3]], rng=rng())
-    assert (found.density, found.value, found.num_seeds) == (0.1, 2.5, 2)
+    # Means over six seeds: 0.1 -> 2.5, 1.0 -> 3.0, 0.01 -> 4.0.
+    table = [[2, 3, 5], [3, 3, 3]] * 3
+    found = optimal_density([0.1, 1.0, 0.01], table, rng=rng())
+    assert (found.density, found.value, found.num_seeds) == (0.1, 2.5, 6)
     assert (found.densities, found.means) == ((0.01, 0.1, 1.0), (4.0, 2.5, 3.0))
     assert not found.at_edge
-    # Seed 1 alone has no preference: of equal ones the smallest wins. It is drawn twice in 1/4.
-    assert found.shares == pytest.approx((0.25, 0.75, 0.0), abs=0.02)
-    assert (found.interval.low, found.interval.high) == (0.01, 0.1)
-    highest = optimal_density([0.1, 1.0, 0.01], [[2, 3, 5], [3, 3, 3]], better="higher", rng=rng())
+    # 1.5 +- 4.2 and 0.5 +- 1.4 (t over differences 3, 0, ... and 1, 0, ...): neither is told apart.
+    assert (found.interval.low, found.interval.high) == (0.01, 1.0)
+    assert found.shares[1] == pytest.approx(1 - 2**-6, abs=0.01)
+    highest = optimal_density([0.1, 1.0, 0.01], table, better="higher", rng=rng())
     assert highest.density == 0.01 and highest.at_edge
+
+
+def test_densities_that_are_reliably_worse_are_outside_of_the_interval():
+    noise = np.random.default_rng(1).normal(0, 0.05, (8, 4))
+    found = optimal_density([0.01, 0.05, 0.1, 1.0], noise + [2.0, 1.0, 1.0, 1.5], rng=rng())
+    assert (found.interval.low, found.interval.high) == (0.05, 0.1)
+
+
+def test_the_interval_of_the_optimum_leaves_the_best_out_no_more_often_than_it_says():
+    random, hits = np.random.default_rng(2), []
+    for _ in range(300):
+        values = random.normal(0, 1, (6, 5)) + [0.6, 0.0, 0.6, 1.0, 1.5]
+        found = optimal_density([0.01, 0.05, 0.1, 0.3, 1.0], values, draws=1, rng=random)
+        hits.append(found.interval.contains(0.05))
+    assert np.mean(hits) >= 0.95
 
 
 def test_seeds_and_densities_without_a_value_are_left_out():
@@ -48,9 +64,9 @@ def test_where_there_is_no_optimum(densities, table, message):
 def test_the_slope_over_sizes():
     # Best at 0.01, 0.1 and 1.0 for 1e6, 1e7 and 1e8 parameters: log10 rho* rises by 1 each time.
     rho = [0.01, 0.1, 1.0]
-    grids = [(rho, [np.roll([0.0, 1.0, 2.0], k)] * 3) for k in range(3)]
-    found = optimum_slope([10**6, 10**7, 10**8], grids, rng=rng())
-    assert found.slope == pytest.approx(1.0) and found.num_seeds == 3
+    grids = [(rho, [np.roll([0.0, 1.0, 2.0], k)] * 6) for k in range(3)]
+    found = optimum_slope([10**6, 10**7, 10**8], grids)
+    assert found.slope == pytest.approx(1.0) and found.num_seeds == 6
     assert (found.interval.low, found.interval.high) == pytest.approx((1.0, 1.0))
     with pytest.raises(ValueError, match="two or more sizes"):
-        optimum_slope([10, 10], grids[:2], rng=rng())
+        optimum_slope([10, 10], grids[:2])

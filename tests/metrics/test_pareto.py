@@ -51,16 +51,16 @@ def test_laws_of_the_front():
 
 
 def test_membership_is_counted_over_resampled_seeds():
-    seeds = np.zeros((4, 3, 2))
+    seeds = np.zeros((8, 3, 2))
     seeds[:, 0] = [1.0, 1.0]  # always there
     seeds[:, 1] = [2.0, 2.0]  # always dominated
     # Its second column is below 1 unless the seed with 9 is drawn.
-    seeds[:, 2] = [[2.0, 0.0], [2.0, 0.0], [2.0, 0.0], [2.0, 9.0]]
+    seeds[:, 2] = [[2.0, 0.0]] * 7 + [[2.0, 9.0]]
     points = pareto_front(["good", "bad", "shaky"], seeds, ["lower", "lower"], rng=rng())
     assert [point.on_front for point in points] == [True, False, False]
     assert [point.share for point in points[:2]] == [1.0, 0.0]
-    assert points[2].share == pytest.approx((3 / 4) ** 4, abs=0.02)
-    assert points[2].values == (2.0, 2.25)
+    assert points[2].share == pytest.approx((7 / 8) ** 8, abs=0.02)
+    assert points[2].values == (2.0, 1.125)
 
 
 def test_equal_arms_share_their_membership():
@@ -71,7 +71,7 @@ def test_equal_arms_share_their_membership():
 
 
 def test_a_diverged_seed_keeps_its_arm_off_the_front():
-    values = np.zeros((3, 2, 1))
+    values = np.zeros((6, 2, 1))
     values[:, 0] = -1.0
     values[1, 0] = np.inf
     first, second = pareto_front(["diverged", "steady"], values, ["lower"], rng=rng())
@@ -79,8 +79,9 @@ def test_a_diverged_seed_keeps_its_arm_off_the_front():
     assert (second.on_front, second.share) == (True, 1.0)
 
 
-def test_one_seed_has_a_front_without_shares():
-    points = pareto_front(list("ab"), [[[1.0], [2.0]]], ["lower"], rng=rng())
+@pytest.mark.parametrize("n", [1, 5])
+def test_few_seeds_have_a_front_without_shares(n):
+    points = pareto_front(list("ab"), [[[1.0], [2.0]]] * n, ["lower"], rng=rng())
     assert [(point.on_front, point.share) for point in points] == [(True, None), (False, None)]
 
 

@@ -11,11 +11,13 @@ from sparsecl.metrics.significance import (
     cohen_dz,
     pair,
     paired_test,
+    permutation,
     reach,
     seeds_needed,
     sign_flip,
     smallest_p,
     tost,
+    unpaired_test,
 )
 
 
@@ -77,7 +79,7 @@ def test_five_seeds_get_no_p_value():
     test = paired_test([1.0] * 4 + [1.1], rng=rng())
     assert (test.p, test.reachable, test.smallest_p) == (None, False, 0.0625)
     assert test.why == "5 seeds: the smallest reachable p is 0.0625 > 0.05; 6 seeds are needed"
-    assert test.t.low > 0  # the interval is given all the same
+    assert (test.t, test.d_z, test.equivalence) == (None, None, None)
     assert paired_test([1.0] * 5, alpha=0.1, rng=rng()).p == 2 / 32
 
 
@@ -86,7 +88,7 @@ def test_a_family_needs_more_seeds_than_one_contrast():
     assert (test.p, test.reachable, test.family_reachable) == (2 / 64, True, False)
     assert (test.seeds_needed, test.family_seeds_needed) == (6, 9)
     assert "0.05/10" in test.why and "9 with Holm over 10 contrasts" in test.why
-    assert reach(9, 0.05, 10) is None
+    assert reach(9, num_contrasts=10) is None
 
 
 def test_a_planted_effect_is_found_and_a_planted_null_is_not():
@@ -110,6 +112,63 @@ def test_a_contrast_without_enough_seeds_is_empty_and_says_so(n):
     rest = (test.sd, test.percentile, test.bca, test.t, test.p, test.d_z, test.equivalence)
     assert rest == (None,) * 7
     assert test.why.startswith(f"{n} seed{'s' if n == 0 else ''}: the smallest reachable p is 1 ")
+
+
+# Groups --------------------------------------------------------------------------------------
+
+
+def test_permutation_by_hand():
+    # Of C(4, 2) = 6 choices two are as far apart as {1, 2} and {3, 4}.
+    assert permutation([1.0, 2.0], [3.0, 4.0]) == 2 / 6
+    assert permutation([0.0] * 3, [0.0] * 4) == 1.0
+    assert permutation([9.0], [0.0, 0.0, 0.0]) == 1 / 4
+
+
+@pytest.mark.parametrize("sizes", [(6, 6), (5, 8)])
+def test_permutation_is_that_of_scipy(sizes):
+    a, b = (rng(k).normal(0.5 * k, 1.0, n) for k, n in enumerate(sizes))
+    theirs = stats.permutation_test(
+        (a, b),
+        lambda x, y, axis: np.abs(x.mean(axis=axis) - y.mean(axis=axis)),
+        alternative="greater",
+        vectorized=True,
+        n_resamples=np.inf,
+    )
+    assert permutation(a, b) == pytest.approx(theirs.pvalue)
+
+
+def test_random_choices_agree_with_all_choices(monkeypatch):
+    a, b = rng(1).normal(0.9, 1.0, 8), rng(2).normal(0.0, 1.0, 8)
+    exact = permutation(a, b)
+    monkeypatch.setattr(significance, "MAX_CHOICES", 100)
+    assert exact != permutation(a, b, rng=rng(1)) == pytest.approx(exact, abs=0.006)
+    with pytest.raises(ValueError, match="groups of 8 and 8 are too many"):
+        permutation(a, b)
+
+
+def test_groups_without_pairs_are_tested_by_welch_and_permutation():
+    a, b = rng(1).normal(1.0, 1.0, 10), rng(2).normal(0.0, 0.2, 12)
+    found = unpaired_test(a, b, margin=0.05, rng=rng())
+    theirs = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    assert (found.t.low, found.t.high) == pytest.approx((theirs.low, theirs.high))
+    assert found.mean == pytest.approx(a.mean() - b.mean()) and not found.paired
+    assert found.p == permutation(a, b, rng=rng())
+    assert (found.sd, found.d_z, found.bca) == (None, None, None)
+    assert found.percentile.contains(found.mean) and not found.equivalence.inside
+    same = unpaired_test(b, b + 0.001, margin=0.5, rng=rng())
+    assert same.equivalence.inside and same.p > 0.5
+
+
+def test_groups_that_cannot_reach_alpha_get_no_p():
+    found = unpaired_test([1.0, 1.1, 1.2], [0.0, 0.1, 0.2], margin=0.1, rng=rng())
+    assert (found.p, found.t, found.equivalence) == (None, None, None)
+    assert found.why == (
+        "unpaired, 3 and 3 seeds: the smallest reachable p is 0.1 > 0.05; 4 seeds are needed"
+    )
+    assert smallest_p(8, 8) == 2 / 12870 and smallest_p(3, 4) == 1 / 35
+    assert seeds_needed(0.05, paired=False) == 4
+    empty = unpaired_test([], [1.0], rng=rng())
+    assert (empty.num_seeds, empty.mean, empty.p) == (0, None, None)
 
 
 def test_arms_are_paired_by_seed_and_nothing_is_lost_silently():

@@ -243,6 +243,65 @@ def test_side_by_side_warns_of_partial_runs_and_bad_audits(tmp_path):
     assert "note: demo: the audit found 7 nonzero absent entries" in text
 
 
+def other_run(tmp_path, name, **changes):
+    """A finished run whose header differs in `changes`; num_bytes as the others."""
+    records = from_matrix(LOSS, DOMAINS, [0, 1, 2])
+    records[0] = header(DOMAINS, [0, 1, 2], name=name, **changes)
+    write_lines(tmp_path / f"{name}.jsonl", records)
+    return summarize(read_records(tmp_path / f"{name}.jsonl"))
+
+
+def test_what_makes_runs_unlike_is_said_in_a_line(tmp_path):
+    one = other_run(tmp_path, "one", config={"context": 64, "lr": 0.1, "density": 0.1})
+    two = other_run(
+        tmp_path, "two", config={"context": 128, "lr": 0.1, "density": 1.0}, parameters={"total": 7}
+    )
+    (note,) = [
+        line for line in comparison.side_by_side([one, two]).splitlines() if "differ" in line
+    ]
+    assert (
+        note == "note: the runs differ in parameters of the model (5000000, 7); context (64, 128)"
+    )
+    assert "differ" not in comparison.side_by_side([one, one])
+    two["trained"]["steps"] = 7
+    two["scored"]["code"]["bytes"] = 1
+    text = comparison.side_by_side([one, two])
+    assert "steps (300, 7)" in text and "evaluated bytes (213000, 142001)" in text
+
+
+def test_across_tokenizers_only_bits_per_byte_are_compared(tmp_path):
+    runs = [other_run(tmp_path, n, digests={"tokenizer": n * 9}) for n in ("a", "b")]
+    text = comparison.side_by_side(runs)
+    head, row = (line.split() for line in text.splitlines()[:2])
+    assert head == ["run", "density", "F_last", "F_std", "F_seed", "BWT", "FWT", "bits/B"]
+    cells = dict(zip(head, row, strict=True))
+    bits = runs[0]["forgetting_bits_per_byte"]["F_last"]
+    assert cells["F_last"] == table.number(bits) != table.number(runs[0]["forgetting"]["F_last"])
+    assert "nats" not in text and "forgetting in bits per byte" in text
+    assert "note: the tokenizers differ, so a token is not the same text in all runs" in text
+
+
+def test_nf_side_by_side_is_over_the_domains_that_every_run_learned(tmp_path):
+    one = other_run(tmp_path, "one")
+    matrix = [list(row) for row in LOSS]
+    matrix[1][0] = matrix[0][0]  # nothing learned of the first domain
+    records = from_matrix(matrix, DOMAINS, [0, 1, 2])
+    write_lines(tmp_path / "two.jsonl", records)
+    two = summarize(read_records(tmp_path / "two.jsonl"))
+    assert two["forgetting"]["NF_domains"] == {"counted": 1, "of": 2}
+    text = comparison.side_by_side([one, two])
+    rows = [
+        dict(zip(text.split("\n")[0].split(), line.split(), strict=True))
+        for line in text.split("\n")[1:3]
+    ]
+    second = DOMAINS[1]
+    for row, run in zip(rows, (one, two), strict=True):
+        assert row["NF"] == table.number(run["forgetting"]["NF_per_domain"][second])
+    assert "note: NF is over the 1 of 2 domains that every run learned by 0.01" in text
+    assert "NF: 1 of 2 domains count; the others gained under 0.01" in table.report(two)
+    assert "domains count" not in table.report(one)
+
+
 def test_nothing_in_common_is_refused(tmp_path):
     summaries = two_runs(tmp_path)
     summaries[1]["domains"] = ["x", "y"]

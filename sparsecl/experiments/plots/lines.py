@@ -113,9 +113,9 @@ def _draw_difference(axes: Axes, study: Study, item: ArmCrossover) -> None:
     colour, dash = arm_style(study, item.arm)
     rounds = np.arange(result.first_round, result.last_round + 1)
     label = plain(study.plan.arm(item.arm).label)
-    found = f"not within {result.num_rounds} rounds"
+    found = result.text()
     if result.round is not None:
-        found = "below from the start" if result.from_start else f"round {result.round}"
+        found = f"round {result.round}"
         at = result.smoothed[result.round - result.first_round]
         axes.axvline(result.round, color=colour, linewidth=0.9, linestyle=(0, (2, 2)), zorder=2)
         axes.plot(result.round, at, "o", color=colour, markersize=7, zorder=4)

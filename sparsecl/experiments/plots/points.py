@@ -20,7 +20,7 @@ from sparsecl.experiments.trends import INTERFERENCE_FIGURES, DensityTrend, Fron
 def arms_figure(
     study: Study, comparison: Comparison, arms: Sequence[Arm], measures: Sequence[str]
 ) -> Figure | None:
-    """One line an arm: every seed as a point, the mean and its bootstrap interval."""
+    """One line an arm: every seed as a point, the mean and its interval."""
     if not any(comparison.figures[arm.name, m].seeds for arm in arms for m in measures):
         return None
     figure = Figure(figsize=(WIDTH, 0.34 * len(arms) + 1.3), layout="constrained")
@@ -46,7 +46,7 @@ def _draw_row(axes: Axes, study: Study, figure: Values, row: int) -> None:
             fontsize=8,
         )
         return
-    interval = figure.estimate.percentile
+    interval = figure.estimate.t
     if interval is not None:
         axes.plot([interval.low, interval.high], [row, row], color=colour, linewidth=2.2)
     axes.plot(figure.estimate.mean, row, "|", color=colour, markersize=15, markeredgewidth=2.6)
@@ -102,7 +102,7 @@ def _draw_cloud(
         alpha=0.4,
     )
     for figure, horizontal in ((x, True), (y, False)):
-        interval = figure.estimate.percentile if figure.estimate else None
+        interval = figure.estimate.t if figure.estimate else None
         if interval is not None:
             ends = [interval.low, interval.high]
             middle = [y.estimate.mean] * 2 if horizontal else [x.estimate.mean] * 2
@@ -155,7 +155,7 @@ def _draw_level(axes: Axes, figure: Values, label: str) -> None:
         return
     dashes = (0, (5, 2))
     axes.axhline(figure.estimate.mean, color=INK, linewidth=1.2, linestyle=dashes, label=label)
-    interval = figure.estimate.percentile
+    interval = figure.estimate.t
     if interval is not None:
         axes.axhspan(interval.low, interval.high, color=FAINT, alpha=0.35, lw=0)
 

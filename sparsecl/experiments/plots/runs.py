@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from sparsecl.experiments.plots import style
 from sparsecl.experiments.plots.style import COLOURS, FAINT, INK, clean, line_style, save_png
-from sparsecl.metrics.comparison import common_domains
-from sparsecl.metrics.forgetting import exposed_rows, f_last
+from sparsecl.metrics.comparison import common_domains, one_tokenizer
+from sparsecl.metrics.forgetting import exposed_rows, f_last, per_domain
 from sparsecl.metrics.matrix import OTHER_DOMAIN, ResultMatrix
 from sparsecl.metrics.records import RunRecords, read_records
 from sparsecl.metrics.speed import phase_begin
@@ -61,7 +61,8 @@ def comparison_plot(summaries: Sequence[dict[str, Any]], path: Path | str) -> No
     domains = common_domains(summaries) if summaries else []
     if not domains:
         raise ValueError("the runs have no domain in common, so nothing can be compared")
-    bars = np.array([_forgotten(summary, domains) for summary in summaries])
+    alike = one_tokenizer(summaries)
+    bars = np.array([_forgotten(summary, domains, alike) for summary in summaries])
     kept = [i for i in range(len(domains)) if not np.isnan(bars[:, i]).all()]
     bars, domains = bars[:, kept], [domains[i] for i in kept]
     span = 3.5 + 0.3 * len(domains) * (len(summaries) + 1)
@@ -81,7 +82,8 @@ def comparison_plot(summaries: Sequence[dict[str, Any]], path: Path | str) -> No
         )
     axes.axhline(0, color=INK, linewidth=0.8)
     axes.set_xticks(range(len(domains)), domains, rotation=30 if len(domains) > 8 else 0)
-    axes.set_ylabel("forgotten, nats per token (lower is better)")
+    unit = "nats per token" if alike else "bits per byte"
+    axes.set_ylabel(f"forgotten, {unit} (lower is better)")
     title = "Rise of the loss since each domain's own training, to the end of the run"
     axes.set_title(title, loc="left", fontsize=11, color=INK)
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
@@ -89,13 +91,13 @@ def comparison_plot(summaries: Sequence[dict[str, Any]], path: Path | str) -> No
     save_png(figure, path)
 
 
-def _forgotten(summary: dict[str, Any], domains: list[str]) -> list[float]:
+def _forgotten(summary: dict[str, Any], domains: list[str], alike: bool) -> list[float]:
     """Bar heights; NaN where nothing was trained afterwards: zero would look like a success."""
-    exposed = exposed_rows(matrix_of(summary).select(domains).order)
-    values = summary["forgetting"]["per_domain"]
+    matrix = matrix_of(summary).select(domains)
+    exposed = exposed_rows(matrix.order)
+    values = per_domain(matrix.loss if alike else matrix.bits_per_byte, matrix.order)
     return [
-        values[name] if i in exposed and values[name] is not None else np.nan
-        for i, name in enumerate(domains)
+        np.nan if value is None or i not in exposed else value for i, value in enumerate(values)
     ]
 
 

@@ -12,6 +12,7 @@ from sparsecl.experiments.plan import Arm
 from sparsecl.experiments.plots import lines, matrices, optima, points
 from sparsecl.experiments.plots.style import freeze
 from sparsecl.experiments.trends import Trends
+from sparsecl.metrics.bootstrap import MIN_SEEDS
 
 MAX_LINES = 7
 """Arms in a figure of curves: as many as there are colours."""
@@ -31,7 +32,7 @@ def study_figures(study: Study, comparison: Comparison, trends: Trends) -> list[
     """Draw everything. Same records, same figures."""
     arms = sequential(study.plan.arms)
     shown = in_curves(study)
-    interval = f"{100 * (1 - study.plan.analysis.alpha):g} % bootstrap interval over seeds"
+    interval = interval_text(study, "t interval over seeds")
     cut = "" if len(shown) == len(arms) else " Controls are left out here."
     core = study.plan.analysis.core
     made = [
@@ -70,7 +71,7 @@ def study_figures(study: Study, comparison: Comparison, trends: Trends) -> list[
                 "crossover",
                 f"Above: loss after each phase, band: {interval}. Below: difference from the "
                 "reference, moving average over 3 phases, with the same kind of band; below 0 the "
-                "arm is better. Dot: the crossover.",
+                "arm is better. Dot: a crossover that is shown.",
                 lines.crossover_figure(study, shown, trends.crossovers, None),
             ),
             (
@@ -86,14 +87,14 @@ def study_figures(study: Study, comparison: Comparison, trends: Trends) -> list[
             ),
             (
                 "density",
-                f"Points: seeds; diamonds: means; line: fit, band: its pointwise {interval}. "
+                f"Points: seeds; diamonds: means; line: fit, band: {interval}, pointwise. "
                 "Dashed: the reference.",
                 points.density_figure(study, comparison, trends.densities),
             ),
             (
                 "optima",
                 "Left: means over seeds at every density, a line for each size; ringed: the best. "
-                f"Right: the best density of each size, line: {interval}, whole seeds resampled; "
+                f"Right: the best density of each size, line: {interval_text(study, 'interval')}; "
                 "dashed: least squares. An optimum at the edge of the grid may lie beyond it.",
                 optima.optima_figure(study, comparison, trends.sizes),
             ),
@@ -117,6 +118,14 @@ def study_figures(study: Study, comparison: Comparison, trends: Trends) -> list[
         if figure
     ]
     return made
+
+
+def interval_text(study: Study, kind: str) -> str:
+    """What a line or a band is, or that there is none: "95 % t interval over seeds"."""
+    seeds = max((len(study.done(arm.name)) for arm in study.plan.arms), default=0)
+    if seeds < MIN_SEEDS:
+        return f"none ({MIN_SEEDS} seeds are needed)"
+    return f"{100 * (1 - study.plan.analysis.alpha):g} % {kind}"
 
 
 def in_curves(study: Study) -> list[Arm]:

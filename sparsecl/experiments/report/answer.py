@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 
-from sparsecl.experiments.collect import Study
+from sparsecl.experiments.collect import Study, nf_notes, pairing_problems
 from sparsecl.experiments.compare import Comparison, Contrast
 from sparsecl.experiments.measures import MEASURES
 from sparsecl.experiments.report.results import verdict
 from sparsecl.experiments.trends import Trends
+from sparsecl.metrics.bootstrap import MIN_SEEDS
 from sparsecl.metrics.table import number
-
-FEW_SEEDS = 10
-"""Below it bootstrap intervals are known to be too narrow (metrics/bootstrap.py)."""
 
 
 def headline(study: Study, comparison: Comparison) -> str:
@@ -47,16 +45,20 @@ def contrast_sentence(contrast: Contrast) -> str:
     if test.mean is None:
         return f"{start} no pair of finished runs ({contrast.planned} planned)."
     text = f"{start} {signed(test.mean)} {unit}"
-    if test.percentile is not None:
-        level = 100 * test.percentile.level
-        text += f", {level:g} % interval [{signed(test.percentile.low)}, "
-        text += f"{signed(test.percentile.high)}]"
+    if test.t is not None:
+        text += f", {100 * test.t.level:g} % interval [{signed(test.t.low)}, {signed(test.t.high)}]"
+    elif test.num_seeds > 1 and test.paired:
+        low, high = min(contrast.pairs.differences), max(contrast.pairs.differences)
+        text += f" (seeds from {signed(low)} to {signed(high)})"
     text += f", {test.num_seeds} of {contrast.planned} seeds"
+    text += "" if test.paired else ", unpaired"
+    text += f", {contrast.domains} domains behind a value" if contrast.domains else ""
     if contrast.adjusted is not None:
         text += f"; p = {number(contrast.adjusted, 4)} ({contrast.correction} over "
         text += f"{contrast.family_size})"
     elif test.why is not None:
         text += f"; no p ({test.why})"
+    text += "" if test.t is not None else f"; no interval ({MIN_SEEDS} seeds are needed)"
     return f"{text}{_equivalence(contrast)}: {verdict(contrast)}."
 
 
@@ -107,18 +109,16 @@ def cautions(study: Study, comparison: Comparison, trends: Trends) -> list[str]:
         c.test.why for c in primary if c.test.why and c.test.p is not None and not c.significant
     ]
     texts += [f"What the tests cannot show: {why}." for why in dict.fromkeys(reasons)]
-    fewest = min((c.test.num_seeds for c in primary if c.pairs.seeds), default=0)
-    if 0 < fewest < FEW_SEEDS:
-        texts.append(
-            f"With {fewest} seeds bootstrap intervals are somewhat too narrow; the t interval "
-            "stands beside them in the tables."
-        )
+    texts += [f"{problem}." for problem in pairing_problems(study)]
+    if "NF" in study.plan.analysis.metrics:
+        texts += [f"{note}." for note in nf_notes(study)]
     texts += _controls(comparison)
     texts += [
-        f"{stop.arm} was stopped at a first_loss of {number(stop.reached, 4)}; its arm {stop.of} "
-        f"has {number(stop.target, 4)} (means over {len(stop.seeds)} seeds)."
+        f"{stop.arm} did not get to the loss of {stop.of} in phase {stop.phase} ({stop.domain}) in "
+        f"{stop.missed} of {len(stop.seeds)} seeds: {number(stop.reached, 4)} against "
+        f"{number(stop.target, 4)} on average, so it has learned less there than the arm."
         for stop in trends.stops
-        if stop.reached is not None
+        if stop.missed
     ]
     return texts
 

@@ -15,6 +15,7 @@ from sparsecl.experiments.report.tables import (
     mean_of,
 )
 from sparsecl.experiments.trends import INTERFERENCE_FIGURES, Trends
+from sparsecl.metrics.crossover import STRETCH
 
 
 def contrasts_table(study: Study, comparison: Comparison, family: Family) -> Table:
@@ -31,6 +32,8 @@ def contrasts_table(study: Study, comparison: Comparison, family: Family) -> Tab
         Column(key="p_corrected", heading="corrected p"),
         Column(key="family_size", heading="over", csv_only=True),
         Column(key="d_z", heading="d_z", digits=2),
+        Column(key="paired", heading="paired"),
+        Column(key="domains", heading="domains behind NF", csv_only=True),
         Column(key="margin", heading="margin", digits=3, csv_only=True),
         Column(key="tost_p", heading="TOST p"),
         Column(key="p_failed_as_worst", heading="p, failed as worst", csv_only=True),
@@ -40,7 +43,8 @@ def contrasts_table(study: Study, comparison: Comparison, family: Family) -> Tab
     method = "Benjamini-Hochberg" if family == "exploratory" else "Holm"
     note = "" if family == "primary" else f" {family.capitalize()}: not what the plan rests on."
     caption = (
-        f"Paired differences over seeds, corrected with {method}'s method for each metric. "
+        f"Differences over pairs of seeds (unpaired where it says so), corrected with {method}'s "
+        "method for each metric. "
         f"{level_text(study)}{note}"
     )
     return Table(name=f"tests-{family}", caption=caption, columns=columns, rows=rows)
@@ -56,13 +60,15 @@ def _contrast_row(contrast: Contrast) -> tuple[Cell, ...]:
         test.num_seeds,
         contrast.planned,
         test.mean,
+        *ends(test.t),
         *ends(test.percentile),
         *ends(test.bca),
-        *ends(test.t),
         test.p,
         contrast.adjusted,
         contrast.family_size,
         test.d_z,
+        "yes" if test.paired else "no",
+        contrast.domains,
         tost.margin if tost else None,
         tost.p if tost else None,
         contrast.failed_as_worst,
@@ -89,16 +95,26 @@ def stops_table(trends: Trends) -> Table:
     """Controls that were stopped early: at which loss."""
     columns = (
         ARM,
-        Column(key="of", heading="stopped at the loss of"),
+        Column(key="of", heading="stopped at the losses of"),
+        Column(key="phase", heading="phase"),
+        Column(key="domain", heading="domain"),
         SEEDS,
         PLANNED,
-        Column(key="target", heading="its first_loss"),
-        Column(key="reached", heading="first_loss of the control"),
+        Column(key="target", heading="its loss"),
+        Column(key="reached", heading="loss of the control"),
+        Column(key="missed", heading="seeds not there"),
     )
-    rows = tuple((s.arm, s.of, len(s.seeds), s.planned, s.target, s.reached) for s in trends.stops)
+    rows = tuple(
+        (
+            *(s.arm, s.of, s.phase, s.domain),
+            *(len(s.seeds), s.planned, s.target, s.reached, s.missed),
+        )
+        for s in trends.stops
+    )
     caption = (
-        "Loss on the first domain, nats per token, where the control's first phase was ended: at "
-        "the first evaluation at or below the arm's."
+        "Loss of each phase's domain right after it, nats per token. A phase of the control ends "
+        "at the first evaluation at or below the arm's loss; where it never gets there it runs to "
+        "its end, and the seed is counted in the last column."
     )
     return Table(name="stops", caption=caption, columns=columns, rows=rows)
 
@@ -145,8 +161,8 @@ def crossover_table(study: Study, trends: Trends) -> Table:
         Column(key="round", heading="crossover", csv_only=True),
         Column(key="low", heading="interval", pair=True, csv_only=True),
         Column(key="high", heading="high"),
-        Column(key="share", heading="share of resamples", digits=3, csv_only=True),
-        Column(key="text", heading="crossover [interval], share of resamples with one"),
+        Column(key="p", heading="p", csv_only=True),
+        Column(key="text", heading="crossover [interval]"),
     )
     rows = []
     for item in trends.crossovers:
@@ -154,12 +170,12 @@ def crossover_table(study: Study, trends: Trends) -> Table:
         values: tuple[Cell, ...] = (None, None, None, None, None, item.why)
         if found is not None:
             low, high = found.interval or (None, None)
-            values = (found.num_rounds, found.round, low, high, found.share, found.text())
+            values = (found.num_rounds, found.round, low, high, found.p, found.text())
         rows.append((item.arm, curve, len(item.seeds), item.planned, *values))
     caption = (
-        "First of three phases in a row after which the arm is better than "
-        f"{study.plan.analysis.reference}, from a moving average over three. In the CSV an end "
-        "without a number is later than the stream."
+        f"A crossover needs a stretch of {STRETCH} phases or more in which the arm is reliably "
+        f"worse than {study.plan.analysis.reference}, and after it one in which it is reliably "
+        "better: sign flips over seeds, corrected over the phases searched, not over arms."
     )
     return Table(name="crossover", caption=caption, columns=columns, rows=tuple(rows))
 
@@ -236,7 +252,7 @@ def density_table(study: Study, trends: Trends) -> Table:
         )
     caption = (
         "F_last = a + b log10(density), least squares over all seeds, over arms that differ in "
-        f"density alone; whole seeds are resampled. {level_text(study)}"
+        f"density alone; intervals leave out whole seeds. {level_text(study)}"
     )
     return Table(name="density", caption=caption, columns=columns, rows=tuple(rows))
 
@@ -272,6 +288,7 @@ def optima_table(study: Study, trends: Trends) -> Table:
             )
     caption = (
         "The density with the best mean over seeds, among those that were run; dense counts as 1. "
+        "The interval spans the densities that the seeds cannot tell from it. "
         f"Seeds without a value at some density are left out. {level_text(study)} "
     ) + " ".join(_slope_text(trend) for trend in trends.sizes)
     return Table(name="optima", caption=caption.strip(), columns=columns, rows=tuple(rows))

@@ -11,6 +11,8 @@ from sparsecl.experiments.report.methods import flags_table
 from sparsecl.experiments.report.page import Section, bullets, fold, paragraph
 from sparsecl.experiments.report.table import Table, as_html
 from sparsecl.experiments.trends import Trends
+from sparsecl.metrics.bootstrap import MIN_BOOTSTRAP, MIN_SEEDS
+from sparsecl.metrics.forgetting import MIN_IMPROVEMENT
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,8 @@ def _question(m: Material) -> str:
             paragraph(study.plan.question or "The study file states no question."),
             paragraph(
                 f"Fixed before the runs: the primary measure is {analysis.metrics[0]} "
-                f"({primary.text}; {primary.unit}, {primary.better} is better), compared as paired "
-                "differences over seeds:"
+                f"({primary.text}; {primary.unit}, {primary.better} is better), compared "
+                "seed by seed:"
             ),
             bullets(planned),
             paragraph(f"{against}."),
@@ -128,11 +130,15 @@ def _figures(m: Material) -> str:
 
 def _tests(m: Material) -> str:
     text = paragraph(
-        "p: sign-flip permutation test of the paired differences, exact up to 20 seeds; none where "
-        "that number of seeds could never give a p at or below the planned size. TOST: two "
-        "one-sided t tests against the margin that was fixed beforehand. d_z: mean difference over "
-        "its standard deviation. The CSV files have BCa and t intervals too."
+        "p: sign-flip permutation test of the paired differences, exact up to 20 seeds; for "
+        "unpaired arms a permutation test of the two groups; none where that number of seeds could "
+        "never give a p at or below the planned size."
     )
+    if any(contrast.test.t for contrast in m.comparison.contrasts):
+        text += paragraph(
+            "Intervals: Student's t (unpaired: Welch's). TOST: two one-sided t tests against the "
+            "margin that was fixed beforehand. d_z: mean difference over its standard deviation."
+        )
     primary = m.table(results.contrasts_table(m.study, m.comparison, "primary"))
     secondary = m.table(results.contrasts_table(m.study, m.comparison, "secondary"))
     if not primary:
@@ -211,7 +217,9 @@ def _cost(m: Material) -> str:
 
 
 def _definitions(m: Material) -> str:
-    return m.table(tables.definitions_table()) + bullets(DEFINITIONS)
+    figures = m.comparison.figures.values()
+    known = any(figure.estimate is not None and figure.estimate.t for figure in figures)
+    return m.table(tables.definitions_table()) + bullets([*DEFINITIONS, *INTERVALS[: int(known)]])
 
 
 DEFINITIONS = (
@@ -220,14 +228,19 @@ DEFINITIONS = (
     "it, L[b(i), i] right before the first.",
     "F_last: mean of L[P, i] - L[l(i), i] over the domains that another phase followed.",
     "NF: mean over the same domains of (L[P, i] - L[l(i), i]) / (L[b(i), i] - L[l(i), i]); domains "
-    "whose loss fell by less than 0.01 are left out.",
+    f"whose loss fell by less than {MIN_IMPROVEMENT:g} do not count. A contrast takes the domains "
+    "that count in both runs of a pair.",
     "learned_loss: mean of L[l(i), i] over all trained domains. first_loss: the loss on the domain "
     "of the first phase at its end. learning_area: area under the loss of a domain over its own "
     "phase, divided by the tokens of the phase; mean over phases.",
-    "Intervals: percentile bootstrap over seeds, 10,000 resamples, unless a column says BCa or t. "
-    "Both arms of a contrast are resampled with the same seeds.",
-    "Crossover: first of three phases in a row after which the difference of the mean losses, "
-    "averaged over seeds and over three neighbouring phases, is below 0.",
+    "Crossover: the phase at which the accumulated disadvantage of the arm begins to shrink, if "
+    "the phases before it are reliably worse and those from it on reliably better.",
+)
+
+INTERVALS = (
+    f"Intervals: Student's t over seeds, from {MIN_SEEDS} seeds on; of a fit by the jackknife over "
+    f"seeds. From {MIN_BOOTSTRAP} seeds on bootstrap intervals (percentile, BCa; 10,000 resamples "
+    "of whole seeds) stand beside them; with fewer they are too narrow.",
 )
 
 

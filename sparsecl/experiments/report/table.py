@@ -55,7 +55,10 @@ def shown(cell: Cell, column: Column) -> str:
 
 
 def face(table: Table) -> tuple[list[Column], list[list[str]], list[bool]]:
-    """What people see: columns, rows of texts, and which columns hold numbers."""
+    """What people see: columns, rows of texts, and which columns hold numbers.
+
+    A column without a value in any row is left out: the page does not speak of what there is not.
+    """
     columns, rows, numeric = [], [[] for _ in table.rows], []
     skip = False
     for k, column in enumerate(table.columns):
@@ -69,6 +72,8 @@ def face(table: Table) -> tuple[list[Column], list[list[str]], list[bool]]:
             both = zip(texts, ends, strict=True)
             texts = ["-" if low == high == "-" else f"[{low}, {high}]" for low, high in both]
         skip = column.pair
+        if all(text == "-" for text in texts):
+            continue
         columns.append(column)
         numeric.append(column.pair or not any(isinstance(cell, str) for cell in cells))
         for row, text in zip(rows, texts, strict=True):

@@ -8,7 +8,7 @@ from sparsecl.experiments.curves import domains_of, mean_matrix, order_of
 from sparsecl.experiments.measures import MEASURES
 from sparsecl.experiments.plan import Arm
 from sparsecl.experiments.report.table import Cell, Column, Table, file_name
-from sparsecl.metrics.bootstrap import Interval
+from sparsecl.metrics.bootstrap import MIN_SEEDS, Interval
 
 DIGITS = {"seconds": 1, "tokens_per_second": 0}
 """Digits after the point of measures that are no nats or shares."""
@@ -73,13 +73,16 @@ def measure_table(study: Study, comparison: Comparison, measure: str) -> Table:
     found = MEASURES[measure]
     means = (Column(key=key, heading=key, digits=digits) for key in ("mean", "sd"))
     columns = (ARM, SEEDS, PLANNED, *means, *interval_columns(digits))
+    if measure == "NF":
+        columns += (Column(key="domains", heading="domains that count"),)
     rows = []
     for arm in study.plan.arms:
         figure = comparison.figures[arm.name, measure]
         one = figure.estimate
         values: tuple[Cell, ...] = (None,) * 8
         if one is not None:
-            values = (one.mean, one.sd, *ends(one.percentile), *ends(one.bca), *ends(one.t))
+            values = (one.mean, one.sd, *ends(one.t), *ends(one.percentile), *ends(one.bca))
+        values += (figure.domains,) if measure == "NF" else ()
         rows.append((arm.name, len(figure.seeds), figure.planned, *values))
     caption = (
         f"{measure}, {found.unit}: {found.text}; {found.better} is better. {level_text(study)}"
@@ -88,8 +91,8 @@ def measure_table(study: Study, comparison: Comparison, measure: str) -> Table:
 
 
 def interval_columns(digits: int = 4, *, narrow: bool = False) -> tuple[Column, ...]:
-    """Low and high of the three intervals; `narrow` shows the first alone."""
-    kinds = (("", "bootstrap interval"), ("bca_", "BCa interval"), ("t_", "t interval"))
+    """Low and high of the three intervals; `narrow` shows the one in front alone."""
+    kinds = (("", "t interval"), ("boot_", "bootstrap interval"), ("bca_", "BCa interval"))
     columns = []
     for prefix, heading in kinds:
         hide = narrow and bool(prefix)
@@ -225,7 +228,11 @@ def ends(interval: Interval | None) -> tuple[Cell, Cell]:
 
 
 def level_text(study: Study) -> str:
-    return f"Intervals cover {100 * (1 - study.plan.analysis.alpha):g} %."
+    """What the intervals of a table are, as far as the study has any."""
+    seeds = max((len(study.done(arm.name)) for arm in study.plan.arms), default=0)
+    if seeds < MIN_SEEDS:
+        return f"There is no interval: {MIN_SEEDS} seeds are needed."
+    return f"Intervals: {100 * (1 - study.plan.analysis.alpha):g} %, over seeds."
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:
