@@ -4,7 +4,10 @@ import pytest
 
 from sparsecl.errors import DataError, MissingInputError
 from sparsecl.experiments.collect import Sides, collect, nf_notes, pairing_problems, status_of
+from sparsecl.files import write_json
+from sparsecl.metrics.records import read_records
 from sparsecl.metrics.significance import pair
+from sparsecl.metrics.summary import summarize
 from tests.experiments.fake_study import DOMAINS, FakeArm, last_forgetting, scores, write_study
 from tests.metrics.fake_run import from_matrix, write_lines
 
@@ -62,7 +65,10 @@ def write_matrices(folder, by_arm):
     """Runs of chosen loss matrices: arm -> [P + 1, D], the same for all seeds."""
     for place in folder.glob("runs/*/*"):
         matrix = by_arm[place.parent.name]
-        write_lines(place / "scalars.jsonl", from_matrix(matrix, DOMAINS, (0, 1, 2)))
+        end = {"kind": "end", "seconds": 1.0, "tokens_per_second": 1.0}
+        lines = [*from_matrix(matrix, DOMAINS, (0, 1, 2)), end]
+        write_lines(place / "scalars.jsonl", lines)
+        write_json(place / "results.json", summarize(read_records(place)))
     return collect(folder)
 
 
