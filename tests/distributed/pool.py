@@ -13,6 +13,7 @@ import queue
 import threading
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from tests.events import HANG, free_port
@@ -115,11 +116,26 @@ def _freeze_modules() -> list[Any]:
     return caches
 
 
+def _leave_groups() -> None:
+    """Leave all process groups at the same time: each waits 10 ms for its thread, and a run has
+    eighteen."""
+    from torch.distributed import distributed_c10d
+
+    from sparsecl import dist
+
+    groups = list(distributed_c10d._world.pg_map)
+    dist.shutdown()
+
+    def drop(_: int) -> None:
+        groups.pop()  # the last that holds it
+
+    with ThreadPoolExecutor(len(groups) or 1) as threads:
+        list(threads.map(drop, range(len(groups))))
+
+
 def _forget_groups(caches: list[Any]) -> None:
     """Bring torch.distributed, Megatron and DeepSpeed back to where a fresh process is."""
     import sys
-
-    from sparsecl import dist
 
     # Engines hold process groups, and every group has threads that wake up all the time: after
     # hundreds of cases they would take all cores.
@@ -136,7 +152,7 @@ def _forget_groups(caches: list[Any]) -> None:
     for cache in caches:
         cache.cache_clear()
     gc.collect()
-    dist.shutdown()
+    _leave_groups()
     if "deepspeed.comm.comm" in sys.modules:
         sys.modules["deepspeed.comm.comm"].cdb = None
         importlib.reload(sys.modules["deepspeed.utils.groups"])
