@@ -1,6 +1,7 @@
 """What several tests share."""
 
 import os
+import re
 from collections.abc import Iterator
 from multiprocessing import forkserver
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, settings
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tests.distributed.pool import Pool  # noqa: E402
+from tests.events import wait_for  # noqa: E402
 from tests.launch.starter import PRELOAD, RANK_VARIABLES  # noqa: E402
 
 # The same examples every time, however long they take, and nothing is kept in the working folder.
@@ -25,6 +27,33 @@ settings.register_profile(
 settings.load_profile("suite")
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def _left_behind() -> list[str]:
+    """Processes under this one that still run, but the helpers of multiprocessing. Linux only."""
+    known = {str(os.getpid())}
+    left = []
+    for stat in sorted(Path("/proc").glob("[0-9]*/stat"), key=lambda path: int(path.parent.name)):
+        try:
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+            words = (stat.parent / "cmdline").read_bytes().decode(errors="replace")
+        except OSError:  # it has just ended
+            continue
+        if parent in known and state != "Z":
+            known.add(stat.parent.name)
+            helper = re.search(r"multiprocessing.(forkserver|resource_tracker) import", words)
+            if not (helper and parent == str(os.getpid())):
+                left.append(f"process {stat.parent.name}: {words!r}")
+    return left
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_stays() -> Iterator[None]:
+    """The last that happens: no test has left a process running, or a file in the checkout."""
+    before = set(os.listdir(ROOT))
+    yield
+    wait_for(lambda: not _left_behind(), f"the end of {_left_behind()}")
+    assert set(os.listdir(ROOT)) - before <= {".pytest_cache"}
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.events import HANG
+from tests.launch.starter import run_script
 from tools import bench
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,16 +38,12 @@ def flags(**changes):
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
-    path = tmp_path_factory.mktemp("bench") / "new" / "bench.json"
-    command = [sys.executable, str(ROOT / "tools" / "bench.py"), *flags(out=path)]
-    process = subprocess.run(
-        [*command, "--density", "0.25", "0.5", "--plot", str(path.with_name("ratio.png"))],
-        capture_output=True,
-        text=True,
-        timeout=HANG,
-    )
-    assert process.returncode == 0, process.stderr
+def done(server, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bench")
+    path = folder / "new" / "bench.json"
+    words = [*flags(out=path), "--density", "0.25", "0.5", "--plot", str(folder / "new/ratio.png")]
+    process = run_script(ROOT / "tools" / "bench.py", words, cwd=folder)
+    assert process.code == 0, process.err
     return process, json.loads(path.read_text()), path
 
 
@@ -118,13 +115,13 @@ def test_figures_follow_from_the_raw_times(done):
 
 def test_table_and_picture_show_the_file(done):
     process, result, path = done
-    for text, group in zip(process.stdout.split("\n\n"), result["groups"], strict=True):
+    for text, group in zip(process.out.split("\n\n"), result["groups"], strict=True):
         lines = {line.split()[0]: line for line in text.splitlines() if line.strip()}
         assert f"density {group['density']:g}," in text
         for name, arm in group["arms"].items():
             assert f"{arm['median_seconds']['step'] * 1e3:.2f}" in lines[name]
             assert f"{arm['ratio']['median']:.4f} ({arm['ratio']['q1']:.4f}" in lines[name]
-    assert process.stderr.count("wrote") == 2 and "Traceback" not in process.stderr
+    assert process.err.count("wrote") == 2 and "Traceback" not in process.err
     assert path.with_name("ratio.png").read_bytes().startswith(b"\x89PNG")
 
 
