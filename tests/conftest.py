@@ -2,12 +2,19 @@
 
 import os
 import re
+import signal
 from collections.abc import Iterator
 from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# A shell's `&` and nohup ignore signals, and every process that a test starts would inherit that.
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, default)
 
 # Before torch is imported anywhere: tests that run side by side must not fight for cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -37,7 +37,7 @@ print("done", flush=True)
 
 def test_a_hang_ends_with_place_peers_and_stacks():
     command = [sys.executable, "-c", SCRIPT, str(HANG)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=2 * HANG)
     assert done.returncode == 76 and "done" not in done.stdout
     assert "rank 0: nothing has happened for" in done.stderr and "since: step 2" in done.stderr
     assert "rank 1: silent for 7 s, since: step 4" in done.stderr

@@ -25,7 +25,7 @@ from sparsecl.experiments.plan import (
     write_plan,
 )
 from sparsecl.experiments.runner import last_words, steps_done
-from tests.events import wait_for
+from tests.events import HANG, wait_for
 from tests.experiments import fake_train
 from tests.experiments.fake_sweep import make_runner
 
@@ -149,7 +149,7 @@ def test_stopping_the_runner_at_any_time_changes_nothing(tmp_path, how):
                 lambda h=handle: read_now(h), "a held run", alive=lambda p=process: p.poll() is None
             )
         process.send_signal(how)
-        process.communicate()
+        process.communicate(timeout=HANG)
         # The runs of a runner that is gone are gone too.
         wait_for(lambda h=handle: read_now(h) == b"", "the end of all runs")
         os.close(handle)
