@@ -11,6 +11,7 @@ from sparsecl.experiments.collect import collect
 from sparsecl.experiments.compare import compare
 from sparsecl.experiments.curves import domain_curve, mean_matrix, plasticity_curve, round_curve
 from sparsecl.experiments.plan import AnalysisConfig, ContrastConfig
+from sparsecl.experiments.report import answer
 from sparsecl.experiments.trends import trends
 from sparsecl.metrics.bootstrap import t_interval
 from sparsecl.metrics.significance import permutation
@@ -238,6 +239,10 @@ def test_stops_alone_gaps_and_interference(tmp_path):
         assert stop.missed == np.count_nonzero(losses[1] > losses[0])
         assert (stop.seeds, stop.planned) == ((0, 2, 3), 4)
     assert 0 < sum(stop.missed for stop in found.stops) < 9  # noise: some get there, some do not
+    said = [text for text in answer.cautions(study, compare(study), found) if "did not get" in text]
+    few = [f"{s.phase} {s.domain} ({s.missed} of 3 seeds)" for s in found.stops if s.missed]
+    head = "short did not get to the loss of er in phases"
+    assert said == [f"{head} {', '.join(few)}: there it has learned less."]
     losses = [[scores(r.folder)[1][1, 0] for r in study.done("er")]]
     gap = found.alone[0]
     assert (gap.domain, gap.seeds) == ("code", (0, 1, 2, 3))

@@ -6,7 +6,7 @@ from sparsecl.experiments.collect import Study, nf_notes, pairing_problems
 from sparsecl.experiments.compare import Comparison, Contrast
 from sparsecl.experiments.measures import MEASURES
 from sparsecl.experiments.report.results import verdict
-from sparsecl.experiments.trends import Trends
+from sparsecl.experiments.trends import Stop, Trends
 from sparsecl.metrics.bootstrap import MIN_SEEDS
 from sparsecl.metrics.table import number
 
@@ -113,13 +113,13 @@ def cautions(study: Study, comparison: Comparison, trends: Trends) -> list[str]:
     if "NF" in study.plan.analysis.metrics:
         texts += [f"{note}." for note in nf_notes(study)]
     texts += _controls(comparison)
-    texts += [
-        f"{stop.arm} did not get to the loss of {stop.of} in phase {stop.phase} ({stop.domain}) in "
-        f"{stop.missed} of {len(stop.seeds)} seeds: {number(stop.reached, 4)} against "
-        f"{number(stop.target, 4)} on average, so it has learned less there than the arm."
-        for stop in trends.stops
-        if stop.missed
-    ]
+    missed: dict[str, list[Stop]] = {}
+    for stop in trends.stops:
+        if stop.missed:
+            missed.setdefault(f"{stop.arm} did not get to the loss of {stop.of}", []).append(stop)
+    for text, found in missed.items():
+        places = [f"{s.phase} {s.domain} ({s.missed} of {len(s.seeds)} seeds)" for s in found]
+        texts.append(f"{text} in phases {', '.join(places)}: there it has learned less.")
     return texts
 
 
