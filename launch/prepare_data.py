@@ -19,10 +19,9 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # works from a checkout that was never installed
     sys.path.insert(0, str(ROOT))
 
-from sparsecl import config  # noqa: E402
+from sparsecl import command, config  # noqa: E402
 from sparsecl.data.prepare import PreparedData, prepare  # noqa: E402
 from sparsecl.engine.run_config import RunConfig  # noqa: E402
-from sparsecl.errors import UserError  # noqa: E402
 
 
 def main() -> int:
@@ -40,21 +39,21 @@ def main() -> int:
     )
     parser.add_argument("--verify", action="store_true", help="check the sha256 of token files")
     options = parser.parse_args()
-    try:
-        run = config.load(RunConfig, options.config, options.set)
-        prepared = prepare(
-            run.data,
-            run.tokenizer,
-            context=run.model.resolved().context,
-            seed=run.seed,
-            show_progress=True,
-            verify=options.verify,
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    return command.report(lambda: work(options))
+
+
+def work(options: argparse.Namespace) -> None:
+    """Load, prepare, print."""
+    run = config.load(RunConfig, options.config, options.set)
+    prepared = prepare(
+        run.data,
+        run.tokenizer,
+        context=run.model.resolved().context,
+        seed=run.seed,
+        show_progress=True,
+        verify=options.verify,
+    )
     print(table(prepared))
-    return 0
 
 
 def table(prepared: PreparedData) -> str:
@@ -79,4 +78,4 @@ def table(prepared: PreparedData) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)

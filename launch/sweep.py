@@ -11,7 +11,6 @@ is neither done nor in the queue, and returns at once.
 
 import argparse
 import os
-import signal
 import subprocess
 import sys
 import warnings
@@ -22,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # works from a checkout that was never installed
     sys.path.insert(0, str(ROOT))
 
+from sparsecl import command, signals  # noqa: E402
 from sparsecl.engine.run_config import RunConfig  # noqa: E402
 from sparsecl.errors import UserError  # noqa: E402
 from sparsecl.experiments.collect import collect, status_text  # noqa: E402
@@ -37,7 +37,6 @@ from sparsecl.locks import lock_folder  # noqa: E402
 TRAIN = ROOT / "launch" / "train.py"
 INTERFERENCE = ROOT / "tools" / "interference.py"
 RUN_FAILED = 1  # exit code: the study is finished as far as it can be, but a run has failed
-INTERRUPTED = 130
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -79,12 +78,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     warnings.filterwarnings("ignore")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+
+    def work() -> int:
+        signals.answer_by(_interrupt)
         return sweep(options)
-    except UserError as error:
-        print(f"sparsecl: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
+
+    return command.report(work, prefix="sparsecl")
+
+
+def _interrupt(name: str) -> None:
+    raise KeyboardInterrupt(name)
 
 
 def sweep(options: argparse.Namespace) -> int:
@@ -130,7 +133,7 @@ def sweep(options: argparse.Namespace) -> int:
             finished = run(folder, plan, options)
         except KeyboardInterrupt:
             print("\nstopped; the same command goes on from here", file=sys.stderr)
-            return INTERRUPTED
+            return command.INTERRUPTED
         measured = not (finished and plan.analysis.interference) or measure_interference(folder)
         return 0 if show(folder) and measured else RUN_FAILED
 
@@ -202,4 +205,5 @@ def show(folder: Path) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    signals.listen()
+    command.start(main, output_counts=False)

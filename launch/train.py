@@ -7,20 +7,28 @@
 Without --config it trains launch/configs/demo.yaml: minutes on two CPU cores.
 """
 
-import argparse
-import os
 import sys
-import textwrap
-import traceback
-import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # works from a checkout that was never installed
     sys.path.insert(0, str(ROOT))
 
+# First of all, because other imports take long: a signal is heard, and a lost rank is missed.
+from sparsecl import place, signals  # noqa: E402
+
+if __name__ == "__main__":
+    signals.listen()
+    place.begin()
+
+import argparse  # noqa: E402
+import os  # noqa: E402
+import textwrap  # noqa: E402
+import warnings  # noqa: E402
+
+from sparsecl import command  # noqa: E402
 from sparsecl import config as configs  # noqa: E402
-from sparsecl.errors import InvariantError, PeerLostError, Preempted, UserError  # noqa: E402
+from sparsecl.errors import PeerLostError, Preempted, UserError  # noqa: E402
 
 DEMO = ROOT / "launch" / "configs" / "demo.yaml"
 
@@ -95,30 +103,21 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     """Returns the exit code; see sparsecl/errors.py."""
     args = parse()
-    first = int(os.environ.get("RANK", "0")) == 0
     quiet()
-    try:
-        train(args, first)
-    except (UserError, InvariantError) as error:
-        if first or _is_mine(error):
-            print(f"sparsecl: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
-    except Preempted as error:
-        if first or not _in_run():
-            print(f"sparsecl: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
-    except PeerLostError as error:
-        print(f"sparsecl: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
-    except Exception:
-        traceback.print_exc()
-        return InvariantError.exit_code
-    return 0
+    return command.report(place.check, prefix="sparsecl") or command.report(
+        lambda: train(args), prefix="sparsecl", speaks=_speaks
+    )
 
 
-def _is_mine(error: Exception) -> bool:
-    """True if no other rank will say it: a user error that befell this rank in mid-run."""
-    return _in_run() and isinstance(error, UserError) and not error.agreed
+def _speaks(error: BaseException) -> bool:
+    """True if this rank has to say an error that is not its own alone."""
+    first = place.rank() == 0
+    if isinstance(error, PeerLostError):
+        return True
+    if isinstance(error, UserError):
+        # In mid-run one rank's mistake is heard from that rank; before, all find the same.
+        return first or (_in_run() and not error.agreed)
+    return first or (isinstance(error, Preempted) and not _in_run())
 
 
 def _in_run() -> bool:
@@ -126,8 +125,10 @@ def _in_run() -> bool:
     return dist is not None and dist.is_initialized()
 
 
-def train(args: argparse.Namespace, first: bool) -> None:
+def train(args: argparse.Namespace) -> None:
     """Check, then train, then draw."""
+    signals.answer_by(signals.leave)
+    first = place.rank() == 0
     # The config is read before torch is imported, so a typo costs a second.
     from sparsecl.engine.run_config import RunConfig
 
@@ -135,7 +136,7 @@ def train(args: argparse.Namespace, first: bool) -> None:
 
     from sparsecl import faults
 
-    faults.arm(args.inject, seed=args.inject_seed, rank=int(os.environ.get("RANK", "0")))
+    faults.arm(args.inject, seed=args.inject_seed, rank=place.rank())
 
     from sparsecl import allocator, dist
 
@@ -193,4 +194,4 @@ def quiet() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main, output_counts=False)

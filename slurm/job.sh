@@ -124,11 +124,12 @@ job_name() {
     fi
 }
 
-# True if a rank was lost (76, or killed) and Slurm hears nothing of its node. Slurm would requeue
-# the job by itself, but takes longer to be sure than the other ranks do.
+# True if a rank was lost (76; 134: aborted by NCCL, which waited for it; 137: killed) and Slurm hears
+# nothing of its node. Slurm would requeue the job by itself, but takes longer to be sure than the
+# other ranks do.
 node_is_lost() {
     local end=$((SECONDS + NODE_PATIENCE)) states
-    [[ $CODE == 76 || $CODE == 137 ]] && ((${SLURM_JOB_NUM_NODES:-1} > 1)) || return 1
+    [[ $CODE == 76 || $CODE == 134 || $CODE == 137 ]] && ((${SLURM_JOB_NUM_NODES:-1} > 1)) || return 1
     say "job $(job_name): looking for a lost node for $NODE_PATIENCE s at most"
     while [[ -z $ENDING ]] && ((SECONDS < end)); do
         states=$(sinfo --noheader --Node --nodes="$SLURM_JOB_NODELIST" --format=%T || :)
@@ -138,8 +139,8 @@ node_is_lost() {
     return 1
 }
 
-# True if the ranks were asked to stop and nobody wants the job ended: they saved (75), or were
-# not far enough to save anything (128 + USR1, 128 + TERM); or if a node has died.
+# True if the ranks were asked to stop and nobody wants the job ended: they said so (75), or had not
+# yet begun to listen (128 + USR1, 128 + TERM); or if a node has died.
 wants_requeue() {
     [[ $CODE == 75 || $CODE == 138 || $CODE == 143 ]] || node_is_lost || return 1
     if [[ -n $ENDING ]]; then

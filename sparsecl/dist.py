@@ -16,10 +16,12 @@ import torch.distributed as torch_dist
 from megatron.core import parallel_state
 from torch.distributed import distributed_c10d
 
-from sparsecl.errors import PeerLostError, UserError
+from sparsecl import place
+from sparsecl.errors import PeerLostError, UserError, shortage
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)  # data preparation of a rank may take long
-POLL_SECONDS = 0.5  # how often ranks ask whether the first one is done (agree_at_length)
+POLL_SECONDS = 0.5  # between two questions of ranks that wait: for each other, for rank 0's work
+SILENT_LOOKS = 60  # of rank 0, without a sign of a rank that waits as well
 
 
 def rank() -> int:
@@ -106,31 +108,83 @@ def shutdown() -> None:
 
 
 def _meet(seconds: float) -> Any:
-    """The store that the ranks find each other by, once all of them are there. Collective."""
-    place = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT')}"
+    """The store that the ranks find each other by, once all of them are there. Collective.
+
+    Ranks wait in Python, not in torch, so that they hear signals, and end soon without a rank that
+    is lost: one of this machine that was seen and is gone, one that has come and then falls silent
+    (found by rank 0), rank 0 itself once it has been there. Any other is waited for to the end.
+    """
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT')}"
+    end = time.monotonic() + seconds
     try:
-        store = _store(seconds, serve=rank() == 0)
-        everyone = [f"sparsecl/here/{other}" for other in range(world_size())]
-        store.set(everyone[rank()], "yes")
-        missing: list[str] = []
-        try:
-            store.wait(everyone, datetime.timedelta(seconds=seconds))
-        except torch_dist.DistError:
-            missing = [str(other) for other, key in enumerate(everyone) if not store.check([key])]
-    except torch_dist.DistError as error:
+        if rank() > 0:
+            _wait_for_port(end)
+        store = _store(max(10.0, end - time.monotonic()), serve=rank() == 0)
+        missing = _gather(store, end)
+    except (OSError, torch_dist.DistError) as error:
         text = str(error).splitlines()[0]
         if rank() > 0:
-            raise PeerLostError(f"rank {rank()} cannot reach rank 0 at {place} ({text})") from None
+            raise PeerLostError(f"rank {rank()} cannot reach rank 0 at {where} ({text})") from None
         raise UserError(
-            f"the ranks cannot meet at {place} ({text}). "
+            f"the ranks cannot meet at {where} ({text}). "
             "If another job uses the port, give this one its own: deepspeed --master_port PORT."
         ) from None
     if missing:
         raise PeerLostError(
-            f"{world_size()} ranks are to meet at {place}; rank {', '.join(missing)} did not come "
+            f"{world_size()} ranks are to meet at {where}; rank {', '.join(missing)} did not come "
             f"within {seconds:g} s. Look at what those ranks (or their nodes) say."
         )
     return distributed_c10d.PrefixStore("sparsecl/group", store)
+
+
+def _wait_for_port(end: float) -> None:
+    """Until somebody listens at the meeting place. Raises OSError at the time `end`."""
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    while True:
+        try:
+            with socket.create_connection(address, timeout=10.0):
+                return
+        except OSError:
+            _check_siblings()
+            if time.monotonic() > end:
+                raise
+        time.sleep(POLL_SECONDS)
+
+
+def _gather(store: Any, end: float) -> list[str]:
+    """Wait until all ranks have come. Returns those that have not at the time `end`."""
+    keys = [f"sparsecl/here/{other}" for other in range(world_size())]
+    beats: dict[str, bytes] = {}
+    silent: dict[str, int] = dict.fromkeys(keys, 0)
+    num_looks = 0
+    while True:
+        num_looks += 1
+        store.set(keys[rank()], str(num_looks))
+        if store.check(keys):
+            return []
+        _check_siblings()
+        if rank() == 0:
+            # Looks are counted, not seconds: a machine that was suspended has lost nobody.
+            for key in (key for key in keys if store.check([key])):
+                beat = store.get(key)
+                silent[key] = silent[key] + 1 if beats.get(key) == beat else 0
+                beats[key] = beat
+            _check_lost([keys.index(key) for key in keys if silent[key] > SILENT_LOOKS])
+        if time.monotonic() > end:
+            return [str(other) for other, key in enumerate(keys) if not store.check([key])]
+        time.sleep(POLL_SECONDS)
+
+
+def _check_siblings() -> None:
+    _check_lost(place.lost_siblings())
+
+
+def _check_lost(lost: list[int]) -> None:
+    if lost:
+        raise PeerLostError(
+            f"rank {', '.join(map(str, lost))} has ended, or does not run, before all ranks had "
+            "met. What ended it stands in its own output."
+        )
 
 
 def _store(seconds: float, *, serve: bool) -> Any:
@@ -280,15 +334,15 @@ def agree(
         try:
             result = action()
         except Exception as error:  # whatever it is, every rank must hear of it
-            problem = error
+            problem = error if isinstance(error, UserError) else shortage(error) or error
     told = problem if problem is None or isinstance(problem, UserError) else repr(problem)
     reports = gather_objects((told, result if only_first else None), group=group)
-    for place, (found, _) in enumerate(reports):
+    for other, (found, _) in enumerate(reports):
         if isinstance(found, UserError):
             found.agreed = True
             raise found
         if found is not None:
-            raise RuntimeError(f"rank {place}: {found}") from problem
+            raise RuntimeError(f"rank {other}: {found}") from problem
     return reports[0][1] if only_first else result
 
 

@@ -3,6 +3,8 @@
 Codes follow sysexits.h, so that a batch system can tell "fix the config" from "requeue me".
 """
 
+import errno
+
 
 class UserError(ValueError):
     """A mistake that the user can fix. The message is one line: what, which value, the way out."""
@@ -38,7 +40,7 @@ class InvariantError(RuntimeError):
 
 
 class StorageError(UserError):
-    """A file could not be written: the disk is full, or it fails."""
+    """The machine has run out of something: disk, memory, open files, threads; or a disk fails."""
 
     exit_code = 74  # EX_IOERR
 
@@ -57,3 +59,39 @@ class PeerLostError(RuntimeError):
     """Another rank is gone, did not come, or does not answer."""
 
     exit_code = 76  # EX_PROTOCOL
+
+
+_MEMORY = ("out of memory", "not enough memory", "Cannot allocate memory", "bad_alloc")
+_THREADS = ("can't start new thread", "pthread_create", "Resource temporarily unavailable")
+_FILES = ("Too many open files",)
+_SHORTAGES = (
+    (_MEMORY, "memory is short", "Free some, or take a smaller model, context or batch.micro"),
+    (_FILES, "too many files are open", "Raise the limit, for example with ulimit -n 4096"),
+    (_THREADS, "no thread or process can be started", "Raise the limit of processes (ulimit -u)"),
+)
+_NUMBERS = {
+    errno.ENOMEM: _MEMORY,
+    errno.EMFILE: _FILES,
+    errno.ENFILE: _FILES,
+    errno.EAGAIN: _THREADS,
+}
+
+
+def shortage(error: BaseException) -> StorageError | None:
+    """`error`, or what it came from, as a limit of the machine with the way out; None = no limit.
+
+    torch and C++ say it in words only.
+    """
+    words = str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # of CUDA
+        found = _MEMORY
+    elif isinstance(error, OSError):
+        found = _NUMBERS.get(error.errno or 0)
+    else:
+        kinds = (kind for kind, *_ in _SHORTAGES if any(word in words for word in kind))
+        found = next(kinds, None) if isinstance(error, (RuntimeError, ImportError)) else None
+    for kind, what, way_out in _SHORTAGES:
+        if kind is found:
+            detail = " ".join(words.split())[:200] or type(error).__name__
+            return StorageError(f"{what} ({detail}). {way_out}.")
+    return shortage(error.__cause__) if error.__cause__ is not None else None

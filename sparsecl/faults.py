@@ -107,6 +107,7 @@ ACTIONS: dict[str, Action] = {
     "stop": Action("SIGSTOP to itself: it hangs", _EVERYWHERE),
     "term": Action("SIGTERM to itself", _EVERYWHERE),
     "usr1": Action("SIGUSR1 to itself", _EVERYWHERE),
+    "hup": Action("SIGHUP to itself", _EVERYWHERE),
     "int": Action("SIGINT to itself", _EVERYWHERE),
     "exit": Action("end at once, without cleaning up", _EVERYWHERE, "exit code", 1, 0, 255, True),
     "raise": Action("an exception that nobody expects", _EVERYWHERE),
@@ -125,6 +126,7 @@ _SIGNALS = {
     "stop": signal.SIGSTOP,
     "term": signal.SIGTERM,
     "usr1": signal.SIGUSR1,
+    "hup": signal.SIGHUP,
     "int": signal.SIGINT,
 }
 _OS_ERRORS = {"full": errno.ENOSPC, "eio": errno.EIO}

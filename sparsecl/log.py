@@ -21,7 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -69,12 +69,8 @@ class RunLog:
 
     def say(self, text: str = "") -> None:
         """Print on stdout, without tearing a progress bar, and append to log.txt."""
-        try:
-            tqdm.write(text)
-            sys.stdout.flush()  # or the failure comes at exit, where nobody can take it
-        except (OSError, ValueError) as error:  # ValueError: closed, or cannot encode the text
-            self._warn_once("standard output", error)
-            forget_broken(sys.stdout, error)
+        tqdm.write(text)
+        sys.stdout.flush()
         try:
             path = self.folder / "log.txt"
             with open(path, "a", encoding="utf-8", opener=plain) as file:
@@ -389,20 +385,8 @@ class Board:
 
 
 def warn(text: str) -> None:
-    """Say one line on stderr, if anybody is left to read it."""
-    try:
-        print(f"sparsecl: warning: {text}", file=sys.stderr, flush=True)
-    except (OSError, ValueError) as error:
-        forget_broken(sys.stderr, error)
-
-
-def forget_broken(stream: IO[str], error: Exception) -> None:
-    """Send a stream nowhere if its reader is gone: Python would fail on it once more at exit."""
-    if isinstance(error, BrokenPipeError):
-        with contextlib.suppress(OSError, ValueError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
+    """Say one line on stderr."""
+    print(f"sparsecl: warning: {text}", file=sys.stderr, flush=True)
 
 
 def _reason(error: Exception) -> str:

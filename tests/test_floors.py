@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Floor 0: single files. They may use each other (everybody raises UserError), without cycles.
 GROUND = (
     "allocator",
+    "command",
     "config",
     "config_nodes",
     "dist",
@@ -25,8 +26,10 @@ GROUND = (
     "locks",
     "log",
     "opening",
+    "place",
     "seal",
     "seeding",
+    "signals",
     "watchdog",
 )
 

@@ -216,24 +216,6 @@ def test_a_disk_that_fills_up_and_is_emptied(tmp_path):
 # ---- text --------------------------------------------------------------------------------------
 
 
-def test_a_reader_of_stdout_that_has_left(tmp_path):
-    def body() -> None:
-        reader, writer = os.pipe()
-        os.dup2(writer, 1)
-        sys.stdout = open(1, "w", closefd=False)
-        os.close(reader)
-        os.close(writer)
-        log = RunLog(tmp_path)
-        log.say("one")
-        log.say("two")
-        print("what comes later does not fail either", flush=True)
-        log.close()
-
-    said = in_child(body)
-    assert said.count("standard output: cannot be written") == 1
-    assert (tmp_path / "log.txt").read_text() == "one\ntwo\n"
-
-
 def test_text_that_cannot_be_written_is_said_once(log, tmp_path, capsys):
     (tmp_path / "log.txt").mkdir()
     log.say("one")

@@ -35,8 +35,9 @@ if str(ROOT) not in sys.path:  # works from a checkout that was never installed
     sys.path.insert(0, str(ROOT))
 
 # None of these imports torch: a typo in a flag costs no wait.
+from sparsecl import command  # noqa: E402
 from sparsecl.engine.run_config import RunConfig  # noqa: E402
-from sparsecl.errors import CannotCreateError, InvariantError, UserError  # noqa: E402
+from sparsecl.errors import CannotCreateError, UserError  # noqa: E402
 from sparsecl.files import write_json  # noqa: E402
 from sparsecl.model.config import PRESETS  # noqa: E402
 from sparsecl.topology.config import TopologyKind  # noqa: E402
@@ -77,23 +78,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, measure, print. Returns the exit code; see sparsecl/errors.py."""
     options = parser().parse_args(arguments)
     process.hush()
-    try:
-        check_flags(options)
-        configs = make_configs(options)
-        result = measure(options, configs)
-        print(as_table(result))
-        if options.out:
-            write_json(options.out, result)
-            print(f"wrote {options.out}", file=sys.stderr)
-        if options.plot:
-            from tools.benchmarks.plot import draw
+    return command.report(lambda: work(options))
 
-            draw(result, options.plot)
-            print(f"wrote {options.plot}", file=sys.stderr)
-    except (UserError, InvariantError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+
+def work(options: argparse.Namespace) -> None:
+    """Measure, print, write, draw."""
+    check_flags(options)
+    configs = make_configs(options)
+    result = measure(options, configs)
+    print(as_table(result))
+    if options.out:
+        write_json(options.out, result)
+        print(f"wrote {options.out}", file=sys.stderr)
+    if options.plot:
+        from tools.benchmarks.plot import draw
+
+        draw(result, options.plot)
+        print(f"wrote {options.plot}", file=sys.stderr)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -262,4 +263,4 @@ def plain(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)

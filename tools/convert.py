@@ -25,7 +25,7 @@ if str(ROOT) not in sys.path:  # works from a checkout that was never installed
     sys.path.insert(0, str(ROOT))
 
 # None of these imports torch: a mistyped flag costs no seconds.
-from sparsecl.errors import InvariantError, UserError  # noqa: E402
+from sparsecl import command  # noqa: E402
 from tools.conversions import (  # noqa: E402
     consolidate,
     diff,
@@ -56,11 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     # What Megatron says about hardware that is not there, if a command imports it.
     warnings.filterwarnings("ignore", message=".*Transformer Engine and Apex.*")
-    try:
-        return options.run(options)
-    except (UserError, InvariantError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    return command.report(lambda: options.run(options))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -69,13 +65,13 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     subparsers = result.add_subparsers(required=True, metavar="COMMAND")
-    for command in COMMANDS:
+    for module in COMMANDS:
         before = set(subparsers.choices)
-        command.add_parser(subparsers)
+        module.add_parser(subparsers)
         for name in set(subparsers.choices) - before:
-            subparsers.choices[name].set_defaults(run=command.run)
+            subparsers.choices[name].set_defaults(run=module.run)
     return result
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)

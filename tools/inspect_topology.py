@@ -29,6 +29,7 @@ if str(ROOT) not in sys.path:  # works from a checkout that was never installed
     sys.path.insert(0, str(ROOT))
 
 # None of these imports torch.
+from sparsecl import command  # noqa: E402
 from sparsecl import config as configs  # noqa: E402
 from sparsecl.engine.run_config import RunConfig  # noqa: E402
 from sparsecl.errors import MissingInputError, UserError  # noqa: E402
@@ -114,26 +115,26 @@ class Progress:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, measure, print. Returns the exit code; see sparsecl/errors.py."""
     options = parser().parse_args(arguments)
-    try:
-        check_flags(options)
-        progress = Progress()
-        sides = ask_sides(options, progress)
-        check_shown(options.show, sides)
-        tags = ("A", "B") if len(sides) == 2 else ("",)
-        found = [
-            inspect(side, tag, options.max_spectra, progress)
-            for tag, side in zip(tags, sides, strict=True)
-        ]
-        common = shared_weights(*sides) if len(sides) == 2 else {}
-        print(as_text(found, common, by_layer=options.layers))
-        if options.out:
-            write(options.out, as_json(found, common))
-        if options.plot:
-            draw(found, options.show, options.plot)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return command.report(lambda: work(options))
+
+
+def work(options: argparse.Namespace) -> None:
+    """Measure, print, write, draw."""
+    check_flags(options)
+    progress = Progress()
+    sides = ask_sides(options, progress)
+    check_shown(options.show, sides)
+    tags = ("A", "B") if len(sides) == 2 else ("",)
+    found = [
+        inspect(side, tag, options.max_spectra, progress)
+        for tag, side in zip(tags, sides, strict=True)
+    ]
+    common = shared_weights(*sides) if len(sides) == 2 else {}
+    print(as_text(found, common, by_layer=options.layers))
+    if options.out:
+        write(options.out, as_json(found, common))
+    if options.plot:
+        draw(found, options.show, options.plot)
 
 
 # ---- what is asked for -----------------------------------------------------------------------
@@ -490,4 +491,4 @@ def _shown(one: Findings, names: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)

@@ -55,6 +55,7 @@ if str(ROOT) not in sys.path:  # works from a checkout that was never installed
     sys.path.insert(0, str(ROOT))
 
 # None of these imports torch: a mistyped flag costs no seconds.
+from sparsecl import command  # noqa: E402
 from sparsecl import config as configs  # noqa: E402
 from sparsecl.errors import (  # noqa: E402
     DataError,
@@ -97,11 +98,13 @@ class Job:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, measure, print. Returns the exit code; see sparsecl/errors.py."""
     options = parser().parse_args(arguments)
-    try:
-        settings = settings_of(options)
-        jobs = list(find_jobs(options.paths))
-    except UserError as error:
-        return complain(str(error), error.exit_code)
+    return command.report(lambda: work(options))
+
+
+def work(options: argparse.Namespace) -> int:
+    """Measure what can be measured, print. Returns the code of the first that failed."""
+    settings = settings_of(options)
+    jobs = list(find_jobs(options.paths))
     found: list[tuple[Job, Interference]] = []
     failed: list[tuple[Job, UserError | InvariantError]] = []
     for job in jobs:
@@ -109,24 +112,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             found.append((job, result_of(job, settings)))
         except (UserError, InvariantError) as error:
             named = len(jobs) == 1 or str(error).startswith(job.name)
-            complain(str(error) if named else f"{job.name}: {error}", 1)
+            command.complain(str(error) if named else f"{job.name}: {error}")
             failed.append((job, error))
     show(found)
-    try:
-        if options.out and found:
-            write_out(options.out, [value for _, value in found])
-    except UserError as error:
-        return complain(str(error), error.exit_code)
+    if options.out and found:
+        write_out(options.out, [value for _, value in found])
     if failed and len(jobs) > 1:
         names = ", ".join(job.name for job, _ in failed)
-        complain(f"{len(failed)} of {len(jobs)} failed: {names}", 1)
+        command.complain(f"{len(failed)} of {len(jobs)} failed: {names}")
     return failed[0][1].exit_code if failed else 0
-
-
-def complain(text: str, code: int) -> int:
-    """One line on stderr; returns `code`."""
-    print(f"error: {text}", file=sys.stderr, flush=True)
-    return code
 
 
 # ---- what is asked for -----------------------------------------------------------------------
@@ -306,4 +300,4 @@ def show(found: Sequence[tuple[Job, Interference]]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)

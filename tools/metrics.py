@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # works from a checkout that was never installed
     sys.path.insert(0, str(ROOT))
 
+from sparsecl import command  # noqa: E402
 from sparsecl.errors import UserError  # noqa: E402
 from sparsecl.metrics.comparison import side_by_side  # noqa: E402
 from sparsecl.metrics.records import RunRecords, read_records  # noqa: E402
@@ -27,17 +28,17 @@ from sparsecl.metrics.table import report  # noqa: E402
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, compute, print. Returns the exit code."""
     options = parser().parse_args(arguments)
-    try:
-        records = [read_records(run) for run in options.runs]
-        summaries = [summarize(run) for run in records]
-        name_apart(summaries, options.runs)
-        print(as_json(summaries) if options.json else as_text(summaries))
-        if options.plot:
-            draw(records, summaries, options.plot)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return command.report(lambda: work(options))
+
+
+def work(options: argparse.Namespace) -> None:
+    """Compute, print, draw."""
+    records = [read_records(run) for run in options.runs]
+    summaries = [summarize(run) for run in records]
+    name_apart(summaries, options.runs)
+    print(as_json(summaries) if options.json else as_text(summaries))
+    if options.plot:
+        draw(records, summaries, options.plot)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -103,4 +104,4 @@ def draw(records: list[RunRecords], summaries: list[dict[str, Any]], path: Path)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # works from a checkout that was never installed
     sys.path.insert(0, str(ROOT))
 
+from sparsecl import command  # noqa: E402
 from sparsecl.errors import UserError  # noqa: E402
 from sparsecl.files import write_json  # noqa: E402
 from tools.planning.machines import MACHINES  # noqa: E402
@@ -36,17 +37,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed prints how it found out
     warnings.filterwarnings("ignore")
-    try:
-        check_flags(options)
-        text, result = plan(options)
-        print(text)
-        if options.out:
-            write_json(options.out, result)
-            print(f"wrote {options.out}", file=sys.stderr)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return command.report(lambda: work(options))
+
+
+def work(options: argparse.Namespace) -> None:
+    """Plan, print, write."""
+    check_flags(options)
+    text, result = plan(options)
+    print(text)
+    if options.out:
+        write_json(options.out, result)
+        print(f"wrote {options.out}", file=sys.stderr)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -225,4 +226,4 @@ def as_json(found: Any) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)

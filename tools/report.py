@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # works from a checkout that was never installed
     sys.path.insert(0, str(ROOT))
 
-from sparsecl.errors import UserError  # noqa: E402
+from sparsecl import command  # noqa: E402
 from sparsecl.experiments.collect import collect  # noqa: E402
 from sparsecl.experiments.report import write_report  # noqa: E402
 
@@ -24,14 +24,14 @@ from sparsecl.experiments.report import write_report  # noqa: E402
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, read, write. Returns the exit code."""
     options = parser().parse_args(arguments)
-    try:
-        study = collect(options.study)
-        place = options.study / "report" if options.out is None else options.out
-        print(f"wrote {write_report(study, place)}")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return command.report(lambda: work(options))
+
+
+def work(options: argparse.Namespace) -> None:
+    """Read, write."""
+    study = collect(options.study)
+    place = options.study / "report" if options.out is None else options.out
+    print(f"wrote {write_report(study, place)}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,4 +45,4 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.start(main)

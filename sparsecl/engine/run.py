@@ -33,7 +33,6 @@ from sparsecl.errors import (
     DataError,
     MissingInputError,
     PeerLostError,
-    UserError,
 )
 from sparsecl.files import json_text, sha256_file, sha256_text, write_json
 from sparsecl.log import RunLog, check_prefix
@@ -147,17 +146,16 @@ def run(
     Raises:
         UserError: the same on all ranks.
     """
-    with StopRequest() as stop:
-        try:
-            return _run(prepared, resume, allowed, stop)
-        except RuntimeError as error:
-            if not dist.is_lost_peer(error):
-                raise
-            text = str(error).splitlines()[0]
-            raise PeerLostError(
-                f"rank {dist.rank()} has lost another rank ({text}). What ended that one stands in "
-                "its own output."
-            ) from error
+    try:
+        return _run(prepared, resume, allowed, StopRequest())
+    except RuntimeError as error:
+        if not dist.is_lost_peer(error):
+            raise
+        text = str(error).splitlines()[0]
+        raise PeerLostError(
+            f"rank {dist.rank()} has lost another rank ({text}). What ended that one stands in "
+            "its own output."
+        ) from error
 
 
 def _run(
@@ -177,8 +175,9 @@ def _run(
         trainer = _assemble(prepared, data, folder, resume, allowed, stop)
         with _watched(config.health.hang_seconds):
             trainer.run()
+        stop.rest()
         return dist.agree(lambda: _finish(trainer, folder))
-    except UserError:
+    except BaseException:  # whatever it is: no folder stays of a run that has not begun
         if folder is not None:
             folder.discard_if_new()
         raise

@@ -193,7 +193,7 @@ class Trainer:
             Preempted: a signal came to any rank, and the state is saved.
         """
         if self.stop is not None:
-            self.stop.armed = True
+            self.stop.arm()
         with self.monitor.attempt():
             self._run()
 

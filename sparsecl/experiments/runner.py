@@ -6,6 +6,7 @@ run from its last checkpoint. A run that fails is written down and does not stop
 """
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from sparsecl import signals
 from sparsecl.errors import DataError, Preempted, UserError
 from sparsecl.experiments.collect import Status, status_of
 from sparsecl.experiments.measures import learned_losses
@@ -32,6 +34,7 @@ from sparsecl.opening import plain, read_plain
 MAX_IDLE_STOPS = 3  # of one run in a row, at a request to stop that came before its first step
 TICK = 0.2  # seconds between looks at the processes
 MAX_REASON = 500
+_BAR = re.compile(r"\d%\||\[\d+:\d\d[<,]")  # " 50%|####| 12/24 [00:03<00:03, 4it/s]"
 
 
 class Process(Protocol):
@@ -163,8 +166,7 @@ class Runner:
             elif code == Preempted.exit_code and self._may_go_on(active):
                 again.append(active.run)  # somebody has asked it to stop; it has saved its state
             else:
-                reason = last_words(log_file(self.folder, active.run)) or f"ended with {code}"
-                self._fail(active.run, code, reason)
+                self._fail(active.run, code, why_ended(code, log_file(self.folder, active.run)))
         return again
 
     def _may_go_on(self, active: Active) -> bool:
@@ -208,13 +210,24 @@ def _losses(folder: Path, plan: StudyPlan, name: str) -> list[float]:
     return known
 
 
-def last_words(log: Path) -> str:
-    """Why a run ended, from the end of what it printed: the error line if there is one."""
+def why_ended(code: int, log: Path) -> str:
+    """Why a run that printed into `log` ended with `code`: the signal, or its own last words."""
+    number = signals.name_of(code)
+    if number == "SIGKILL":
+        return "killed by SIGKILL, as the kernel does it when memory is short"
+    return f"ended by {number}" if number else _last_words(log) or f"ended with {code}"
+
+
+def _last_words(log: Path) -> str:
+    """The error line, or else the last line that is not a progress bar."""
     try:
         lines = read_plain(log).decode("utf-8", "replace").splitlines()[-200:]
     except OSError:
         return ""
-    lines = [line.strip() for line in lines if line.strip()]
+    lines = [line.strip() for line in lines if line.strip() and not _BAR.search(line)]
+    # A line of an earlier attempt is no reason for the traceback that follows it.
+    begins = [number for number, line in enumerate(lines) if line.startswith("Traceback (")]
+    lines = lines[begins[-1] :] if begins else lines
     named = [line for line in lines if line.startswith("sparsecl: ")]
     chosen = named[-1].removeprefix("sparsecl: ") if named else (lines[-1] if lines else "")
     return chosen[:MAX_REASON]

@@ -10,10 +10,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sparsecl import command
 from sparsecl.errors import UserError
 from sparsecl.experiments.collect import collect, status_of
 from sparsecl.experiments.plan import Run, check_study, failure_file, log_file, read_plan
-from sparsecl.experiments.runner import last_words, run_options
+from sparsecl.experiments.runner import run_options, why_ended
 from sparsecl.experiments.study_table import study_table
 from sparsecl.files import write_json
 
@@ -42,8 +43,7 @@ def begin(folder: Path, run: Run) -> list[str]:
 
 def failed(folder: Path, run: Run, code: int) -> None:
     """Write down how the last attempt of a run has ended."""
-    reason = last_words(log_file(folder, run)) or f"ended with {code}"
-    _write_failure(folder, run, code, reason)
+    _write_failure(folder, run, code, why_ended(code, log_file(folder, run)))
 
 
 def _write_failure(folder: Path, run: Run, code: int | None, reason: str) -> None:
@@ -60,21 +60,22 @@ def table(folder: Path) -> bool:
 
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit code; 1 from `table` if a run is not done."""
+    return command.report(lambda: work(arguments), prefix="sparsecl")
+
+
+def work(arguments: Sequence[str]) -> int:
+    """Do what the verb says. Returns the exit code."""
     verb, folder = arguments[0], Path(arguments[1])
-    try:
-        if verb == "table":
-            return 0 if table(folder) else 1
-        run = read_plan(folder).runs[int(arguments[2])]
-        if verb == "begin":
-            words = begin(folder, run)
-            sys.stdout.buffer.write(b"".join(os.fsencode(word) + b"\0" for word in words))
-        else:
-            failed(folder, run, int(arguments[3]))
-    except UserError as error:
-        print(f"sparsecl: {error}", file=sys.stderr)
-        return error.exit_code
+    if verb == "table":
+        return 0 if table(folder) else 1
+    run = read_plan(folder).runs[int(arguments[2])]
+    if verb == "begin":
+        words = begin(folder, run)
+        sys.stdout.buffer.write(b"".join(os.fsencode(word) + b"\0" for word in words))
+    else:
+        failed(folder, run, int(arguments[3]))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    command.start(lambda: main(sys.argv[1:]))

@@ -6,6 +6,9 @@ from typing import Literal
 
 from sparsecl.errors import UserError
 
+# Of any number of the model. Memory ends long before; far above it, counts would overflow.
+LARGEST = 1 << 20
+
 Preset = Literal["demo", "10m", "100m", "500m", "1b"]
 
 # layers, width, heads, context. Names count the weights of the blocks, 12 * layers * width^2,
@@ -84,6 +87,8 @@ class ModelConfig:
                 raise ValueError(f"{name} must be given when model.preset is null")
             if value < 1:
                 raise ValueError(f"{name} must be >= 1, got {value}")
+            if value > LARGEST:
+                raise ValueError(f"{name} must be <= {LARGEST}, got {value}")
         width, heads = self.resolved().width, self.resolved().heads
         if width % heads:
             raise ValueError(

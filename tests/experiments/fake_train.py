@@ -3,7 +3,8 @@
     python fake_train.py --ds_config X --config Y --run_dir DIR --set seed=0 name=arm-seed0
 
 What it writes depends on the arm and the seed alone. An arm named "bad..." fails after two steps,
-one named "preempted..." asks to be started again after every third line, "stuck..." at once.
+one named "preempted..." asks to be started again after every third line, "stuck..." at once, and
+"killed..." is killed under its progress bar.
 
 With FAKE_HOLD=N:FIFO it writes N lines at most, then one byte into the FIFO, and waits until it is
 ended. It has the FIFO open all the time: who reads it sees its end when all runs are gone.
@@ -58,6 +59,9 @@ def write(folder, arm, seed, until=None):
         if arm.startswith("bad") and number == 2:
             print("some noise\nsparsecl: step 2: the loss is nan\n", file=sys.stderr)
             return 70
+        if arm.startswith("killed"):
+            print("\rphase 0 a:  50%|##### | 1/2 [00:01<00:01]", end="", flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
         with open(file, "ab") as out:
             out.write(json.dumps(record).encode() + b"\n")
         if held is not None and number + 1 == done + int(num_lines):

@@ -24,7 +24,7 @@ from sparsecl.experiments.plan import (
     run_folder,
     write_plan,
 )
-from sparsecl.experiments.runner import last_words, steps_done
+from sparsecl.experiments.runner import steps_done, why_ended
 from tests.events import HANG, wait_for
 from tests.experiments import fake_train
 from tests.experiments.fake_sweep import make_runner
@@ -190,13 +190,43 @@ def test_words_and_numbers():
     assert clock(59.6) == "1:00" and clock(3661) == "1:01:01"
 
 
-def test_last_words_and_steps(tmp_path):
+BARS = "phase 0 a:   4%|4    | 1/24 [00:00<00:09]\rphase 0 a:  50%|#### | 12/24 [00:03<00:03]"
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "reason"),
+    [
+        (3, None, "ended with 3"),
+        (3, BARS, "ended with 3"),
+        (70, "a\nsparsecl: the reason\nnoise after\n\n", "the reason"),
+        (1, "Traceback\nValueError: x\n", "ValueError: x"),
+        # What an earlier attempt has said is not why this one failed.
+        (70, f"sparsecl: stopped after step 3\n{BARS}\nTraceback (most recent call last):\n  f()\n"
+         "KeyError: 'x'\n", "KeyError: 'x'"),
+        (-9, f"sparsecl: stopped after step 3\n{BARS}", "killed by SIGKILL, as the kernel does it "
+         "when memory is short"),
+        (137, BARS, "killed by SIGKILL, as the kernel does it when memory is short"),
+        (-15, BARS, "ended by SIGTERM"),
+        (134, BARS, "ended by SIGABRT"),
+        (-11, BARS, "ended by SIGSEGV"),
+        (247, BARS, "killed by SIGKILL, as the kernel does it when memory is short"),
+    ],
+)  # fmt: skip
+def test_why_a_run_ended(tmp_path, code, text, reason):
     log = tmp_path / "log"
-    assert last_words(log) == ""
-    log.write_text("a\nsparsecl: the reason\nnoise after\n\n")
-    assert last_words(log) == "the reason"
-    log.write_text("Traceback\nValueError: x\n")
-    assert last_words(log) == "ValueError: x"
+    if text is not None:
+        log.write_text(text)
+    assert why_ended(code, log) == reason
+
+
+def test_a_run_that_is_killed_says_so(tmp_path):
+    runner = make_runner(write_study(tmp_path, ("killed",), (0,)))
+    assert not runner.run()
+    failure = json.loads(failure_file(tmp_path, runner.plan.runs[0]).read_text())
+    assert failure["exit_code"] == -9 and failure["reason"].startswith("killed by SIGKILL")
+
+
+def test_steps_done(tmp_path):
     run = Run(name="a/seed0", arm="a", seed=0)
     assert steps_done(tmp_path, run) == 0
     place = run_folder(tmp_path, run)

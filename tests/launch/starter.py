@@ -7,6 +7,7 @@ that once and forks for every start. So exit codes, stderr and SIGKILL are the r
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -65,6 +66,10 @@ class Job:
         """Whether it has stopped itself (SIGSTOP). Linux only."""
         stat = Path(f"/proc/{self.process.pid}/stat").read_text()
         return stat.rpartition(")")[2].split()[0] == "T"
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        os.kill(self.process.pid, number)
 
     def kill(self) -> None:
         """SIGKILL, as the kernel does when memory is short."""
@@ -174,6 +179,7 @@ def _script(script: str, arguments: list[str], env: dict[str, str], folder: str,
         os.dup2(handle, {"out": 1, "err": 2}[name])
     os.environ.update(env)
     os.chdir(cwd)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run behind `&`
     sys.path.insert(0, str(ROOT))
     sys.argv = [script, *arguments]
     runpy.run_path(script, run_name="__main__")

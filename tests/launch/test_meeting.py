@@ -1,19 +1,104 @@
 """Ranks that look for each other at a place that is taken, or where nobody is."""
 
+import os
+import signal
 import socket
+import subprocess
+import time
 
+import pytest
+import torch.distributed as torch_dist
+
+from sparsecl import dist, place, signals
+from sparsecl.errors import PeerLostError, Preempted
 from tests.events import free_port
-from tests.launch.starter import Done, Starter
+from tests.launch.starter import Done, Job, Starter
 
 JOIN = ("--set", "health.join_seconds=1.5")
 
 
+def variables(rank: int, port: int) -> dict[str, str]:
+    """What a launcher says to one of two ranks."""
+    env = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    return env | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+def begin(starter: Starter, rank: int, port: int, *more: str) -> Job:
+    words = starter.arguments("--run_dir", str(starter.folder / "run"), *more)
+    return starter.start(words, variables(rank, port))
+
+
 def start(starter: Starter, rank: int, port: int) -> Done:
     """One of two ranks; the other is never started."""
-    env = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    words = starter.arguments("--run_dir", str(starter.folder / "run"), *JOIN)
-    return starter.start(words, env).wait()
+    return begin(starter, rank, port, *JOIN).wait()
+
+
+def wait_for_port(port: int, job: Job) -> None:
+    """Until rank 0 waits at the meeting place."""
+    while True:
+        assert job.alive
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=10).close()
+            return
+        except ConnectionRefusedError:
+            time.sleep(0.02)
+
+
+# These wait for join_seconds, 600, unless something is noticed; `Job.wait` fails far earlier.
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_rank_that_dies_before_it_has_come_is_named_soon(starter, number):
+    port = free_port()
+    other = subprocess.Popen(["sleep", "600"], env={**os.environ, **variables(1, port)})
+    try:
+        job = begin(starter, 0, port)
+        wait_for_port(port, job)
+        other.send_signal(number)
+        done = job.wait()  # it is not yet counted by its parent, as under a launcher that hangs
+    finally:
+        other.kill()
+        other.wait()
+    assert done.code == 76, done.err
+    assert "sparsecl: rank 1 has ended, or does not run, before all ranks had met" in done.err
+    assert not (starter.folder / "run").exists()
+
+
+def test_a_rank_that_came_and_fell_silent_is_named(starter, monkeypatch):
+    """As rank 0 sees a rank of another machine, whose processes it cannot see."""
+    monkeypatch.setattr(dist, "SILENT_LOOKS", 3)
+    monkeypatch.setattr(dist, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(place, "lost_siblings", list)
+    for name, value in variables(0, free_port()).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    store = torch_dist.HashStore()
+    store.set("sparsecl/here/2", "7")
+    with pytest.raises(PeerLostError, match="rank 2 has ended, or does not run"):
+        dist._gather(store, end=time.monotonic() + 600)
+
+
+def test_rank_0_hears_signals_while_it_waits(starter):
+    port = free_port()
+    job = begin(starter, 0, port)
+    wait_for_port(port, job)
+    job.signal(signal.SIGTERM)
+    done = job.wait()
+    assert done.code == 75, done.err
+    assert "SIGTERM before the first step: nothing to save yet" in done.err.splitlines()[-1]
+
+
+def test_the_others_hear_signals_while_they_wait_for_rank_0(monkeypatch):
+    for name, value in variables(1, free_port()).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(dist.time, "sleep", lambda _: signal.raise_signal(signal.SIGTERM))
+    signals.listen()
+    signals.answer_by(signals.leave)
+    try:
+        with pytest.raises(Preempted, match="SIGTERM before the first step"):
+            dist._meet(600.0)
+    finally:
+        signals.forget()
 
 
 def test_a_port_in_use_is_said_with_the_way_out(starter):

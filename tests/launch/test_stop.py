@@ -1,14 +1,19 @@
 """A run that is asked to stop saves, says so with code 75, and goes on as if nothing had been."""
 
+import contextlib
+import itertools
 import signal
+import time
+from collections.abc import Callable
 
 import pytest
 
+from sparsecl import place, signals
 from sparsecl.checkpoint.publish import candidates, newest_valid
 from sparsecl.engine.stop import StopRequest
 from sparsecl.errors import Preempted
 from tests.launch import outcome
-from tests.launch.starter import Done, Starter
+from tests.launch.starter import Done, Job, Starter
 
 STEPS = ("--set", "phases.steps=12")
 
@@ -36,6 +41,7 @@ def run(starter: Starter, *faults: str, world_size: int = 1) -> list[Done]:
         (("usr1@step:12",), "SIGUSR1", 12),
         # The second signal arrives in the save that the first one asked for.
         (("int@step:7", "term@save.shard_written:3"), "SIGINT", 7),
+        (("hup@step:3",), "SIGHUP", 3),
     ],
 )
 def test_a_signal_is_answered_after_the_step(starter, whole, faults, name, step):
@@ -52,6 +58,38 @@ def test_a_signal_is_answered_after_the_step(starter, whole, faults, name, step)
     outcome.assert_equal(outcome.read(starter.folder / "run"), whole)
 
 
+def rain(job: Job, begins: Callable[[], bool]) -> Done:
+    """Signals of all kinds, from `begins` on until the process has ended."""
+    while not begins():
+        assert job.alive
+        time.sleep(0.005)
+    kinds = itertools.cycle(signals.STOP_SIGNALS)
+    while job.alive:
+        with contextlib.suppress(ProcessLookupError):
+            job.signal(next(kinds))
+        time.sleep(0.001)
+    return job.wait()
+
+
+def test_signals_on_the_way_out_change_nothing(starter):
+    words = starter.arguments("--run_dir", str(starter.folder / "run"), *STEPS)
+    job = starter.start([*words, "--inject", "term@step:7"])
+    said = job.folder / "err"
+    done = rain(job, lambda: said.exists() and "stopped after step 7" in said.read_text())
+    assert done.code == 75 and "Traceback" not in done.err
+
+
+def test_a_finished_run_is_finished_whatever_signals_come(starter):
+    words = starter.arguments("--run_dir", str(starter.folder / "run"), *STEPS)
+    job = starter.start([*words, "--inject", "term@phase_end:24"])
+    results = starter.folder / "run" / "results.json"
+    done = rain(job, results.exists)
+    assert done.code == 0, done.err
+    assert "that was the last step: the run is finished" in done.err
+    assert "Traceback" not in done.err
+    assert (starter.folder / "run" / "forgetting.png").stat().st_size > 1000
+
+
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(starter):
     ends = run(starter, "usr1@step:6/rank=1", world_size=2)
     assert [end.code for end in ends] == [75, 75]
@@ -60,12 +98,59 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(starter):
     assert candidates(starter.folder / "run" / "checkpoints")[0].name == "step_6"
 
 
-def test_before_the_first_step_there_is_nothing_to_save():
-    with StopRequest() as stop, pytest.raises(Preempted, match="SIGUSR1 before the first step"):
-        signal.raise_signal(signal.SIGUSR1)
-    with StopRequest() as stop:
-        stop.armed = True
-        signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGINT)
-        assert stop.agreed() == "SIGTERM"
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+@pytest.fixture
+def listening():
+    signals.listen()
+    yield
+    signals.forget()
+
+
+def test_before_the_first_step_there_is_nothing_to_save(listening):
+    signals.answer_by(signals.leave)
+    with pytest.raises(Preempted, match="SIGHUP before the first step"):
+        signal.raise_signal(signal.SIGHUP)
+    signal.raise_signal(signal.SIGTERM)  # the first one is being answered
+    with pytest.raises(Preempted, match="SIGHUP before"):  # if a library has swallowed it
+        StopRequest().arm()
+
+
+def test_a_signal_that_comes_during_the_imports_is_answered_after_them(listening):
+    signal.raise_signal(signal.SIGUSR1)
+    with pytest.raises(Preempted, match="SIGUSR1 before the first step"):
+        signals.answer_by(signals.leave)
+
+
+def test_what_a_shell_made_the_process_ignore_stays_ignored():
+    """nohup, and `&` in a script."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        before = signal.signal(number, signal.SIG_IGN)
+        try:
+            signals.listen()
+            signal.raise_signal(number)
+            assert signals.received() is None
+        finally:
+            signals.forget()
+            assert signal.signal(number, before) == signal.SIG_IGN
+
+
+def test_the_first_signal_counts_and_the_end_is_not_stopped(listening, capfd):
+    stop = StopRequest()
+    stop.arm()
+    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGINT)
+    assert stop.agreed() == "SIGTERM"
+    assert capfd.readouterr().err == (
+        "sparsecl: rank 0: SIGTERM: saving after this step, then stopping\n"
+    )
+    stop.rest()
+    signal.raise_signal(signal.SIGHUP)
+    said = "sparsecl: rank 0: that was the last step: the run is finished\n"
+    assert capfd.readouterr().err == said
+
+
+def test_a_launcher_that_is_gone_is_a_signal(listening, monkeypatch, capfd):
+    monkeypatch.setattr(place, "is_orphan", lambda: True)
+    stop = StopRequest()
+    stop.arm()
+    assert stop.agreed() == "SIGHUP" and stop.agreed() == "SIGHUP"
+    assert capfd.readouterr().err.count("the launcher is gone") == 1

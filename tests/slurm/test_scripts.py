@@ -126,7 +126,7 @@ ARRAY = {"SLURM_ARRAY_JOB_ID": "20012", "SLURM_ARRAY_TASK_ID": "4"}
     [
         (0, {}, 0, ""),
         (75, {}, 75, "requeue 20017\n"),
-        # USR1 or TERM came before there was anything to save.
+        # USR1 or TERM came before the ranks had begun to listen.
         (138, {}, 75, "requeue 20017\n"),
         (143, {}, 75, "requeue 20017\n"),
         # One task of an array may bear the number of the whole array: all would be requeued.
@@ -135,7 +135,10 @@ ARRAY = {"SLURM_ARRAY_JOB_ID": "20012", "SLURM_ARRAY_TASK_ID": "4"}
         (64, {}, 64, ""),
         (76, {}, 76, ""),
         (137, {}, 137, ""),
+        (134, {}, 134, ""),
         (76, DEAD, 75, "requeue 20017\n"),
+        (134, DEAD, 75, "requeue 20017\n"),
+        (137, DEAD, 75, "requeue 20017\n"),
         (70, DEAD, 70, ""),
     ],
 )

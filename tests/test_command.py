@@ -1,0 +1,179 @@
+"""How programs begin and end: streams that fail, errors as lines, codes that stay."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sparsecl import command, errors
+from sparsecl.errors import DataError, InvariantError, PeerLostError, shortage
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Every program, with words that make it print.
+PROGRAMS = [
+    ("launch/train.py", "--help_config"),
+    *((f"launch/{name}.py", "--help") for name in ("train", "sweep", "prepare_data")),
+    *((f"tools/{path.name}", "--help") for path in sorted((ROOT / "tools").glob("*.py"))),
+]
+
+PRINTS = """
+import sys
+from sparsecl import command
+def main():
+    print("x" * 200_000)
+    print("done", file=sys.stderr)
+command.start(main, output_counts={counts})
+"""
+
+
+def shell(line, **more):
+    """A line of bash in the project's folder; $PYTHON is this interpreter."""
+    env = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line],
+        env=env, cwd=ROOT, capture_output=True, text=True, timeout=120, **more,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("script", "words"), PROGRAMS)
+def test_a_reader_that_leaves_is_no_fault(script, words):
+    # `exec` closes the pipe before anything can have been printed.
+    done = shell(f"$PYTHON {script} {words} | (exec 0<&-)")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("counts", "target", "code", "said"),
+    [
+        (True, "| head -c1 >/dev/null", 0, ""),
+        (True, ">&-", 0, ""),
+        (False, ">&-", 0, ""),
+        (False, ">/dev/full", 0, "standard output cannot be written (No space left on device)"),
+        (True, ">/dev/full", 74, "standard output cannot be written (No space left on device)"),
+    ],
+)
+def test_work_is_done_whatever_becomes_of_the_output(tmp_path, counts, target, code, said):
+    script = tmp_path / "prints.py"
+    script.write_text(PRINTS.format(counts=counts))
+    done = shell(f"$PYTHON {script} {target}")
+    lines = done.stderr.splitlines()
+    assert "done" in lines and "Traceback" not in done.stderr
+    assert done.returncode == code
+    assert [line for line in lines if line != "done"] == ([f"sparsecl: {said}"] if said else [])
+
+
+def test_both_streams_may_be_gone_or_full(tmp_path):
+    script = tmp_path / "prints.py"
+    script.write_text(PRINTS.format(counts=False).replace('"done"', '"done" * 9999'))
+    for target in (">&- 2>&-", ">/dev/full 2>/dev/full", "<&- >&- 2>&-"):
+        assert shell(f"$PYTHON {script} {target}").returncode == 0, target
+
+
+def test_the_place_of_a_closed_stream_is_not_given_to_a_file(tmp_path):
+    script = tmp_path / "opens.py"
+    script.write_text(
+        "import os\nfrom sparsecl import command\n"
+        "def main():\n    assert os.open('/dev/null', os.O_RDONLY) > 2\n"
+        "command.start(main)\n"
+    )
+    assert shell(f"$PYTHON {script} <&- >&-").returncode == 0
+
+
+def test_letters_that_a_terminal_does_not_have(tmp_path):
+    script = tmp_path / "prints.py"
+    script.write_text("from sparsecl import command\ncommand.start(lambda: print('\\u0141'))\n")
+    done = shell(f"PYTHONIOENCODING=ascii $PYTHON {script}")
+    assert (done.returncode, done.stdout) == (0, "\\u0141\n")
+
+
+def test_no_signal_changes_a_code_that_is_decided(tmp_path):
+    """Not while the interpreter ends either, where Python forgets its handlers."""
+    script = tmp_path / "ends.py"
+    script.write_text(
+        "import os, signal\n"
+        "from sparsecl import command, signals\n"
+        "class Late:\n"
+        "    def __del__(self):\n"
+        "        for number in signals.STOP_SIGNALS:\n"
+        "            os.kill(os.getpid(), number)\n"
+        "signals.listen()\n"
+        "def main():\n"
+        "    import atexit, sys\n"
+        "    sys.late = Late()\n"
+        "    for number in signals.STOP_SIGNALS:\n"
+        "        atexit.register(os.kill, os.getpid(), number)\n"
+        "        os.kill(os.getpid(), number)\n"
+        "    return 75\n"
+        "command.start(main)\n"
+    )
+    assert shell(f"$PYTHON {script}").returncode == 75
+
+
+class OutOfMemoryError(RuntimeError):
+    """Has the name of torch's."""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (None, 0, ""),
+        (DataError("a.txt: bad"), 65, "error: a.txt: bad"),
+        (InvariantError("w: not zero"), 70, "error: w: not zero"),
+        (PeerLostError("rank 1"), 76, "error: rank 1"),
+        (KeyboardInterrupt(), 130, ""),
+        (MemoryError(), 74, "error: memory is short (MemoryError). Free some"),
+        (OutOfMemoryError("CUDA out of memory.\nTried"), 74, "error: memory is short (CUDA out of"),
+        (OSError(24, "Too many open files"), 74, "error: too many files are open"),
+        (RuntimeError("can't start new thread"), 74, "error: no thread or process can be started"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to"), 74,
+         "error: memory is short"),
+    ],
+)  # fmt: skip
+def test_what_is_raised_becomes_a_line_and_a_code(capsys, error, code, line):
+    def action():
+        if error is not None:
+            raise error
+
+    assert command.report(action) == code
+    said = capsys.readouterr().err
+    assert said.startswith(line) and said.count("\n") == bool(line)
+
+
+def test_an_internal_error_comes_with_its_traceback(capsys):
+    assert command.report(lambda: 1 // 0) == 70  # pyright: ignore
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_a_shortage_is_seen_behind_what_came_of_it():
+    try:
+        try:
+            raise MemoryError("9 GiB")
+        except MemoryError as cause:
+            raise RuntimeError("the layer cannot be built") from cause
+    except RuntimeError as error:
+        found = shortage(error)
+    assert isinstance(found, errors.StorageError) and "9 GiB" in str(found)
+    assert shortage(RuntimeError("shape mismatch")) is None
+    assert shortage(ValueError("out of memory is a phrase here")) is None
+    assert shortage(OSError(2, "No such file")) is None
+
+
+def test_ctrl_c_ends_a_tool_with_130(tmp_path):
+    script = tmp_path / "waits.py"
+    script.write_text(
+        "import signal\nfrom sparsecl import command\n"
+        "def main():\n"
+        "    return command.report(lambda: (print('ready', flush=True), signal.pause()) and None)\n"
+        "command.start(main)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, script], env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == "" and process.returncode == 130
