@@ -123,6 +123,8 @@ def _meet(seconds: float) -> Any:
         missing = _gather(store, end)
     except (OSError, torch_dist.DistError) as error:
         text = str(error).splitlines()[0]
+        if limit := shortage(error):
+            raise limit from None
         if rank() > 0:
             raise PeerLostError(f"rank {rank()} cannot reach rank 0 at {where} ({text})") from None
         raise UserError(

@@ -61,13 +61,20 @@ class PeerLostError(RuntimeError):
     exit_code = 76  # EX_PROTOCOL
 
 
-_MEMORY = ("out of memory", "not enough memory", "Cannot allocate memory", "bad_alloc")
+_MEMORY = (
+    "out of memory",
+    "not enough memory",
+    "Cannot allocate memory",
+    "bad_alloc",
+    "failed to map segment",  # a library that does not fit in
+    "could not create a primitive",  # oneDNN's words for it
+)
 _THREADS = ("can't start new thread", "pthread_create", "Resource temporarily unavailable")
 _FILES = ("Too many open files",)
 _SHORTAGES = (
     (_MEMORY, "memory is short", "Free some, or take a smaller model, context or batch.micro"),
     (_FILES, "too many files are open", "Raise the limit, for example with ulimit -n 4096"),
-    (_THREADS, "no thread or process can be started", "Raise the limit of processes (ulimit -u)"),
+    (_THREADS, "no thread or process can be started", "Raise the limits (ulimit -u, -v)"),
 )
 _NUMBERS = {
     errno.ENOMEM: _MEMORY,

@@ -14,10 +14,9 @@ from sparsecl.errors import UserError
 PROC = Path("/proc")
 
 _WAYS = (
-    "Start it with `deepspeed launch/train.py ...`, or give each task its place: "
-    "`srun slurm/rank python launch/train.py ...`."
+    "Start it with `deepspeed launch/train.py ...`, or in Slurm `bash slurm/train.sbatch -- ...`."
 )
-# (number of processes, this one is one of them), as launchers that know no RANK say it.
+# The number of processes, as launchers say it that set no RANK.
 _TASKS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 _MEETING = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE")
 

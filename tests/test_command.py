@@ -129,6 +129,7 @@ class OutOfMemoryError(RuntimeError):
         (OutOfMemoryError("CUDA out of memory.\nTried"), 74, "error: memory is short (CUDA out of"),
         (OSError(24, "Too many open files"), 74, "error: too many files are open"),
         (RuntimeError("can't start new thread"), 74, "error: no thread or process can be started"),
+        (ImportError("libx.so: failed to map segment from shared object"), 74, "error: memory is"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to"), 74,
          "error: memory is short"),
     ],

@@ -61,7 +61,7 @@ def test_places_that_are_wrong(variables, message):
         place.check(variables)
     # Both ways to start, in each line.
     assert "deepspeed launch/train.py" in str(found.value)
-    assert "srun slurm/rank python launch/train.py" in str(found.value)
+    assert "bash slurm/train.sbatch -- " in str(found.value)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import runpy
 import signal
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,13 +109,18 @@ class Starter:
         json = ROOT / "ds_configs" / f"{stage}.json"
         return ["--config", str(found), "--ds_config", str(json), *more]
 
-    def start(self, arguments: Sequence[str], env: Mapping[str, str] | None = None) -> Job:
-        """Start one process."""
+    def start(
+        self,
+        arguments: Sequence[str],
+        env: Mapping[str, str] | None = None,
+        prepare: Callable[[], None] | None = None,
+    ) -> Job:
+        """Start one process, in which `prepare`, a function of a module, is called first."""
         self.num_jobs += 1
         folder = self.folder / f"job_{self.num_jobs}"
         folder.mkdir()
         process = self.context.Process(
-            target=_main, args=(list(arguments), dict(env or {}), str(folder))
+            target=_main, args=(list(arguments), dict(env or {}), str(folder), prepare)
         )
         process.start()
         return Job(process, folder)
@@ -167,12 +172,21 @@ def run_script(script: Path, arguments: Sequence[str], *, cwd: Path) -> Done:
         return Job(process, Path(folder)).wait()
 
 
-def _main(arguments: list[str], env: dict[str, str], folder: str) -> None:
+def _main(
+    arguments: list[str], env: dict[str, str], folder: str, prepare: Callable[[], None] | None
+) -> None:
     """In the forked process: be what `python launch/train.py ...` is."""
-    _script(str(ROOT / "launch" / "train.py"), arguments, env, folder, folder)
+    _script(str(ROOT / "launch" / "train.py"), arguments, env, folder, folder, prepare)
 
 
-def _script(script: str, arguments: list[str], env: dict[str, str], folder: str, cwd: str) -> None:
+def _script(
+    script: str,
+    arguments: list[str],
+    env: dict[str, str],
+    folder: str,
+    cwd: str,
+    prepare: Callable[[], None] | None = None,
+) -> None:
     """In the forked process: be what `python SCRIPT ...` is; its output goes into `folder`."""
     for name in ("out", "err"):
         handle = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -182,4 +196,6 @@ def _script(script: str, arguments: list[str], env: dict[str, str], folder: str,
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run behind `&`
     sys.path.insert(0, str(ROOT))
     sys.argv = [script, *arguments]
+    if prepare is not None:
+        prepare()
     runpy.run_path(script, run_name="__main__")

@@ -59,6 +59,12 @@ def test_a_wrong_value_names_its_key(starter, setting, texts):
     refused(starter, UserError, *texts, arguments=("--set", setting))
 
 
+def variables(rank: int, world_size: int) -> dict[str, str]:
+    """What a launcher says to one rank."""
+    place = map(str, (rank, rank, world_size, "127.0.0.1", free_port()))
+    return dict(zip(RANK_VARIABLES, place, strict=True))
+
+
 def test_a_wrong_value_in_the_file_names_the_line(starter):
     path = starter.config(topology={"density": 2})
     line = path.read_text().splitlines().index("  density: 2") + 1
@@ -75,14 +81,13 @@ def test_a_wrong_value_in_the_file_names_the_line(starter):
 )
 def test_a_layout_is_checked_before_any_rank_waits(starter, world_size, settings, texts):
     # The other ranks are never started: a check that talked to them would hang.
-    env = {"WORLD_SIZE": str(world_size), "RANK": "0"}
+    env = variables(0, world_size)
     arguments = ("--set", *settings) if settings else ()
     refused(starter, UserError, *texts, arguments=arguments, env=env)
 
 
 def test_only_rank_0_speaks(starter):
-    env = {"WORLD_SIZE": "2", "RANK": "1"}
-    done = starter.run("--set", "topology.density=2", env=env)
+    done = starter.run("--set", "topology.density=2", env=variables(1, 2))
     assert (done.code, done.out, done.err) == (UserError.exit_code, "", "")
 
 

@@ -11,7 +11,7 @@ import torch.distributed as torch_dist
 
 from sparsecl import dist, place, signals
 from sparsecl.errors import PeerLostError, Preempted
-from tests.events import free_port
+from tests.events import free_port, wait_for
 from tests.launch.starter import Done, Job, Starter
 
 JOIN = ("--set", "health.join_seconds=1.5")
@@ -35,13 +35,12 @@ def start(starter: Starter, rank: int, port: int) -> Done:
 
 def wait_for_port(port: int, job: Job) -> None:
     """Until rank 0 waits at the meeting place."""
-    while True:
-        assert job.alive
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=10).close()
-            return
-        except ConnectionRefusedError:
-            time.sleep(0.02)
+
+    def listens() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    wait_for(listens, "rank 0 listens", alive=lambda: job.alive)
 
 
 # These wait for join_seconds, 600, unless something is noticed; `Job.wait` fails far earlier.

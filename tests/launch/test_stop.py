@@ -60,9 +60,7 @@ def test_a_signal_is_answered_after_the_step(starter, whole, faults, name, step)
 
 def rain(job: Job, begins: Callable[[], bool]) -> Done:
     """Signals of all kinds, from `begins` on until the process has ended."""
-    while not begins():
-        assert job.alive
-        time.sleep(0.005)
+    wait_for(begins, "the first signal", alive=lambda: job.alive)
     kinds = itertools.cycle(signals.STOP_SIGNALS)
     while job.alive:
         with contextlib.suppress(ProcessLookupError):

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from launch import sweep
+from sparsecl import signals
 from sparsecl.experiments.collect import collect
 from tests.events import HANG
 
@@ -84,7 +85,7 @@ def test_a_study_that_is_stopped_ends_as_one_that_is_not(study, tmp_path):
     assert {"dense", "sparse", "sparse.stopped_early", "broken"} <= set(table.split())
 
     first = start(study, cut)
-    _, err = stop_after(first, cut, 20, signal.SIGINT)
+    _, err = stop_after(first, cut, 20, signal.SIGHUP)
     assert first.returncode == 130 and err.endswith("the same command goes on from here\n")
     stop_after(start(study, cut), cut, 25, signal.SIGKILL)
     stop_after(start(study, cut), cut, 25, signal.SIGTERM)
@@ -114,6 +115,23 @@ def check_pairs(folder):
     losses = [e.loss for e in needed if (e.phase, e.at, e.domain) in own]
     config = yaml.safe_load((folder / "runs/sparse.stopped_early/seed0/config.yaml").read_text())
     assert config["phases"]["until_loss"] == losses and len(losses) == 2
+
+
+@pytest.mark.parametrize("number", signals.STOP_SIGNALS)
+def test_a_study_is_stopped_by_any_signal(study, monkeypatch, number):
+    def work(options):
+        try:
+            signal.raise_signal(number)
+        finally:
+            signal.raise_signal(signal.SIGTERM)  # while it stops its runs
+        return 0
+
+    monkeypatch.setattr(sweep, "sweep", work)
+    signals.listen()
+    try:
+        assert sweep.main([str(study)]) == 130
+    finally:
+        signals.forget()
 
 
 def test_two_runners_do_not_share_a_folder(study, tmp_path, capsys):

@@ -37,6 +37,7 @@ def test_no_preset():
     [
         ({"preset": None, "layers": 1}, "^width must be given when model.preset is null$"),
         ({"layers": 0}, "^layers must be >= 1, got 0$"),
+        ({"width": 2**31}, "^width must be <= 1048576, got 2147483648$"),
         ({"mlp_ratio": -1}, "^mlp_ratio must be >= 1, got -1$"),
         ({"heads": 5}, r"^heads=5 does not divide width=128\. Use 4 heads\.$"),
         ({"heads": 15}, r"Use 16 heads\.$"),
