@@ -70,7 +70,7 @@ _MEMORY = (
     "could not create a primitive",  # oneDNN's words for it
 )
 _THREADS = ("can't start new thread", "pthread_create", "Resource temporarily unavailable")
-_FILES = ("Too many open files",)
+_FILES = ("Too many open files", "Failed to init uv loop")  # of the store that ranks meet at
 _SHORTAGES = (
     (_MEMORY, "memory is short", "Free some, or take a smaller model, context or batch.micro"),
     (_FILES, "too many files are open", "Raise the limit, for example with ulimit -n 4096"),

@@ -12,6 +12,7 @@ from sparsecl import place, signals
 from sparsecl.checkpoint.publish import candidates, newest_valid
 from sparsecl.engine.stop import StopRequest
 from sparsecl.errors import Preempted
+from tests.events import wait_for
 from tests.launch import outcome
 from tests.launch.starter import Done, Job, Starter
 
