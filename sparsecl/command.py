@@ -20,7 +20,7 @@ import select
 import sys
 import traceback
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from sparsecl.errors import (
     InvariantError,
@@ -147,15 +147,17 @@ def take_streams() -> Stream:
     return raw
 
 
-def _text(
-    handle: int, name: str, before: "io.TextIOWrapper | None"
-) -> tuple[io.TextIOWrapper, Stream]:
+def _text(handle: int, name: str, before: Any) -> tuple[io.TextIOWrapper, Stream]:
+    """Text on top of a Stream, as `before` was made; None = the process was started without."""
     raw = Stream(handle, name)
     at_once = handle == 2 or before is None or before.line_buffering or before.write_through
     encoding = "utf-8" if before is None else before.encoding
     # Names are the user's: a letter that the terminal does not have is shown by its number.
     text = io.TextIOWrapper(
-        io.BufferedWriter(raw), encoding=encoding, errors="backslashreplace", line_buffering=at_once
+        io.BufferedWriter(raw),  # pyright: ignore
+        encoding=encoding,
+        errors="backslashreplace",
+        line_buffering=at_once,
     )
     return text, raw
 

@@ -108,7 +108,8 @@ class Siblings:
             words = (folder / "environ").read_bytes().split(b"\0")
         except (PermissionError, *_GONE):
             return -1
-        found = dict(os.fsdecode(word).partition("=")[::2] for word in words)
+        pairs = (os.fsdecode(word).partition("=") for word in words)
+        found = {name: value for name, _, value in pairs}
         text = found.get("RANK", "")
         mine = self._meeting <= found.items() and text != self._me and text.isdigit()
         return int(text) if mine else -1

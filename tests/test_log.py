@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from sparsecl import command
 from sparsecl import log as logs
 from sparsecl.errors import CannotCreateError, DataError, StorageError
 from sparsecl.log import RecordFile, RunLog
@@ -175,7 +175,7 @@ def in_child(body: Callable[[], Any]) -> str:
         code = 1
         try:
             os.dup2(writer, 2)
-            sys.stderr = open(2, "w", closefd=False)
+            command.take_streams()
             body()
             code = 0
         except BaseException as error:
