@@ -38,6 +38,11 @@ def main() -> int:
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides"
     )
     parser.add_argument("--verify", action="store_true", help="check the sha256 of token files")
+    parser.add_argument(
+        "--check_sources",
+        action="store_true",
+        help="compare the files that the cached text was made of with their sha256 at that time",
+    )
     options = parser.parse_args()
     return command.report(lambda: work(options))
 
@@ -52,6 +57,7 @@ def work(options: argparse.Namespace) -> None:
         seed=run.seed,
         show_progress=True,
         verify=options.verify,
+        check_sources=options.check_sources,
     )
     print(table(prepared))
 

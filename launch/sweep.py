@@ -158,6 +158,7 @@ def prepare_data(configs: dict[str, RunConfig], plan: StudyPlan) -> None:
                     context=config.model.resolved().context,
                     seed=seed,
                     show_progress=sys.stderr.isatty(),
+                    verify=False,  # each run does it
                 )
 
 

@@ -84,6 +84,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="go on from the weights of a checkpoint, with a new optimizer",
     )
     parser.add_argument(
+        "--check_sources",
+        action="store_true",
+        help="compare the files that the cached text was made of with their sha256 at that time",
+    )
+    parser.add_argument(
         "--inject",
         nargs="+",
         action="extend",
@@ -157,7 +162,9 @@ def train(args: argparse.Namespace) -> None:
         data=args.allow_data_change,
         new_optimizer=args.weights_only,
     )
-    summary = run.run(prepared, resume=args.resume, allowed=allowed)
+    summary = run.run(
+        prepared, resume=args.resume, allowed=allowed, check_sources=args.check_sources
+    )
     if summary is not None:
         print(f"\nResults    {prepared.run_dir / 'results.json'}")
         draw(prepared.run_dir)

@@ -45,6 +45,12 @@ class StorageError(UserError):
     exit_code = 74  # EX_IOERR
 
 
+class WorkerLostError(UserError):
+    """A process that this one had started for a part of its work was killed."""
+
+    exit_code = 76  # EX_PROTOCOL
+
+
 class Preempted(BaseException):
     """The run was asked to stop, has saved its state, and wants to be started again.
 

@@ -156,7 +156,7 @@ def spread_windows(store: TokenStore, context: int, sequences: int) -> NDArray[n
     num_windows = (store.num_tokens - 1) // context
     count = min(sequences, num_windows)
     chosen = np.arange(count, dtype=np.int64) * num_windows // count
-    return store.take(chosen[:, None] * context + np.arange(context + 1))
+    return store.take(chosen * context, context + 1)
 
 
 def _run_of(checkpoint: Path) -> Path:

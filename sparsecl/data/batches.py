@@ -48,8 +48,7 @@ class PhaseStream:
     def rows(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Sequences `indices` [n] of the phase, each >= 0, as token ids [n, context + 1]."""
         chunks = self.chunks(np.asarray(indices, dtype=np.int64))
-        columns = chunks[:, None] * self._context + np.arange(self._context + 1)
-        return self._store.take(columns)
+        return self._store.take(chunks * self._context, self._context + 1)
 
     def chunks(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Chunk [n] that each sequence [n] reads; a bijection within an epoch."""
@@ -113,15 +112,15 @@ class EvaluationWindows:
         """Windows i..j-1 as (inputs, targets), each [j - i, context]; target NO_TARGET = none."""
         if not 0 <= i <= j <= len(self):
             raise IndexError(f"windows {i}..{j} are outside 0..{len(self)}")
-        inputs = np.arange(i * self._context, j * self._context, dtype=np.int64)
-        padded = inputs >= self.num_targets
-        tokens = self._store.take(np.where(padded, 0, inputs))
-        targets = self._store.take(np.where(padded, 0, inputs + 1))
+        begin = i * self._context
+        count = max(0, min(j * self._context, self.num_targets) - begin)
+        inputs = np.zeros((j - i) * self._context, dtype=np.int64)
+        targets = np.full_like(inputs, NO_TARGET)
+        if count:
+            (tokens,) = self._store.take(np.array([begin]), count + 1)
+            inputs[:count], targets[:count] = tokens[:-1], tokens[1:]
         shape = (j - i, self._context)
-        return (
-            np.where(padded, 0, tokens).reshape(shape),
-            np.where(padded, NO_TARGET, targets).reshape(shape),
-        )
+        return inputs.reshape(shape), targets.reshape(shape)
 
 
 def evaluation_windows(

@@ -2,65 +2,76 @@
 
 An entry is a folder `<root>/<group>/<name>-<digest>`. The digest covers everything that decides
 its content, so an entry is never changed after it is published; a changed input is another entry.
+Its manifest says what it was made for and vouches for itself, so an entry that was moved, renamed
+or copied over another one is refused, and so is one of which a bit has flipped.
 """
 
+import errno
 import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from filelock import FileLock
 
-from sparsecl.errors import CannotCreateError, DataError
-from sparsecl.files import fsync_folder, sha256_text, write_json
+from sparsecl.errors import DataError, MissingInputError, StorageError, UserError
+from sparsecl.files import cannot_write, fsync_folder, reason, sha256_text, write_json
+from sparsecl.opening import NotPlainError, check_kind, make_folder, plain
 
 MANIFEST = "manifest.json"
 
-FORMAT = 1
+FORMAT = 2
 """Version of what is written below the cache root; part of every key."""
 
-MAX_MANIFEST_BYTES = 64 << 20
+MAX_MANIFEST_BYTES = 256 << 20
 """A source of a million files has a manifest of this size."""
 
 Build = Callable[[Path], dict[str, Any]]
 
 
-def entry_path(root: Path, group: str, name: str, key: Any) -> Path:
-    """Folder of the entry whose content is decided by `key`, any JSON value."""
-    digest = sha256_text(json.dumps([FORMAT, key], sort_keys=True))
-    return root / group / f"{name}-{digest[:16]}"
-
-
-def build_once(entry: Path, build: Build) -> dict[str, Any]:
-    """Return the manifest of `entry`, building the entry first if it is absent.
+def open_entry(
+    root: Path, group: str, name: str, key: Any, build: Build
+) -> tuple[Path, dict[str, Any]]:
+    """Folder and manifest of the entry whose content `key` decides, built first if it is absent.
 
     `build` gets an empty folder, writes its files there and returns the manifest. The folder is
-    renamed to `entry` at the end. A killed build leaves only a `.tmp` folder, which the next one
-    removes, and a lock that the kernel releases with the process.
+    renamed at the end. A killed build leaves only a `.tmp` folder, which the next one removes, and
+    a lock that the kernel releases with the process. A build that fails leaves nothing.
+
+    Args:
+        key: any JSON value.
 
     Raises:
-        CannotCreateError: if the cache folder cannot be written.
+        DataError: if the entry is damaged, is a link, or was made for another key.
+        CannotCreateError, StorageError: if the cache folder cannot be written.
     """
+    made_for = sha256_text(json.dumps([FORMAT, group, name, key], sort_keys=True))
+    entry = root / group / f"{name}-{made_for[:16]}"
     # Published entries never change, so reading needs no lock: a read-only cache works.
-    if (entry / MANIFEST).is_file():
-        return read_manifest(entry)
+    found = _read_manifest(entry, made_for)
+    if found is not None:
+        return entry, found
     try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
+        root.mkdir(parents=True, exist_ok=True)
+        make_folder(entry.parent)
         with FileLock(entry.with_name(f".{entry.name}.lock")):
-            if not (entry / MANIFEST).is_file():
-                _build(entry, build)
+            found = _read_manifest(entry, made_for)
+            if found is None:
+                _build(entry, made_for, build)
     except OSError as error:
-        raise CannotCreateError(
-            f"data.cache_dir: cannot write {entry.parent}: {error.strerror or error}; "
-            f"choose another folder or free some space"
-        ) from error
-    return read_manifest(entry)
+        more = ". Or name another folder."
+        raise cannot_write(entry.parent, error, "data.cache_dir", more) from None
+    found = found or _read_manifest(entry, made_for)
+    if found is None:
+        raise DataError(f"{entry}: was removed just after it was built; start again")
+    return entry, found
 
 
-def _build(entry: Path, build: Build) -> None:
+def _build(entry: Path, made_for: str, build: Build) -> None:
     for stale in entry.parent.glob(f".{entry.name}.*.tmp"):
         shutil.rmtree(stale)  # the lock is ours, so nobody writes there any more
     # The folder without a manifest can only be damage done from outside.
@@ -68,8 +79,7 @@ def _build(entry: Path, build: Build) -> None:
     folder = entry.with_name(f".{entry.name}.{uuid.uuid4().hex[:8]}.tmp")
     folder.mkdir()
     try:
-        manifest = build(folder)
-        write_json(folder / MANIFEST, manifest)
+        write_json(folder / MANIFEST, sealed(build(folder), made_for))
         fsync_folder(folder)
         os.rename(folder, entry)
         fsync_folder(entry.parent)
@@ -78,19 +88,60 @@ def _build(entry: Path, build: Build) -> None:
         raise
 
 
-def read_manifest(entry: Path) -> dict[str, Any]:
-    """The manifest of a published entry.
+def sealed(manifest: dict[str, Any], made_for: str) -> dict[str, Any]:
+    """The manifest with the digest of the entry's key, and its own."""
+    whole = {**manifest, "made_for": made_for}
+    return {**whole, "sha256": _digest(whole)}
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return sha256_text(json.dumps(manifest, sort_keys=True))
+
+
+def _read_manifest(entry: Path, made_for: str) -> dict[str, Any] | None:
+    """The manifest of a published entry as it was built; None if there is none.
 
     Raises:
-        DataError: if it is not a JSON object.
+        DataError: if it is not what was written for this entry.
     """
+    path = entry / MANIFEST
+    at = path
     try:
-        with open(entry / MANIFEST, "rb") as file:
+        for at in (entry.parent, entry):
+            check_kind(os.lstat(at), stat.S_ISDIR)
+        at = path
+        with open(path, "rb", opener=plain) as file:
             if os.fstat(file.fileno()).st_size > MAX_MANIFEST_BYTES:
-                raise ValueError(f"larger than {MAX_MANIFEST_BYTES} bytes")
+                raise DataError(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes; delete {entry}")
             manifest = json.loads(file.read())
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{entry / MANIFEST}: not JSON ({error}); delete {entry}") from error
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise unreadable(at, error, entry if at == path else at) from None
+    except (RecursionError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not JSON ({error}); delete {entry}") from None
     if not isinstance(manifest, dict):
-        raise DataError(f"{entry / MANIFEST}: not a JSON object; delete {entry}")
+        raise DataError(f"{path}: not a JSON object; delete {entry}")
+    digest = manifest.pop("sha256", None)
+    if digest != _digest(manifest):
+        raise DataError(f"{path}: was changed, its sha256 is another; delete {entry}")
+    if manifest.pop("made_for", None) != made_for:
+        raise DataError(f"{entry}: was made for another domain or config, and moved; delete it")
     return manifest
+
+
+def open_file(path: Path, *, buffering: int = -1) -> IO[bytes]:
+    """Open a file of a published entry to be read; errors as `unreadable` makes them."""
+    try:
+        return open(path, "rb", buffering=buffering, opener=plain)
+    except OSError as error:
+        raise unreadable(path, error, path.parent) from None
+
+
+def unreadable(path: Path, error: OSError, entry: Path) -> UserError:
+    """The error of one line for a part of an entry that cannot be read: 65, 66 or 74."""
+    text = reason(path, error)
+    if isinstance(error, FileNotFoundError | NotPlainError):
+        return DataError(f"{path}: missing or not a plain file ({text}); delete {entry}")
+    denied = error.errno in (errno.EACCES, errno.EPERM)
+    return (MissingInputError if denied else StorageError)(f"{path}: cannot be read ({text})")

@@ -1,18 +1,25 @@
 """A set of 16-byte digests that lies in a file: memory does not grow with the number of documents.
 
-An open-addressing hash table over a memory map. Its pages belong to the page cache, so the kernel
-writes them out when memory is short; in a Python set a digest costs about 100 bytes that it
-cannot. Digests are uniform (cut from sha256), so their own first bytes are the hash.
+An open-addressing hash table. Its pages belong to the page cache, so the kernel writes them out
+when memory is short; in a Python set a digest costs about 100 bytes that it cannot. Digests are
+uniform (cut from sha256), so their own first bytes are the hash.
+
+The file is read and written by calls, which raise OSError when the disk is full or fails. A memory
+map, a few microseconds faster, would end the process by a signal (SIGBUS).
 """
 
-import mmap
+import errno
+import os
 from pathlib import Path
-from typing import IO
+
+from sparsecl.opening import plain
 
 DIGEST_BYTES = 16
 _EMPTY = bytes(DIGEST_BYTES)
 _MAX_LOAD = 0.6  # linear probing looks at 1.8 places for a hit, 3.6 for a miss (Knuth 6.4)
 _FIRST_CAPACITY = 1 << 16  # 1 MiB
+_LOOK = 8 * DIGEST_BYTES  # bytes read for one look; most probes end in there
+_MOVED = 1 << 20  # bytes read at a time where all places are
 
 
 class DigestSet:
@@ -45,42 +52,47 @@ class DigestSet:
         return True
 
     def _put(self, digest: bytes) -> bool:
-        table, last = self._table, self._capacity - 1
-        place = int.from_bytes(digest[:8], "little") & last
+        size = self._capacity * DIGEST_BYTES
+        begin = int.from_bytes(digest[:8], "little") % self._capacity * DIGEST_BYTES
         while True:
-            begin = place * DIGEST_BYTES
-            found = table[begin : begin + DIGEST_BYTES]
-            if found == _EMPTY:
-                table[begin : begin + DIGEST_BYTES] = digest
-                return True
-            if found == digest:
-                return False
-            place = (place + 1) & last
+            places = os.pread(self._file, min(_LOOK, size - begin), begin)
+            if not places:
+                raise OSError(errno.EIO, "the file was cut")
+            for offset in range(0, len(places), DIGEST_BYTES):
+                found = places[offset : offset + DIGEST_BYTES]
+                if found == digest:
+                    return False
+                if found == _EMPTY:
+                    os.pwrite(self._file, digest, begin + offset)
+                    return True
+            begin = (begin + len(places)) % size
 
     def _grow(self) -> None:
         """Move everything into a table of twice the size."""
-        old_file, old = self._file, self._table
+        old, size = self._file, self._capacity * DIGEST_BYTES
         wider = self._path.with_name(f"{self._path.name}.grown")
         self._open(wider, 2 * self._capacity)
-        for begin in range(0, len(old), DIGEST_BYTES):
-            digest = old[begin : begin + DIGEST_BYTES]
-            if digest != _EMPTY:
-                self._put(digest)
-        old.close()
-        old_file.close()
+        try:
+            for begin in range(0, size, _MOVED):
+                places = os.pread(old, min(_MOVED, size - begin), begin)
+                for offset in range(0, len(places), DIGEST_BYTES):
+                    digest = places[offset : offset + DIGEST_BYTES]
+                    if digest != _EMPTY:
+                        self._put(digest)
+        finally:
+            os.close(old)
         wider.replace(self._path)
 
     def _open(self, path: Path, capacity: int) -> None:
-        self._file: IO[bytes] = open(path, "x+b")
-        self._file.truncate(capacity * DIGEST_BYTES)  # zeros: all places are empty
-        self._table = mmap.mmap(self._file.fileno(), capacity * DIGEST_BYTES)
+        self._file = plain(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         self._capacity = capacity
+        os.ftruncate(self._file, capacity * DIGEST_BYTES)  # zeros: all places are empty
 
     def close(self) -> None:
         """Forget all, and remove the file. A second call does nothing."""
-        if not self._file.closed:
-            self._table.close()
-            self._file.close()
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
             self._path.unlink()
 
     def __enter__(self) -> "DigestSet":

@@ -6,7 +6,8 @@ Two documents are the same if their text is, white space aside; the first one is
 
 import hashlib
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +45,20 @@ def write_texts(
     ):
         # Validation first: its hashes then keep its documents out of train.
         for split in ("validation", "train"):
-            texts = source.texts(split)
-            for piece in _pieces(texts, source.atomic, max_document_bytes, dropped):
-                key = document_hash(piece)
-                if not seen.add(key):
-                    dropped["duplicate"] += 1
-                    continue
-                hashed_out = not source.has_validation and _fraction(key) < validation_share
-                writer = validation if split == "validation" or hashed_out else train
-                writer.append(piece)
-                progress.update(len(piece))
-                if max_train_bytes is not None and train.num_bytes >= max_train_bytes:
-                    break
+            texts = _pieces(source.texts(split), source.atomic, max_document_bytes, dropped)
+            # Closed here, so that what was read of a file that is left early is noted now.
+            with closing(texts) as pieces:
+                for piece in pieces:
+                    key = document_hash(piece)
+                    if not seen.add(key):
+                        dropped["duplicate"] += 1
+                        continue
+                    hashed_out = not source.has_validation and _fraction(key) < validation_share
+                    writer = validation if split == "validation" or hashed_out else train
+                    writer.append(piece)
+                    progress.update(len(piece))
+                    if max_train_bytes is not None and train.num_bytes >= max_train_bytes:
+                        break
         return {
             "train": train.summary(),
             "validation": validation.summary(),
@@ -99,7 +102,7 @@ def _cut_point(document: bytes, limit: int) -> int:
 
 def _pieces(
     texts: Iterator[str], atomic: bool, limit: int, dropped: dict[str, int]
-) -> Iterator[bytes]:
+) -> Generator[bytes]:
     for text in texts:
         if not text.strip():
             dropped["empty"] += 1

@@ -5,11 +5,16 @@ Three kinds of cache entries below data.cache_dir, each keyed by what decides it
     text/        documents of a domain, without duplicates, parted into train and validation
     tokenizers/  the tokenizer, trained on the training text of all domains
     tokens/      a domain's tokens; keyed by the text's sha256, so touching a file rebuilds nothing
+
+A source file counts as edited if its path, size or time of change is another (the key of text/). An
+edit that leaves size and time as they were is found by `check_sources` only: text/ knows the sha256
+of what was read.
 """
 
 import json
 import os
 import sys
+from collections.abc import Collection
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +25,13 @@ from tqdm import tqdm
 from sparsecl.data import cache, tokenizer_training
 from sparsecl.data.config import DataConfig, DomainConfig, TokenizerConfig
 from sparsecl.data.documents import SPLITS, write_texts
+from sparsecl.data.held_file import Stamp
 from sparsecl.data.sources import open_source
+from sparsecl.data.sources.reads import check_reads
 from sparsecl.data.token_store import TokenStore, open_store
 from sparsecl.data.tokenize import write_tokens
 from sparsecl.data.tokenizer import BytesTokenizer, Tokenizer, load, read_model
-from sparsecl.errors import DataError
+from sparsecl.errors import DataError, UserError
 from sparsecl.files import sha256_text
 
 
@@ -57,6 +64,24 @@ class PreparedData:
     domains: tuple[DomainData, ...]
     fingerprint: str
 
+    def check(self) -> None:
+        """Compare token files with their sha256, unless nobody can have written to them since that
+        was done last (held_file.py). Local: every rank looks at the files that it reads.
+
+        Raises:
+            DataError: one is not what was published.
+        """
+        for store in self._stores():
+            store.file.check()
+
+    @property
+    def stamps(self) -> frozenset[Stamp]:
+        """Of the token files that are known to be whole; another process may rely on them."""
+        return frozenset(store.file.sound for store in self._stores() if store.file.sound)
+
+    def _stores(self) -> list[TokenStore]:
+        return [store for domain in self.domains for store in (domain.train, domain.validation)]
+
 
 @dataclass(frozen=True)
 class _Text:
@@ -78,7 +103,9 @@ def prepare(
     context: int,
     seed: int,
     show_progress: bool = False,
-    verify: bool = False,
+    verify: bool = True,
+    known: Collection[Stamp] = (),
+    check_sources: bool = False,
 ) -> PreparedData:
     """Build what is not in the cache yet, then open everything.
 
@@ -90,20 +117,22 @@ def prepare(
         seed: of the run; only synthetic sources without a seed of their own use it.
         show_progress: bars on stderr.
         verify: compare the sha256 of every token file, not only its size.
+        known: stamps of token files that another process found whole (`PreparedData.stamps`).
+        check_sources: compare the files that text was made of with their sha256 at that time.
 
     Raises:
         UserError: or one of its kinds, for whatever the user can mend.
     """
     root = Path(data.cache_dir)
     texts = [_text(data, domain, seed, root, show_progress) for domain in data.domains]
-    folder = _tokenizer(tokenizer, texts, root, show_progress)
-    vocabulary = load(folder)
-    domains = tuple(
-        _tokens(text, folder, vocabulary, data.workers, root, show_progress, verify)
-        for text in texts
-    )
+    for text in texts if check_sources else ():
+        check_reads(text.manifest["reads"], text.domain.name, text.folder)
+    vocabulary = _tokenizer(tokenizer, texts, root, show_progress)
+    domains = tuple(_tokens(text, vocabulary, data.workers, root, show_progress) for text in texts)
     for domain in domains:
         _check_length(domain, context)
+        for store in (domain.train, domain.validation) if verify else ():
+            store.file.check(known)
     return PreparedData(vocabulary, domains, _fingerprint(domains))
 
 
@@ -128,10 +157,10 @@ def _text(
                 max_train_bytes=domain.max_train_bytes,
                 progress=progress,
             )
-        return {**written, "key": key, "entropy_per_byte": source.entropy_rate}
+        rate = source.entropy_rate
+        return {**written, "key": key, "reads": source.reads, "entropy_per_byte": rate}
 
-    entry = cache.entry_path(root, "text", domain.name, key)
-    text = _Text(domain, entry, cache.build_once(entry, build))
+    text = _Text(domain, *cache.open_entry(root, "text", domain.name, key, build))
     _check_manifest(text)
     _check_not_empty(text)
     return text
@@ -139,8 +168,8 @@ def _text(
 
 def _tokenizer(
     config: TokenizerConfig, texts: list[_Text], root: Path, show_progress: bool
-) -> Path:
-    """Folder of the run's tokenizer."""
+) -> Tokenizer:
+    """The run's tokenizer."""
     if config.kind == "bytes" or config.model is not None:
         ready = BytesTokenizer() if config.model is None else read_model(Path(config.model))
         key: Any = ready.digest
@@ -155,16 +184,24 @@ def _tokenizer(
         trained.save(folder)
         return {"kind": trained.kind, "digest": trained.digest, "key": key}
 
-    entry = cache.entry_path(root, "tokenizers", config.kind, key)
-    cache.build_once(entry, build)
-    return entry
+    entry, manifest = cache.open_entry(root, "tokenizers", config.kind, key, build)
+    try:
+        found = load(entry)
+    except UserError as error:
+        raise DataError(f"{error}; delete {entry}") from error
+    if found.digest != manifest.get("digest"):
+        raise DataError(f"{entry}: holds another tokenizer than was made; delete it")
+    return found
 
 
 def _train(config: TokenizerConfig, texts: list[_Text], show_progress: bool) -> Tokenizer:
     def chosen() -> Any:
         with closing(_bar("tokenizer: training text", None, show_progress)) as progress:
             for text in texts:
-                for document in tokenizer_training.training_texts(text.folder, config.train_bytes):
+                part = text.manifest["train"]
+                for document in tokenizer_training.training_texts(
+                    text.folder, part, config.train_bytes
+                ):
                     progress.update(len(document))
                     yield document
 
@@ -172,13 +209,7 @@ def _train(config: TokenizerConfig, texts: list[_Text], show_progress: bool) -> 
 
 
 def _tokens(
-    text: _Text,
-    tokenizer_folder: Path,
-    vocabulary: Tokenizer,
-    workers: int,
-    root: Path,
-    show_progress: bool,
-    verify: bool,
+    text: _Text, vocabulary: Tokenizer, workers: int, root: Path, show_progress: bool
 ) -> DomainData:
     name = text.domain.name
     num_bytes = sum(text.manifest[split]["bytes"] for split in SPLITS)
@@ -187,11 +218,16 @@ def _tokens(
     def build(folder: Path) -> dict[str, Any]:
         with closing(_bar(f"{name}: tokens", num_bytes, show_progress)) as progress:
             return write_tokens(
-                text.folder, tokenizer_folder, folder, workers=used_workers, progress=progress
+                text.folder,
+                text.manifest,
+                vocabulary,
+                folder,
+                workers=used_workers,
+                progress=progress,
             )
 
-    entry = cache.entry_path(root, "tokens", name, [text.digest, vocabulary.digest])
-    manifest = cache.build_once(entry, build)
+    key = [text.digest, vocabulary.digest]
+    entry, manifest = cache.open_entry(root, "tokens", name, key, build)
     stores = {}
     if manifest.get("tokenizer") != vocabulary.digest:
         raise DataError(
@@ -199,9 +235,7 @@ def _tokens(
             f"{vocabulary.digest[:12]}; delete the folder"
         )
     for split in SPLITS:
-        stores[split] = open_store(
-            entry, split, manifest, vocab_size=vocabulary.vocab_size, verify=verify
-        )
+        stores[split] = open_store(entry, split, manifest, vocab_size=vocabulary.vocab_size)
     per_byte = text.manifest["entropy_per_byte"]
     return DomainData(
         name=name,
@@ -232,12 +266,13 @@ def _per_token(per_byte: float, store: TokenStore) -> float:
 def _check_manifest(text: _Text) -> None:
     """The parts of a text entry's manifest that are read later."""
     manifest, per_byte = text.manifest, text.manifest.get("entropy_per_byte", "")
-    parts = [(split, name) for split in SPLITS for name in ("documents", "bytes")]
+    parts = [(split, name) for split in SPLITS for name in ("documents", "bytes", "longest")]
     parts += [("dropped", "empty"), ("dropped", "duplicate")]
     try:
         counts = [manifest[part][name] for part, name in parts]
         whole = all(type(count) is int and 0 <= count < 2**62 for count in counts)
         whole = whole and all(isinstance(manifest[split]["sha256"], str) for split in SPLITS)
+        whole = whole and isinstance(manifest["reads"], dict)
     except (KeyError, TypeError):
         whole = False
     if not whole or not (per_byte is None or type(per_byte) is float and 0.0 <= per_byte < 99.0):

@@ -1,4 +1,4 @@
-"""Tokens of one split on disk, read through a memory map.
+"""Tokens of one split on disk.
 
     <split>.tokens   little-endian uint16 (or uint32 where the vocabulary needs it), end-of-text
                      after every document
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsecl.data.held_file import HeldFile
 from sparsecl.errors import DataError
-from sparsecl.files import sha256_file
 
 DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
@@ -29,47 +29,44 @@ class TokenStore:
     """Tokens of one split.
 
     Attributes:
-        tokens: ids [num_tokens], read-only map.
         vocab_size: every id is below it; checked when opened, and again whenever ids are taken.
         num_bytes: UTF-8 bytes of the documents.
         num_documents: documents, each closed by an end-of-text token.
     """
 
-    tokens: np.memmap
+    file: HeldFile
+    dtype: np.dtype[Any]
     vocab_size: int
+    num_tokens: int
     num_bytes: int
     num_documents: int
-    path: Path
 
-    @property
-    def num_tokens(self) -> int:
-        return len(self.tokens)
-
-    def take(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Token ids at `positions`, any shape.
+    def take(self, starts: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+        """The `count` token ids from each of `starts` [n] on, [n, count].
 
         Raises:
-            DataError: if an id is outside the vocabulary. An embedding would fail on it with a
-                message that names neither the file nor the id.
+            DataError: if an id is outside the vocabulary (an embedding would fail on it with a
+                message that names neither the file nor the id), or the file is shorter by now.
         """
-        ids = np.asarray(self.tokens)[positions].astype(np.int64)
+        ids = np.empty((len(starts), count), dtype=self.dtype)
+        for row, start in zip(ids, starts.tolist(), strict=True):
+            self.file.read_into(row, start * self.dtype.itemsize)
         if ids.size and ids.max() >= self.vocab_size:
             raise DataError(
-                f"{self.path}: token id {ids.max()} >= vocab_size {self.vocab_size}; "
+                f"{self.file.path}: token id {ids.max()} >= vocab_size {self.vocab_size}; "
                 f"the file was changed, delete its folder"
             )
-        return ids
+        return ids.astype(np.int64)
 
 
 def open_store(
-    folder: Path, split: str, manifest: dict[str, Any], *, vocab_size: int, verify: bool = False
+    folder: Path, split: str, manifest: dict[str, Any], *, vocab_size: int
 ) -> TokenStore:
-    """Open one split of a token entry.
+    """Open one split of a token entry; its size is compared, its sha256 not yet.
 
     Args:
-        manifest: of the entry; sizes are always compared with it.
+        manifest: of the entry.
         vocab_size: of the tokenizer in use.
-        verify: also read the whole file and compare its sha256.
 
     Raises:
         DataError: if the file is absent, is not what the manifest says, or holds larger ids.
@@ -84,20 +81,9 @@ def open_store(
     if not all(type(count) is int and -1 <= count < 2**62 for count in counts):
         raise DataError(f"{folder}: the manifest's counts of {split} are none; delete the folder")
     num_tokens, max_token, num_bytes, num_documents = counts
-    # A link would let whoever made the folder choose which file of the reader's is read.
-    if path.is_symlink() or not path.is_file():
-        raise DataError(f"{path}: missing or not a plain file; delete {folder} to build it again")
-    size = path.stat().st_size
-    if size != num_tokens * dtype.itemsize:
-        raise DataError(
-            f"{path}: {size} bytes, the manifest says {num_tokens * dtype.itemsize}; "
-            f"delete {folder} to build it again"
-        )
+    file = HeldFile(path, size=num_tokens * dtype.itemsize, sha256=digest)
     if num_tokens == 0:
         raise DataError(f"{path}: holds no tokens")
     if max_token >= vocab_size:
         raise DataError(f"{path}: token id {max_token} >= vocab_size {vocab_size}")
-    if verify and sha256_file(path) != digest:
-        raise DataError(f"{path}: sha256 is not the manifest's; delete {folder} to build it again")
-    tokens = np.memmap(path, dtype=dtype, mode="r")
-    return TokenStore(tokens, vocab_size, num_bytes, num_documents, path)
+    return TokenStore(file, dtype, vocab_size, num_tokens, num_bytes, num_documents)

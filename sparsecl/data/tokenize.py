@@ -3,128 +3,188 @@
 import hashlib
 import multiprocessing
 import os
+import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sparsecl.data import text_store, tokenizer
+from sparsecl.data import text_store
 from sparsecl.data.documents import SPLITS
 from sparsecl.data.token_store import DTYPES, dtype_name
+from sparsecl.data.tokenizer import Tokenizer, check_document
+from sparsecl.errors import WorkerLostError
+from sparsecl.opening import plain
 
-_SPAN_BYTES = 1 << 20
+_SPAN_CHARACTERS = 1 << 20
 
 # Starting a process costs about as much as encoding this many bytes in this one.
 _BYTES_WORTH_A_POOL = 16 << 20
 
-Span = tuple[int, NDArray[np.int64]]
+
+class Encoded(NamedTuple):
+    """Some documents as tokens."""
+
+    ids: bytes
+    """Of the stored type; end-of-text after each document."""
+
+    num_bytes: int
+    num_documents: int
 
 
 def write_tokens(
-    texts: Path, tokenizer_folder: Path, folder: Path, *, workers: int, progress: tqdm
+    texts: Path,
+    counts: Mapping[str, Any],
+    vocabulary: Tokenizer,
+    folder: Path,
+    *,
+    workers: int,
+    progress: tqdm,
 ) -> dict[str, Any]:
     """Encode the text entry `texts` into `folder` (format: token_store).
 
     The result does not depend on the number of workers. Memory: a few MiB per worker.
 
+    Args:
+        counts: the manifest of `texts`. Its sha256 is compared with what was encoded.
+
     Returns:
         dtype, tokenizer digest, and per split {tokens, bytes, documents, max_token, sha256}.
 
     Raises:
-        DataError: if the tokenizer does not keep the byte law on some document.
+        DataError: if the text was changed, or the tokenizer does not keep the byte law on it.
+        WorkerLostError: if a process was killed.
     """
-    vocabulary = tokenizer.load(tokenizer_folder)
+    dtype = dtype_name(vocabulary.vocab_size)
     manifest: dict[str, Any] = {
-        "dtype": dtype_name(vocabulary.vocab_size),
+        "dtype": dtype,
         "tokenizer": vocabulary.digest,
         "vocab_size": vocabulary.vocab_size,
     }
-    total = sum(int(text_store.lengths(texts, split).sum(dtype=np.int64)) for split in SPLITS)
+    spans = {s: _spans(text_store.documents(texts, s, counts[s])) for s in SPLITS}
+    total = sum(counts[split]["bytes"] for split in SPLITS)
     if workers > 1 and total >= _BYTES_WORTH_A_POOL:
-        # spawn: a fork of a process with threads (OpenMP, gRPC) may hang.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(
-            workers, context, initializer=_start_worker, initargs=(tokenizer_folder,)
-        ) as pool:
+        with _Pool(vocabulary, workers) as pool:
             for split in SPLITS:
-                spans = text_store.spans(texts, split, _SPAN_BYTES)
-                encoded = _encode_in_pool(pool, texts, split, spans, 2 * workers)
-                manifest[split] = _write(folder, split, encoded, manifest["dtype"], progress)
+                encoded = pool.encode(spans[split])
+                manifest[split] = _write(folder, split, encoded, dtype, progress)
         return manifest
     for split in SPLITS:
-        spans = text_store.spans(texts, split, _SPAN_BYTES)
-        encoded = (_encode_span(vocabulary, texts, split, span) for span in spans)
-        manifest[split] = _write(folder, split, encoded, manifest["dtype"], progress)
+        encoded = (_encode(vocabulary, span) for span in spans[split])
+        manifest[split] = _write(folder, split, encoded, dtype, progress)
     return manifest
 
 
+def _spans(documents: Iterator[str]) -> Iterator[list[str]]:
+    """Runs of documents, in order, each of about _SPAN_CHARACTERS."""
+    span: list[str] = []
+    size = 0
+    for document in documents:
+        if span and size + len(document) > _SPAN_CHARACTERS:
+            yield span
+            span, size = [], 0
+        span.append(document)
+        size += len(document)
+    if span:
+        yield span
+
+
 def _write(
-    folder: Path, split: str, encoded: Iterator[tuple[Span, bytes]], dtype: str, progress: tqdm
+    folder: Path, split: str, encoded: Iterator[Encoded], dtype: str, progress: tqdm
 ) -> dict[str, Any]:
     digest = hashlib.sha256()
     counts = {"tokens": 0, "bytes": 0, "documents": 0, "max_token": -1}
-    with open(folder / f"{split}.tokens", "wb") as file:
-        for (_, sizes), raw in encoded:
-            ids = np.frombuffer(raw, dtype=DTYPES[dtype])
-            file.write(raw)
-            digest.update(raw)
+    with open(folder / f"{split}.tokens", "xb", opener=plain) as file:
+        for part in encoded:
+            ids = np.frombuffer(part.ids, dtype=DTYPES[dtype])
+            file.write(part.ids)
+            digest.update(part.ids)
             counts["tokens"] += len(ids)
-            counts["bytes"] += int(sizes.sum())
-            counts["documents"] += len(sizes)
+            counts["bytes"] += part.num_bytes
+            counts["documents"] += part.num_documents
             counts["max_token"] = max(counts["max_token"], int(ids.max()))
-            progress.update(int(sizes.sum()))
+            progress.update(part.num_bytes)
         file.flush()
         os.fsync(file.fileno())
     return {**counts, "sha256": digest.hexdigest()}
 
 
-def _encode_span(
-    vocabulary: tokenizer.Tokenizer, texts: Path, split: str, span: Span
-) -> tuple[Span, bytes]:
-    """Ids of a span's documents, each closed by end-of-text, as bytes of the stored type."""
-    offset, sizes = span
+def _encode(vocabulary: Tokenizer, documents: list[str]) -> Encoded:
     parts: list[NDArray[np.int64]] = []
     end = np.array([vocabulary.eot_id], dtype=np.int64)
-    documents = text_store.read_span(texts, split, offset, sizes)
-    for document, size in zip(documents, sizes, strict=True):
-        ids = vocabulary.encode(document)
-        tokenizer.check_document(vocabulary, ids, int(size))
+    num_bytes = 0
+    for document in documents:
+        ids, size = vocabulary.encode(document), len(document.encode())
+        check_document(vocabulary, ids, size)
         parts += [ids, end]
+        num_bytes += size
     stored = DTYPES[dtype_name(vocabulary.vocab_size)]
-    return span, np.concatenate(parts).astype(stored).tobytes()
+    return Encoded(np.concatenate(parts).astype(stored).tobytes(), num_bytes, len(documents))
 
 
-def _encode_in_pool(
-    pool: ProcessPoolExecutor, texts: Path, split: str, spans: Iterator[Span], ahead: int
-) -> Iterator[tuple[Span, bytes]]:
-    """Like `_encode_span` over `spans`, in their order, with `ahead` spans in flight."""
-    waiting: deque[Future[tuple[Span, bytes]]] = deque()
-    for span in spans:
-        waiting.append(pool.submit(_encode_in_worker, texts, split, span))
-        if len(waiting) >= ahead:
+class _Pool:
+    """Processes that encode; use as a context manager."""
+
+    def __init__(self, vocabulary: Tokenizer, workers: int) -> None:
+        # spawn: a fork of a process with threads (OpenMP, gRPC) may hang.
+        self._pool = ProcessPoolExecutor(
+            workers,
+            multiprocessing.get_context("spawn"),
+            initializer=_start_worker,
+            initargs=(vocabulary,),
+        )
+        self._ahead = 2 * workers
+        self._others = set(multiprocessing.active_children())
+        self._workers: set[BaseProcess] = set()
+
+    def encode(self, spans: Iterator[list[str]]) -> Iterator[Encoded]:
+        """Each span encoded, in order, with some of them in flight."""
+        waiting: deque[Future[Encoded]] = deque()
+        for span in spans:
+            waiting.append(self._pool.submit(_encode_in_worker, span))
+            # The pool starts a process when it needs one, and forgets those that died.
+            self._workers.update(multiprocessing.active_children())
+            if len(waiting) >= self._ahead:
+                yield waiting.popleft().result()
+        while waiting:
             yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+
+    def __enter__(self) -> "_Pool":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        if isinstance(error, BrokenProcessPool):
+            raise _lost([worker.exitcode for worker in self._workers - self._others]) from None
 
 
-_encode_here: Callable[[Path, str, Span], tuple[Span, bytes]] | None = None
+def _lost(codes: list[int | None]) -> WorkerLostError:
+    """What became of a process of the pool, which ends the others with SIGTERM."""
+    ended = [code for code in codes if code and code != -signal.SIGTERM] or [-signal.SIGTERM]
+    how = f"with code {ended[0]}"
+    if ended[0] < 0:
+        how = f"by {signal.Signals(-ended[0]).name}"
+    return WorkerLostError(
+        f"a process that makes tokens was ended {how}. If memory is short, take fewer "
+        f"data.workers; the same command goes on."
+    )
+
+
+_vocabulary: Tokenizer | None = None
 """Set in a worker process, once."""
 
 
-def _start_worker(tokenizer_folder: Path) -> None:
-    global _encode_here
-    vocabulary = tokenizer.load(tokenizer_folder)
-
-    def encode(texts: Path, split: str, span: Span) -> tuple[Span, bytes]:
-        return _encode_span(vocabulary, texts, split, span)
-
-    _encode_here = encode
+def _start_worker(vocabulary: Tokenizer) -> None:
+    global _vocabulary
+    _vocabulary = vocabulary
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 
@@ -136,6 +196,6 @@ def _leave_with_parent() -> None:
         os._exit(1)
 
 
-def _encode_in_worker(texts: Path, split: str, span: Span) -> tuple[Span, bytes]:
-    assert _encode_here is not None, "the pool's initializer has not run"
-    return _encode_here(texts, split, span)
+def _encode_in_worker(documents: list[str]) -> Encoded:
+    assert _vocabulary is not None, "the pool's initializer has not run"
+    return _encode(_vocabulary, documents)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from sparsecl.errors import DataError, MissingInputError
 from sparsecl.files import atomic_open, sha256_text, write_json
+from sparsecl.opening import Opener, plain, plain_input
 
 _DESCRIPTION = "tokenizer.json"
 _MODEL = "tokenizer.model"
@@ -161,7 +162,7 @@ def check_document(tokenizer: Tokenizer, ids: NDArray[np.int64], num_bytes: int)
         )
 
 
-def read_model(path: Path) -> SentencePieceTokenizer:
+def read_model(path: Path, *, opener: Opener = plain_input) -> SentencePieceTokenizer:
     """Read a .model file that the user gave.
 
     Raises:
@@ -169,9 +170,7 @@ def read_model(path: Path) -> SentencePieceTokenizer:
         DataError: if it is no usable model.
     """
     try:
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise MissingInputError(f"tokenizer.model={path}: not a plain file")
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=opener) as file:
             if os.fstat(file.fileno()).st_size > MAX_MODEL_BYTES:
                 raise DataError(f"tokenizer.model={path}: larger than {MAX_MODEL_BYTES} bytes")
             model = file.read()
@@ -190,18 +189,18 @@ def load(folder: Path) -> Tokenizer:
         DataError: if its files do not belong together.
     """
     path = folder / _DESCRIPTION
-    if not path.is_file():
-        raise MissingInputError(f"{path}: missing; {folder} holds no tokenizer")
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=plain) as file:
             description = json.loads(file.read(1 << 16))
         kind, digest = description["kind"], description["digest"]
+    except FileNotFoundError:
+        raise MissingInputError(f"{path}: missing; {folder} holds no tokenizer") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path}: no tokenizer description ({error})") from error
     if kind == "bytes":
         tokenizer: Tokenizer = BytesTokenizer()
     elif kind == "sentencepiece":
-        tokenizer = read_model(folder / _MODEL)
+        tokenizer = read_model(folder / _MODEL, opener=plain)
     else:
         raise DataError(f"{path}: kind={kind!r} is neither bytes nor sentencepiece")
     if tokenizer.digest != digest:

@@ -7,10 +7,10 @@ seconds instead of minutes. One thread and no sampling inside the trainer: equal
 
 import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import sentencepiece
 
 from sparsecl.data import text_store
@@ -30,11 +30,21 @@ def train(texts: Iterable[str], vocab_size: int) -> SentencePieceTokenizer:
 
     Raises:
         UserError: if the text does not allow `vocab_size` pieces; it names the possible size.
+        Exception: whatever `texts` raises.
     """
     model = io.BytesIO()
+    raised: list[Exception] = []
+
+    def sentences() -> Iterator[str]:
+        try:
+            yield from _sentences(texts)
+        except Exception as error:  # the trainer would make words of it
+            raised.append(error)
+            raise
+
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_sentences(texts),
+            sentence_iterator=sentences(),
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,
@@ -55,6 +65,8 @@ def train(texts: Iterable[str], vocab_size: int) -> SentencePieceTokenizer:
             minloglevel=2,  # errors only
         )
     except RuntimeError as error:
+        if raised:
+            raise raised[0] from None
         raise _vocab_error(vocab_size, str(error)) from error
     return SentencePieceTokenizer(model.getvalue())
 
@@ -92,18 +104,18 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
             yield "".join(lines)
 
 
-def training_texts(folder: Path, max_bytes: int) -> Iterator[str]:
-    """Every n-th training document of a text entry, with the n that keeps below `max_bytes`."""
-    sizes = text_store.lengths(folder, "train")
-    stride = max(1, -(-int(sizes.sum(dtype=np.int64)) // max_bytes))
-    left, begin = max_bytes, 0
-    for first, window in text_store.windows(sizes):
-        offsets = begin + np.cumsum(window) - window
-        for place in range(-first % stride, len(window), stride):
-            if left <= 0:
-                return
-            one = window[place : place + 1]
-            text = text_store.read_span(folder, "train", int(offsets[place]), one)[0]
+def training_texts(folder: Path, part: Mapping[str, Any], max_bytes: int) -> Iterator[str]:
+    """Every n-th training document of a text entry, with the n that keeps below `max_bytes`.
+
+    Args:
+        part: of the split `train` in the entry's manifest.
+
+    Raises:
+        DataError: after the last one, if the text was changed.
+    """
+    stride = max(1, -(-part["bytes"] // max_bytes))
+    left = max_bytes
+    for number, text in enumerate(text_store.documents(folder, "train", part)):
+        if number % stride == 0 and left > 0:
             yield text[:left]  # a long single document; characters are at most as many as bytes
-            left -= int(one[0])
-        begin = int(offsets[-1] + window[-1])
+            left -= len(text.encode())

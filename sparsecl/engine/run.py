@@ -4,7 +4,7 @@ Order matters: everything that a user can get wrong is checked before the run fo
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from sparsecl import dist
 from sparsecl.checkpoint.manifest import MANIFEST, read_manifest, verify
 from sparsecl.checkpoint.publish import candidates, newest_valid
 from sparsecl.config_nodes import read_text
+from sparsecl.data.held_file import Stamp
 from sparsecl.data.prepare import PreparedData, prepare
 from sparsecl.engine import board, display, ds_config, state
 from sparsecl.engine.build import Built, build, check_precision
@@ -133,12 +134,17 @@ def dry_run(prepared: Prepared) -> str:
 
 
 def run(
-    prepared: Prepared, *, resume: Resume = "auto", allowed: Allowed = NOTHING
+    prepared: Prepared,
+    *,
+    resume: Resume = "auto",
+    allowed: Allowed = NOTHING,
+    check_sources: bool = False,
 ) -> dict[str, Any] | None:
     """Train, or go on training, or show what is finished. Collective over the world.
 
     Args:
         allowed: what may differ from the run that wrote the checkpoint.
+        check_sources: compare the files that the cached text was made of with what they were.
 
     Returns:
         The summary of results.json on rank 0, None elsewhere.
@@ -147,7 +153,7 @@ def run(
         UserError: the same on all ranks.
     """
     try:
-        return _run(prepared, resume, allowed, StopRequest())
+        return _run(prepared, resume, allowed, check_sources, StopRequest())
     except RuntimeError as error:
         if not dist.is_lost_peer(error):
             raise
@@ -159,7 +165,7 @@ def run(
 
 
 def _run(
-    prepared: Prepared, resume: Resume, allowed: Allowed, stop: StopRequest
+    prepared: Prepared, resume: Resume, allowed: Allowed, check_sources: bool, stop: StopRequest
 ) -> dict[str, Any] | None:
     config = prepared.config
     dist.init(config.parallel.tensor, join_seconds=config.health.join_seconds)
@@ -168,10 +174,12 @@ def _run(
         if dist.agree(lambda: folder is not None and _is_finished(folder, config), only_first=True):
             return dist.agree(lambda: _show_finished(folder))
         # Rank 0 first, so that the others (on this machine) find the data ready, however long a
-        # large corpus takes. It also compares every digest: a changed token file must end here, not
-        # in the middle of the run.
-        dist.agree_at_length(lambda: _prepare_data(prepared, verify=True) and None)
-        data: PreparedData = dist.agree(lambda: _prepare_data(prepared))
+        # large corpus takes. They believe it about the files that it has read; what they find in
+        # a cache of their own machine they compare with its sha256 themselves.
+        known: frozenset[Stamp] = dist.agree_at_length(
+            lambda: _prepare_data(prepared, check_sources=check_sources).stamps
+        )
+        data: PreparedData = dist.agree(lambda: _prepare_data(prepared, known=known))
         trainer = _assemble(prepared, data, folder, resume, allowed, stop)
         with _watched(config.health.hang_seconds):
             trainer.run()
@@ -226,7 +234,9 @@ def _claim(run_dir: Path, resume: Resume) -> RunFolder | None:
     return claimed[0] if claimed else None
 
 
-def _prepare_data(prepared: Prepared, *, verify: bool = False) -> PreparedData:
+def _prepare_data(
+    prepared: Prepared, *, known: Collection[Stamp] = (), check_sources: bool = False
+) -> PreparedData:
     config = prepared.config
     return prepare(
         config.data,
@@ -234,7 +244,8 @@ def _prepare_data(prepared: Prepared, *, verify: bool = False) -> PreparedData:
         context=prepared.plan.shape.context,
         seed=config.seed,
         show_progress=dist.rank() == 0,
-        verify=verify,
+        known=known,
+        check_sources=check_sources,
     )
 
 

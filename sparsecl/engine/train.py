@@ -417,6 +417,7 @@ class Trainer:
                 batch=self.config.eval.batch,
                 step=self.step,
             )
+        self._check_data()
         self.journal.evaluation(scores, at=at, phase=phase)
         losses = {name: score.loss for name, score in scores.items()}
         return at == "during" and self._ends_early(losses)
@@ -473,7 +474,17 @@ class Trainer:
             "The same command goes on from there."
         )
 
+    def _check_data(self) -> None:
+        """Nothing is recorded or saved of tokens that somebody has overwritten.
+
+        Raises:
+            DataError: on all ranks, if a token file of any is not what it was at the start.
+        """
+        with watchdog.patient("the sha256 of token files", METHOD_SECONDS):
+            dist.agree(self.data.check)
+
     def _save(self) -> None:
+        self._check_data()
         with self.monitor.checkpoint():
             self.keeper.save(self.methods)
 

@@ -4,16 +4,14 @@ import numpy as np
 import pytest
 
 from sparsecl.data.batches import NO_TARGET, PhaseStream, evaluation_windows, sample_indices
-from sparsecl.data.token_store import TokenStore
 from sparsecl.errors import DataError
+from tests.data.stores import token_store
 
 
 @pytest.fixture
 def store_of(tmp_path):
     def make(tokens, vocab_size=1000):
-        path = tmp_path / "train.tokens"
-        np.asarray(tokens, dtype="<u2").tofile(path)
-        return TokenStore(np.memmap(path, dtype="<u2", mode="r"), vocab_size, 0, 1, path)
+        return token_store(tmp_path / "train.tokens", tokens, vocab_size)
 
     return make
 

@@ -1,7 +1,5 @@
 """Cutting, duplicates, and the split by hash."""
 
-import numpy as np
-import pytest
 from tqdm import tqdm
 
 from sparsecl.data import text_store
@@ -20,12 +18,8 @@ def write(folder, train, validation=None, **options):
         return write_texts(source, folder, progress=progress, **(values | options))
 
 
-def read(folder, split):
-    return [
-        document
-        for offset, sizes in text_store.spans(folder, split, 50)
-        for document in text_store.read_span(folder, split, offset, sizes)
-    ]
+def read(folder, manifest, split="train"):
+    return list(text_store.documents(folder, split, manifest[split]))
 
 
 def test_cut_by_hand():
@@ -46,38 +40,39 @@ def test_cut_never_parts_a_character():
 def test_store_keeps_documents_and_boundaries(tmp_path):
     documents = [f"document {i} " * (i % 5 + 1) for i in range(40)]
     manifest = write(tmp_path, documents, ["held out"])
-    assert read(tmp_path, "train") == documents
-    assert read(tmp_path, "validation") == ["held out"]
+    assert read(tmp_path, manifest) == documents
+    assert read(tmp_path, manifest, "validation") == ["held out"]
     assert manifest["train"]["documents"] == 40
     assert manifest["train"]["bytes"] == sum(map(len, documents))
 
 
 def test_duplicates_are_dropped_white_space_aside(tmp_path):
     manifest = write(tmp_path, ["a b", "a  b\n", "c", "A b", "", " \n", "e\u0301", "\u00e9"], ["v"])
-    assert read(tmp_path, "train") == ["a b", "c", "A b", "e\u0301"]
+    assert read(tmp_path, manifest) == ["a b", "c", "A b", "e\u0301"]
     assert manifest["dropped"] == {"empty": 2, "duplicate": 2}
 
 
 def test_a_validation_document_is_never_in_train(tmp_path):
-    write(tmp_path, ["one", "two  ", "three"], ["two", "four"])
-    assert read(tmp_path, "train") == ["one", "three"]
-    assert read(tmp_path, "validation") == ["two", "four"]
+    manifest = write(tmp_path, ["one", "two  ", "three"], ["two", "four"])
+    assert read(tmp_path, manifest) == ["one", "three"]
+    assert read(tmp_path, manifest, "validation") == ["two", "four"]
 
 
 def test_split_by_hash_has_the_share_and_parts_everything(tmp_path):
     documents = [f"document number {i}" for i in range(2000)]
-    write(tmp_path, documents)
-    train, validation = read(tmp_path, "train"), read(tmp_path, "validation")
+    manifest = write(tmp_path, documents)
+    train, validation = read(tmp_path, manifest), read(tmp_path, manifest, "validation")
     assert sorted(train + validation) == sorted(documents)
     assert 340 < len(validation) < 460  # 400 expected, standard deviation 18
 
 
 def test_adding_documents_moves_no_other_document(tmp_path):
     old = [f"document number {i}" for i in range(300)]
-    write(tmp_path / "a", old)
-    write(tmp_path / "b", [f"new {i}" for i in range(100)] + old[::-1])
+    before = write(tmp_path / "a", old)
+    after = write(tmp_path / "b", [f"new {i}" for i in range(100)] + old[::-1])
     for split in ("train", "validation"):
-        assert set(read(tmp_path / "a", split)) == set(read(tmp_path / "b", split)) & set(old)
+        found = set(read(tmp_path / "b", after, split))
+        assert set(read(tmp_path / "a", before, split)) == found & set(old)
 
 
 def test_the_cap_stops_reading(tmp_path):
@@ -93,23 +88,14 @@ def test_the_cap_stops_reading(tmp_path):
 
 
 def test_line_ends_become_newlines_and_long_documents_pieces(tmp_path):
-    write(tmp_path, ["a\r\nb", "x" * 2500], ["v"])
-    assert read(tmp_path, "train") == ["a\nb", "x" * 1000, "x" * 500]  # an equal piece is dropped
+    manifest = write(tmp_path, ["a\r\nb", "x" * 2500], ["v"])
+    assert read(tmp_path, manifest) == ["a\nb", "x" * 1000, "x" * 500]  # an equal piece is dropped
 
 
 def test_moving_a_boundary_changes_the_digest(tmp_path):
     one = write(tmp_path / "a", ["ab", "c"], ["v"])
     two = write(tmp_path / "b", ["a", "bc"], ["v"])
     assert one["train"]["sha256"] != two["train"]["sha256"]
-
-
-@pytest.mark.parametrize("target", [1, 5, 100])
-def test_spans_cover_all_documents_in_order(tmp_path, target):
-    write(tmp_path, ["aa", "bbbb", "c" * 30, "d"], ["v"])
-    spans = list(text_store.spans(tmp_path, "train", target))
-    assert np.concatenate([sizes for _, sizes in spans]).tolist() == [2, 4, 30, 1]
-    assert [offset for offset, _ in spans][0] == 0
-    assert all(sizes.sum() <= target or len(sizes) == 1 for _, sizes in spans)
 
 
 def test_document_hash_is_of_normalised_text():

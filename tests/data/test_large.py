@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from sparsecl import config as configs
-from sparsecl.data import text_store, tokenizer_training
+from sparsecl.data import text_store, tokenize, tokenizer_training
 from sparsecl.data.config import DataConfig
 from sparsecl.data.digest_set import DigestSet
 from sparsecl.data.prepare import prepare
 from sparsecl.data.text_store import TextWriter
 from sparsecl.data.tokenizer import BytesTokenizer
 from sparsecl.engine.run_config import RunConfig
+from tests.data.stores import all_tokens
 from tests.events import HANG
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,29 +126,30 @@ def test_digests_that_fall_on_the_same_place(tmp_path):
 
 
 @pytest.fixture
-def many(tmp_path, monkeypatch):
-    """Documents "0", "1", ... "99", looked at seven at a time."""
-    monkeypatch.setattr(text_store, "_WINDOW", 7)
+def many(tmp_path):
+    """A folder with the documents "0", "1", ... "99", and what its manifest says of them."""
     with TextWriter(tmp_path, "train") as writer:
         for number in range(100):
             writer.append(str(number).encode())
-    return tmp_path
+    return tmp_path, writer.summary()
 
 
 @pytest.mark.parametrize("target", [1, 5, 1000])
-def test_spans_hold_every_document_once(many, target):
-    spans = list(text_store.spans(many, "train", target))
-    assert [t for o, s in spans for t in text_store.read_span(many, "train", o, s)] == [
-        str(number) for number in range(100)
-    ]
-    assert all(sizes.sum() <= target or len(sizes) == 1 for _, sizes in spans)
+def test_spans_hold_every_document_once(many, target, monkeypatch):
+    monkeypatch.setattr(tokenize, "_SPAN_CHARACTERS", target)
+    folder, part = many
+    spans = list(tokenize._spans(text_store.documents(folder, "train", part)))
+    assert [text for span in spans for text in span] == [str(number) for number in range(100)]
+    assert all(sum(map(len, span)) <= target or len(span) == 1 for span in spans)
 
 
-def test_the_sample_of_the_tokenizer_is_spread_over_all_windows(many):
-    # 190 bytes and room for 50: every fourth document, across the borders of the windows.
-    found = list(tokenizer_training.training_texts(many, 50))
+def test_the_sample_of_the_tokenizer_is_spread_over_the_text(many):
+    # 190 bytes and room for 50: every fourth document.
+    folder, part = many
+    found = list(tokenizer_training.training_texts(folder, part, 50))
     assert found == [str(number) for number in range(0, 100, 4)]
-    assert list(tokenizer_training.training_texts(many, 1000)) == [str(n) for n in range(100)]
+    whole = list(tokenizer_training.training_texts(folder, part, 1000))
+    assert whole == [str(number) for number in range(100)]
 
 
 @pytest.fixture
@@ -204,7 +206,7 @@ def test_the_recipe_of_the_five_domains_reads_their_layouts(hub_folders):
     for domain in found.domains:
         counts = domain.manifest["text"]
         assert counts["train"]["documents"] + counts["validation"]["documents"] == 40, domain.name
-        text = found.tokenizer.decode(domain.train.tokens[:60])
+        text = found.tokenizer.decode(all_tokens(domain.train)[:60])
         head = "T" if domain.name == "medical" else "document"  # title, newline, content
         assert text.startswith(head), text
     assert isinstance(found.tokenizer, BytesTokenizer)
@@ -224,7 +226,7 @@ def test_text_that_cannot_be_stored_does_not_end_a_long_preparation(tmp_path):
     overrides.append("data.domains.0.encoding_errors=replace")
     config = configs.load(RunConfig, None, overrides)
     found = prepare(config.data, config.tokenizer, context=8, seed=0)
-    text = found.tokenizer.decode(np.asarray(found.domains[0].train.tokens))
+    text = found.tokenizer.decode(all_tokens(found.domains[0].train))
     assert "a\ufffdb " in text and "\0" not in text
 
 

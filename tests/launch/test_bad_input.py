@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from sparsecl.errors import CannotCreateError, DataError, MissingInputError, UserError
-from sparsecl.files import write_json
+from tests.data.stores import reseal
 from tests.events import HANG, free_port
 from tests.launch.starter import RANK_VARIABLES, ROOT, Starter, tiny
 
@@ -192,17 +192,13 @@ def test_a_token_beyond_the_vocabulary_is_found_before_training(starter):
 
 def test_a_token_beyond_the_vocabulary_in_the_manifest(starter):
     entry = token_entry(starter)
-    manifest = json.loads((entry / "manifest.json").read_text())
-    manifest["train"]["max_token"] = 300
-    write_json(entry / "manifest.json", manifest)
+    reseal(entry / "manifest.json", lambda manifest: manifest["train"].update(max_token=300))
     refused(starter, DataError, "token id 300 >= vocab_size 257")
 
 
 def test_tokens_of_another_tokenizer(starter):
     entry = token_entry(starter)
-    manifest = json.loads((entry / "manifest.json").read_text())
-    manifest["tokenizer"] = "0" * 64
-    write_json(entry / "manifest.json", manifest)
+    reseal(entry / "manifest.json", lambda manifest: manifest.update(tokenizer="0" * 64))
     refused(starter, DataError, str(entry), "tokenizer 000000000000", "delete")
 
 

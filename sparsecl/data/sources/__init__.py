@@ -1,8 +1,13 @@
 """Where text comes from: one file per kind of source, one function of one signature each."""
 
+from collections.abc import Iterator
+from dataclasses import replace
+
+from sparsecl.config_nodes import one_line
 from sparsecl.data.config import DomainConfig
 from sparsecl.data.sources import files, hf, installed, synthetic
 from sparsecl.data.sources.source import OpenSource, Source
+from sparsecl.errors import DataError, MissingInputError
 
 SOURCES: dict[str, OpenSource] = {
     "files": files.open_source,
@@ -14,7 +19,19 @@ SOURCES: dict[str, OpenSource] = {
 
 def open_source(domain: DomainConfig, *, seed: int, max_document_bytes: int) -> Source:
     """Look up the source of a domain; reads listings, not text."""
-    return SOURCES[domain.source](domain, seed=seed, max_document_bytes=max_document_bytes)
+    source = SOURCES[domain.source](domain, seed=seed, max_document_bytes=max_document_bytes)
+    return replace(source, texts=lambda split: _named(source.texts(split), domain.name))
+
+
+def _named(texts: Iterator[str], domain: str) -> Iterator[str]:
+    """The same texts. What no source has said of its own files is said of the domain; whoever
+    writes the texts can then tell an OSError of his own from one of the source."""
+    try:
+        yield from texts
+    except OSError as error:
+        raise MissingInputError(one_line(f"domain {domain}: cannot be read ({error})")) from error
+    except MemoryError as error:
+        raise DataError(f"domain {domain}: a document does not fit into memory") from error
 
 
 __all__ = ["SOURCES", "Source", "open_source"]

@@ -11,6 +11,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from sparsecl.data.sources.reads import Reads, read_bytes
+
 # Files that hand their documentation to C functions as plain strings.
 _STRING_DOCS = re.compile(r"_(torch|tensor|storage|size)_docs\.py|_add_newdocs\.py")
 _SKIPPED_FOLDERS = {"tests", "test", "testing", "externals"}
@@ -19,16 +21,18 @@ _MIN_CHARACTERS = 100  # shorter ones are labels ("See base class"), not text
 
 
 @functools.lru_cache(maxsize=8)
-def docstrings(root: Path) -> tuple[str, ...]:
-    """All docstrings below a package folder, in the order of paths and lines, indentation removed.
+def docstrings(root: Path) -> tuple[tuple[str, ...], Reads]:
+    """All docstrings below a package folder, in the order of paths and lines, indentation removed;
+    and the files that were read.
 
     Kept in memory (a few MB per package) because two domains read the same packages.
     """
     found: list[str] = []
+    reads: Reads = {}
     for path in sorted(root.rglob("*.py")):
         if not any(map(_is_skipped, path.relative_to(root).parts[:-1])):
-            found.extend(_docstrings_of(path))
-    return tuple(found)
+            found.extend(_docstrings_of(path, read_bytes(path, reads)))
+    return tuple(found), reads
 
 
 def _is_skipped(folder: str) -> bool:
@@ -36,8 +40,7 @@ def _is_skipped(folder: str) -> bool:
     return folder in _SKIPPED_FOLDERS or (folder.startswith("_") and folder != "_core")
 
 
-def _docstrings_of(path: Path) -> Iterator[str]:
-    source = path.read_bytes()
+def _docstrings_of(path: Path, source: bytes) -> Iterator[str]:
     if b'"""' not in source and b"'''" not in source:
         return
     try:

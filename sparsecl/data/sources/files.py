@@ -7,19 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from sparsecl.data.config import DomainConfig
-from sparsecl.data.sources.readers import SUFFIXES, Fields, read_documents
+from sparsecl.data.sources.readers import SUFFIXES, read_documents
+from sparsecl.data.sources.reads import Reads, note
+from sparsecl.data.sources.records import Fields
 from sparsecl.data.sources.source import Source
 from sparsecl.errors import DataError, MissingInputError
+from sparsecl.opening import plain_input
 
 
 def open_source(domain: DomainConfig, *, seed: int, max_document_bytes: int) -> Source:
     """List the files of a domain; see `local_files`."""
     del seed  # files are what they are
+    reads: Reads = {}
     fields = Fields(
         names=domain.columns or (domain.text_field,),
         separator=domain.separator,
         replace=domain.encoding_errors == "replace",
         max_bytes=max_document_bytes,
+        reads=reads,
     )
     key = {
         "source": "files",
@@ -27,7 +32,9 @@ def open_source(domain: DomainConfig, *, seed: int, max_document_bytes: int) -> 
         "separator": domain.separator,
         "encoding_errors": domain.encoding_errors,
     }
-    return local_files(domain, lambda path: read_documents(path, fields), key, suffixes=SUFFIXES)
+    return local_files(
+        domain, lambda path: read_documents(path, fields), key, suffixes=SUFFIXES, reads=reads
+    )
 
 
 def local_files(
@@ -36,6 +43,7 @@ def local_files(
     key: Mapping[str, Any],
     *,
     suffixes: tuple[str, ...],
+    reads: Reads | None = None,
 ) -> Source:
     """The files that `train` and `validation` name, each checked to be there and not empty.
 
@@ -43,6 +51,8 @@ def local_files(
         read: documents of one file.
         key: JSON values that decide, beside the files, what is read: name of the source, options.
         suffixes: of the files that `read` understands, in lower case.
+        reads: where `read` notes the sha256 of what it reads (reads.reading); files that it does
+            not note are read once more for it.
 
     Raises:
         MissingInputError: a file is missing, a folder, unreadable; a glob matches nothing.
@@ -53,12 +63,19 @@ def local_files(
         for split in ("train", "validation")
     }
 
+    noted: Reads = {} if reads is None else reads
+
     def texts(split: str) -> Iterator[str]:
         for path in paths[split]:
-            yield from read(path)
+            try:
+                yield from read(path)
+            finally:  # who reads may have enough before the end
+                if str(path) not in noted:
+                    note(path, noted)
 
     stamps = {split: [_stamp(path) for path in paths[split]] for split in paths}
-    return Source(key={**key, **stamps}, texts=texts, has_validation=bool(domain.validation))
+    has_validation = bool(domain.validation)
+    return Source(key={**key, **stamps}, texts=texts, has_validation=has_validation, reads=noted)
 
 
 def _expand(
@@ -83,7 +100,7 @@ def _checked(path: Path, where: str, suffixes: tuple[str, ...]) -> Path:
     if path.is_dir():
         raise MissingInputError(f"{where}: {path} is a folder; write a glob such as {path}/*.jsonl")
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=plain_input) as file:
             empty = not file.read(1)
     except OSError as error:
         reason = error.strerror or str(error)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from sparsecl.data.config import DomainConfig
 from sparsecl.data.sources import docstrings
+from sparsecl.data.sources.reads import Reads, read_bytes
 from sparsecl.data.sources.source import Source
 from sparsecl.errors import MissingInputError
 
@@ -43,10 +44,10 @@ class _Recipe:
 
     Attributes:
         required, optional: packages it is read from.
-        read: folders of the packages that are there -> documents.
+        read: folders of the packages that are there -> documents; notes the files.
     """
 
-    read: Callable[[list[Path]], Iterator[str]]
+    read: Callable[[list[Path], Reads], Iterator[str]]
     required: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
 
@@ -74,11 +75,13 @@ def open_source(domain: DomainConfig, *, seed: int, max_document_bytes: int) -> 
     if domain.name == "legal":
         versions |= {name: found.version for name, found in _dependencies().items()}
 
+    reads: Reads = {}
+
     def texts(split: str) -> Iterator[str]:
-        return recipe.read(folders) if split == "train" else iter(())
+        return recipe.read(folders, reads) if split == "train" else iter(())
 
     key = {"source": "installed", "domain": domain.name, "versions": versions}
-    return Source(key=key, texts=texts)
+    return Source(key=key, texts=texts, reads=reads)
 
 
 def _package_folder(package: str) -> Path | None:
@@ -88,36 +91,41 @@ def _package_folder(package: str) -> Path | None:
     return Path(next(iter(places))) if places else None
 
 
-def _code(_: list[Path]) -> Iterator[str]:
+def _code(_: list[Path], reads: Reads) -> Iterator[str]:
     root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
         generated = parts[0].startswith(("config-", "_sysconfigdata"))
         if not generated and not _NOT_CODE & set(parts):
-            yield _read(path)
+            yield _read(path, reads)
 
 
-def _prose(folders: list[Path]) -> Iterator[str]:
+def _prose(folders: list[Path], reads: Reads) -> Iterator[str]:
+    yield from map(docstrings.prose, _docstrings(folders, reads))
+
+
+def _dialogue(folders: list[Path], reads: Reads) -> Iterator[str]:
+    yield from map(docstrings.dialogue, _docstrings(folders, reads))
+
+
+def _docstrings(folders: list[Path], reads: Reads) -> Iterator[str]:
     for folder in folders:
-        yield from map(docstrings.prose, docstrings.docstrings(folder))
+        found, files = docstrings.docstrings(folder)
+        reads.update(files)
+        yield from found
 
 
-def _dialogue(folders: list[Path]) -> Iterator[str]:
-    for folder in folders:
-        yield from map(docstrings.dialogue, docstrings.docstrings(folder))
-
-
-def _legal(_: list[Path]) -> Iterator[str]:
+def _legal(_: list[Path], reads: Reads) -> Iterator[str]:
     """Licences in the order of packages and paths; exact copies are dropped by the caller."""
     for distribution in _dependencies().values():
         for file in sorted(distribution.files or (), key=str):
             if _LICENCE.fullmatch(file.name) and file.suffix.lower() not in _NOT_TEXT:
                 path = Path(str(distribution.locate_file(file)))
                 if path.is_file():
-                    yield _read(path)
+                    yield _read(path, reads)
     own = Path(sysconfig.get_path("stdlib")) / "LICENSE.txt"
     if own.is_file():
-        yield _read(own)
+        yield _read(own, reads)
 
 
 def _dependencies() -> dict[str, importlib.metadata.Distribution]:
@@ -144,9 +152,9 @@ def _dependencies() -> dict[str, importlib.metadata.Distribution]:
     return dict(sorted(found.items()))
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, reads: Reads) -> str:
     # Old licence files are in Latin-1; a replaced letter in a name does no harm here.
-    return path.read_bytes().decode(errors="replace").replace("\0", "\ufffd")
+    return read_bytes(path, reads).decode(errors="replace").replace("\0", "\ufffd")
 
 
 _RECIPES: dict[str, _Recipe] = {

@@ -9,10 +9,17 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
+from sparsecl.data.sources.parquet import parquet_rows
+from sparsecl.data.sources.reads import reading
+from sparsecl.data.sources.records import (
+    Fields,
+    check_ratio,
+    text_of,
+    too_long,
+)
 from sparsecl.errors import DataError, MissingInputError
 
 _TEXT = (".txt", ".text", ".md", ".rst", ".tex", ".py")
@@ -23,23 +30,6 @@ SUFFIXES = (*_TEXT, *_LINES, ".parquet", *(f"{s}.gz" for s in (*_TEXT, *_LINES))
 _CHUNK_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
-class Fields:
-    """How to read a file.
-
-    Attributes:
-        names: fields of a record that are joined by a newline.
-        separator: parts the documents of a plain text file; empty: the file is one document.
-        replace: bytes that are not UTF-8, NUL and lone surrogates become U+FFFD, not an error.
-        max_bytes: bound on the text that is held at a time; longer plain text comes in pieces.
-    """
-
-    names: tuple[str, ...] = ("text",)
-    separator: str = ""
-    replace: bool = False
-    max_bytes: int = 1_000_000
-
-
 def read_documents(path: Path, fields: Fields) -> Iterator[str]:
     """Documents of a file in order; its kind is told by its name.
 
@@ -48,15 +38,18 @@ def read_documents(path: Path, fields: Fields) -> Iterator[str]:
         MissingInputError: the file cannot be read.
     """
     kind = path.name.lower().removesuffix(".gz")
-    any_text = False
+    any_text, num_characters = False, 0
     with _named_errors(path):
         if kind.endswith(".parquet"):
-            documents = _parquet(path, fields)
+            documents = parquet_rows(path, fields)
         elif kind.endswith(_LINES):
             documents = _json_lines(path, fields)
         else:
             documents = _plain(path, fields)
+        packed = path.stat().st_size
         for document in documents:
+            num_characters += len(document)
+            check_ratio(path, packed, num_characters)
             any_text = any_text or not document.isspace() and bool(document)
             yield document
     if not any_text:
@@ -75,20 +68,29 @@ def _named_errors(path: Path) -> Iterator[None]:
         raise MissingInputError(f"{path}: {error.strerror or error}") from error
 
 
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else open(path, "rb")  # type: ignore[return-value]
+@contextlib.contextmanager
+def _open(path: Path, fields: Fields) -> Iterator[IO[bytes]]:
+    with reading(path, fields.reads) as file:
+        if path.name.lower().endswith(".gz"):
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                yield cast(IO[bytes], unpacked)
+        else:
+            yield file
 
 
 def _json_lines(path: Path, fields: Fields) -> Iterator[str]:
-    offset = 0
-    with _open(path) as file:
-        for number, line in enumerate(file, start=1):
+    offset, number = 0, 0
+    with _open(path, fields) as file:
+        while line := file.readline(fields.max_record + 1):
+            number += 1
             where = f"{path}:{number}"
+            if len(line) > fields.max_record:
+                raise DataError(f"{where}: the line is {too_long(fields.max_record)}")
             raw = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             text = _decode(raw, where, offset + len(line) - len(raw), fields.replace)
             offset += len(line)
             if text.strip():
-                yield _from_record(_parse(text, where), where, fields)
+                yield text_of(_parse(text, where), where, fields)
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:
@@ -103,90 +105,33 @@ def _parse(text: str, where: str) -> dict[str, Any]:
     return record
 
 
-def _from_record(record: dict[str, Any], where: str, fields: Fields) -> str:
-    return join_fields(record, where, fields.names, replace=fields.replace)
-
-
-def join_fields(
-    record: dict[str, Any], where: str, names: tuple[str, ...], *, replace: bool = False
-) -> str:
-    """Text of a record: the named fields, joined by a newline.
-
-    Raises:
-        DataError: a field is missing, is not text, or holds what UTF-8 cannot.
-    """
-    parts = []
-    for name in names:
-        if name not in record:
-            has = ", ".join(sorted(map(str, record))[:20]) or "none"
-            raise DataError(f"{where}: no field {name!r} (text_field, columns); it has {has}")
-        value = record[name]
-        if not isinstance(value, str):
-            raise DataError(f"{where}: field {name!r} must be text, got {type(value).__name__}")
-        parts.append(value)
-    return _storable("\n".join(parts), where, replace)
-
-
-def _storable(text: str, where: str, replace: bool) -> str:
-    """Text without lone surrogates and NUL, which JSON can spell and a text must not hold."""
-    try:
-        text.encode()
-        sound = "\0" not in text
-    except UnicodeEncodeError:
-        sound = False
-    if sound:
-        return text
-    if not replace:
-        raise DataError(
-            f"{where}: the text holds NUL or half a surrogate pair; "
-            f"set encoding_errors: replace to accept it"
-        )
-    pairs = text.replace("\0", "\ufffd").encode("utf-16-le", "surrogatepass")
-    return pairs.decode("utf-16-le", "replace")
-
-
-def _parquet(path: Path, fields: Fields) -> Iterator[str]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-        has = file.schema_arrow.names
-        missing = [name for name in fields.names if name not in has]
-        if missing:
-            raise DataError(f"{path}: no column {missing[0]!r} (text_field, columns); it has {has}")
-        row = 0
-        for batch in file.iter_batches(batch_size=256, columns=list(fields.names)):
-            for record in batch.to_pylist():
-                row += 1
-                yield _from_record(record, f"{path}: row {row}", fields)
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{path}: broken parquet data ({reason})") from error
-
-
 def _plain(path: Path, fields: Fields) -> Iterator[str]:
     """Plain text, read in chunks; a piece ends at a separator or at the bound."""
-    buffer = ""
-    for chunk in _chunks(path, fields.replace):
+    buffer, mark = "", fields.separator
+    for chunk in _chunks(path, fields):
+        searched = max(0, len(buffer) - len(mark) + 1)  # no separator begins before that
         buffer += chunk
-        if fields.separator:
-            *documents, buffer = buffer.split(fields.separator)
-            yield from documents
+        begin = 0
+        while mark and (found := buffer.find(mark, max(begin, searched))) >= 0:
+            yield buffer[begin:found]
+            begin = found + len(mark)
         # Characters are at most as many as bytes, so a buffer of max_bytes characters may be
         # more bytes; the cut into documents below the bound is made later, this one only
         # keeps a huge file from being held at once.
-        while len(buffer) > 2 * fields.max_bytes:
-            end = buffer.rfind("\n", 0, fields.max_bytes) + 1 or fields.max_bytes
-            yield buffer[:end]
-            buffer = buffer[end:]
+        while len(buffer) - begin > 2 * fields.max_bytes:
+            limit = begin + fields.max_bytes
+            end = buffer.rfind("\n", begin, limit) + 1 or limit
+            yield buffer[begin:end]
+            begin = end
+        buffer = buffer[begin:]
     yield buffer
 
 
-def _chunks(path: Path, replace: bool) -> Iterator[str]:
+def _chunks(path: Path, fields: Fields) -> Iterator[str]:
+    replace = fields.replace
     decoder = codecs.getincrementaldecoder("utf-8")("replace" if replace else "strict")
     offset = 0
-    with _open(path) as file:
+    with _open(path, fields) as file:
         while True:
             chunk = file.read(_CHUNK_BYTES)
             start = offset - len(decoder.getstate()[0])

@@ -1,10 +1,11 @@
 """What every source answers."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from sparsecl.data.config import DomainConfig
+from sparsecl.data.sources.reads import Reads
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Source:
         has_validation: whether validation text is given.
         atomic: documents must not be cut, however long they are.
         entropy_rate: nats per UTF-8 byte, where it is known.
+        reads: the files that `texts` has read so far; filled while it is iterated.
     """
 
     key: dict[str, Any]
@@ -26,6 +28,7 @@ class Source:
     has_validation: bool = False
     atomic: bool = False
     entropy_rate: float | None = None
+    reads: Reads = field(default_factory=dict)
 
 
 class OpenSource(Protocol):

@@ -64,9 +64,10 @@ def test_docstrings_are_read_without_importing(tmp_path):
     )
     (tmp_path / "a.py").write_text('def f(:\n    """broken syntax"""')
     (tmp_path / "_torch_docs.py").write_text('add(x, r"""first""")\nadd(y, """second""" + z)')
-    found = docstrings.docstrings(tmp_path)
+    found, reads = docstrings.docstrings(tmp_path)
     assert sorted(found) == ["class", "first", "method", "module", "second"]
     assert found[-3:] == ("module", "class", "method")
+    assert str(tmp_path / "b.py") in reads and len(reads) == 3
 
 
 @pytest.mark.parametrize("name", ["code", "legal"])
@@ -79,7 +80,7 @@ def test_the_environment_gives_enough_text(name):
 def test_sessions_of_one_package_are_dialogue():
     folder = installed._package_folder("numpy")
     assert folder is not None
-    documents = [d for d in installed._dialogue([folder]) if d]
+    documents = [d for d in installed._dialogue([folder], {}) if d]
     assert sum(map(len, documents)) > 100_000
     assert all(d.startswith("User: ") for d in documents)
 
