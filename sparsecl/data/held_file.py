@@ -81,7 +81,7 @@ class HeldFile:
         Raises:
             DataError: the file is shorter by now.
         """
-        left = memoryview(array).cast("B")
+        left = array.data.cast("B")
         while left:
             try:
                 done = os.preadv(self._file.fileno(), [left], offset)

@@ -475,11 +475,8 @@ class Trainer:
         )
 
     def _check_data(self) -> None:
-        """Nothing is recorded or saved of tokens that somebody has overwritten.
-
-        Raises:
-            DataError: on all ranks, if a token file of any is not what it was at the start.
-        """
+        """Raise DataError on all ranks if somebody has written to tokens that any of them reads, so
+        that nothing is recorded or saved of them."""
         with watchdog.patient("the sha256 of token files", METHOD_SECONDS):
             dist.agree(self.data.check)
 

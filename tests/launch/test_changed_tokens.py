@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sparsecl.errors import DataError
-from tests.launch.kills import wait_for
+from tests.events import wait_for
 from tests.launch.starter import Starter
 
 
@@ -38,7 +38,11 @@ def test_a_run_ends_at_the_next_border_and_saves_nothing(starter: Starter, chang
     jobs = starter.start_ranks(arguments, world_size)
     for job in jobs:
         status = Path(f"/proc/{job.process.pid}/status")
-        wait_for(lambda status=status: "T (stopped)" in status.read_text(), job)
+        wait_for(
+            lambda status=status: "T (stopped)" in status.read_text(),
+            "the stop",
+            alive=lambda job=job: job.alive,
+        )
     change(next(starter.cache.glob("tokens/b-*")) / "validation.tokens")
     for job in jobs:
         os.kill(job.process.pid, signal.SIGCONT)
