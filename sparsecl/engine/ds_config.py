@@ -10,7 +10,7 @@ silence, clips at 1.0 when the file says nothing, and answers a typo in a block 
 
 import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -95,6 +95,10 @@ def resolve(path: Path, numbers: RunNumbers) -> Resolved:
         _fill_optimizer(file, config["optimizer"], numbers)
     stage, offload = _check_zero(file, config, numbers)
     _check_blocks(file, config)
+    # DeepSpeed's timer is on if the file says nothing, and waits for the device twice in every
+    # micro-batch; the run measures its own speed.
+    timers = config.setdefault("timers", {}).setdefault("throughput", {})
+    timers.setdefault("enabled", False)
     return Resolved(config, tuple(_warnings(file, config)), stage, offload)
 
 
@@ -199,11 +203,30 @@ def _fill_precision(file: JsonFile, config: dict[str, Any], numbers: RunNumbers)
         block = config.setdefault(name, {})
         source = f"precision={numbers.precision}"
         _fill(file, block, f"{name}.enabled", numbers.precision == name, source)
-    accumulate = config.get("data_types", {}).get("grad_accum_dtype")
-    stage = config["zero_optimization"]["stage"]
-    if stage == 0 and accumulate not in (None, numbers.precision):
-        problem = f"is {json.dumps(accumulate)}; with ZeRO stage 0 and precision"
-        file.fail("data_types.grad_accum_dtype", f"{problem}={numbers.precision} remove it")
+    _fill_accumulation(file, config, numbers)
+
+
+def _fill_accumulation(file: JsonFile, config: dict[str, Any], numbers: RunNumbers) -> None:
+    """Sum the gradients of several micro-batches in fp32, unless the file says otherwise."""
+    types = config.get("data_types", {})
+    written = types.get("grad_accum_dtype")
+    if config["zero_optimization"]["stage"] == 0:
+        # DeepSpeed's stage 0 sums in the precision of the weights and knows nothing else.
+        if written not in (None, numbers.precision):
+            problem = f"is {json.dumps(written)}; with ZeRO stage 0 and precision"
+            file.fail("data_types.grad_accum_dtype", f"{problem}={numbers.precision} remove it")
+    elif numbers.precision != "fp32" and config["gradient_accumulation_steps"] > 1:
+        # bf16 keeps 8 significant bits: a sum of many micro-batches would lose the later ones.
+        config.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
+    if sums_in_fp32(config) and config["zero_optimization"]["stage"] == 1:
+        # Else the wrapper of stage 1 keeps every gradient twice, in bf16 and in fp32.
+        config["bf16"].setdefault("immediate_grad_update", True)
+
+
+def sums_in_fp32(config: Mapping[str, Any]) -> bool:
+    """Whether a resolved config adds gradients of lower precision in fp32."""
+    low = config["bf16"]["enabled"] or config["fp16"]["enabled"]
+    return low and config.get("data_types", {}).get("grad_accum_dtype") == "fp32"
 
 
 def _fill_optimizer(file: JsonFile, block: dict[str, Any], numbers: RunNumbers) -> None:
@@ -251,6 +274,11 @@ def _check_zero(file: JsonFile, config: dict[str, Any], numbers: RunNumbers) -> 
         problem = f"is false, but the run config has optimizer.clip={numbers.clip}; remove it"
         file.fail("zero_optimization.compute_grad_norm", problem)
     offload = devices["offload_optimizer"] == "cpu"
+    if stage == 1 and zero.get("compute_grad_norm") is False and not offload:
+        if numbers.precision == "bf16" and sums_in_fp32(config):
+            problem = "is false, but fp32 sums of bf16 gradients need the norm in stage 1; remove"
+            way_out = 'it, or write "data_types": {"grad_accum_dtype": "bf16"}'
+            file.fail("zero_optimization.compute_grad_norm", f"{problem} {way_out}")
     if "optimizer" not in config:
         # The engine brings a torch optimizer; ZeRO takes it only with these two permissions.
         reason = "its own optimizer"

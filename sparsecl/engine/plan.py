@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sparsecl.engine.ds_config import Resolved, accumulation
+from sparsecl.engine.ds_config import Resolved, accumulation, sums_in_fp32
 from sparsecl.engine.run_config import PhasesConfig, RunConfig, StageConfig
 from sparsecl.errors import UserError
 from sparsecl.model.config import ModelShape, check_tensor_parallel
@@ -127,6 +127,7 @@ def rank_layout(config: RunConfig, plan: Plan, deepspeed: Resolved, *, gpu: bool
         gpu=gpu,
         num_moments=2 if config.optimizer.kind != "sgd" else momentum,
         accumulates=plan.accumulation > 1,
+        sums_in_fp32=sums_in_fp32(deepspeed.config),
         # DeepSpeed's own default, if the JSON does not say.
         persistence=int(zero.get("stage3_param_persistence_threshold", 100_000)),
     )

@@ -56,6 +56,10 @@ class Layout:
     accumulates: bool = True
     """A step has several micro-batches: ZeRO 1 keeps whole gradients from one to the next."""
 
+    sums_in_fp32: bool = False
+    """Gradients are added in fp32, whatever the precision (data_types.grad_accum_dtype of the
+    DeepSpeed JSON)."""
+
     persistence: int = 0
     """ZeRO 3 keeps parameters of at most so many elements whole on every rank, beside their shards
     (stage3_param_persistence_threshold of the DeepSpeed JSON)."""
@@ -147,7 +151,8 @@ def memory_per_rank(
     num_whole = 0
     if layout.zero_stage >= 3 and layout.dp_size > 1:
         num_whole = sum(size for size in sizes if size <= layout.persistence)
-    shards_gradients = layout.zero_stage >= (1 if not layout.accumulates else 2)
+    keeps_whole = layout.accumulates or layout.sums_in_fp32
+    shards_gradients = layout.zero_stage >= (2 if keeps_whole else 1)
     own_master = layout.precision != "fp32" or layout.zero_stage >= 1
     anchored = sum(part.cells for part in parts if part.sparse) if config.role == "update" else 0
     activations, head, block = _activations(shape, rows, layout, parts)
@@ -157,7 +162,7 @@ def memory_per_rank(
     matrices = e * max(_new_elements(part, config) for part in parts) + table
     return RankMemory(
         weights=e * (num_shard + num_whole if layout.zero_stage >= 3 else num_local),
-        gradients=e * (num_shard if shards_gradients else num_local),
+        gradients=(4 if layout.sums_in_fp32 else e) * (num_shard if shards_gradients else num_local),
         master=4 * num_state if own_master else 0,
         moments=4 * layout.num_moments * num_state,
         anchors=4 * (-(-anchored // layout.dp_size) if layout.zero_stage >= 1 else anchored),

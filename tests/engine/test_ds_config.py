@@ -55,8 +55,36 @@ def test_the_run_config_fills_what_the_file_leaves_open(tmp_path, value):
         "fp16": {"enabled": False},
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {"stage": 0},
+        "timers": {"throughput": {"enabled": False}},
     }
     assert (resolved.stage, resolved.offload) == (0, False)
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings", "expected"),
+    [
+        (0, {}, None),
+        (1, {}, "fp32"),
+        (2, {}, "fp32"),
+        (3, {"precision": "fp16"}, "fp32"),
+        (2, {"precision": "fp32"}, None),
+        (1, {"micro": 4}, None),  # a step has one micro-batch
+    ],
+)
+def test_lower_precisions_are_summed_in_fp32(tmp_path, stage, settings, expected):
+    numbers = dataclasses.replace(NUMBERS, **settings)
+    value = {"zero_optimization": {"stage": stage}}
+    config = resolve(write(tmp_path, value), numbers).config
+    assert config.get("data_types", {}).get("grad_accum_dtype") == expected
+    assert ("immediate_grad_update" in config["bf16"]) is (stage == 1 and expected is not None)
+    value["data_types"] = {"grad_accum_dtype": numbers.precision}
+    config = resolve(write(tmp_path, value), numbers).config
+    assert config["data_types"]["grad_accum_dtype"] == numbers.precision
+
+
+def test_a_timer_that_the_file_asks_for_stays(tmp_path):
+    value = {"timers": {"throughput": {"enabled": True}}}
+    assert resolve(write(tmp_path, value), NUMBERS).config["timers"] == value["timers"]
 
 
 def test_equal_numbers_in_both_files_are_fine(tmp_path):
@@ -213,6 +241,12 @@ MISTAKES = [
         "optimizer.clip=1.0; remove it",
     ),
     (
+        {"zero_optimization": {"stage": 1, "compute_grad_norm": False}},
+        "ds.json:4: zero_optimization.compute_grad_norm: is false, but fp32 sums of bf16 gradients "
+        'need the norm in stage 1; remove it, or write "data_types": {"grad_accum_dtype": "bf16"}',
+        dataclasses.replace(NUMBERS, clip=0.0),
+    ),
+    (
         {
             "zero_force_ds_cpu_optimizer": True,
             "zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}},
@@ -238,9 +272,10 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("value", "expected"), MISTAKES)
-def test_a_mistake_gets_one_line(tmp_path, value, expected):
-    assert message(tmp_path, value) == expected
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gets_one_line(tmp_path, mistake):
+    value, expected, *numbers = mistake
+    assert message(tmp_path, value, *numbers) == expected
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -55,6 +55,16 @@ def test_state_by_stage_over_four_ranks(
     assert found.total == found.state + found.activations + found.transient
 
 
+def test_fp32_sums_cost_four_bytes_of_what_a_stage_keeps():
+    for stage, bytes_each in ((1, 4), (2, 1), (3, 1)):
+        for accumulates in (True, False):
+            layout = Layout(
+                zero_stage=stage, precision="bf16", dp_size=4, accumulates=accumulates,
+                sums_in_fp32=True,
+            )  # fmt: skip
+            assert ledger(layout=layout).gradients == bytes_each * (DENSE + CELLS)
+
+
 def test_tensor_parallel_ranks_hold_a_half_of_what_is_split():
     layout = Layout(zero_stage=0, precision="fp32", tp_size=2)
     found = ledger(layout=layout)

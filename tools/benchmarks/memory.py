@@ -10,7 +10,7 @@ backward pass of the model without DeepSpeed, with gradients in place.
 import argparse
 import gc
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from sparsecl.engine.run_config import RunConfig
@@ -94,20 +94,14 @@ def ledger(
     """The formulas: every part, `state`, `pass`, and `others` = the state of all but the matrices
     of the blocks (embedding, positions, norms), which is equal in all arms."""
     from sparsecl import dist
+    from sparsecl.engine.plan import rank_layout
     from sparsecl.model.config import padded_vocabulary
     from sparsecl.model.flops import count_parameters
-    from sparsecl.model.memory import Layout, memory_per_rank
+    from sparsecl.model.memory import memory_per_rank
 
     config, plan, topologies = prepared.config, prepared.plan, prepared.topologies
-    layout = Layout(
-        zero_stage=prepared.deepspeed.stage,
-        precision=config.precision,
-        dp_size=plan.dp_size,
-        micro=plan.micro,
-        length=length,
-        activation_checkpointing=config.model.activation_checkpointing,
-        gpu=dist.device().type == "cuda",
-    )
+    gpu = dist.device().type == "cuda"
+    layout = replace(rank_layout(config, plan, prepared.deepspeed, gpu=gpu), length=length)
     found = memory_per_rank(
         plan.shape, vocab_size, topologies, config.topology, layout, backends=backends
     )

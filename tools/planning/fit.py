@@ -65,14 +65,19 @@ def buffers(zero: Mapping[str, Any], sizes: list[int], layout: Layout, *, overla
     buckets = 0 if stage == 0 else e * bucket * (2 if overlap and stage < 3 else 1)
     if stage == 0 and dp > 1:
         buckets = e * min(num, bucket)
+    if stage == 1 and layout.sums_in_fp32:
+        # Another wrapper: fp32 gradients in buckets of DeepSpeed's own size, and e bytes to send.
+        buckets = (4 + e) * min(num, 500_000_000) if dp > 1 else 0
     gathered = 0
     if stage == 3 and dp > 1:
         passing = sum(size for size in sizes if size > layout.persistence)
         live = int(zero.get("stage3_max_live_parameters", 1_000_000_000))
         gathered = e * min(passing, live)
     share = num if stage == 0 else -(-num // dp)
-    # The gradient of the part, made fp32; ZeRO 0 in fp32 steps it as it is.
-    update = 0 if stage == 0 and layout.precision == "fp32" else 4 * share
+    # The gradient of the part, made fp32; ZeRO 0 in fp32, and 1 and 2 with fp32 sums, step it as it
+    # is.
+    as_it_is = layout.precision == "fp32" if stage == 0 else stage < 3 and layout.sums_in_fp32
+    update = 0 if as_it_is else 4 * share
     return Buffers(buckets=buckets, gathered=gathered, update=update)
 
 
