@@ -5,8 +5,9 @@ this rank's last beat, what is known of the other ranks, and the stacks of all t
 process with code 76. It must end it hard: the main thread sits in a collective that never returns.
 
 How long is too long: `seconds`, or 10 times the longest time between two beats so far, whichever is
-more, so that a large model on a slow machine needs no setting. The first beats may include the
-compilation of kernels and count 10 times from the start.
+more, so that a large model on a slow machine needs no setting. Until the first step of the process
+was applied, whatever comes before it, `seconds` count 10 times: kernels are compiled and tuned, and
+ranks connected, at their first use, after a resume too.
 
 Ranks learn of each other through the store that the process group was made with; a rank whose
 watchdog has stopped writing there is stopped or dead, one that is behind is what the others wait
@@ -55,8 +56,8 @@ class Watchdog:
         self.poll = min(poll, seconds / 4)
         self.place = "start"
         self._last = time.monotonic()
-        self._longest = seconds  # so that the first beats have GRACE times `seconds`
-        self._beats = 0
+        self._longest = seconds  # so that the first step has GRACE times `seconds`
+        self._warm = False
         self._patient = 0.0
         self._posts = 0
         self._end = threading.Event()
@@ -80,12 +81,15 @@ class Watchdog:
     def beat(self, place: str) -> None:
         """The process has come to `place`."""
         now = time.monotonic()
-        self._beats += 1
-        if self._beats == 3:  # the first step is over
-            self._longest = 0.0
         if not self._patient:
             self._longest = max(self._longest, now - self._last)
         self.place, self._last = place, now
+
+    def warm(self) -> None:
+        """A step was applied."""
+        if not self._warm:
+            # What the first one took says nothing of those that follow.
+            self._warm, self._longest, self._last = True, 0.0, time.monotonic()
 
     @contextlib.contextmanager
     def patient(self, place: str, seconds: float) -> Iterator[None]:
@@ -166,6 +170,12 @@ def beat(place: str) -> None:
     """Tell the watchdog of this process, if there is one, that it has come to `place`."""
     if _current is not None:
         _current.beat(place)
+
+
+def warm() -> None:
+    """Tell the watchdog of this process, if there is one, that a step was applied."""
+    if _current is not None:
+        _current.warm()
 
 
 @contextlib.contextmanager

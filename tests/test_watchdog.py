@@ -30,6 +30,7 @@ dog = watchdog.Watchdog(0.2, rank=0, board=Board(), poll=0.05)
 dog.start()
 for n in range(3):
     watchdog.beat(f"step {n}")
+watchdog.warm()
 work()
 print("done", flush=True)
 """
@@ -58,6 +59,7 @@ class Watched:
         monkeypatch.setattr(self.dog, "_bite", self.bites.append)
         for number in range(3):
             self.dog.beat(f"step {number}")
+        self.dog.warm()
 
     def watch(self, *seconds: float, beats: bool = False) -> list[float]:
         """Look after each of these times, with a beat before if `beats`; what it bites for."""
@@ -108,10 +110,16 @@ def test_patience_grows_with_the_longest_step(monkeypatch):
     now = 0.0
     monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: now))
     dog = Watchdog(120.0)
-    assert dog.allowed == GRACE * 120.0  # kernels may be compiled at first
-    for _ in range(3):
-        dog.beat("step")
+    # Kernels may be compiled, also where evaluations or a restored optimizer come first.
+    for place in ("start", *(f"evaluation, window {n}" for n in range(50)), "forward", "update"):
+        assert dog.allowed == GRACE * 120.0
+        dog.beat(place)
+    now += 500.0
+    dog.warm()
     assert dog.allowed == 120.0
+    dog.beat("the next step")
+    assert dog.allowed == 120.0  # how long the first update took is forgotten
     now += 50.0
     dog.beat("a long step")
+    dog.warm()  # every step says so
     assert dog.allowed == GRACE * 50.0

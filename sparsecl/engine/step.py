@@ -82,6 +82,8 @@ def take_step(
             bad = _bad_gradients(built) if looks.bad_gradients else []
             watchdog.beat(f"{name}, update")
             applied = _step(built)
+            if applied:
+                watchdog.warm()
         else:
             engine.step()
     return StepResult(losses, norm, applied, bad)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from sparsecl import dist, faults
+from sparsecl import dist, faults, watchdog
 from sparsecl.errors import InvariantError
 from tests.distributed import cases
 
@@ -79,6 +79,29 @@ def test_a_bad_step_changes_no_bit_on_any_rank(
         assert result["taken"] == [True, True, False, True]
         assert result["finite"]
     assert results[0]["records"] == ["train", "train", "discarded", "train"]
+
+
+def patience_by_step(cache: str, folder: str) -> list[float]:
+    """What the watchdog allows after an evaluation, a discarded step and one that was applied."""
+    trainer, _, _ = cases.assemble(cases.load(cache, ()), "zero2", folder)
+    dog = watchdog.Watchdog(600.0)
+    dog.start()
+    faults.arm(["nan@loss:1"], seed=0, rank=dist.rank())
+    allowed = []
+    trainer._evaluate_all("start", phase=-1)
+    allowed.append(dog.allowed)
+    trainer._begin_phase(trainer.plan.phases[0])
+    for _ in range(2):
+        trainer._step_and_watch(trainer.plan.phases[0], _Silent())
+        allowed.append(dog.allowed)
+    faults.disarm()
+    dog.close()
+    return allowed
+
+
+def test_patience_ends_with_the_first_step_that_is_applied(pool, shared_cache, tmp_path):
+    (allowed,) = pool.run(patience_by_step, 1, str(shared_cache), str(tmp_path))
+    assert allowed == [6000.0, 6000.0, 600.0]
 
 
 def bad_steps_in_a_row(cache: str, folder: str) -> str:

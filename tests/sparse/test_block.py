@@ -119,7 +119,21 @@ def check_num_parts():
     assert choose_num_parts(5, num_tiles=2, num_sms=132) == 1
 
 
-CASES = {"num_parts": (check_num_parts, ())}
+def check_parts_are_chosen_once():
+    """A backward pass computes nothing on the host that an earlier one has found."""
+    from sparsecl.sparse.block_kernels import choose_num_parts
+
+    choose_num_parts.cache_clear()
+    for _ in range(3):
+        with_kernels(check_products, "random_16", torch.float32)
+    found = choose_num_parts.cache_info()
+    assert found.misses == 1 and found.hits >= 2, found
+
+
+CASES = {
+    "num_parts": (check_num_parts, ()),
+    "parts_are_chosen_once": (check_parts_are_chosen_once, ()),
+}
 for _name in MASKS:
     CASES[_name] = (with_kernels, (check_products, _name, torch.float32))
 for _dtype in (torch.bfloat16, torch.float16, torch.float64):
