@@ -25,7 +25,7 @@ from sparsecl import command, signals  # noqa: E402
 from sparsecl.engine.run_config import RunConfig  # noqa: E402
 from sparsecl.errors import UserError  # noqa: E402
 from sparsecl.experiments.collect import collect, status_text  # noqa: E402
-from sparsecl.experiments.local import LocalPlace  # noqa: E402
+from sparsecl.experiments.local import LocalPlace, visible_gpus  # noqa: E402
 from sparsecl.experiments.overview import Overview  # noqa: E402
 from sparsecl.experiments.plan import PLAN, StudyPlan  # noqa: E402
 from sparsecl.experiments.planning import make_plan, open_study, plan_text  # noqa: E402
@@ -166,10 +166,10 @@ def run(folder: Path, plan: StudyPlan, options: argparse.Namespace) -> bool:
     """All runs that are not done. Returns True if every run is done in the end."""
     import torch
 
-    num_gpus = torch.cuda.device_count()
+    gpus = visible_gpus(torch.cuda.device_count())
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    slots = options.jobs or num_gpus or max(1, (cores or 1) // options.threads)
-    place = LocalPlace(slots=slots, threads=options.threads, num_gpus=num_gpus)
+    slots = options.jobs or len(gpus) or max(1, (cores or 1) // options.threads)
+    place = LocalPlace(slots=slots, threads=options.threads, gpus=gpus)
     return Runner(folder, plan, place, train=python_script(TRAIN), watch=Overview()).run()
 
 

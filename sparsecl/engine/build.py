@@ -100,6 +100,33 @@ def check_precision(config: RunConfig) -> None:
         raise UserError("precision=fp16 needs a GPU. Use fp32 or bf16 on the CPU.")
 
 
+def _load_kernel(ds_config: Mapping[str, Any]) -> None:
+    """Load, and if need be compile, the kernel of an optimizer of the DeepSpeed JSON. Local.
+
+    Raises:
+        UserError: it cannot be had on this machine.
+    """
+    from deepspeed.ops import op_builder
+
+    block = ds_config["optimizer"]
+    offload = ds_config["zero_optimization"].get("offload_optimizer") or {}
+    kind, on_cpu = block["type"].lower(), offload.get("device") == "cpu"
+    if block["params"].get("torch_adam") or (kind == "adagrad" and not on_cpu):
+        return  # torch's own
+    names = {"adam": "Adam", "adamw": "Adam", "adagrad": "Adagrad", "lion": "Lion", "lamb": "Lamb"}
+    prefix = "CPU" if on_cpu and kind != "lamb" else "Fused"
+    try:
+        getattr(op_builder, f"{prefix}{names[kind]}Builder")().load()
+    except Exception as error:  # of DeepSpeed, torch, ninja or the compiler: no kind in common
+        way_out = ', write "torch_adam": true in optimizer.params' if "adam" in kind else ""
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"optimizer.type={block['type']} of the DeepSpeed JSON: DeepSpeed cannot make its "
+            f"kernel on this machine ({reason}). Install a compiler, with the CUDA toolkit for a "
+            f"GPU{way_out}, or leave the block out: optimizer.kind of the run config needs none."
+        ) from error
+
+
 def _initialize(model: GPT, config: RunConfig, ds_config: Mapping[str, Any]) -> Any:
     # DeepSpeed logs a page per rank; what matters to a user is in the run's own header.
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
@@ -118,6 +145,8 @@ def _initialize(model: GPT, config: RunConfig, ds_config: Mapping[str, Any]) -> 
     optimizer = None if given else build_optimizer(config.optimizer, model)
     params: Any = [p for p in model.parameters() if p.requires_grad] if given else None
     mpu: Any = dist.DeepSpeedMpu()
+    if given:
+        dist.agree(lambda: _load_kernel(ds_config))
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,

@@ -10,8 +10,7 @@ import os
 import platform
 import re
 import socket
-import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as torch_dist
 
-from sparsecl import dist
+from sparsecl.engine.devices import ask, check_devices, driver
 from sparsecl.engine.ds_config import Resolved
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import UserError
@@ -107,7 +106,7 @@ def check_environment(resolved: Resolved, config: RunConfig) -> list[str]:
         Warnings, one line each, to be said once on rank 0.
 
     Raises:
-        UserError: a release with known wrong gradients, or no NCCL for several GPUs.
+        UserError: a release with known wrong gradients, or a GPU that cannot be used.
     """
     accumulates = resolved.config.get("data_types", {}).get("grad_accum_dtype")
     check_deepspeed(
@@ -116,7 +115,10 @@ def check_environment(resolved: Resolved, config: RunConfig) -> list[str]:
         precision=config.precision,
         accumulates=accumulates,
     )
-    return [*_torch_warnings(torch.__version__), *_device_warnings()]
+    topology = config.topology
+    sparse_kernels = topology.storage == "packed" or topology.block is not None
+    needs_kernels = topology.kind != "dense" and sparse_kernels
+    return [*_torch_warnings(torch.__version__), *check_devices(needs_kernels=needs_kernels)]
 
 
 def check_deepspeed(
@@ -171,25 +173,6 @@ def _torch_warnings(version: str) -> list[str]:
     ]
 
 
-def _device_warnings() -> list[str]:
-    """The fall-back to the CPU, said aloud where a GPU was meant."""
-    if torch.cuda.is_available():
-        if dist.world_size() > 1 and not torch_dist.is_nccl_available():
-            raise UserError(
-                f"this torch ({torch.__version__}) is built without NCCL, which "
-                f"{dist.world_size()} ranks on GPUs need. Install a CUDA build of torch, or hide "
-                "the GPUs with CUDA_VISIBLE_DEVICES= to train on the CPU."
-            )
-        return []
-    # An empty variable is the usual way of asking for the CPU.
-    if torch.version.cuda and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
-        return [
-            f"this torch is built for CUDA {torch.version.cuda}, but there is no GPU that it can "
-            "use: the run goes on with the CPU (gloo). Say CUDA_VISIBLE_DEVICES= if that is meant."
-        ]
-    return []
-
-
 # ---- the record ----------------------------------------------------------------------------
 
 
@@ -206,6 +189,7 @@ def environment() -> dict[str, object]:
         "changed_files": _changed_files(),
         "devices": _devices(),
         "cuda": _cuda(),
+        "attention": _attention(),
         "launcher": _launcher(os.environ),
     }
 
@@ -232,9 +216,21 @@ def _memory_bytes() -> int | None:
         return None
 
 
+def _attention() -> list[str]:
+    """Kernels that torch may choose from; results.json has the one that was chosen."""
+    settings = torch.backends.cuda
+    allowed = {
+        "flash_attention": settings.flash_sdp_enabled(),
+        "efficient_attention": settings.mem_efficient_sdp_enabled(),
+        "cudnn_attention": settings.cudnn_sdp_enabled(),
+        "math": settings.math_sdp_enabled(),
+    }
+    return [name for name, allows in allowed.items() if allows]
+
+
 def _git(*words: str) -> str | None:
     """What git says of the checkout that the code is in; None outside of one."""
-    answer = _ask(["git", *words], cwd=Path(__file__).parent)
+    answer = ask(["git", *words], cwd=Path(__file__).parent)
     return answer or None
 
 
@@ -263,20 +259,10 @@ def _cuda() -> dict[str, Any] | None:
     """Versions below torch; None without a GPU."""
     if not torch.cuda.is_available():
         return None
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     nccl = torch.cuda.nccl.version() if torch_dist.is_nccl_available() else ()  # pyright: ignore
     return {
         "cuda": torch.version.cuda,
-        "driver": (_ask(query) or "").partition("\n")[0] or None,
+        "driver": driver(),
         "cudnn": torch.backends.cudnn.version(),
         "nccl": ".".join(map(str, nccl)) or None,
     }
-
-
-def _ask(command: Sequence[str], cwd: Path | None = None) -> str:
-    """What a command prints; "" if it is not there, fails or takes long."""
-    try:
-        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""

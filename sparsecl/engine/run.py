@@ -18,6 +18,7 @@ from sparsecl.data.held_file import Stamp
 from sparsecl.data.prepare import PreparedData, prepare
 from sparsecl.engine import board, display, ds_config, state
 from sparsecl.engine.build import Built, build, check_precision
+from sparsecl.engine.devices import attention_kernel, be_deterministic
 from sparsecl.engine.environment import check_environment, versions
 from sparsecl.engine.keeper import saved_records
 from sparsecl.engine.plan import Plan, make_plan, rank_layout
@@ -27,7 +28,7 @@ from sparsecl.engine.run_config import RunConfig
 from sparsecl.engine.run_folder import RunFolder
 from sparsecl.engine.speed_config import check_speed
 from sparsecl.engine.stop import StopRequest
-from sparsecl.engine.topology import choose_backends, draw_topologies
+from sparsecl.engine.topology import DTYPES, choose_backends, draw_topologies
 from sparsecl.engine.train import Trainer
 from sparsecl.errors import (
     CannotCreateError,
@@ -168,6 +169,8 @@ def _run(
     prepared: Prepared, resume: Resume, allowed: Allowed, check_sources: bool, stop: StopRequest
 ) -> dict[str, Any] | None:
     config = prepared.config
+    if config.speed.deterministic:
+        be_deterministic()
     dist.init(config.parallel.tensor, join_seconds=config.health.join_seconds)
     folder = _claim(prepared.run_dir, resume)
     try:
@@ -397,7 +400,7 @@ def _open_log(
             order=plan.order,
             density=density,
             parameters={"live": counts.live, "total": counts.total},
-            versions=versions(),
+            versions=versions() | {"attention": _attention(config, plan)},
             digests={
                 "config": configs.digest(config),
                 "data": data.fingerprint,
@@ -415,6 +418,12 @@ def _open_log(
         for name, pixels in board.mask_pictures(built.topologies).items():
             log.image(f"masks/{name}", pixels, tokens=0)
     return log
+
+
+def _attention(config: RunConfig, plan: Plan) -> str:
+    """The kernel of this rank's attention; it decides how gradients round on a GPU."""
+    heads = plan.shape.heads // config.parallel.tensor
+    return attention_kernel(heads, plan.shape.head_width, DTYPES[config.precision])
 
 
 def _finish(trainer: Trainer, folder: RunFolder | None) -> dict[str, Any] | None:

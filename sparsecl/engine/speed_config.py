@@ -28,7 +28,8 @@ class ProfileConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedConfig:
-    """How fast a run is. Nothing here changes what is computed, but for rounding (compile)."""
+    """How fast a run is. Nothing here changes what is computed, but for rounding (compile,
+    deterministic)."""
 
     prefetch: int = 2
     """Micro-batches read ahead by a thread, and on a GPU copied there beside the computation;
@@ -37,6 +38,11 @@ class SpeedConfig:
     compile: bool = False
     """torch.compile the blocks of the model: fewer and larger kernels, after a minute or more of
     compiling at every start. Needs a C++ compiler on a CPU, and ZeRO stage 0, 1 or 2."""
+
+    deterministic: bool = False
+    """Equal runs give equal bits on a GPU too, as they always do on a CPU: of attention only the
+    flash kernel (and the plain one) is used, and operations that add in any order are replaced or
+    refused. Slower."""
 
     peak_tflops: float | None = None
     """Dense matrix TFLOP/s of one device, of which model FLOPs utilisation is a share; null = the

@@ -43,13 +43,13 @@ class LocalPlace:
     Args:
         slots: runs at the same time.
         threads: CPU threads of each.
-        num_gpus: 0 = the CPU.
+        gpus: of this process, as `visible_gpus` names them; none = the CPU.
     """
 
-    def __init__(self, *, slots: int, threads: int, num_gpus: int = 0) -> None:
+    def __init__(self, *, slots: int, threads: int, gpus: Sequence[str] = ()) -> None:
         self.slots = slots
         self._threads = threads
-        self._num_gpus = num_gpus
+        self._gpus = gpus
 
     def start(self, command: Sequence[str], *, log: Path, slot: int) -> LocalProcess:
         """Start a command; what it prints is appended to `log`."""
@@ -77,9 +77,21 @@ class LocalPlace:
         kept = {key: value for key, value in os.environ.items() if key not in foreign}
         kept["OMP_NUM_THREADS"] = str(self._threads)
         kept["PYTHONUNBUFFERED"] = "1"
-        if self._num_gpus:
-            kept["CUDA_VISIBLE_DEVICES"] = str(slot % self._num_gpus)
+        if self._gpus:
+            kept["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
         return kept
+
+
+def visible_gpus(count: int) -> list[str]:
+    """The GPUs that CUDA shows to this process, as CUDA_VISIBLE_DEVICES names them: an index, a
+    UUID or a MIG instance. A batch system may have given it only some of the machine's.
+
+    Args:
+        count: how many CUDA shows (torch.cuda.device_count()).
+    """
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    listed = [str(index) for index in range(count)] if names is None else names.split(",")
+    return [name.strip() for name in listed][:count]
 
 
 def _die_with_parent(parent: int) -> None:

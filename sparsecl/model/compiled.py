@@ -18,6 +18,7 @@ from torch import Tensor
 from sparsecl import dist
 from sparsecl.errors import UserError
 from sparsecl.model.gpt import GPT, Block, Norm
+from sparsecl.sparse import kernels
 from sparsecl.sparse.linear import SparseLinear, live_product
 from sparsecl.sparse.parallel import (
     enter_tensor_parallel,
@@ -34,13 +35,10 @@ def compile_blocks(model: GPT, *, backend: str = "inductor") -> None:
         backend: torch.compile's; "inductor" makes kernels, "aot_eager" traces only.
 
     Raises:
-        UserError: if there is no C++ compiler where one is needed.
+        UserError: if there is no compiler where one is needed.
     """
-    if backend == "inductor" and not torch.cuda.is_available() and not _has_compiler():
-        raise UserError(
-            "speed.compile=true needs a C++ compiler (g++ or clang++) on a CPU: install one, or "
-            "leave it out."
-        )
+    if backend == "inductor":
+        _check_compiler()
     for block in model.layers:
         assert isinstance(block, Block)
         _leave_out(block)
@@ -89,5 +87,13 @@ def _same(x: Tensor, spread: bool = False) -> Tensor:
     return x
 
 
-def _has_compiler() -> bool:
-    return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+def _check_compiler() -> None:
+    if torch.cuda.is_available():
+        reason = kernels.lacking()
+        if reason is not None:
+            raise UserError(f"speed.compile=true: {reason}; or leave it out.")
+    elif not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
+        raise UserError(
+            "speed.compile=true needs a C++ compiler (g++ or clang++) on a CPU: install one, or "
+            "leave it out."
+        )

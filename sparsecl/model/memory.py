@@ -151,6 +151,7 @@ def memory_per_rank(
     num_whole = 0
     if layout.zero_stage >= 3 and layout.dp_size > 1:
         num_whole = sum(size for size in sizes if size <= layout.persistence)
+    summed = 4 if layout.sums_in_fp32 else e
     keeps_whole = layout.accumulates or layout.sums_in_fp32
     shards_gradients = layout.zero_stage >= (2 if keeps_whole else 1)
     own_master = layout.precision != "fp32" or layout.zero_stage >= 1
@@ -162,7 +163,7 @@ def memory_per_rank(
     matrices = e * max(_new_elements(part, config) for part in parts) + table
     return RankMemory(
         weights=e * (num_shard + num_whole if layout.zero_stage >= 3 else num_local),
-        gradients=(4 if layout.sums_in_fp32 else e) * (num_shard if shards_gradients else num_local),
+        gradients=summed * (num_shard if shards_gradients else num_local),
         master=4 * num_state if own_master else 0,
         moments=4 * layout.num_moments * num_state,
         anchors=4 * (-(-anchored // layout.dp_size) if layout.zero_stage >= 1 else anchored),

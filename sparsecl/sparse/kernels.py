@@ -14,9 +14,15 @@ Triton is imported at the first call on a GPU, never by `import`: a CPU machine 
 
 import functools
 import importlib.util
+import os
+import shutil
+import subprocess
+import sysconfig
+import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,23 +37,52 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def available(device: torch.device) -> bool:
-    """Whether the kernels can run on `device`: a GPU, and Triton is installed.
+    """Whether the kernels can run on `device`: a GPU, and Triton can make kernels.
 
-    Warns once where a GPU is there and Triton is not; callers then use torch's operations.
+    Warns once where a GPU is there and Triton cannot; callers then use torch's operations.
     """
     return device.type == "cuda" and _has_triton()
 
 
 @functools.cache
 def _has_triton() -> bool:
-    found = importlib.util.find_spec("triton") is not None
-    if not found:
-        warnings.warn(
-            "Triton is not installed: packed and block layers use slower torch operations on this "
-            "GPU. The CUDA builds of torch bring it along.",
-            stacklevel=3,
-        )
-    return found
+    reason = lacking()
+    if reason is not None:
+        warnings.warn(slow(reason), stacklevel=3)
+    return reason is None
+
+
+@functools.cache
+def lacking() -> str | None:
+    """What keeps Triton from making kernels here, with the way out; None = nothing.
+
+    It compiles a piece of C against Python.h for every kernel, when that runs for the first time.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (the CUDA builds of torch bring it along)"
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        return "Triton finds no C compiler (install gcc or clang, or name one in CC)"
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # as Triton does
+    include = sysconfig.get_path("include", scheme)
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "probe.c"
+        source.write_text("#include <Python.h>\n", encoding="ascii")
+        command = [compiler, str(source), "-shared", "-fPIC", "-I", include, "-o", f"{source}.so"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        except OSError as error:
+            return f"Triton's C compiler {compiler} cannot be started ({error.strerror})"
+    if done.returncode == 0:
+        return None
+    why = next((line for line in done.stderr.splitlines() if "error" in line), "no reason given")
+    why = why.replace(f"{source}:", "")
+    return f"{compiler} cannot compile against Python.h ({why}; install python3-dev)"
+
+
+def slow(reason: str) -> str:
+    """What it means for a run that kernels are `lacking`."""
+    return f"{reason}: packed and block layers use slower torch operations on this GPU."
 
 
 def make_starts(bits: Tensor, num_cells: int) -> Tensor:

@@ -392,6 +392,13 @@ def test_shipped_files_resolve(path, precision):
     assert '"auto"' not in json.dumps(resolved.config)
 
 
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_offload_is_pinned(path):
+    offload = resolve(path, NUMBERS).config["zero_optimization"].get("offload_optimizer")
+    assert offload is None or offload["pin_memory"] is True
+    assert (offload is not None) == ("offload" in path.stem)
+
+
 def test_all_files_are_shipped():
     assert {path.stem for path in SHIPPED} == set(EXPECTED)
 

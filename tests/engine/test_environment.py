@@ -73,27 +73,6 @@ def test_an_old_torch_is_warned_about(monkeypatch, version, warned):
     assert [version in line and "CVE-2026-24747" in line for line in found] == [True] * warned
 
 
-@pytest.mark.parametrize(("hidden", "warned"), [(None, True), ("0", True), ("", False)])
-def test_a_gpu_build_without_a_gpu_says_that_it_uses_the_cpu(monkeypatch, hidden, warned):
-    monkeypatch.setattr(torch.version, "cuda", "12.8")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    if hidden is None:
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    else:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-    assert ["(gloo)" in line for line in env._device_warnings()] == [True] * warned
-
-
-def test_several_gpus_need_nccl(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(env.torch_dist, "is_nccl_available", lambda: False)
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    assert env._device_warnings() == []
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="without NCCL, which 2 ranks"):
-        env._device_warnings()
-
-
 def test_the_record_is_json_and_holds_no_secrets(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "hunter2")
     monkeypatch.setenv("SLURM_JOB_ID", "77")

@@ -236,13 +236,32 @@ def test_steps_done(tmp_path):
     assert log_file(tmp_path, run).name == "a-seed0.txt"
 
 
+@pytest.mark.parametrize(
+    ("given", "count", "expected"),
+    [
+        (None, 2, ["0", "1"]),
+        ("4, 5", 2, ["4", "5"]),
+        ("GPU-8932f937-d72c,MIG-GPU-1/7/0", 2, ["GPU-8932f937-d72c", "MIG-GPU-1/7/0"]),
+        ("3,-1,4", 1, ["3"]),  # CUDA stops at the first name that is none
+        ("", 0, []),
+        (None, 0, []),
+    ],
+)
+def test_a_study_stays_in_its_gpus(monkeypatch, given, count, expected):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    assert local.visible_gpus(count) == expected
+
+
 def test_a_slot_is_a_gpu_and_foreign_ranks_are_forgotten(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
     log = tmp_path / "log"
     names = ("CUDA_VISIBLE_DEVICES", "RANK", "OMP_NUM_THREADS")
     show = f"import os; print(*(os.environ.get(k) for k in {names}))"
-    place = local.LocalPlace(slots=4, threads=3, num_gpus=2)
+    place = local.LocalPlace(slots=4, threads=3, gpus=["4", "5"])
     process = place.start([sys.executable, "-c", show], log=log, slot=3)
     wait_for(lambda: process.poll() is not None, "its end")
-    assert log.read_text().split() == ["1", "None", "3"]
+    assert log.read_text().split() == ["5", "None", "3"]
     assert os.environ["RANK"] == "3"

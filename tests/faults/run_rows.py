@@ -234,9 +234,9 @@ JOBS = (
         "J6",
         "no GPU, or no NCCL",
         (
-            "tests/engine/test_environment.py::"
+            "tests/engine/test_devices.py::"
             "test_a_gpu_build_without_a_gpu_says_that_it_uses_the_cpu",
-            "tests/engine/test_environment.py::test_several_gpus_need_nccl",
+            "tests/engine/test_devices.py::test_several_gpus_need_nccl",
             f"{LAUNCH}bad_input.py::test_a_wrong_value_names_its_key",
         ),
         "gloo on the CPU, or 64",
