@@ -10,6 +10,7 @@ import pytest
 
 from sparsecl import command, errors
 from sparsecl.errors import DataError, InvariantError, PeerLostError, shortage
+from tests.events import HANG
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,7 +36,7 @@ def shell(line, **more):
     env = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         ["bash", "-o", "pipefail", "-c", line],
-        env=env, cwd=ROOT, capture_output=True, text=True, timeout=120, **more,
+        env=env, cwd=ROOT, capture_output=True, text=True, timeout=HANG, **more,
     )  # fmt: skip
 
 
@@ -174,4 +175,4 @@ def test_ctrl_c_ends_a_tool_with_130(tmp_path):
     )  # fmt: skip
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60)[1] == "" and process.returncode == 130
+    assert process.communicate(timeout=HANG)[1] == "" and process.returncode == 130

@@ -9,6 +9,7 @@ import pytest
 
 from sparsecl import place
 from sparsecl.errors import UserError
+from tests.events import HANG
 
 ROOT = Path(__file__).resolve().parents[1]
 WHOLE = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
@@ -78,7 +79,7 @@ def test_every_process_says_it_before_torch_is_imported(tmp_path, variables):
     done = subprocess.run(
         [*words, "--ds_config", str(ROOT / "ds_configs" / "zero2.json")],
         env={**os.environ, "PYTHONPATH": str(tmp_path), **variables},
-        cwd=tmp_path, capture_output=True, text=True, timeout=60,
+        cwd=tmp_path, capture_output=True, text=True, timeout=HANG,
     )  # fmt: skip
     assert done.returncode == 64, done.stderr
     assert done.stderr.startswith("sparsecl: ") and done.stderr.count("\n") == 1

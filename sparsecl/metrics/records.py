@@ -180,7 +180,9 @@ def _lines(
                 # A killed writer leaves the beginning of a line; an object that lacks nothing but
                 # its newline had one.
                 if line.endswith(b"\n") or _object(line[:-1]) is not None:
-                    raise DataError(f"{file}:{number}: not a JSON object")
+                    raise DataError(
+                        f"{file}:{number}: not a JSON object. Restore the file from a copy."
+                    )
                 warnings.append(f"{file}:{number}: the last line is incomplete and was ignored")
     except ValueError as error:
         if isinstance(error, DataError):

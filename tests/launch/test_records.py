@@ -119,9 +119,10 @@ def test_damaged_results_are_made_anew(starter, whole, tmp_path, damage):
     assert after == before
 
 
-def test_damaged_records_of_a_finished_run_are_refused(starter, whole, tmp_path):
+@pytest.mark.parametrize("hit", [b'{"kind": "eval"', b'kind": "eval"'])  # its form, its content
+def test_damaged_records_of_a_finished_run_are_refused(starter, whole, tmp_path, hit):
     folder = Path(shutil.copytree(whole, tmp_path / "run"))
-    flip(folder / "scalars.jsonl", 3000)
+    flip(folder / "scalars.jsonl", (folder / "scalars.jsonl").read_bytes().rindex(hit))
     before = contents(folder)
     done = starter.run("--run_dir", str(folder), *SETTINGS)
     assert done.code == 65, done.err

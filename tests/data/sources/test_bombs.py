@@ -11,6 +11,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from tests.events import HANG
+
 ROOT = Path(__file__).resolve().parents[3]
 LIMIT = 1536 << 20  # address space of the child; its imports take a third of it
 
@@ -37,7 +39,7 @@ def read(path, max_document_bytes=100_000):
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     words = [str(path), str(LIMIT), str(max_document_bytes)]
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, *words], capture_output=True, text=True, env=env, timeout=120
+        [sys.executable, "-c", CHILD, *words], capture_output=True, text=True, env=env, timeout=HANG
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1
