@@ -94,4 +94,14 @@ DEVICES: tuple[Row, ...] = (
         "fp32 with ZeRO 1 to 3",
         "ZeRO 0 sums in the precision of the weights: DeepSpeed knows nothing else there",
     ),
+    Row(
+        "G11",
+        "a Triton kernel that does not compile, needs too much shared memory or adds atomically",
+        (
+            "tests/sparse/test_compilation.py::test_block_kernels",
+            "tests/sparse/test_compilation.py::test_packed_kernels",
+        ),
+        "found by make test-slow",
+        "compiled for sm_80 and sm_90, run on none",
+    ),
 )

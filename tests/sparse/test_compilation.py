@@ -1,0 +1,85 @@
+"""All Triton kernels, compiled for two kinds of GPU: triton's wheel brings the assembler along, so
+no GPU and no toolkit is needed. What runs on none is still checked for what it would need there.
+"""
+
+import re
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from triton.runtime.autotuner import Autotuner
+
+from sparsecl.sparse import block_kernels, packed_kernels
+from sparsecl.sparse.kernels import GROUP
+
+pytestmark = pytest.mark.slow
+
+# Shared memory that a program may have, by compute capability (CUDA's programming guide).
+SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
+INTS = {"fp32": "i32", "bf16": "i16"}
+SIXTEEN = [["tt.divisibility", 16]]  # what the launcher finds of pointers and row lengths
+
+
+def compiled(kernel: Any, capability: int, types: dict[str, str], **options: Any) -> Any:
+    """One kernel; `types` holds what is not a size in int32, `options` begin with constants."""
+    function = kernel.fn if isinstance(kernel, Autotuner) else kernel
+    names = function.arg_names
+    constants = {name: options.pop(name) for name in names if name in options}
+    signature = {name: types.get(name, "i32") for name in names}
+    signature |= dict.fromkeys(constants, "constexpr")
+    signature |= {name: "constexpr" for name in names if name.endswith("_feature")}
+    constants |= {name: 1 for name in names if name.endswith("_feature")}  # rows are contiguous
+    aligned = [
+        (number,)
+        for number, name in enumerate(names)
+        if signature[name].startswith("*") or name.endswith("_token")
+    ]
+    source = ASTSource(function, signature, constants, dict.fromkeys(aligned, SIXTEEN))
+    return compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def check(kernel: Any, capability: int) -> None:
+    assert kernel.metadata.shared <= SHARED_BYTES[capability]
+    assert "cubin" in kernel.asm
+    # Sums in any order would not be repeatable.
+    assert not re.findall(
+        r"^.*\b(?:atom|red)\.(?:global|shared|relaxed).*$", kernel.asm["ptx"], re.M
+    )
+
+
+@pytest.mark.parametrize("capability", SHARED_BYTES)
+@pytest.mark.parametrize("dtype", INTS)
+@pytest.mark.parametrize("size", [16, 128])
+def test_block_kernels(capability, dtype, size):
+    indices = ("row_starts", "columns", "column_starts", "rows", "firsts", "widths", "tile_rows")
+    types = dict.fromkeys(indices, "*i32")
+    types |= dict.fromkeys(("x", "values", "y", "dy", "dx"), f"*{dtype}")
+    step = block_kernels.STEP_FP32 if dtype == "fp32" else block_kernels.STEP
+    for kernel in (block_kernels._forward, block_kernels._grad_input):
+        # The configurations that need most: of registers, and of shared memory.
+        for config in (kernel.configs[0], kernel.configs[-1]):
+            made = compiled(
+                kernel, capability, types, SIZE=size, DEPTH=min(size, step),
+                num_warps=config.num_warps, num_stages=config.num_stages, **config.kwargs,
+            )  # fmt: skip
+            check(made, capability)
+    for out in {dtype, "fp32"}:  # the gradient itself, or one of several parts
+        config = block_kernels._grad_values.configs[-1]
+        made = compiled(
+            block_kernels._grad_values, capability, types | {"out": f"*{out}"}, SIZE=size,
+            STEP=step, num_warps=config.num_warps, num_stages=config.num_stages,
+        )  # fmt: skip
+        check(made, capability)
+
+
+@pytest.mark.parametrize("capability", SHARED_BYTES)
+@pytest.mark.parametrize("dtype", INTS)
+@pytest.mark.parametrize("name", ["expand_bitmap", "gather_bitmap", "expand_index", "gather_index"])
+def test_packed_kernels(capability, dtype, name):
+    moved = dict.fromkeys(("values", "dense", "out"), f"*{INTS[dtype]}")
+    types = {**moved, "bits": "*u8", "starts": "*i32", "index": "*i32", "num_cells": "i64"}
+    check(compiled(getattr(packed_kernels, name), capability, types, GROUP=GROUP), capability)
