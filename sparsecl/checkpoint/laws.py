@@ -5,7 +5,7 @@ what was written is the state of a run: a checkpoint with a NaN in a moment has 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from sparsecl.checkpoint.canonical import (
 )
 from sparsecl.checkpoint.frozen import frozen_weights
 from sparsecl.checkpoint.manifest import FOLDER_NAME, MANIFEST, Manifest, verify
+from sparsecl.checkpoint.published import PUBLISHED, is_foreign
 from sparsecl.checkpoint.reader import Reader
 from sparsecl.checkpoint.topologies import TOPOLOGY_FILE
 from sparsecl.errors import UserError
@@ -48,7 +49,17 @@ class Verdict:
     """Step, files, bytes, tensors, live weights; "" if it could not be opened."""
 
 
-def check_laws(folder: Path, *, advance: Advance | None = None) -> Verdict:
+StateLaw = Callable[[Manifest], Iterator[str]]
+"""What is wrong with the `state` of a manifest, a line each."""
+
+
+def check_laws(
+    folder: Path,
+    *,
+    state_law: StateLaw | None = None,
+    moments: bool = True,
+    advance: Advance | None = None,
+) -> Verdict:
     """Check a checkpoint folder; one tensor is held at a time.
 
     Checked are: digests and sizes of all files and of the manifest, and that no other file is
@@ -59,15 +70,19 @@ def check_laws(folder: Path, *, advance: Advance | None = None) -> Verdict:
     and the moments of frozen weights (role update).
 
     Args:
+        state_law: of whoever writes the `state`: engine/saved.py.
+        moments: False: a moment that some parameters lack is no problem.
         advance: called with the bytes of canonical tensors done.
     """
     try:
         manifest = verify(folder)
         problems = [*_folder(folder, manifest), *_stored(folder, manifest)]
+        if state_law is not None:
+            problems += [f"{folder}: {problem}" for problem in state_law(manifest)]
         if problems:
             return Verdict(tuple(problems), "")  # what follows relies on these
         reader = Reader(folder)
-        problems += [*_complete(reader), *_topologies(reader)]
+        problems += [*_complete(reader, moments), *_topologies(reader)]
         padding, frozen = _first_padded(manifest.state), frozen_weights(manifest)
         for state, name in keys(reader):
             problems += _values(reader, state, name, padding if name == EMBEDDING else None)
@@ -75,6 +90,12 @@ def check_laws(folder: Path, *, advance: Advance | None = None) -> Verdict:
                 problems += _moments_of_frozen(reader, state, name, frozen[name])
             if advance:
                 advance(num_bytes(reader, [(state, name)]))
+        # Last: what a law can name is named, and a moment that is missing has its own way out.
+        if not problems and not [*_complete(reader, True)] and is_foreign(folder, manifest.step):
+            problems.append(
+                f"{folder}: its manifest is not the one that the run published; take its lines out "
+                f"of {folder.absolute().parent / PUBLISHED} if it was changed on purpose"
+            )
     except UserError as error:
         return Verdict((str(error),), "")
     except (OSError, SafetensorError) as error:
@@ -136,10 +157,10 @@ def _header(path: Path, key: str, stored: Any, numel: int) -> Iterator[str]:
         yield f"{path}: {key} has {math.prod(stored.get_shape())} elements, not {numel}"
 
 
-def _complete(reader: Reader) -> Iterator[str]:
+def _complete(reader: Reader, moments: bool) -> Iterator[str]:
     """Every parameter has a master; a moment belongs to all of them or to none."""
     names = reader.manifest.parameters
-    for state in dict.fromkeys([MASTER, *reader.states()]):
+    for state in dict.fromkeys([MASTER, *(reader.states() if moments else ())]):
         if "." in state:  # of a method, which may leave parameters out
             continue
         missing = [name for name in names if not reader.has(state, name)]

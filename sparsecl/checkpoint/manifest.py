@@ -24,11 +24,15 @@ from sparsecl.errors import DataError
 from sparsecl.files import atomic_open, fsync_folder, sha256_file, sha256_text
 from sparsecl.opening import read_plain
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 FOLDER_NAME = re.compile(r"step_(\d{1,18})", re.ASCII)
 MAX_BYTES = 1 << 29
 """Of a manifest. 1 M pieces, say 500 matrices with 3 states on 600 ranks, are a fifth of it."""
+
+
+class NewerFormatError(DataError):
+    """A newer version wrote the checkpoint: no damage, so nobody passes it over or removes it."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +173,17 @@ def check_sizes(folder: Path, manifest: Manifest) -> None:
             raise DataError(f"{path}: {size} bytes, manifest says {entry['bytes']}")
 
 
+def is_newer(folder: Path) -> bool:
+    """True if a newer version of sparsecl has written this checkpoint, as far as can be told."""
+    try:
+        read_manifest(folder)
+    except NewerFormatError:
+        return True
+    except (DataError, OSError):
+        pass
+    return False
+
+
 def is_plain_file(path: Path) -> bool:
     """True if `path` itself is a file: no link, no pipe that would make a reader wait."""
     try:
@@ -189,6 +204,7 @@ def _own_body(path: Path) -> dict[str, Any]:
         if not isinstance(whole, dict) or "sha256" not in whole:
             raise DataError(f"{path}: not a readable manifest (no sha256)")
         body = {key: value for key, value in whole.items() if key != "sha256"}
+        _check_not_newer(path, body)  # before its digest, which may be made in another way
         # The digest is over the content. The text too must be what is written for that content, so
         # that a lost newline, a repeated key or a NaN does not go unseen.
         if whole["sha256"] != _own_digest(body) or text != _text(whole):
@@ -200,13 +216,20 @@ def _own_body(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: not a readable manifest ({type(error).__name__})") from None
 
 
+def _check_not_newer(path: Path, body: dict[str, Any]) -> None:
+    found = body.get("format")
+    if type(found) is int and found > FORMAT:
+        raise NewerFormatError(
+            f"{path}: format {str(found)[:40]}, this version reads {FORMAT}: made by a newer "
+            f"version of sparsecl. Go on with that one, or move {path.parent} away."
+        )
+
+
 def _check_format(path: Path, body: dict[str, Any]) -> None:
     found = body.get("format")
     if found == FORMAT and type(found) is int:
         return
-    if type(found) is int and found > FORMAT:
-        why = "made by a newer version of sparsecl; read it with that one"
-    elif type(found) is int and found > 0:
+    if type(found) is int and found > 0:
         why = "made by an older version of sparsecl; read it with that one"
     else:
         why = "no version ever wrote that"

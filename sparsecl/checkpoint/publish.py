@@ -12,7 +12,7 @@ Each border between two events is a point of sparsecl/faults.py.
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,19 @@ from sparsecl.checkpoint.manifest import (
     FOLDER_NAME,
     MANIFEST,
     Manifest,
+    NewerFormatError,
     ParameterEntry,
     Piece,
     check_sizes,
+    is_newer,
     is_plain_file,
     verify,
     write_manifest,
 )
+from sparsecl.checkpoint.published import note_published
 from sparsecl.checkpoint.shards import write_shard
 from sparsecl.checkpoint.topologies import TOPOLOGY_FILE, stored_form
-from sparsecl.errors import DataError, StorageError
+from sparsecl.errors import CannotCreateError, DataError, StorageError
 from sparsecl.files import atomic_open, fsync_folder, writing
 from sparsecl.opening import is_folder, make_folder, plain
 from sparsecl.topology.layer import LayerTopology
@@ -78,7 +81,7 @@ def publish(
     target, temporary = root / f"step_{step}", root / f"step_{step}.tmp"
     shard = f"rank_{dist.rank()}.safetensors"
     try:
-        dist.agree(lambda: _begin(root, temporary), group=group)
+        dist.agree(lambda: _begin(target, temporary), group=group)
         written = dist.agree(lambda: _write(temporary, shard, tensors, topologies), group=group)
         reports = dist.gather_objects((written, list(pieces)), group=group)
         manifest = Manifest(
@@ -99,16 +102,27 @@ def publish(
     return target
 
 
-def newest_valid(root: Path) -> tuple[Path | None, list[str]]:
+def newest_valid(
+    root: Path, check: Callable[[Path], Any] = verify
+) -> tuple[Path | None, list[str]]:
     """The checkpoint to resume from, and a line for everything that was passed over.
 
     `latest` is a hint for people; what counts is a whole checkpoint. Nothing is changed. Local
     (rank 0 decides for all).
+
+    Args:
+        check: raises DataError for a checkpoint that is not to be taken.
+
+    Raises:
+        NewerFormatError: a newer version has been at work here. To go on from an older checkpoint
+            would throw away what that one did.
     """
     notes: list[str] = []
     for folder in candidates(root):
         try:
-            verify(folder)
+            check(folder)
+        except NewerFormatError:
+            raise
         except (DataError, OSError) as error:
             notes.append(f"passed over: {error}")
             continue
@@ -151,12 +165,17 @@ def _hint(root: Path, found: Path) -> str | None:
     return f"{path}: ignored, {what}; the newest whole checkpoint is {found.name}"
 
 
-def _begin(root: Path, temporary: Path) -> None:
+def _begin(target: Path, temporary: Path) -> None:
     """An empty temporary folder, and no leftovers of saves that were killed."""
+    root = target.parent
     with writing(temporary):
         faults.point("save.begin")
     if dist.rank() > 0:
         return
+    if is_newer(target):
+        raise CannotCreateError(
+            f"{target}: is of a newer version of sparsecl and is not replaced. Move it away."
+        )
     with writing(root):
         make_folder(root)  # not the run folder: if that is gone, the run must not begin another
     with writing(temporary):
@@ -203,6 +222,7 @@ def _name(temporary: Path, target: Path, manifest: Manifest, shard: Path) -> Non
         _check_visible(temporary, manifest)
         write_manifest(temporary, manifest)
         faults.point("save.manifest", path=temporary / MANIFEST)
+        note_published(temporary, manifest.step)
         _rename(temporary, target)
         fsync_folder(target.parent)
         faults.point("save.renamed", path=target / MANIFEST)
@@ -240,11 +260,12 @@ def _rename(temporary: Path, target: Path) -> None:
 def _retain(root: Path, published: Path, keep: int, shard: Path) -> None:
     """Remove all but `published` and the `keep` - 1 before it; rank 0's work.
 
-    A newer one is of a future that a resume gave up because that checkpoint was not whole. Were it
-    counted, it would take the place of a whole one. What cannot be removed is left for next time.
+    A later step is of a future that a resume gave up because that checkpoint was not whole. Were it
+    counted, it would take the place of a whole one. What a newer version wrote is neither counted
+    nor removed; what cannot be removed is left for next time.
     """
     if dist.rank() == 0:
-        folders = candidates(root)
+        folders = [path for path in candidates(root) if not is_newer(path)]
         aside = [path for path in folders if path.suffix and path.with_suffix("") in folders]
         folders = [path for path in folders if path not in aside]
         place = folders.index(published)

@@ -13,14 +13,13 @@ from typing import Any
 
 from sparsecl import dist
 from sparsecl.engine.journal import Journal
-from sparsecl.engine.position import Position
+from sparsecl.engine.position import WINDOW, Position
 from sparsecl.engine.run_config import HealthConfig
 from sparsecl.engine.step import StepResult
 from sparsecl.errors import InvariantError, UserError
 from sparsecl.files import write_json, writing
 from sparsecl.opening import make_folder
 
-WINDOW = 50  # logged losses that the usual loss is the median of
 MIN_SEEN = 10  # fewer losses of a phase say nothing: a new domain begins with a jump
 
 

@@ -128,11 +128,12 @@ def completed(old: Mapping[str, Any]) -> dict[str, Any]:
 
     A key that is no longer known stays, and so shows as a change.
     """
-    config = _parsed(old)
+    config = parsed(old)
     return dict(old) if config is None else configs.to_dict(config)
 
 
-def _parsed(old: Mapping[str, Any]) -> RunConfig | None:
+def parsed(old: Mapping[str, Any]) -> RunConfig | None:
+    """A saved config, younger keys at their defaults; None if this version cannot read it."""
     try:
         node = compose(yaml.safe_dump(configs.to_dict(old)), "checkpoint")
         return None if node is None else configs.overlay(RunConfig(), node, "")
@@ -162,7 +163,7 @@ def _check_domains(holder: Path, old: Mapping[str, Any], new: Mapping[str, Any])
 
 def _check_fixed(folder: Path, saved: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raise for a change that no permission covers."""
-    before, now = _parsed(saved["config"]), _parsed(new)
+    before, now = parsed(saved["config"]), parsed(new)
     if before is None or now is None:
         raise UserError(
             one_line(f"{folder}: its config has keys that this version does not know. {ANEW}")

@@ -14,6 +14,7 @@ from sparsecl.engine import state
 from sparsecl.engine.build import Built
 from sparsecl.engine.keeper import saved_records
 from sparsecl.engine.position import Position
+from sparsecl.engine.saved import check_lawful
 from sparsecl.methods.base import Methods
 from sparsecl.seal import Extent
 
@@ -30,7 +31,7 @@ def rewind(
         Where to go on, and what scalars.jsonl held there; None, and nothing is changed, if no
         checkpoint of this phase (or of its border) is there.
     """
-    folder, _ = dist.agree(lambda: newest_valid(checkpoints), only_first=True)
+    folder, _ = dist.agree(lambda: newest_valid(checkpoints, check_lawful), only_first=True)
     if folder is None:
         return None
     saved = dist.agree(lambda: read_manifest(folder).state)

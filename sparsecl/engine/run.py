@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from sparsecl import config as configs
 from sparsecl import dist
-from sparsecl.checkpoint.manifest import MANIFEST, read_manifest, verify
+from sparsecl.checkpoint.manifest import MANIFEST, read_manifest
 from sparsecl.checkpoint.publish import candidates, newest_valid
 from sparsecl.config_nodes import read_text
 from sparsecl.data.held_file import Stamp
@@ -26,6 +26,7 @@ from sparsecl.engine.position import Position
 from sparsecl.engine.resume import NOTHING, Allowed, check_config, check_identity
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.engine.run_folder import RunFolder
+from sparsecl.engine.saved import check_lawful
 from sparsecl.engine.speed_config import check_speed
 from sparsecl.engine.stop import StopRequest
 from sparsecl.engine.topology import DTYPES, choose_backends, draw_topologies
@@ -338,7 +339,7 @@ def _begin_from(folder: Path, built: Built, methods: Methods) -> str:
     def digest() -> str:
         if not folder.is_dir():
             raise MissingInputError(f"init_from={folder}: no such folder. Name a checkpoint's.")
-        verify(folder)
+        check_lawful(folder)
         return sha256_file(folder / MANIFEST)
 
     found = dist.agree(digest, only_first=True)
@@ -351,7 +352,7 @@ def _find_checkpoint(run_dir: Path, resume: Resume) -> tuple[Path | None, list[s
     if resume == "never":
         return None, []
     root = run_dir / "checkpoints"
-    found, notes = newest_valid(root)
+    found, notes = newest_valid(root, check_lawful)
     if found is None and candidates(root):
         raise DataError(f"{root}: no checkpoint is valid. {notes[0]}. Start in another --run_dir.")
     return found, notes

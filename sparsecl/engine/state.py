@@ -260,11 +260,11 @@ def _restore_numbers(built: Built, numbers: Mapping[str, Any]) -> None:
         for group in built.slices.optimizer.param_groups:
             group["step"] = numbers["group_step"]
     scaler = _scaler(built)
-    for key, value in numbers["scaler"].items():
-        if _is_dynamic(scaler) and hasattr(scaler, key):
-            setattr(scaler, key, value)
-    for key, value in numbers["counters"].items():
-        setattr(built.engine, key, value)
+    for key in SCALER_FIELDS:
+        if key in numbers["scaler"] and _is_dynamic(scaler) and hasattr(scaler, key):
+            setattr(scaler, key, numbers["scaler"][key])
+    for key in COUNTERS:
+        setattr(built.engine, key, numbers["counters"][key])
     # DeepSpeed finds the end of an accumulation by counting micro-batches; another layout may have
     # taken another number of them per step.
     accumulation = built.engine.gradient_accumulation_steps()

@@ -4,7 +4,7 @@ The engine owns the loop, DeepSpeed owns backward and step. A method never calls
 read and change what the hooks hand to it. Projection onto the topology comes after every method.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -137,10 +137,29 @@ class Method:
         """Slice tensors by state name, and JSON-safe values: all that a resume needs."""
         return {}, {}
 
+    def check_state(self, tensors: Collection[str], values: Mapping[str, Any]) -> None:
+        """Check what a checkpoint keeps for this method, before anything is taken from it. Local.
+
+        Values have the keys and types of those of a method that has seen nothing yet; whoever keeps
+        some says more about them here.
+
+        Args:
+            tensors: names of the slice tensors.
+
+        Raises:
+            ValueError: `state_dict` never gives that; with the key and the value.
+        """
+        own = self.state_dict()[1]
+        for key in [*own, *(key for key in values if key not in own)]:
+            if key not in own or key not in values:
+                raise ValueError(f"{key} is {'missing' if key in own else 'not known'}")
+            if type(values[key]) is not type(own[key]):
+                raise ValueError(f"{key}: {values[key]!r:.40} is no {type(own[key]).__name__}")
+
     def load_state_dict(
         self, tensors: Mapping[str, SliceTensors], values: Mapping[str, Any]
     ) -> None:
-        """Take back what `state_dict` gave."""
+        """Take back what `state_dict` gave, after `check_state`."""
 
 
 class Methods(Method):
@@ -194,6 +213,21 @@ class Methods(Method):
             tensors |= {f"{method.name}.{key}": value for key, value in own_tensors.items()}
             values[method.name] = dict(own_values)
         return tensors, values
+
+    def check_state(self, tensors: Collection[str], values: Mapping[str, Any]) -> None:
+        names = [method.name for method in self.methods]
+        for name in [*values, *(key.partition(".")[0] for key in tensors)]:
+            if name not in names:
+                raise ValueError(f"{name} is no method of the run")
+        for method in self.methods:
+            if method.name not in values:
+                raise ValueError(f"{method.name} is missing")
+            prefix = f"{method.name}."
+            own = [key.removeprefix(prefix) for key in tensors if key.startswith(prefix)]
+            try:
+                method.check_state(own, values[method.name])
+            except ValueError as error:
+                raise ValueError(f"{method.name}.{error}") from None
 
     def load_state_dict(
         self, tensors: Mapping[str, SliceTensors], values: Mapping[str, Any]

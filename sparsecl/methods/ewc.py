@@ -10,7 +10,7 @@ F is the empirical Fisher per sequence (data labels, gradient of the mean loss p
 conventions scale lambda by constants, so lambda is only comparable within one convention.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -72,6 +72,11 @@ class Ewc(Method):
         if not self.precision:
             return {}, {}
         return {"precision": self.precision, "target": self.target}, {}
+
+    def check_state(self, tensors: Collection[str], values: Mapping[str, Any]) -> None:
+        super().check_state(tensors, values)
+        if set(tensors) not in (set(), {"precision", "target"}):
+            raise ValueError(f"it keeps precision and target, not {', '.join(sorted(tensors))}")
 
     def load_state_dict(
         self, tensors: Mapping[str, SliceTensors], values: Mapping[str, Any]

@@ -13,7 +13,7 @@ depend on the parallel layout, and a resume needs only the names and how many we
 B = capacity, t = sequences seen so far, S = new sequences per optimizer step.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -98,6 +98,21 @@ class Replay(Method):
             "names": self.reservoir.names.tolist(),
             "num_replayed": self.num_replayed,
         }
+
+    def check_state(self, tensors: Collection[str], values: Mapping[str, Any]) -> None:
+        super().check_state(tensors, values)
+        names, num_seen = values["names"], values["num_seen"]
+        for key in ("num_seen", "num_replayed"):
+            if not 0 <= values[key] < 2**62:
+                raise ValueError(f"{key}: {values[key]} is no count")
+        if len(names) != min(num_seen, self.config.sequences):
+            raise ValueError(
+                f"names: {len(names)} of {num_seen} seen, room {self.config.sequences}"
+            )
+        for name in names:
+            whole = isinstance(name, list) and [type(part) for part in name] == [int, int]
+            if not whole or not all(0 <= part < 2**62 for part in name):
+                raise ValueError(f"names: {name!r:.40} is no [phase, number]")
 
     def load_state_dict(
         self, tensors: Mapping[str, SliceTensors], values: Mapping[str, Any]

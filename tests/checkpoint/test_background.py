@@ -11,6 +11,7 @@ from sparsecl import dist, faults
 from sparsecl.checkpoint import background, shards
 from sparsecl.checkpoint.background import Saver
 from sparsecl.checkpoint.publish import newest_valid
+from sparsecl.checkpoint.published import PUBLISHED
 from sparsecl.errors import StorageError
 from tests.checkpoint.tiny import PARAMETERS, TOPOLOGY, check_law, parts, save, value_of
 from tests.events import HANG
@@ -155,4 +156,4 @@ def test_two_ranks(pool, tmp_path):
     assert sums == [2 * k for k in range(20)] * 2
     assert "rank_1.safetensors: cannot be written (No space left" in message and step == 4
     check_law(tmp_path, {4})
-    assert {path.name for path in tmp_path.iterdir()} == {"latest", "step_2", "step_4"}
+    assert {path.name for path in tmp_path.iterdir()} == {"latest", PUBLISHED, "step_2", "step_4"}

@@ -9,6 +9,7 @@ import pytest
 
 from sparsecl import faults
 from sparsecl.checkpoint import publish as publication
+from sparsecl.checkpoint.published import PUBLISHED
 from sparsecl.errors import CannotCreateError, StorageError
 from tests.checkpoint.tiny import check_law, fork_ranks, save
 
@@ -31,7 +32,7 @@ def limit_files(point: str, number: int, size: int) -> None:
 
 
 def no_leftovers(root: Path) -> None:
-    assert {path.name for path in root.iterdir()} <= {"step_1", "step_2", "latest"}
+    assert {path.name for path in root.iterdir()} <= {"step_1", "step_2", "latest", PUBLISHED}
 
 
 @pytest.mark.parametrize(

@@ -103,8 +103,8 @@ PIECE = [SHARD, "master", "norm", 0, 0, 3]
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (put("format", 3), "made by a newer version"),
-        (put("format", 1), "made by an older version"),
+        (put("format", 4), "made by a newer version"),
+        (put("format", 2), "made by an older version"),
         (put("format", "2"), "no version ever wrote that"),
         (put("format", True), "no version ever wrote that"),
         (put("files", {"../../secret": {"bytes": 1, "sha256": "0" * 64}}), "outside its folder"),
@@ -180,10 +180,12 @@ def test_a_manifest_is_read_only_up_to_a_size(folder, monkeypatch):
 
 
 def test_the_digest_is_checked_before_anything_else(folder):
-    """Not even the number of the format is believed."""
+    """But for the number of a newer format: its digest may be made in another way."""
     text = (folder / MANIFEST).read_text()
-    (folder / MANIFEST).write_text(text.replace('"format": 2', '"format": 3'))
+    (folder / MANIFEST).write_text(text.replace('"format": 3', '"format": 2'))
     refused(folder, "sha256 does not match")
+    (folder / MANIFEST).write_text(text.replace('"format": 3', '"format": 4'))
+    refused(folder, "made by a newer version")
 
 
 @pytest.mark.parametrize("twist", [lambda t: t[:-1], lambda t: t + "\n", lambda t: " " + t])

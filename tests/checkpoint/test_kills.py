@@ -19,6 +19,7 @@ from sparsecl import faults
 from sparsecl.checkpoint import publish as publication
 from sparsecl.checkpoint.background import Saver
 from sparsecl.checkpoint.publish import newest_valid
+from sparsecl.checkpoint.published import PUBLISHED
 from sparsecl.seeding import stream
 from tests.checkpoint.tiny import (
     PARAMETERS,
@@ -179,6 +180,6 @@ def test_a_step_that_is_saved_again_is_never_without_a_checkpoint(tmp_path, monk
     shutil.copytree(tmp_path, other := tmp_path.parent / f"{tmp_path.name}_other")
     save(tmp_path, 5, 52, keep=1)
     assert check_law(tmp_path, {52}).name == "step_5"
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["latest", "step_5"]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["latest", PUBLISHED, "step_5"]
     save(other, 6, 60, keep=2)
     assert check_law(other, {60}).name == "step_6" and (other / "step_5.old").is_dir()

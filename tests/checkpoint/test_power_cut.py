@@ -137,9 +137,9 @@ def test_the_model_sees_what_is_wrong(tmp_path, disk, monkeypatch, broken):
             patch.setattr(os, "fsync", lambda handle: None)
             return real(*args)
 
-    def eager(root: Path, temporary: Path) -> None:
-        shutil.rmtree(root / "step_1")  # makes room before the new one is there
-        real(root, temporary)
+    def eager(target: Path, temporary: Path) -> None:
+        shutil.rmtree(target.with_name("step_1"))  # makes room before the new one is there
+        real(target, temporary)
 
     monkeypatch.setattr(publication, broken, eager if broken == "_begin" else unsynced)
     problems = watch(disk, tmp_path / "after", {100, 200})

@@ -1,6 +1,7 @@
 """What a start finds in its run folder, and when it must not go on."""
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from sparsecl.checkpoint.manifest import read_manifest, verify, write_manifest
 from sparsecl.checkpoint.publish import candidates
+from sparsecl.checkpoint.published import PUBLISHED
 from sparsecl.checkpoint.topologies import TOPOLOGY_FILE
 from sparsecl.files import sha256_file
 from tests.launch import outcome
@@ -50,10 +52,12 @@ def resume(starter: Starter, folder: Path, *settings: str, mode: str = "auto") -
     return starter.run("--run_dir", str(folder), "--resume", mode, *SETTINGS, *settings)
 
 
-def refused(starter: Starter, folder: Path, code: int, *texts: str, settings=()) -> None:
+def refused(
+    starter: Starter, folder: Path, code: int, *texts: str, settings=(), mode: str = "auto"
+) -> None:
     """The resume ends in one line that names `texts`, and nothing of the run has changed."""
     before = {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
-    done = resume(starter, folder, *settings)
+    done = resume(starter, folder, *settings, mode=mode)
     assert done.code == code, (done.err, done.out)
     for text in texts:
         assert text in done.line
@@ -189,14 +193,88 @@ def rewrite(folder: Path, **changes: Any) -> None:
     verify(folder)
 
 
-@pytest.mark.parametrize("key", ["tokenizer", "topology"])
-def test_another_digest_is_refused(starter, folder, key):
+def test_another_tokenizer_is_refused(starter, folder):
+    """With nothing that says which manifests the run has published, its digest is compared."""
     newest = candidates(folder / "checkpoints")[0]
-    state = read_manifest(newest).state
-    other = "0" * 64
-    changed = other if key == "tokenizer" else {name: other for name in state["topology"]}
-    rewrite(newest, state={**state, key: changed})
-    refused(starter, folder, 65, str(newest), key, "000000000000")
+    rewrite(newest, state={**read_manifest(newest).state, "tokenizer": "0" * 64})
+    (newest.parent / PUBLISHED).unlink()
+    refused(starter, folder, 65, str(newest), "tokenizer", "000000000000")
+
+
+# ---- a checkpoint that says what cannot be, with digests that fit -------------------------------
+
+
+def lie(*path: str, value: Any) -> Callable[[Path], None]:
+    def tell(folder: Path) -> None:
+        state = json.loads(json.dumps(read_manifest(folder).state))
+        at = state
+        for key in path[:-1]:
+            at = at[key]
+        at[path[-1]] = value
+        rewrite(folder, state=state)
+
+    return tell
+
+
+def poke(key: str, value: float) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (shard,) = folder.glob("rank_*.safetensors")
+        tensors = load_file(shard)
+        tensors[key] = tensors[key].copy()
+        tensors[key].reshape(-1)[0] = value
+        save_file(tensors, shard)
+        rewrite(folder)
+
+    return change
+
+
+def halve_precision(folder: Path) -> None:
+    (shard,) = folder.glob("rank_*.safetensors")
+    tensors = load_file(shard)
+    save_file({**tensors, "master/norm.weight": np.float16(tensors["master/norm.weight"])}, shard)
+    rewrite(folder)
+
+
+LIES: list[tuple[Callable[[Path], None], str]] = [
+    (lie("position", "step", value=-5), "state.position.step"),
+    (lie("position", "phase", value=9), "the run has 2 phases"),
+    (lie("position", "phase_step", value=1), "is step 1 of the run"),
+    (lie("position", "train_seconds", value=9.0), PUBLISHED),
+    (lie("position", "data_shift", value=2), "without a rollback"),
+    (lie("optimizer", "counters", "micro_steps", value=3), "counters.micro_steps"),
+    (lie("optimizer", "scalars", "step", "value", value=3.0), "12 steps were applied"),
+    (lie("topology", value={}), "state.topology"),
+    (lie("config", value=7), "state.config"),
+    (poke("master/norm.weight", np.nan), "values that are not finite"),
+    (poke("exp_avg_sq/norm.weight", -1.0), "negative values"),
+    (halve_precision, "is F16, not F32"),
+]
+
+
+@pytest.mark.parametrize(("tell", "text"), LIES)
+def test_an_unlawful_checkpoint_is_passed_over(starter, folder, whole, tell, text):
+    newest, older, *_ = candidates(folder / "checkpoints")
+    tell(newest)
+    done = resume(starter, folder)
+    assert done.code == 0, done.err
+    (line,) = [line for line in done.out.splitlines() if "passed over" in line]
+    assert str(newest) in line and text in line
+    assert f"resumed from {older.name}" in done.out
+    outcome.assert_equal(outcome.read(folder), whole)
+
+
+def test_no_lawful_checkpoint_is_no_reason_to_begin_anew(starter, folder):
+    for path in candidates(folder / "checkpoints"):
+        lie("position", "phase", value=9)(path)
+    refused(starter, folder, 65, "no checkpoint is valid", "the run has 2 phases")
+
+
+@pytest.mark.parametrize("mode", ["auto", "must"])
+def test_a_newer_version_s_checkpoint_is_neither_passed_over_nor_touched(starter, folder, mode):
+    newest = candidates(folder / "checkpoints")[0]
+    path = newest / "manifest.json"
+    path.write_text(path.read_text().replace('"format": 3', '"format": 4'))
+    refused(starter, folder, 65, str(path), "format 4, this version reads 3", mode=mode)
 
 
 def test_a_shorter_record_is_refused(starter, folder):
@@ -226,7 +304,9 @@ def test_a_moved_weight_is_found(starter, folder):
     mask[[mask.argmax(), mask.argmin()]] ^= True
     save_file({**bits, f"{layer}.weight": np.packbits(mask)}, newest / TOPOLOGY_FILE)
     rewrite(newest)
-    refused(starter, folder, 65, str(newest), f"topology digest of {layer}")
+    done = resume(starter, folder)
+    assert done.code == 0, done.err
+    assert f"passed over: {newest}: topology digest of {layer}.weight" in done.out
 
 
 def test_a_topology_of_another_size_is_refused(starter, folder):
@@ -235,4 +315,7 @@ def test_a_topology_of_another_size_is_refused(starter, folder):
     name = next(iter(bits))
     save_file({**bits, name: bits[name][:-1]}, newest / TOPOLOGY_FILE)
     rewrite(newest)
-    refused(starter, folder, 65, TOPOLOGY_FILE, f"{name} is not a live set of a")
+    done = resume(starter, folder)
+    assert done.code == 0, done.err
+    (line,) = [line for line in done.out.splitlines() if "passed over" in line]
+    assert TOPOLOGY_FILE in line and f"{name} is not a live set of a" in line
