@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sparsecl.checkpoint.canonical import MASTER
 from sparsecl.checkpoint.gpt2_names import EMBEDDING, entries
 from sparsecl.checkpoint.laws import check_laws
-from sparsecl.checkpoint.manifest import Manifest
+from sparsecl.checkpoint.manifest import Manifest, read_manifest
 from sparsecl.config_nodes import one_line
 from sparsecl.engine.plan import Plan, make_plan
 from sparsecl.engine.position import Count, Position
@@ -118,9 +118,11 @@ def check_lawful(folder: Path) -> None:
     Every tensor is read once more than for its digest: a pass over what the page cache then holds.
 
     Raises:
+        NewerFormatError: a newer version wrote it.
         DataError: the first law that does not hold. A moment that is missing is left to the
             restore, which knows whether one is needed.
     """
+    read_manifest(folder)
     verdict = check_laws(folder, state_law=state_problems, moments=False)
     if verdict.problems:
         raise DataError(one_line(verdict.problems[0]))

@@ -8,10 +8,17 @@ import pytest
 import torch
 
 from sparsecl.checkpoint import publish as publication
-from sparsecl.checkpoint.manifest import ParameterEntry, Piece, verify
+from sparsecl.checkpoint.manifest import (
+    FORMAT,
+    MANIFEST,
+    NewerFormatError,
+    ParameterEntry,
+    Piece,
+    verify,
+)
 from sparsecl.checkpoint.publish import LATEST, candidates, newest_valid, publish
 from sparsecl.checkpoint.reader import Reader
-from sparsecl.errors import DataError
+from sparsecl.errors import CannotCreateError, DataError
 
 FILE = "rank_0.safetensors"
 PARAMETERS = {"w": ParameterEntry((2, 4), 0), "norm": ParameterEntry((3,), -1)}
@@ -51,6 +58,23 @@ def test_retention_keeps_the_newest(tmp_path):
     # A resume from step 2 (step 10 was damaged) gives that future up.
     save(tmp_path, 9, keep=2)
     assert [path.name for path in candidates(tmp_path)] == ["step_9", "step_2"]
+
+
+def test_what_a_newer_version_wrote_stays(tmp_path):
+    """It is no damage: not passed over, not replaced, not removed, and it takes no place."""
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    path = tmp_path / "step_2" / MANIFEST
+    path.write_text(path.read_text().replace(f'"format": {FORMAT}', f'"format": {FORMAT + 1}'))
+    save(tmp_path, 4, keep=2)
+    assert [path.name for path in candidates(tmp_path)] == ["step_4", "step_3", "step_2"]
+    with pytest.raises(CannotCreateError, match="step_2: is of a newer version"):
+        save(tmp_path, 2)
+    assert newest_valid(tmp_path)[0] == tmp_path / "step_4"
+    path = tmp_path / "step_4" / MANIFEST
+    path.write_text(path.read_text().replace(f'"format": {FORMAT}', f'"format": {FORMAT + 1}'))
+    with pytest.raises(NewerFormatError, match="Go on with that one, or move .*step_4 away"):
+        newest_valid(tmp_path)
 
 
 POINTS = ("write_shard", "write_manifest", "os.rename", "atomic_open", "_retain")

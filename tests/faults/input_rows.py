@@ -133,7 +133,7 @@ TEXT = (
         "another tokenizer",
         (
             f"{LAUNCH}bad_input.py::test_tokens_of_another_tokenizer",
-            f"{LAUNCH}resume.py::test_another_digest_is_refused",
+            f"{LAUNCH}resume.py::test_another_tokenizer_is_refused",
             f"{DATA}tokenizer.py::test_a_swapped_model_is_refused",
             "tests/engine/test_resume.py::test_other_text_needs_its_own_permission",
         ),

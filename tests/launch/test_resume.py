@@ -236,7 +236,7 @@ def halve_precision(folder: Path) -> None:
 
 
 LIES: list[tuple[Callable[[Path], None], str]] = [
-    (lie("position", "step", value=-5), "state.position.step"),
+    (lie("position", "step", value=-5), "its position of step -5"),
     (lie("position", "phase", value=9), "the run has 2 phases"),
     (lie("position", "phase_step", value=1), "is step 1 of the run"),
     (lie("position", "train_seconds", value=9.0), PUBLISHED),
