@@ -1,5 +1,6 @@
 """A run folder as the engine leaves it, made without DeepSpeed: config and one checkpoint."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ from sparsecl import config as configs
 from sparsecl.checkpoint.manifest import ParameterEntry, Piece
 from sparsecl.checkpoint.publish import publish
 from sparsecl.data.prepare import PreparedData, prepare
+from sparsecl.engine.position import Position
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.model.build import build_gpt
 from sparsecl.model.gpt import GPT
+from sparsecl.seal import EMPTY
 from sparsecl.sparse.registry import sparse_parameters
 
 FILE = "rank_0.safetensors"
@@ -79,6 +82,18 @@ def make_run(folder: Path, config: RunConfig, *, step: int = 3, model: GPT | Non
         "config": configs.to_dict(config),
         "data": data.fingerprint,
         "tokenizer": data.tokenizer.digest,
+        "topology": {n.removesuffix(".weight"): found.digest for n, found in topologies.items()},
+        "backends": {},
+        "position": asdict(Position(phase_step=step, step=step, started=True)),
+        "scalars_bytes": 0,
+        "scalars_sha256": EMPTY.sha256,
+        "audit_checks": 0,
+        "matrix": None,
+        "optimizer": {
+            **{"moments": [], "scalars": {}, "group_step": None, "scaler": {}},
+            "counters": {"global_steps": 0, "global_samples": 0, "skipped_steps": 0},
+        },
+        "methods": {},
     }
     publish(
         folder / "checkpoints",

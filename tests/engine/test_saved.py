@@ -16,6 +16,7 @@ from sparsecl.checkpoint.published import PUBLISHED
 from sparsecl.engine.saved import check_lawful, state_problems
 from sparsecl.errors import DataError
 from tests.launch.starter import Starter
+from tools import convert
 
 METHODS = {"replay": {"share": 0.25, "sequences": 16}, "ewc": {"strength": 1.0, "sequences": 2}}
 
@@ -169,6 +170,22 @@ def test_numbers_of_a_json_that_are_none(manifest):
         lie = Manifest(**{**vars(manifest), "state": state})
         assert "finite" in "\n".join(state_problems(lie)), text
     assert math.isfinite(manifest.state["position"]["train_seconds"])
+
+
+def test_verify_says_the_same(saved, manifest, tmp_path, capsys):
+    folder = copied(saved, tmp_path)
+    assert convert.main(["verify", str(folder)]) == 0
+    for state in (
+        told(manifest.state, ("position", "phase"), 9),
+        told(manifest.state, ("optimizer", "counters", "global_steps"), 3),
+        told(manifest.state, ("position", "train_seconds"), 9.0),
+    ):
+        write(folder, state)
+        capsys.readouterr()
+        with pytest.raises(DataError) as caught:
+            check_lawful(folder)
+        assert convert.main(["verify", str(folder)]) == 65
+        assert str(caught.value).removeprefix(f"{folder}: ") in capsys.readouterr().out
 
 
 def test_a_damaged_list_vouches_for_nothing(saved, manifest, tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sparsecl.checkpoint.published import PUBLISHED
 from tests.checkpoint.tiny import check_law, fork_ranks, save
 
 NOBODY = 65534
@@ -40,7 +41,7 @@ def test_a_folder_that_has_become_read_only(public):
     assert os.waitstatus_to_exitcode(status) == 73, message
     assert "Permission denied" in message and str(root) in message and "\n" not in message
     check_law(root, {1})
-    assert {path.name for path in root.iterdir()} == {"step_1", "latest"}
+    assert {path.name for path in root.iterdir()} == {"step_1", "latest", PUBLISHED}
 
 
 def test_a_folder_that_has_vanished(public):
@@ -50,4 +51,4 @@ def test_a_folder_that_has_vanished(public):
     shutil.rmtree(root)
     save(root, 2)
     check_law(root, {2})
-    assert {path.name for path in root.iterdir()} == {"step_2", "latest"}
+    assert {path.name for path in root.iterdir()} == {"step_2", "latest", PUBLISHED}
