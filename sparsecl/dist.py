@@ -42,7 +42,7 @@ def is_initialized() -> bool:
 def device() -> torch.device:
     """The device of this rank: its own GPU where CUDA is present, else the CPU."""
     if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("cuda", place.local_rank())
     return torch.device("cpu")
 
 

@@ -36,12 +36,19 @@ def check(variables: Mapping[str, str] = os.environ) -> None:
     if place >= world:
         raise UserError(f"RANK={place}: must be below WORLD_SIZE={world}. {_WAYS}")
     for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
-        if name in variables or (name == "LOCAL_RANK" and world > 1):
+        if name in variables:
             _number(variables, name, least=int(name != "LOCAL_RANK"))
     if world > 1:
         _number(variables, "MASTER_PORT", least=1, most=65535)
         if not variables.get("MASTER_ADDR"):
             raise UserError(f"MASTER_ADDR is not set, but WORLD_SIZE={world}. {_WAYS}")
+
+
+def local_rank(variables: Mapping[str, str] = os.environ) -> int:
+    """Which of this machine's GPUs is this rank's; UserError if one of several does not know."""
+    if int(variables.get("WORLD_SIZE", "1")) == 1 and "LOCAL_RANK" not in variables:
+        return 0
+    return _number(variables, "LOCAL_RANK")
 
 
 def _number(

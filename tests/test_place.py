@@ -34,6 +34,14 @@ def test_places_that_are_right(variables):
     place.check(variables)
 
 
+def test_which_gpu_is_asked_for_only_where_there_is_one():
+    without = {name: value for name, value in WHOLE.items() if name != "LOCAL_RANK"}
+    place.check(without)
+    assert (place.local_rank(WHOLE), place.local_rank({})) == (1, 0)
+    with pytest.raises(UserError, match="LOCAL_RANK is not set, but RANK=1 and WORLD_SIZE=2"):
+        place.local_rank(without)
+
+
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
@@ -50,7 +58,7 @@ def test_places_that_are_right(variables):
         ({**WHOLE, "MASTER_PORT": "65536"}, "MASTER_PORT=65536: must be"),
         ({**WHOLE, "LOCAL_SIZE": "0"}, "LOCAL_SIZE=0: must be a number from 1"),
         *(({k: v for k, v in WHOLE.items() if k != name}, f"{name} is not set")
-          for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")),
+          for name in ("MASTER_ADDR", "MASTER_PORT")),
         ({"SLURM_STEP_ID": "0", "SLURM_NTASKS": "2"}, "SLURM_NTASKS=2 without RANK"),
         ({"SLURM_STEPID": "0", "SLURM_STEP_NUM_TASKS": "2"}, "SLURM_STEP_NUM_TASKS=2 without"),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_SIZE=2 without RANK"),

@@ -168,6 +168,8 @@ def dry_run(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", str(num_processes(command)))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
     monkeypatch.setattr(sys, "argv", ["train.py", *train_arguments(command), "--dry_run"])
     assert train.main() == 0
 
