@@ -1,5 +1,6 @@
 """Model, optimizer and DeepSpeed engine, put together; their masks guarded from the start."""
 
+import contextlib
 import logging
 import os
 from collections.abc import Mapping
@@ -147,11 +148,12 @@ def _initialize(model: GPT, config: RunConfig, ds_config: Mapping[str, Any]) -> 
     mpu: Any = dist.DeepSpeedMpu()
     if given:
         dist.agree(lambda: _load_kernel(ds_config))
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=optimizer,
-        model_parameters=params,
-        mpu=mpu,
-        config=dict(ds_config),
-    )
+    with contextlib.redirect_stdout(None):  # its wrapper of bf16 in stage 1 prints past the log
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            model_parameters=params,
+            mpu=mpu,
+            config=dict(ds_config),
+        )
     return engine

@@ -4,6 +4,8 @@ For each variant: losses agree with ZeRO 0 fp32 (exact arithmetic) or within the
 (bf16: 8 significant bits), absent masters and moments are exactly zero, audits find nothing.
 """
 
+import contextlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,18 @@ def sum_of_micro_batches(
         off = sum(float((found.float() - sums).square().sum()) for found, sums in pairs)
         whole = sum(float(sums.square().sum()) for _, sums in pairs)
         return (off / whole) ** 0.5, all(found.dtype == torch.float32 for found, _ in pairs)
+
+
+def said_while_built(cache: str, stage: str, folder: str) -> str:
+    """What the parts of a run print."""
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        cases.assemble(cases.load(cache, ("precision=bf16", "batch.micro=1")), stage, folder)
+    return said.getvalue()
+
+
+def test_deepspeed_prints_nothing_beside_the_runs_own_header(pool, shared_cache, tmp_path):
+    arguments = (str(shared_cache), "zero1", str(tmp_path))
+    assert pool.run(said_while_built, 1, *arguments) == [""]
 
 
 @pytest.mark.parametrize("precision", ["bf16", cases.slow("fp16")])
