@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor
 from sparsecl import dist
 from sparsecl.checkpoint.manifest import FOLDER_NAME, MANIFEST, read_manifest, verify
 from sparsecl.checkpoint.publish import newest_valid
-from sparsecl.checkpoint.reader import Reader
+from sparsecl.checkpoint.reader import Reader, weight_reader
 from sparsecl.data.config import DataConfig, TokenizerConfig
 from sparsecl.data.prepare import PreparedData, prepare
 from sparsecl.data.token_store import TokenStore
@@ -175,11 +174,7 @@ def _topologies(
         return {}
     shapes = layer_shapes(model.resolved())
     if topology.role == "update":
-
-        def read_weight(folder: Path, layer: str) -> NDArray[Any]:
-            return Reader(folder).read(MASTER, f"{layer}.weight").numpy()
-
-        return build_topologies(topology, shapes, seed=seed, read_checkpoint=read_weight)
+        return build_topologies(topology, shapes, seed=seed, read_checkpoint=weight_reader())
     found = {name.removesuffix(".weight"): live for name, live in reader.topologies.items()}
     for shape in shapes:
         live = found.get(shape.name)

@@ -7,11 +7,14 @@ or allocated: a checkpoint of another model is refused at the cost of its header
 import functools
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from sparsecl.checkpoint.manifest import Manifest, Piece, read_manifest
+from sparsecl.checkpoint.manifest import Manifest, Piece, read_manifest, verify
 from sparsecl.checkpoint.shards import check_entry, open_shard
 from sparsecl.checkpoint.topologies import TOPOLOGY_FILE, StoredTopologies
 from sparsecl.errors import DataError
@@ -126,3 +129,20 @@ class Reader:
             covered[piece.tp_rank] += piece.numel
         if any(end != self._shard_size(name, shard) for shard, end in covered.items()):
             raise DataError(f"{where}: pieces do not cover it")
+
+
+def weight_reader() -> Callable[[Path, str], NDArray[np.float32]]:
+    """A function (checkpoint folder, layer) -> its dense global weight [O, I]; see `read`.
+
+    The digests of a checkpoint are checked at the first call for it.
+    """
+
+    @functools.cache
+    def opened(folder: Path) -> Reader:
+        verify(folder)
+        return Reader(folder)
+
+    def read(folder: Path, layer: str) -> NDArray[np.float32]:
+        return opened(folder).read("master", f"{layer}.weight").numpy()
+
+    return read

@@ -7,15 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from sparsecl import dist
-from sparsecl.checkpoint.reader import Reader
+from sparsecl.checkpoint.reader import weight_reader
 from sparsecl.engine.plan import Plan
 from sparsecl.engine.run_config import RunConfig
-from sparsecl.errors import DataError, UserError
+from sparsecl.errors import UserError
 from sparsecl.files import write_json
 from sparsecl.model.build import linear_options
 from sparsecl.model.gpt import make_linear, split_dim
@@ -38,7 +36,8 @@ def draw_topologies(config: RunConfig) -> dict[str, LayerTopology]:
             same on every rank, whichever slice it holds.
     """
     shapes = layer_shapes(config.model.resolved())
-    found = build_topologies(config.topology, shapes, seed=config.seed, read_checkpoint=read_weight)
+    read = weight_reader()
+    found = build_topologies(config.topology, shapes, seed=config.seed, read_checkpoint=read)
     for shape in shapes if found else ():
         _check_slices(config, shape, found[shape.name])
     return found
@@ -63,14 +62,6 @@ def _check_slices(config: RunConfig, shape: LayerShape, topology: LayerTopology)
             f"{shape.name} on each of parallel.tensor={tensor} ranks. Use a size that does, or "
             "backend dense."
         )
-
-
-def read_weight(folder: Path, layer: str) -> NDArray[np.float32]:
-    """The dense weight of one layer in a checkpoint of ours."""
-    reader, name = Reader(folder), f"{layer}.weight"
-    if not reader.has("master", name):
-        raise DataError(f"{folder}: holds no weight of {layer}")
-    return reader.read("master", name).numpy()
 
 
 def choose_backends(

@@ -23,10 +23,11 @@ from safetensors.numpy import save_file
 from sparsecl.checkpoint import manifest as manifests
 from sparsecl.checkpoint.manifest import MANIFEST, verify
 from sparsecl.checkpoint.publish import LATEST, newest_valid
-from sparsecl.checkpoint.reader import Reader
+from sparsecl.checkpoint.reader import Reader, weight_reader
 from sparsecl.checkpoint.topologies import TOPOLOGY_FILE
 from sparsecl.errors import DataError
 from sparsecl.files import sha256_file
+from tests.checkpoint import made
 from tests.checkpoint.tiny import save, value_of
 
 SHARD = "rank_0.safetensors"
@@ -409,3 +410,15 @@ def test_what_is_not_there_is_not_made_up(good):
     with pytest.raises(DataError, match="holds no exp_avg of norm"):
         reader.read("exp_avg", "norm")
     assert copy.copy(reader.states()) == ["master"]
+
+
+def test_a_topology_is_read_from_weights_whose_digests_fit(tmp_path):
+    folder = made.save(tmp_path)
+    wanted = made.matrices()["master", "a.up.weight"].numpy()
+    assert (weight_reader()(folder, "a.up") == wanted).all()
+    path = folder / made.FILE
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="sha256 differs"):
+        weight_reader()(folder, "a.up")
