@@ -26,7 +26,7 @@ from sparsecl.engine.run_config import RunConfig  # noqa: E402
 
 def main() -> int:
     """Parse, load, prepare, print. Returns the exit code."""
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser = command.Parser(description=__doc__)
     parser.add_argument(
         "--config",
         type=Path,

@@ -41,9 +41,7 @@ RUN_FAILED = 1  # exit code: the study is finished as far as it can be, but a ru
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.Parser(description=__doc__)
     parser.add_argument("study", type=Path, help="study file (YAML)")
     parser.add_argument("--scale", help="one of its scales; default: the first")
     parser.add_argument("--base", type=Path, help="run config laid over the study's base")
@@ -83,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signals.answer_by(_interrupt)
         return sweep(options)
 
-    return command.report(work, prefix="sparsecl")
+    return command.report(work)
 
 
 def _interrupt(name: str) -> None:

@@ -1,7 +1,7 @@
 """Train a sparse GPT over a sequence of text domains and measure what it forgets.
 
     deepspeed launch/train.py --ds_config ds_configs/zero2.json
-    deepspeed --num_gpus 8 launch/train.py --ds_config ds_configs/zero3.json \
+    deepspeed --num_gpus 8 launch/train.py --ds_config ds_configs/zero3.json \\
         --config launch/configs/files.yaml --set precision=bf16
 
 Without --config it trains launch/configs/demo.yaml: minutes on two CPU cores.
@@ -48,9 +48,7 @@ class HelpConfig(argparse.Action):
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.Parser(description=__doc__)
     parser.add_argument(
         "--config",
         type=Path,
@@ -109,9 +107,7 @@ def main() -> int:
     """Returns the exit code; see sparsecl/errors.py."""
     args = parse()
     quiet()
-    return command.report(place.check, prefix="sparsecl") or command.report(
-        lambda: train(args), prefix="sparsecl", speaks=_speaks
-    )
+    return command.report(place.check) or command.report(lambda: train(args), speaks=_speaks)
 
 
 def _speaks(error: BaseException) -> bool:
@@ -149,7 +145,7 @@ def train(args: argparse.Namespace) -> None:
     # DeepSpeed warns on stderr when it has to find this out by itself.
     os.environ.setdefault("DS_ACCELERATOR", dist.device().type)
 
-    from sparsecl.engine import run
+    from sparsecl.engine import display, run
     from sparsecl.engine.resume import Allowed
 
     prepared = run.check(config, args.ds_config, args.run_dir)
@@ -168,7 +164,7 @@ def train(args: argparse.Namespace) -> None:
     if summary is not None:
         print(f"\nResults    {prepared.run_dir / 'results.json'}")
         draw(prepared.run_dir)
-        print(f"Watch      tensorboard --logdir {prepared.run_dir}")
+        print(f"Watch      {display.watch(prepared.run_dir)}")
     dist.shutdown()
 
 

@@ -3,8 +3,9 @@
     if __name__ == "__main__":
         command.start(main)
 
-`start` makes the standard streams safe, and ends the process with the code of `main`, whatever
-comes meanwhile. `report` turns what `main` raises into one line on stderr and an exit code.
+`Parser` reads its command line. `start` makes the standard streams safe, and ends the process with
+the code of `main`, whatever comes meanwhile. `report` turns what `main` raises into one line on
+stderr and an exit code.
 
 What becomes of output: a reader that leaves (`| head`) is no fault, the program does what it was
 asked for and says nothing. A stream that was closed (`>&-`) swallows what it gets. A stream that
@@ -12,14 +13,17 @@ fails (a full disk) is said once; the program goes on, and ends with 74 if its o
 was called for.
 """
 
+import argparse
 import atexit
 import contextlib
+import difflib
 import io
 import os
 import select
 import sys
+import textwrap
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from sparsecl.errors import (
@@ -37,23 +41,63 @@ _Code = int | str | None
 _EXPECTED = (UserError, InvariantError, PeerLostError, Preempted)
 
 
+class Parser(argparse.ArgumentParser):
+    """The command line of a program and of its commands.
+
+    --dry-run is --dry_run: an option may be written with dashes or underscores. Descriptions keep
+    their lines, so examples can be copied. A mistake is one line, of the form of any other.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+        lines = (self.description or "").splitlines()
+        self.description = "\n".join(textwrap.fill(x, 100) if len(x) > 100 else x for x in lines)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        given: Sequence[str] = sys.argv[1:] if args is None else args
+        return super().parse_known_args([self._as_known(word) for word in given], namespace)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, rest = self.parse_known_args(args, namespace)
+        if rest:
+            options = [name for name in self._option_string_actions if name.startswith("--")]
+            name = rest[0].partition("=")[0]
+            close = difflib.get_close_matches(name, options, n=1) if name[:1] == "-" else []
+            way_out = f"did you mean {close[0]}?" if close else "--help shows what there is"
+            self.error(f"{' '.join(rest)}: not understood; {way_out}")
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        complain(" ".join(message.split()))
+        self.exit(2)  # as argparse and most programs do
+
+    def _as_known(self, word: str) -> str:
+        name, equals, value = word.partition("=")
+        if not name.startswith("--") or name in self._option_string_actions:
+            return word
+        same = (o for o in self._option_string_actions if _dashed(o) == _dashed(name))
+        return f"{next(same, name)}{equals}{value}"
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
 def report(
     action: Callable[[], int | None],
     *,
-    prefix: str = "error",
     speaks: Callable[[BaseException], bool] = lambda error: True,
 ) -> int:
     """Do `action`. Returns its exit code (None = 0), or that of what it raised.
 
     Args:
-        prefix: before the line on stderr.
         speaks: whether this process says an expected error, or leaves it to another rank.
     """
     try:
         return action() or 0
     except _EXPECTED as error:
         if speaks(error):
-            complain(str(error), prefix)
+            complain(str(error))
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -62,13 +106,13 @@ def report(
         if found is None:
             traceback.print_exc()
             return InvariantError.exit_code
-        complain(str(found), prefix)
+        complain(str(found))
         return found.exit_code
 
 
-def complain(text: str, prefix: str = "error") -> None:
-    """One line on stderr."""
-    print(f"{prefix}: {text}", file=sys.stderr, flush=True)
+def complain(text: str) -> None:
+    """One line on stderr, of the same form from every program."""
+    print(f"sparsecl: {text}", file=sys.stderr, flush=True)
 
 
 def start(main: Callable[[], _Code], *, output_counts: bool = True) -> NoReturn:

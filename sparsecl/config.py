@@ -25,6 +25,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origi
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from sparsecl.config_kinds import other_kind
 from sparsecl.config_nodes import (
     TAG,
     compose,
@@ -68,7 +69,7 @@ def load(cls: type[T], path: Path | Sequence[Path] | None, overrides: Sequence[s
         DataError: the file is not UTF-8.
     """
     paths = [path] if isinstance(path, Path) else list(path or ())
-    roots = [read_nodes(one) for one in paths] or [empty_mapping("defaults")]
+    roots = [read_nodes(one, cls) for one in paths] or [empty_mapping("defaults")]
     for text in overrides:
         override(roots[-1], text)
     config = _dataclass(roots[0], cls, "", None)
@@ -77,13 +78,21 @@ def load(cls: type[T], path: Path | Sequence[Path] | None, overrides: Sequence[s
     return config
 
 
-def read_nodes(path: Path) -> MappingNode:
-    """The keys and values of a YAML file, as nodes. Errors as `load`."""
+def read_nodes(path: Path, cls: type | None = None) -> MappingNode:
+    """The keys and values of a YAML file, as nodes. Errors as `load`.
+
+    Args:
+        cls: a file that is plainly not of its kind is refused, with the program that takes it.
+    """
     root = compose(read_text(path), str(path))
     if root is None:
         raise UserError(one_line(f"{path}: is empty; write at least one key, or {{}}"))
     if not isinstance(root, MappingNode):
         fail(root, "", f"expected keys and values, got {shown(root)}")
+    if cls is not None:
+        names = [field.name for field in _fields(cls)]
+        if kind := other_kind([key.value for key, _ in root.value], names):
+            raise UserError(one_line(f"{path}: is {kind}"))
     return root
 
 
@@ -331,7 +340,7 @@ def _members(tp: Any) -> list[Any]:
 
 def _type_text(tp: Any) -> str:
     names = {types.NoneType: "null", bool: "true or false", int: "a whole number"}
-    names |= {float: "a number", str: "text", Path: "a path"}
+    names |= {float: "a number", str: "text", Path: "a path", Node: "keys and values"}
     texts = []
     for member in _members(tp):
         origin, args = get_origin(member), get_args(member)

@@ -108,3 +108,8 @@ def shortage(error: BaseException) -> StorageError | None:
             detail = " ".join(words.split())[:200] or type(error).__name__
             return StorageError(f"{what} ({detail}). {way_out}.")
     return shortage(error.__cause__) if error.__cause__ is not None else None
+
+
+def reason(error: BaseException) -> str:
+    """Why, in one line; without the path, which an OSError repeats and the message already has."""
+    return getattr(error, "strerror", None) or " ".join(str(error).split())

@@ -96,7 +96,7 @@ def lock_folder(folder: Path, option: str) -> FolderLock:
         handle = plain(path, os.O_RDWR | os.O_CREAT)
     except NotPlainError as error:
         raise CannotCreateError(
-            one_line(f"{option} {folder}: {path} {error.strerror}; remove it")
+            one_line(f"{option} {folder}: its {path.name} {error.strerror}; remove it")
         ) from None
     except OSError as error:
         raise cannot_write(folder, error, option) from None

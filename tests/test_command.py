@@ -1,5 +1,6 @@
 """How programs begin and end: streams that fail, errors as lines, codes that stay."""
 
+import ast
 import os
 import signal
 import subprocess
@@ -38,6 +39,54 @@ def shell(line, **more):
         ["bash", "-o", "pipefail", "-c", line],
         env=env, cwd=ROOT, capture_output=True, text=True, timeout=HANG, **more,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("script", dict.fromkeys(script for script, _ in PROGRAMS))
+def test_help_shows_the_examples_as_they_are_written(script):
+    text = ast.get_docstring(ast.parse((ROOT / script).read_text()))
+    done = shell(f"$PYTHON {script} --help")
+    assert text is not None and f"\n{text}\n" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 100
+
+
+def arguments():
+    parser = command.Parser(description="d")
+    parser.add_argument("--run_dir")
+    commands = parser.add_subparsers()
+    made = commands.add_parser("go", description="long " * 40)
+    made.add_argument("--by-hand", action="store_true")
+    made.add_argument("--set", nargs="+")
+    return parser
+
+
+def test_options_are_known_with_dashes_and_underscores():
+    for words in ("--run-dir a-b go --by_hand", "--run_dir=a-b go --by-hand --set x_y=a-b"):
+        found = arguments().parse_args(words.split())
+        assert (found.run_dir, found.by_hand) == ("a-b", True)
+    assert found.set == ["x_y=a-b"]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("--run-dri=a", "--run-dri=a: not understood; did you mean --run_dir?"),
+        ("--zzz", "--zzz: not understood; --help shows what there is"),
+        ("--run_dir", "argument --run_dir: expected one argument"),
+        ("fly", "argument {go}: invalid choice: 'fly' (choose from "),
+    ],
+)
+def test_a_mistyped_command_line_is_one_line(capsys, words, line):
+    with pytest.raises(SystemExit) as stop:
+        arguments().parse_args(words.split())
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and err.count("\n") == 1
+    assert err.startswith(f"sparsecl: {line}")
+
+
+def test_every_program_reads_its_command_line_the_same_way():
+    made = [*ROOT.glob("launch/*.py"), *ROOT.glob("tools/**/*.py"), *ROOT.glob("sparsecl/**/*.py")]
+    users = [path.name for path in made if "argparse.ArgumentParser(" in path.read_text()]
+    assert len(made) > 100 and users == []
 
 
 @pytest.mark.parametrize(("script", "words"), PROGRAMS)
@@ -119,17 +168,17 @@ class OutOfMemoryError(RuntimeError):
     ("error", "code", "line"),
     [
         (None, 0, ""),
-        (DataError("a.txt: bad"), 65, "error: a.txt: bad"),
-        (InvariantError("w: not zero"), 70, "error: w: not zero"),
-        (PeerLostError("rank 1"), 76, "error: rank 1"),
+        (DataError("a.txt: bad"), 65, "a.txt: bad"),
+        (InvariantError("w: not zero"), 70, "w: not zero"),
+        (PeerLostError("rank 1"), 76, "rank 1"),
         (KeyboardInterrupt(), 130, ""),
-        (MemoryError(), 74, "error: memory is short (MemoryError). Free some"),
-        (OutOfMemoryError("CUDA out of memory.\nTried"), 74, "error: memory is short (CUDA out of"),
-        (OSError(24, "Too many open files"), 74, "error: too many files are open"),
-        (RuntimeError("can't start new thread"), 74, "error: no thread or process can be started"),
-        (ImportError("libx.so: failed to map segment from shared object"), 74, "error: memory is"),
+        (MemoryError(), 74, "memory is short (MemoryError). Free some"),
+        (OutOfMemoryError("CUDA out of memory.\nTried"), 74, "memory is short (CUDA out of"),
+        (OSError(24, "Too many open files"), 74, "too many files are open"),
+        (RuntimeError("can't start new thread"), 74, "no thread or process can be started"),
+        (ImportError("libx.so: failed to map segment from shared object"), 74, "memory is"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to"), 74,
-         "error: memory is short"),
+         "memory is short"),
     ],
 )  # fmt: skip
 def test_what_is_raised_becomes_a_line_and_a_code(capsys, error, code, line):
@@ -139,7 +188,7 @@ def test_what_is_raised_becomes_a_line_and_a_code(capsys, error, code, line):
 
     assert command.report(action) == code
     said = capsys.readouterr().err
-    assert said.startswith(line) and said.count("\n") == bool(line)
+    assert said.startswith(f"sparsecl: {line}" if line else "") and said.count("\n") == bool(line)
 
 
 def test_an_internal_error_comes_with_its_traceback(capsys):

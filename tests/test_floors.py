@@ -18,6 +18,7 @@ GROUND = (
     "allocator",
     "command",
     "config",
+    "config_kinds",
     "config_nodes",
     "dist",
     "errors",

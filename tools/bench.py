@@ -99,9 +99,7 @@ def work(options: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    result = command.Parser(description=__doc__)
     modes = result.add_mutually_exclusive_group()
     for name, text in MODES.items():
         aliases = ["--layers_only"] if name == "per_layer" else []

@@ -61,9 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line of all commands."""
-    result = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    result = command.Parser(description=__doc__)
     subparsers = result.add_subparsers(required=True, metavar="COMMAND")
     for module in COMMANDS:
         before = set(subparsers.choices)

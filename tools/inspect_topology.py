@@ -142,9 +142,7 @@ def work(options: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    result = command.Parser(description=__doc__)
     result.add_argument(
         "sides", nargs="*", type=Path, metavar="SIDE", help="run folder or run config (YAML)"
     )

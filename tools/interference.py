@@ -129,9 +129,7 @@ def work(options: argparse.Namespace) -> int:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     defaults = InterferenceSettings()
-    result = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    result = command.Parser(description=__doc__)
     result.add_argument(
         "paths", nargs="+", type=Path, metavar="RUN", help="run, checkpoint or study folder"
     )

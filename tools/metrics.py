@@ -43,9 +43,7 @@ def work(options: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = argparse.ArgumentParser(
-        description="Recompute the scores of runs from their scalars.jsonl.",
-    )
+    result = command.Parser(description=__doc__)
     result.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
     result.add_argument("--json", action="store_true", help="print JSON (a list for several runs)")
     result.add_argument(

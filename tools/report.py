@@ -36,7 +36,7 @@ def work(options: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = argparse.ArgumentParser(description="Make the report of a study from its folder.")
+    result = command.Parser(description=__doc__)
     result.add_argument("study", type=Path, metavar="STUDY_DIR", help="folder with a plan.json")
     result.add_argument(
         "--out", type=Path, metavar="DIR", help="folder to write (default: STUDY_DIR/report)"

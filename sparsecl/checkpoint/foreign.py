@@ -57,7 +57,13 @@ def open_safetensors(files: list[Path]) -> Tensors:
 
 
 def refuse_pickle(path: Path, *, trusted: bool) -> None:
-    """Raise UserError for a pickle that the user has not said to trust."""
+    """Raise UserError for a pickle that the user has not said to trust, without opening it.
+
+    Raises:
+        MissingInputError: there is no such file.
+    """
+    if not path.is_file():
+        raise MissingInputError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
     if not trusted:
         raise UserError(
             f"{path}: is a pickle, which can run code of whoever made it. Convert it to "

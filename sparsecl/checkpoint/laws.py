@@ -27,7 +27,7 @@ from sparsecl.checkpoint.manifest import FOLDER_NAME, MANIFEST, Manifest, verify
 from sparsecl.checkpoint.published import PUBLISHED, is_foreign
 from sparsecl.checkpoint.reader import Reader
 from sparsecl.checkpoint.topologies import TOPOLOGY_FILE
-from sparsecl.errors import UserError
+from sparsecl.errors import UserError, reason
 from sparsecl.topology.layer import LayerTopology
 
 EMBEDDING = "embedding.weight"
@@ -99,7 +99,7 @@ def check_laws(
     except UserError as error:
         return Verdict((str(error),), "")
     except (OSError, SafetensorError) as error:
-        return Verdict((f"{folder}: cannot be read ({error})",), "")
+        return Verdict((f"{folder}: cannot be read ({reason(error)})",), "")
     return Verdict(tuple(problems), _about(reader))
 
 

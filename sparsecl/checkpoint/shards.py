@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from sparsecl import faults
 from sparsecl.checkpoint.manifest import is_plain_file
 from sparsecl.checkpoint.stream_file import Spec, TensorFileWriter
-from sparsecl.errors import DataError, StorageError
+from sparsecl.errors import DataError, StorageError, reason
 from sparsecl.files import writing
 from sparsecl.opening import plain
 
@@ -63,7 +63,7 @@ def open_shard(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt", device="cpu")
     except (OSError, ValueError, SafetensorError) as error:
-        raise DataError(f"{path}: not a safetensors file ({error})") from None
+        raise DataError(f"{path}: not a safetensors file ({reason(error)})") from None
 
 
 def check_entry(path: Path, handle: Any, key: str, numel: int) -> None:

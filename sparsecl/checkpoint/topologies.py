@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from sparsecl.checkpoint.manifest import ParameterEntry, is_plain_file
-from sparsecl.errors import DataError
+from sparsecl.errors import DataError, reason
 from sparsecl.topology.layer import LayerTopology
 
 Stored = NDArray[np.uint8] | NDArray[np.int32]
@@ -101,7 +101,7 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
     try:
         return load_file(path)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
+        raise DataError(f"{path}: cannot be read ({reason(error)})") from None
 
 
 def _smaller(topology: LayerTopology) -> Stored:

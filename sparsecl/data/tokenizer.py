@@ -14,7 +14,7 @@ import numpy as np
 import sentencepiece
 from numpy.typing import NDArray
 
-from sparsecl.errors import DataError, MissingInputError
+from sparsecl.errors import DataError, MissingInputError, reason
 from sparsecl.files import atomic_open, sha256_text, write_json
 from sparsecl.opening import Opener, plain, plain_input
 
@@ -196,7 +196,7 @@ def load(folder: Path) -> Tokenizer:
     except FileNotFoundError:
         raise MissingInputError(f"{path}: missing; {folder} holds no tokenizer") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{path}: no tokenizer description ({error})") from error
+        raise DataError(f"{path}: no tokenizer description ({reason(error)})") from error
     if kind == "bytes":
         tokenizer: Tokenizer = BytesTokenizer()
     elif kind == "sentencepiece":

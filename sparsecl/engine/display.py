@@ -1,10 +1,12 @@
 """What a person sees on the terminal: header, costs, evaluations, progress."""
 
 import contextlib
+import shlex
 import sys
 import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -21,6 +23,11 @@ from sparsecl.topology.layer import LayerTopology
 from sparsecl.topology.report import describe
 
 WIDTH = 100  # columns of a terminal
+
+
+def watch(folder: Path) -> str:
+    """The command that shows the curves of a run, ready for a shell."""
+    return f"tensorboard --logdir {shlex.quote(str(folder))}"
 
 
 def header(

@@ -15,6 +15,7 @@ import torch
 from sparsecl import watchdog
 from sparsecl.engine.journal import Journal
 from sparsecl.engine.speed_config import ProfileConfig
+from sparsecl.errors import reason
 from sparsecl.opening import make_folder, plain
 
 NUM_ROWS = 15  # operators in the table
@@ -79,7 +80,7 @@ class StepProfile:
                 self._journal.say(f"  trace: {path}")
             # A picture that cannot be written does not end a run; torch has no kind for it.
             except (OSError, RuntimeError) as error:
-                self._journal.say(f"  warning: {path}: no trace written ({error})")
+                self._journal.say(f"  warning: {path}: no trace written ({reason(error)})")
 
 
 def operator_table(profiler: Any, *, steps: int) -> str:

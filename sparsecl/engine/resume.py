@@ -8,7 +8,7 @@ would make the checkpoint or the record of the run mean something else: never.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -70,9 +70,16 @@ def check_identity(
         UserError: the config changed without permission, or in what a run cannot change.
         DataError: other domains, text, tokenizer or topology.
     """
-    lines = check_config(folder, saved["config"], identity["config"], allowed=allowed)
-    if lines:
-        _check_fixed(folder, saved, identity["config"])
+    old, new = saved["config"], identity["config"]
+    changed = _changed(folder, old, new)
+    # First what no permission covers: nobody is sent to an option that does not help.
+    if changed:
+        _check_fixed(folder, saved, new)
+    _check_topologies(folder, saved["topology"], identity["topology"], changed)
+    if changed and not allowed.config:
+        _refuse(folder, changed, "Use the same config, another --run_dir, or --allow_config_change")
+    lines = [f"allowed: the config changed since {folder.name}:", *(f"  {c}" for c in changed)]
+    lines = lines if changed else []
     for key in ("tokenizer", "data"):
         if saved[key] == identity[key]:
             continue
@@ -84,38 +91,38 @@ def check_identity(
                 + "with it by --allow_data_change."
             )
         lines.append(f"allowed: {change}")
-    _check_topologies(folder, saved["topology"], identity["topology"])
     return lines
 
 
-def check_config(
-    holder: Path, old: Mapping[str, Any], new: Mapping[str, Any], *, allowed: Allowed = NOTHING
-) -> list[str]:
-    """Compare the config that `holder` was made with to that of this run.
-
-    Returns:
-        The changes, as lines for the log: a head, then "  key: old -> new" each; empty if there
-        are none that matter.
+def check_config(holder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Compare the config of the run that has ended in `holder` to that of this run.
 
     Raises:
         DataError: other domains.
-        UserError: other changes, unless they are allowed. Rank 0 prints all of them before.
+        UserError: another config. No option permits it: what has ended cannot go on with it.
     """
+    changed = _changed(holder, old, new)
+    if changed:
+        _refuse(holder, changed, f"The run there has ended. {ANEW.removesuffix('.')}")
+
+
+def _changed(holder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     _check_domains(holder, completed(old), new)
-    changed = changes(old, new)
-    if not changed:
-        return []
-    if not allowed.config:
-        if dist.rank() == 0:
-            print("\n".join([f"{holder}: made with another config:", *(f"  {c}" for c in changed)]))
-        shown = changed[:MAX_SHOWN]
-        if len(changed) > MAX_SHOWN:
-            shown.append(f"and {len(changed) - MAX_SHOWN} more")
-        raise UserError(
-            one_line(f"{holder}: was made with another config: {'; '.join(shown)}. ")
-            + "Use the same config, another --run_dir, or --allow_config_change."
-        )
-    return [f"allowed: the config changed since {holder.name}:", *(f"  {c}" for c in changed)]
+    return changes(old, new)
+
+
+def _refuse(holder: Path, changed: Sequence[str], way_out: str) -> NoReturn:
+    """Name the changes: some of them in the error, all of them on the stdout of rank 0."""
+    if dist.rank() == 0:
+        print("\n".join([f"{holder}: made with another config:", *(f"  {c}" for c in changed)]))
+    raise UserError(
+        one_line(f"{holder}: was made with another config: {_some(changed)}. ") + f"{way_out}."
+    )
+
+
+def _some(changed: Sequence[str]) -> str:
+    more = [f"and {len(changed) - MAX_SHOWN} more"] if len(changed) > MAX_SHOWN else []
+    return "; ".join([*changed[:MAX_SHOWN], *more])
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -232,12 +239,16 @@ def _check_phases(folder: Path, position: Position, before: Plan, now: Plan) -> 
             )
 
 
-def _check_topologies(folder: Path, old: Mapping[str, str], new: Mapping[str, str]) -> None:
+def _check_topologies(
+    folder: Path, old: Mapping[str, str], new: Mapping[str, str], changed: Sequence[str]
+) -> None:
     for name in [*new, *(name for name in old if name not in new)]:
         if old.get(name) != new.get(name):
             was, now = (str(digests.get(name))[:12] for digests in (old, new))
+            why = f" (changed: {_some(changed)})" if changed else ""
             raise DataError(
                 one_line(
-                    f"{folder}: topology digest of {name} is {was}, this config gives {now}. {ANEW}"
+                    f"{folder}: topology digest of {name} is {was}, this config gives {now}{why}. "
+                    f"{ANEW}"
                 )
             )

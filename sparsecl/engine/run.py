@@ -4,6 +4,7 @@ Order matters: everything that a user can get wrong is checked before the run fo
 """
 
 import contextlib
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -278,7 +279,7 @@ def _assemble(
         if saved.get("weights_only"):
             raise DataError(
                 f"{found}: holds weights only, no run to go on with. Begin one in another "
-                f"--run_dir, with --set init_from={found}."
+                f"--run_dir, with --set {shlex.quote(f'init_from={found}')}."
             )
         changes = check_identity(found, saved, identity, allowed)
         notes += changes
@@ -389,7 +390,7 @@ def _open_log(
         log.say(table(built.topologies))
     for warning in (*prepared.deepspeed.warnings, *prepared.warnings):
         log.say(f"  warning: {warning}")
-    log.say(f"  folder      {folder.path}   (watch: tensorboard --logdir {folder.path})")
+    log.say(f"  folder      {folder.path}   (watch: {display.watch(folder.path)})")
     log.say()
     if records is None:
         density = {"masked": counts.density_masked, "model": counts.density_model}

@@ -60,7 +60,7 @@ def table(folder: Path) -> bool:
 
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit code; 1 from `table` if a run is not done."""
-    return command.report(lambda: work(arguments), prefix="sparsecl")
+    return command.report(lambda: work(arguments))
 
 
 def work(arguments: Sequence[str]) -> int:

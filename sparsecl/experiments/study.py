@@ -175,7 +175,7 @@ def read_study(
         if node is not None:
             config = _laid(config, node, key)
     if base is not None:  # a run config as it stands, which may have a name
-        config = _laid(config, configs.read_nodes(base), "", allowed=("name",))
+        config = _laid(config, configs.read_nodes(base, RunConfig), "", allowed=("name",))
     if overrides:
         root = empty_mapping("defaults")
         for text in overrides:

@@ -41,4 +41,4 @@ def test_a_mistake_is_one_line_and_an_exit_code(tmp_path):
     domains = "data.domains=[{name: a, source: files, train: [none.txt]}]"
     found = call(tmp_path, "--set", domains)
     assert found.returncode == 66
-    assert found.stderr.splitlines()[-1].startswith("error: domain a: train: none.txt: ")
+    assert found.stderr.splitlines()[-1].startswith("sparsecl: domain a: train: none.txt: ")

@@ -57,7 +57,9 @@ def test_what_changes_no_result_is_free(make, setting):
 
 def test_a_change_is_shown_key_by_key_and_refused(make, capsys):
     with pytest.raises(UserError) as caught:
-        check_config(FOLDER, make(), make("optimizer.lr=0.01", "phases.steps=[12, 20]"))
+        check_identity(
+            FOLDER, saved(make()), identity(make("optimizer.lr=0.01", "phases.steps=[12, 20]"))
+        )
     assert caught.value.exit_code == 64
     line = str(caught.value)
     for text in ("optimizer.lr: 0.003 -> 0.01", "phases.steps: 12 -> (absent)", "--allow_config_"):
@@ -95,7 +97,7 @@ def test_a_change_that_is_allowed_is_a_note(make):
 def test_a_key_that_is_younger_than_the_checkpoint_has_its_default(make):
     old = make()
     del old["health"], old["checkpoint"], old["optimizer"]["clip"]
-    assert check_config(FOLDER, old, make()) == []
+    check_config(FOLDER, old, make())
     with pytest.raises(UserError, match="optimizer.clip: 1.0 -> 0.5"):
         check_config(FOLDER, old, make("optimizer.clip=0.5"))
 
@@ -125,11 +127,28 @@ def test_a_key_that_this_version_does_not_know_is_a_change(make):
         ("data.domains.0.name=c", DataError, "a missing; c new"),
     ],
 )
-def test_what_no_permission_covers(make, setting, kind, text):
+@pytest.mark.parametrize("allowed", [Allowed(), ALL])
+def test_what_no_permission_covers(make, setting, kind, text, allowed):
     with pytest.raises(kind) as caught:
-        check_identity(FOLDER, saved(make()), identity(make(setting)), ALL)
+        check_identity(FOLDER, saved(make()), identity(make(setting)), allowed)
     assert type(caught.value) is kind
     assert text in str(caught.value) and "another --run_dir" in str(caught.value)
+    assert "--allow" not in str(caught.value)
+
+
+@pytest.mark.parametrize("allowed", [Allowed(), ALL])
+def test_masks_that_another_config_draws_are_refused_at_once(make, allowed):
+    masks = {"a": "1" * 64, "b": "3" * 64}
+    with pytest.raises(DataError, match="topology.density: ") as caught:
+        changed = identity(make("topology.density=0.4"), topology=masks)
+        check_identity(FOLDER, saved(make()), changed, allowed)
+    assert "topology digest of b" in str(caught.value) and "--allow" not in str(caught.value)
+
+
+def test_what_has_ended_goes_on_with_no_other_config(make):
+    with pytest.raises(UserError, match=r"optimizer\.lr: .* The run there has ended\.") as caught:
+        check_config(FOLDER, make(), make("optimizer.lr=0.01"))
+    assert "another --run_dir" in str(caught.value) and "--allow" not in str(caught.value)
 
 
 @pytest.mark.parametrize("names", [["a"], ["b", "a"], ["a", "a"], ["a", "b", "c"]])
@@ -138,7 +157,7 @@ def test_other_domains_are_refused_with_and_without_permission(make, names, allo
     old, new = make(), make()
     new["data"]["domains"] = [{**new["data"]["domains"][0], "name": name} for name in names]
     with pytest.raises(DataError, match="data.domains are not those of this run"):
-        check_config(FOLDER, old, new, allowed=allowed)
+        check_identity(FOLDER, saved(old), identity(new), allowed)
 
 
 def test_phases_to_come_may_be_longer(make):

@@ -3,6 +3,7 @@
 import csv
 import html
 import re
+from dataclasses import fields
 from html.parser import HTMLParser
 
 import numpy as np
@@ -14,9 +15,12 @@ from sparsecl.experiments.compare import compare
 from sparsecl.experiments.measures import MEASURES
 from sparsecl.experiments.plan import AnalysisConfig
 from sparsecl.experiments.plots import lines, points, style
+from sparsecl.experiments.plots.study import study_figures
 from sparsecl.experiments.report import answer, methods, setting, write, write_report
+from sparsecl.experiments.report.page import STYLE
+from sparsecl.experiments.report.results import interference_table
 from sparsecl.experiments.report.table import Column, Table, as_csv, as_html, as_latex, shown
-from sparsecl.experiments.trends import crossovers
+from sparsecl.experiments.trends import Trends, crossovers, trends
 from sparsecl.metrics.records import read_records
 from sparsecl.metrics.summary import summarize
 from tests.experiments.fake_study import FakeArm, last_forgetting, scores, write_study
@@ -268,6 +272,31 @@ def test_how_cells_are_shown():
     cells = (None, "", 1234567, 0.5, 1e-9, 0.0, -1e-9, float("nan"))
     shown_as = ["-", "-", "1,234,567", "0.5000", "< 0.0001", "0.0000", "0.0000", "-"]
     assert [shown(cell, column) for cell in cells] == shown_as
+
+
+def test_small_numbers_of_one_column_keep_their_digits():
+    column = Column(key="kl", heading="kl", significant=True)
+    cells = (7.123456e-05, -0.01234567, 0.5, 0.0, None, float("nan"))
+    assert [shown(cell, column) for cell in cells] == [
+        "7.123e-05", "-0.01235", "0.5", "0", "-", "-",
+    ]  # fmt: skip
+    nothing = Trends(**{field.name: () for field in fields(Trends)})
+    assert all(column.significant for column in interference_table(nothing).columns[2:])
+
+
+def test_the_arms_are_drawn_in_what_they_forget_and_in_what_they_are_in_the_end(made):
+    study, _, _ = made
+    figures = study_figures(study, compare(study), trends(study))
+    arms = next(one.figure for one in figures if one.name == "arms")
+    labels = [axes.get_xlabel().split(",")[0] for axes in arms.axes]
+    assert labels == ["F_last", "NF", "final_loss"]
+    assert all(axes.lines for axes in arms.axes)
+
+
+def test_figures_shrink_with_the_window():
+    figure = re.search(r"svg.figure \{([^}]*)\}", STYLE)
+    assert figure is not None and "width: 100%; height: auto" in figure[1]
+    assert "min-width" not in "".join(re.findall(r"(?:\.plot|svg)[^{]*\{[^}]*\}", STYLE))
 
 
 def test_no_finished_run_still_makes_a_page(tmp_path):

@@ -155,12 +155,14 @@ def test_wrong_flags_are_one_line(capsys, monkeypatch, changes, code, message):
     assert bench.main(flags(**changes)) == code
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith(f"error: {message}") and err.count("\n") == 1
+    assert err.startswith(f"sparsecl: {message}") and err.count("\n") == 1
 
 
 def test_wire_is_for_the_cpu(capsys):
     assert bench.main(["--wire", *flags(device="cuda")]) == 64
-    assert capsys.readouterr().err == "error: --wire counts on the CPU: leave --device cuda out\n"
+    assert (
+        capsys.readouterr().err == "sparsecl: --wire counts on the CPU: leave --device cuda out\n"
+    )
 
 
 def test_modes_and_arms_exclude_what_they_cannot_mean(capsys):
@@ -195,4 +197,4 @@ def test_a_wrong_flag_costs_no_import_of_torch():
     process = subprocess.run(
         [*command, "--rounds", "0"], capture_output=True, text=True, timeout=HANG
     )
-    assert (process.returncode, process.stderr) == (64, "error: --rounds must be >= 1, got 0\n")
+    assert (process.returncode, process.stderr) == (64, "sparsecl: --rounds must be >= 1, got 0\n")

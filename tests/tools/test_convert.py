@@ -41,7 +41,7 @@ def test_reshard_then_diff_then_verify(capsys, run, tmp_path):
     assert code == 0 and text.startswith(f"{out}: good: step 3, tp size 2, 3 files, ")
     code, text, err = ask(capsys, "reshard", run, tmp_path / "three", "--tensor", "3")
     assert (code, text) == (64, "")
-    assert err.splitlines()[1].startswith("error: tensor-parallel size 3 does not divide ")
+    assert err.splitlines()[1].startswith("sparsecl: tensor-parallel size 3 does not divide ")
 
 
 def test_diff_of_two_steps(capsys, run):
@@ -122,7 +122,7 @@ def test_verify_has_a_line_for_each(capsys, run, tmp_path):
     for command in (("reshard", "--tensor", "1"), ("consolidate",), ("sparse-export",)):
         arguments = [command[0], shard.parent, tmp_path / "out", *command[1:]]
         code, _, err = ask(capsys, *arguments)
-        assert code == 65 and err.startswith("error: ") and err.count("\n") == 1
+        assert code == 65 and err.startswith("sparsecl: ") and err.count("\n") == 1
     assert ask(capsys, "diff", shard.parent, run)[0] == 65
     assert not (tmp_path / "out").exists()
     assert ask(capsys, "consolidate", copy, tmp_path / "out")[0] == 0
@@ -133,7 +133,7 @@ def test_what_is_not_there(capsys, tmp_path):
         code, text, err = ask(capsys, *command, tmp_path / "nowhere")
         assert (code, text) == (66, "") and err.count("\n") == 1, err
     assert ask(capsys, "verify", tmp_path)[2] == (
-        f"error: {tmp_path}: holds no checkpoint; give a run or a checkpoint folder\n"
+        f"sparsecl: {tmp_path}: holds no checkpoint; give a run or a checkpoint folder\n"
     )
 
 

@@ -95,7 +95,7 @@ def test_a_drawn_topology_is_that_of_the_config(exported, tmp_path):
 def test_flags_that_make_no_sense(exported, tmp_path, capsys, flags, message):
     assert tool("hf-import", exported, tmp_path / "a", *flags) in (64, 66)
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ") and message in line
+    assert line.startswith("sparsecl: ") and message in line
     assert not (tmp_path / "a").exists()
 
 
@@ -205,3 +205,11 @@ def test_tensor_parallel_shards_are_refused(tmp_path, capsys):
     assert tool("from-deepspeed", folder, tmp_path / "a", "--trust-checkpoint") == 65
     assert "tensor parallelism" in capsys.readouterr().err
     assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("command", ["nanogpt-import", "hf-import"])
+@pytest.mark.parametrize("trust", [(), ("--trust-checkpoint",)])
+def test_a_pickle_that_is_not_there_is_missing(tmp_path, capsys, command, trust):
+    assert tool(command, tmp_path / "no.pt", tmp_path / "out", "--by", "dense", *trust) == 66
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"sparsecl: {tmp_path}/no.pt: no such ")

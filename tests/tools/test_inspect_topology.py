@@ -214,4 +214,4 @@ def test_errors_are_one_line_with_their_exit_code(
     given = [text.format(folder=tmp_path, config=config) for text in arguments]
     got, _, err = ask(capsys, *given)
     assert got == code
-    assert err.startswith("error: ") and message in err and err.count("\n") == 1
+    assert err.startswith("sparsecl: ") and message in err and err.count("\n") == 1

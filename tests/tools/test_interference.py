@@ -110,7 +110,7 @@ def test_a_config_that_is_not_the_checkpoints_is_refused(capsys, run):
     path.write_text(text.replace("seed: 0", "seed: 4", 1))
     code, text, err = ask(capsys, run, *FAST)
     assert (code, text) == (65, "")
-    assert f"error: {path}: is not the config of step_3: seed: 0 -> 4." in err
+    assert f"sparsecl: {path}: is not the config of step_3: seed: 0 -> 4." in err
 
 
 def test_a_failed_run_does_not_stop_the_others(capsys, tmp_path, made):
@@ -120,9 +120,9 @@ def test_a_failed_run_does_not_stop_the_others(capsys, tmp_path, made):
     shutil.rmtree(first / "checkpoints")
     code, text, err = ask(capsys, study, second, *FAST, "--out", out)
     assert code == 66
-    errors = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert errors[0].startswith("error: er/seed0: ") and "has no checkpoint" in errors[0]
-    assert errors[1:] == ["error: 1 of 3 failed: er/seed0"]
+    errors = [line for line in err.splitlines() if line.startswith("sparsecl: ")]
+    assert errors[0].startswith("sparsecl: er/seed0: ") and "has no checkpoint" in errors[0]
+    assert errors[1:] == ["sparsecl: 1 of 3 failed: er/seed0"]
     assert "er/seed1" in text and not (first / INTERFERENCE).exists()
     assert [one["checkpoint"] for one in json.loads(out.read_text())] == ["step_3", "step_3"]
 
@@ -149,13 +149,13 @@ def test_errors_are_one_line_with_their_exit_code(capsys, tmp_path, made, argume
     given = [text.format(folder=bare, empty=empty, broken=broken) for text in arguments]
     got, text, err = ask(capsys, *given)
     assert (got, text) == (code, "")
-    assert err.startswith("error: ") and message in err and err.count("\n") == 1
+    assert err.startswith("sparsecl: ") and message in err and err.count("\n") == 1
 
 
 def test_a_file_that_cannot_be_written(capsys, run):
     (run / INTERFERENCE).mkdir()
     code, _, err = ask(capsys, run, *FAST)
-    assert code == 73 and f"error: {run / INTERFERENCE}: cannot be written" in err
+    assert code == 73 and f"sparsecl: {run / INTERFERENCE}: cannot be written" in err
     (run / INTERFERENCE).rmdir()
     code, _, err = ask(capsys, run, *FAST, "--out", run / "config.yaml" / "far.json")
     assert code == 73 and "far.json: cannot be written" in err

@@ -86,7 +86,7 @@ def test_errors_are_one_line_with_their_exit_code(tmp_path):
     for arguments, code, message in cases:
         done = tool(*arguments)
         assert done.returncode == code
-        assert done.stderr.startswith("error: ") and message in done.stderr
+        assert done.stderr.startswith("sparsecl: ") and message in done.stderr
         assert done.stderr.count("\n") == 1
 
 

@@ -22,6 +22,7 @@ from tools.planning.machines import MACHINES
 from tools.planning.roofline import Work
 from tools.planning.scaling import Faults, Row, own_batch, simulate_goodput, young_interval
 from tools.planning.subjects import Counter, Subject
+from tools.planning.text import memory_rows, run_text
 from tools.planning.traffic import Flow, Place
 
 H200 = MACHINES["h200"]
@@ -40,6 +41,15 @@ def subject(*overrides: str, stage: str = "zero2") -> Subject:
 
 def planned(*overrides: str, gpus: int = 1, gpu: str = "cpu", stage: str = "zero2") -> Estimate:
     return estimate(subject(*overrides, stage=stage), MACHINES[gpu], gpus, disk=1e9)
+
+
+@pytest.mark.parametrize("gpu", ["cpu", "h200"])
+@pytest.mark.parametrize("stage", [*STAGES, "zero2_offload"])
+@pytest.mark.parametrize("context", [8, 128])
+def test_the_lines_of_memory_add_up_to_its_total(gpu, stage, context):
+    found = planned(f"model.context={context}", gpus=2, gpu=gpu, stage=stage)
+    assert sum(memory_rows(found.fit).values()) == found.fit.needed
+    assert "CUDA" not in run_text(found, None)
 
 
 # ---- by hand -----------------------------------------------------------------------------------

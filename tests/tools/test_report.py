@@ -64,7 +64,7 @@ def test_errors_are_one_line_with_their_exit_code(tmp_path, capsys):
     for arguments, code, message in cases:
         assert report.main([str(argument) for argument in arguments]) == code
         shown = capsys.readouterr()
-        assert shown.err.startswith("error: ") and message in shown.err
+        assert shown.err.startswith("sparsecl: ") and message in shown.err
         assert shown.err.count("\n") == 1 and shown.out == ""
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "study"]
 

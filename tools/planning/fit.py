@@ -40,8 +40,17 @@ class Fit:
     logits: int
     """Bytes of the transient part that logits and their gradients take."""
 
+    in_update: bool
+    """The largest moment is the optimizer's, not that of a backward pass."""
+
+    fragments: int
+    """Bytes that the allocator cannot use."""
+
+    context: int
+    """Bytes that libraries take for themselves, on a GPU with CUDA's context."""
+
     needed: int
-    """Bytes at the largest moment, CUDA's context included."""
+    """Bytes at the largest moment, fragments and context included."""
 
     available: int
 
@@ -89,6 +98,7 @@ def fit(
     on_host = memory.master + memory.moments if offload else 0
     backward = memory.activations + memory.transient + extra.buckets + extra.gathered
     peak = memory.state - on_host + max(backward, extra.update)
+    fragments, context = round(peak * FRAGMENTS), round(machine.context_gib * GIB)
     tokens = layout.micro * (layout.length or shape.context)
     rows = padded_vocabulary(vocab_size, layout.tp_size) // layout.tp_size
     logits = (3 if layout.tp_size == 1 else 1) * 4 * tokens * rows
@@ -97,7 +107,10 @@ def fit(
         buffers=extra,
         on_host=on_host,
         logits=min(logits, memory.transient),
-        needed=round(peak * (1 + FRAGMENTS) + machine.context_gib * GIB),
+        in_update=extra.update > backward,
+        fragments=fragments,
+        context=context,
+        needed=peak + fragments + context,
         available=round(machine.memory_gib * GIB),
     )
 

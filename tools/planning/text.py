@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from tools.planning.estimate import Estimate
+from tools.planning.fit import Fit
 from tools.planning.scaling import Row
 from tools.planning.subjects import Subjects
 from tools.planning.traffic import Flow
@@ -132,32 +133,44 @@ def _head(found: Estimate) -> str:
     )
 
 
-def _memory(found: Estimate) -> str:
-    fit, memory = found.fit, found.fit.memory
-    rows = {
-        "weights": memory.weights,
-        "gradients": memory.gradients,
-        "master": memory.master,
-        "moments": memory.moments,
-        "anchors": memory.anchors,
-        "indices": memory.indices,
-        "kept matrices": memory.kept,
+def memory_rows(fit: Fit) -> dict[str, int]:
+    """Bytes of a rank at the largest moment of a step, by use; their sum is `needed`."""
+    memory = fit.memory
+    backward = {
         "activations": memory.activations,
         "logits": fit.logits,
         "other transient": memory.transient - fit.logits,
         "buckets": fit.buffers.buckets,
         "gathered": fit.buffers.gathered,
     }
+    return {
+        "weights": memory.weights,
+        "gradients": memory.gradients,
+        "master": 0 if fit.on_host else memory.master,
+        "moments": 0 if fit.on_host else memory.moments,
+        "anchors": memory.anchors,
+        "indices": memory.indices,
+        "kept matrices": memory.kept,
+        **({"fp32 gradients": fit.buffers.update} if fit.in_update else backward),
+        "fragments": fit.fragments,
+        "libraries": fit.context,
+    }
+
+
+def _memory(found: Estimate) -> str:
+    fit = found.fit
+    rows = memory_rows(fit)
     lines = [f"    {name:<16}{size_text(size):>14}" for name, size in rows.items() if size]
     if fit.on_host:
         lines.append(f"    (master and moments, {size_text(fit.on_host)}, are on the host)")
     verdict = "fits" if fit.fits else "DOES NOT FIT"
+    moment = "while the optimizer steps" if fit.in_update else "in the backward pass"
     return "\n".join(
         [
-            "  Memory per rank, at the largest moment of a step",
+            f"  Memory per rank, at the largest moment of a step: {moment}",
             *lines,
             f"    {'in all':<16}{size_text(fit.needed):>14} of {size_text(fit.available)}: "
-            f"{verdict} (CUDA's context and 3 % of fragments included)",
+            f"{verdict}",
             f"    largest micro-batch that fits: {found.largest_micro} sequences",
         ]
     )

@@ -7,7 +7,7 @@ from sparsecl.config_nodes import one_line
 from sparsecl.data.config import DomainConfig
 from sparsecl.data.sources import files, hf, installed, synthetic
 from sparsecl.data.sources.source import OpenSource, Source
-from sparsecl.errors import DataError, MissingInputError
+from sparsecl.errors import DataError, MissingInputError, reason
 
 SOURCES: dict[str, OpenSource] = {
     "files": files.open_source,
@@ -29,7 +29,9 @@ def _named(texts: Iterator[str], domain: str) -> Iterator[str]:
     try:
         yield from texts
     except OSError as error:
-        raise MissingInputError(one_line(f"domain {domain}: cannot be read ({error})")) from error
+        raise MissingInputError(
+            one_line(f"domain {domain}: cannot be read ({reason(error)})")
+        ) from error
     except MemoryError as error:
         raise DataError(f"domain {domain}: a document does not fit into memory") from error
 

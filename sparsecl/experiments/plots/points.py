@@ -28,7 +28,8 @@ def arms_figure(
     for axes, measure in zip(panels, measures, strict=True):
         for row, arm in enumerate(arms):
             _draw_row(axes, study, comparison.figures[arm.name, measure], row)
-        axes.set_xlabel(axis_label(measure), fontsize=9)
+        # In two lines: more than two panels are too narrow for one.
+        axes.set_xlabel(axis_label(measure).replace(" (", "\n("), fontsize=9)
         _rows(axes, arms)
     return figure
 

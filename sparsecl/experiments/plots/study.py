@@ -45,7 +45,7 @@ def study_figures(study: Study, comparison: Comparison, trends: Trends) -> list[
             (
                 "arms",
                 f"Points: seeds. Upright stroke: their mean; line: {interval}.",
-                points.arms_figure(study, comparison, list(study.plan.arms), _two(study)),
+                points.arms_figure(study, comparison, list(study.plan.arms), _in_arms(study)),
             ),
             (
                 "curves",
@@ -135,10 +135,9 @@ def in_curves(study: Study) -> list[Arm]:
     return arms if len(arms) <= MAX_LINES else stated
 
 
-def _two(study: Study) -> list[str]:
-    """The primary measure and NF, or the next one."""
-    metrics = study.plan.analysis.metrics
-    return list(dict.fromkeys([metrics[0], "NF", *metrics[1:]]))[:2]
+def _in_arms(study: Study) -> list[str]:
+    """The primary measure; what of the learned is lost; and how good the model is in the end."""
+    return list(dict.fromkeys([study.plan.analysis.metrics[0], "NF", "final_loss"]))
 
 
 def _matrices(study: Study, comparison: Comparison, arms: list[Arm]) -> Figure | None:

@@ -36,8 +36,6 @@ nav ol { columns: 16rem 3; padding-left: 1.4rem; max-width: none; }
 figure { margin: 1.25rem 0; }
 figcaption { font-size: .88rem; margin-bottom: .4rem; max-width: 52rem; overflow-wrap: anywhere; }
 svg.figure { display: block; width: 100%; height: auto; }
-.plot { overflow-x: auto; }
-.plot svg.figure { min-width: 36rem; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px;
   width: fit-content; max-width: 100%; }
 table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabular-nums; }
@@ -63,7 +61,7 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
   body { max-width: none; font-size: 10.5pt; padding: 0; } nav, .files { display: none; }
   figure, tr { break-inside: avoid; } h2, h3 { break-after: avoid; }
   .scroll { overflow: visible; border: 0; } table { font-size: 7.5pt; }
-  th, td { padding: .15rem .3rem; } .plot svg.figure { min-width: 0; } }
+  th, td { padding: .15rem .3rem; } }
 """.strip()
 
 
@@ -147,5 +145,5 @@ def plot(name: str, caption: str, drawing: str) -> str:
     return (
         f'<figure id="figure-{name}">\n<figcaption>{html.escape(caption)} '
         f'<span class="files">{links}</span></figcaption>\n'
-        f'<div class="plot">{drawing}</div>\n</figure>\n'
+        f"{drawing}\n</figure>\n"
     )

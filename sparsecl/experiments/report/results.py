@@ -311,7 +311,7 @@ def interference_table(trends: Trends) -> Table:
     columns = (
         ARM,
         SEEDS,
-        *(Column(key=name, heading=name, digits=5) for name in INTERFERENCE_FIGURES),
+        *(Column(key=name, heading=name, significant=True) for name in INTERFERENCE_FIGURES),
     )
     rows = []
     for arm in dict.fromkeys(item.arm for item in trends.interference):

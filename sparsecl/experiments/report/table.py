@@ -20,6 +20,8 @@ class Column:
     """In the header of the CSV."""
     heading: str
     digits: int = 4
+    significant: bool = False
+    """`digits` count from the first that is not 0: for sizes that differ by powers of ten."""
     pair: bool = False
     """Shown together with the next column, as [low, high]; in the CSV they are two."""
     csv_only: bool = False
@@ -47,6 +49,8 @@ def shown(cell: Cell, column: Column) -> str:
         return "yes" if cell else "no"
     if isinstance(cell, int):
         return f"{cell:,}"
+    if isinstance(cell, float) and column.significant and cell == cell:
+        return f"{cell:.{column.digits}g}"
     if isinstance(cell, float):
         text = number(cell, column.digits)
         small = cell > 0 and float(text) == 0  # a p of 0 does not exist
