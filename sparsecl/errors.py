@@ -101,7 +101,8 @@ def shortage(error: BaseException) -> StorageError | None:
     elif isinstance(error, OSError):
         found = _NUMBERS.get(error.errno or 0)
     else:
-        kinds = (kind for kind, *_ in _SHORTAGES if any(word in words for word in kind))
+        said = words.lower()
+        kinds = (kind for kind, *_ in _SHORTAGES if any(word.lower() in said for word in kind))
         found = next(kinds, None) if isinstance(error, (RuntimeError, ImportError)) else None
     for kind, what, way_out in _SHORTAGES:
         if kind is found:

@@ -73,9 +73,15 @@ def check_identity(
     old, new = saved["config"], identity["config"]
     changed = _changed(folder, old, new)
     # First what no permission covers: nobody is sent to an option that does not help.
-    if changed:
-        _check_fixed(folder, saved, new)
-    _check_topologies(folder, saved["topology"], identity["topology"], changed)
+    try:
+        if changed:
+            _check_fixed(folder, saved, new)
+        _check_topologies(folder, saved["topology"], identity["topology"], changed)
+    except UserError as never:
+        if not changed or allowed.config:
+            raise
+        why = str(never).removeprefix(f"{folder}: ").removesuffix(f". {ANEW}")
+        _refuse(folder, changed, f"No option permits that: {why}. {ANEW.removesuffix('.')}")
     if changed and not allowed.config:
         _refuse(folder, changed, "Use the same config, another --run_dir, or --allow_config_change")
     lines = [f"allowed: the config changed since {folder.name}:", *(f"  {c}" for c in changed)]

@@ -97,8 +97,10 @@ def test_the_probe_is_read_in_batches_in_order():
 
 
 def domain(first: int, size: int) -> Any:
-    tokens = np.arange(first, first + size)
-    return SimpleNamespace(validation=SimpleNamespace(num_tokens=size, take=lambda at: tokens[at]))
+    def take(starts: np.ndarray, count: int) -> np.ndarray:
+        return first + starts[..., None] + np.arange(count)
+
+    return SimpleNamespace(validation=SimpleNamespace(num_tokens=size, take=take))
 
 
 @pytest.mark.parametrize(

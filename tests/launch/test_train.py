@@ -36,7 +36,7 @@ def test_the_folder_holds_everything(finished):
     assert list((folder / "tb").glob("events.out.tfevents.*"))
     assert (folder / "forgetting.png").read_bytes().startswith(b"\x89PNG")
     names = sorted(path.name for path in (folder / "checkpoints").iterdir())
-    assert names == ["latest", "step_20", "step_24"]
+    assert names == ["latest", "published.jsonl", "step_20", "step_24"]
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["versions"]["deepspeed"]
 
