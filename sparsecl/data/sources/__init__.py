@@ -29,9 +29,9 @@ def _named(texts: Iterator[str], domain: str) -> Iterator[str]:
     try:
         yield from texts
     except OSError as error:
-        raise MissingInputError(
-            one_line(f"domain {domain}: cannot be read ({reason(error)})")
-        ) from error
+        file = f"{error.filename}: " if error.filename else ""
+        why = f"{file}{reason(error)}"
+        raise MissingInputError(one_line(f"domain {domain}: cannot be read ({why})")) from error
     except MemoryError as error:
         raise DataError(f"domain {domain}: a document does not fit into memory") from error
 
