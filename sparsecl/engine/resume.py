@@ -76,7 +76,8 @@ def check_identity(
     try:
         if changed:
             _check_fixed(folder, saved, new)
-        _check_topologies(folder, saved["topology"], identity["topology"], changed)
+        shown = changed if allowed.config else ()  # else they stand in front already
+        _check_topologies(folder, saved["topology"], identity["topology"], shown)
     except UserError as never:
         if not changed or allowed.config:
             raise
