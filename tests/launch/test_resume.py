@@ -98,6 +98,18 @@ def test_settings_that_change_no_result_may_change(starter, folder, whole):
         assert tensor.equal(whole.tensors[key])
 
 
+def passed_over(starter: Starter, folder: Path, whole, spoil: Callable[[Path], Any], text: str):
+    """The newest checkpoint is not taken, a line says why, and the run ends as if never stopped."""
+    newest, older, *_ = candidates(folder / "checkpoints")
+    spoil(newest)
+    done = resume(starter, folder)
+    assert done.code == 0, done.err
+    (line,) = [line for line in done.out.splitlines() if "passed over" in line]
+    assert str(newest) in line and text in line
+    assert f"resumed from {older.name}" in done.out
+    outcome.assert_equal(outcome.read(folder), whole)
+
+
 def truncate(folder: Path) -> None:
     path = folder / "rank_0.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
@@ -126,14 +138,7 @@ TEARS: list[tuple[Callable[[Path], Any], str]] = [
 
 @pytest.mark.parametrize(("tear", "text"), TEARS)
 def test_a_torn_checkpoint_is_passed_over(starter, folder, whole, tear, text):
-    newest, older, *_ = candidates(folder / "checkpoints")
-    tear(newest)
-    done = resume(starter, folder)
-    assert done.code == 0, done.err
-    (line,) = [line for line in done.out.splitlines() if "passed over" in line]
-    assert str(newest) in line and text in line
-    assert f"resumed from {older.name}" in done.out
-    outcome.assert_equal(outcome.read(folder), whole)
+    passed_over(starter, folder, whole, tear, text)
 
 
 def test_a_torn_checkpoint_takes_no_place_of_a_whole_one(starter, folder):
@@ -253,14 +258,7 @@ LIES: list[tuple[Callable[[Path], None], str]] = [
 
 @pytest.mark.parametrize(("tell", "text"), LIES)
 def test_an_unlawful_checkpoint_is_passed_over(starter, folder, whole, tell, text):
-    newest, older, *_ = candidates(folder / "checkpoints")
-    tell(newest)
-    done = resume(starter, folder)
-    assert done.code == 0, done.err
-    (line,) = [line for line in done.out.splitlines() if "passed over" in line]
-    assert str(newest) in line and text in line
-    assert f"resumed from {older.name}" in done.out
-    outcome.assert_equal(outcome.read(folder), whole)
+    passed_over(starter, folder, whole, tell, text)
 
 
 def test_no_lawful_checkpoint_is_no_reason_to_begin_anew(starter, folder):
