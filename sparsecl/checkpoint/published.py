@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsecl.checkpoint.manifest import MANIFEST
-from sparsecl.files import fsync_folder, sha256_file
+from sparsecl.files import fsync_folder, sha256_file, writing
 from sparsecl.opening import plain, read_plain
 
 PUBLISHED = "published.jsonl"
@@ -26,12 +26,15 @@ def note_published(folder: Path, step: int) -> None:
     """Put the manifest in `folder`, a sibling of the checkpoints, on the list, durably.
 
     To be called before the folder gets its name: there is no moment in which a checkpoint of the
-    run is not on the list. Raises OSError.
+    run is not on the list.
+
+    Raises:
+        CannotCreateError, StorageError: it cannot be written, and is named.
     """
     line = json.dumps({"step": step, "manifest": sha256_file(folder / MANIFEST)})
     path = folder.parent / PUBLISHED
     is_new = not path.exists()
-    with open(path, "ab", opener=plain) as file:
+    with writing(path), open(path, "ab", opener=plain) as file:
         if file.tell() and not read_plain(path).endswith(b"\n"):
             file.write(b"\n")  # a kill has torn the last line
         file.write(line.encode() + b"\n")

@@ -20,7 +20,7 @@ FILES = (
     "forgetting.png",
     "interference.json",
 )
-FOLDERS = ("checkpoints", "diagnostics", "tb")
+FOLDERS = ("checkpoints", "diagnostics", "initial", "tb")
 
 
 class RunFolder:
