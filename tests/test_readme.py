@@ -63,6 +63,7 @@ class Workspace:
             (folder / name).symlink_to(ROOT / name)
         self.trained: dict[str, Path] = {}
         write_corpora(folder / "corpora")
+        write_dataset(folder / "data" / "dialogue")
         yaml = re.search(r"^```yaml\n# mine\.yaml\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
         assert yaml, "the README's guide has lost its mine.yaml"
         (folder / "mine.yaml").write_text(yaml[1], encoding="utf-8")
@@ -112,6 +113,12 @@ def write_corpora(folder: Path) -> None:
             file.write(lines)
         held_out = [json.dumps({"text": f"{name} held out {i}, {'x' * i}"}) for i in range(20)]
         (folder / name / "valid.jsonl").write_text("\n".join(held_out) + "\n", encoding="utf-8")
+
+
+def write_dataset(folder: Path) -> None:
+    """The local dataset that launch/configs/hub.yaml names."""
+    folder.mkdir(parents=True)
+    (folder / "train.jsonl").write_text('{"text": "one"}\n', encoding="utf-8")
 
 
 def train_arguments(command: str) -> list[str]:

@@ -178,6 +178,8 @@ class DomainConfig:
             raise ValueError(f"train is empty: domain {self.name} needs at least one file or glob")
         if self.source == "hf" and not self.path:
             raise ValueError(f"path is missing: domain {self.name} needs a hub id or a folder")
+        if self.source == "hf" and self.split == self.validation_split:
+            raise ValueError(f"validation_split={self.split!r} is the training split; name another")
         if self.source == "installed" and self.name not in INSTALLED_DOMAINS:
             raise ValueError(
                 f"name={self.name!r} is no installed domain; choose from "

@@ -26,7 +26,7 @@ from sparsecl.data import cache, tokenizer_training
 from sparsecl.data.config import DataConfig, DomainConfig, TokenizerConfig
 from sparsecl.data.documents import SPLITS, write_texts
 from sparsecl.data.held_file import Stamp
-from sparsecl.data.sources import open_source
+from sparsecl.data.sources import Source, check_apart, open_source
 from sparsecl.data.sources.reads import check_reads
 from sparsecl.data.token_store import TokenStore, open_store
 from sparsecl.data.tokenize import write_tokens
@@ -124,7 +124,11 @@ def prepare(
         UserError: or one of its kinds, for whatever the user can mend.
     """
     root = Path(data.cache_dir)
-    texts = [_text(data, domain, seed, root, show_progress) for domain in data.domains]
+    sources = find_inputs(data, tokenizer, seed=seed)
+    texts = [
+        _text(data, domain, source, root, show_progress)
+        for domain, source in zip(data.domains, sources, strict=True)
+    ]
     for text in texts if check_sources else ():
         check_reads(text.manifest["reads"], text.domain.name, text.folder)
     vocabulary = _tokenizer(tokenizer, texts, root, show_progress)
@@ -136,11 +140,24 @@ def prepare(
     return PreparedData(vocabulary, domains, _fingerprint(domains))
 
 
+def find_inputs(data: DataConfig, tokenizer: TokenizerConfig, *, seed: int) -> list[Source]:
+    """The sources of the domains, none read yet: what of them is missing or cannot be is found.
+
+    Raises:
+        UserError: as `prepare` would say it, before any work.
+    """
+    limit = data.max_document_bytes
+    sources = [open_source(domain, seed=seed, max_document_bytes=limit) for domain in data.domains]
+    check_apart({d.name: s.files for d, s in zip(data.domains, sources, strict=True)})
+    if tokenizer.model is not None:
+        read_model(Path(tokenizer.model))
+    return sources
+
+
 def _text(
-    data: DataConfig, domain: DomainConfig, seed: int, root: Path, show_progress: bool
+    data: DataConfig, domain: DomainConfig, source: Source, root: Path, show_progress: bool
 ) -> _Text:
     limit = data.max_document_bytes
-    source = open_source(domain, seed=seed, max_document_bytes=limit)
     key: dict[str, Any] = {"source": source.key, "max_train_bytes": domain.max_train_bytes}
     if not source.has_validation:
         key["validation_share"] = data.validation_share

@@ -16,7 +16,7 @@ from sparsecl.checkpoint.manifest import MANIFEST, read_manifest
 from sparsecl.checkpoint.publish import candidates, newest_valid
 from sparsecl.config_nodes import read_text
 from sparsecl.data.held_file import Stamp
-from sparsecl.data.prepare import PreparedData, prepare
+from sparsecl.data.prepare import PreparedData, find_inputs, prepare
 from sparsecl.engine import board, display, ds_config, state
 from sparsecl.engine.build import Built, build, check_precision
 from sparsecl.engine.devices import attention_kernel, be_deterministic
@@ -116,8 +116,15 @@ def default_run_dir(config: RunConfig, ds_path: Path) -> Path:
 
 
 def dry_run(prepared: Prepared) -> str:
-    """The resolved config, parameters, FLOPs and memory per rank, as text."""
+    """The resolved config, parameters, FLOPs and memory per rank, as text.
+
+    Raises:
+        UserError: a file that the run would read is not there.
+    """
     config, plan = prepared.config, prepared.plan
+    find_inputs(config.data, config.tokenizer, seed=config.seed)
+    if config.init_from is not None and not candidates(prepared.run_dir / "checkpoints"):
+        _check_folder(Path(config.init_from))
     vocab = vocabulary(config)
     counts = count_parameters(plan.shape, vocab, prepared.topologies)
     layout = rank_layout(config, plan, prepared.deepspeed, gpu=dist.device().type == "cuda")
@@ -338,8 +345,7 @@ def _begin_from(folder: Path, built: Built, methods: Methods) -> str:
     """Take over the weights of a checkpoint. Returns the sha256 of its manifest. Collective."""
 
     def digest() -> str:
-        if not folder.is_dir():
-            raise MissingInputError(f"init_from={folder}: no such folder. Name a checkpoint's.")
+        _check_folder(folder)
         check_lawful(folder)
         return sha256_file(folder / MANIFEST)
 
@@ -347,6 +353,11 @@ def _begin_from(folder: Path, built: Built, methods: Methods) -> str:
     dist.agree(lambda: state.restore(folder, built, methods, weights_only=True))
     built.guard.audit(0)
     return found
+
+
+def _check_folder(init_from: Path) -> None:
+    if not init_from.is_dir():
+        raise MissingInputError(f"init_from={init_from}: no such folder. Name a checkpoint's.")
 
 
 def _find_checkpoint(run_dir: Path, resume: Resume) -> tuple[Path | None, list[str]]:

@@ -64,7 +64,7 @@ def test_of_a_file_that_was_read_in_part_that_part_counts(tmp_path):
     domain = DomainConfig(
         name="d",
         source="files",
-        train=(str(path), str(tmp_path / "v.txt")),
+        train=(str(path),),
         validation=(str(tmp_path / "v.txt"),),
         max_train_bytes=100,
     )

@@ -24,6 +24,10 @@ def test_the_default_domains_are_the_five_installed_ones():
         ),
         ({"source": "files"}, "train is empty: domain code needs at least one file"),
         ({"source": "hf"}, "path is missing: domain code needs a hub id"),
+        (
+            {"source": "hf", "path": "p", "validation_split": "train"},
+            "validation_split='train' is the training split; name another",
+        ),
         ({"source": "installed", "name": "cooking"}, "name='cooking' is no installed domain"),
         ({"source": "installed", "name": "a/b"}, "name must be letters"),
         ({"source": "installed", "name": ".."}, "name must be letters"),

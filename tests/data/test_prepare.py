@@ -12,10 +12,10 @@ import pytest
 
 from sparsecl.data import tokenize
 from sparsecl.data.config import DataConfig, DomainConfig, SyntheticConfig, TokenizerConfig
-from sparsecl.data.prepare import prepare
+from sparsecl.data.prepare import find_inputs, prepare
 from sparsecl.data.text_store import TextWriter
 from sparsecl.data.token_store import dtype_name
-from sparsecl.errors import DataError
+from sparsecl.errors import DataError, MissingInputError
 from tests.data.stores import all_tokens, reseal
 from tests.events import HANG
 
@@ -137,10 +137,33 @@ def test_short_domains_are_named(size, options, message):
         run(config(write_corpus("one", size)), **options)
 
 
-def test_the_same_file_on_both_sides_leaves_no_train():
-    domain = replace(write_corpus("one"), validation=("one.jsonl",))
-    with pytest.raises(DataError, match="train has no documents .300 in all, 300 duplicates"):
+@pytest.mark.parametrize("second_name", ["one.jsonl", "./*.jsonl", "link.jsonl", "hard.jsonl"])
+def test_a_file_on_both_sides_is_named_before_any_work(here, second_name):
+    domain = replace(write_corpus("one"), validation=(second_name,))
+    os.symlink("one.jsonl", "link.jsonl")
+    os.link("one.jsonl", "hard.jsonl")
+    with pytest.raises(DataError, match="domain one: train: .*one.jsonl is its validation too"):
         run(config(domain))
+    assert not (here / "cache").exists()
+
+
+def test_a_file_that_another_domain_holds_out_is_named_before_any_work(here):
+    one, two = write_corpus("one"), replace(write_corpus("two"), validation=("one.jsonl",))
+    for domains in ((one, two), (two, one)):
+        with pytest.raises(DataError, match="domain one: train: .* is validation of domain two"):
+            run(config(*domains))
+    assert not (here / "cache").exists()
+
+
+def test_what_is_missing_is_found_without_reading_text(monkeypatch):
+    monkeypatch.setattr("sparsecl.data.sources.files.read_documents", None)
+    good = write_corpus("one")
+    find_inputs(config(good), BYTES, seed=0)
+    gone = DomainConfig(name="two", source="files", train=("two.jsonl",))
+    with pytest.raises(MissingInputError, match="domain two: train: two.jsonl: two.jsonl: No such"):
+        find_inputs(config(good, gone), BYTES, seed=0)
+    with pytest.raises(MissingInputError, match="tokenizer.model=no.model: No such file"):
+        find_inputs(config(good), TokenizerConfig(model="no.model"), seed=0)
 
 
 def test_a_truncated_or_changed_token_file_is_refused(here):

@@ -151,6 +151,21 @@ def test_dry_run_creates_nothing(starter):
     assert {path for path in starter.folder.rglob("*") if "job_" not in str(path)} == before
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "data.domains=[{name: a, source: files, train: [none.txt]}]",
+        "tokenizer={model: none.model, kind: sentencepiece}",
+        "init_from=none/step_0",
+    ],
+)
+def test_dry_run_says_what_the_run_would_say_of_a_missing_file(starter, settings):
+    words = ("--run_dir", str(starter.folder / "run"), "--set", settings)
+    dry, real = starter.run("--dry_run", *words), starter.run(*words)
+    assert (dry.code, dry.line) == (real.code, real.line)
+    assert dry.code == 66 and "none" in dry.line
+
+
 def test_without_run_dir_the_name_and_the_configs_give_the_folder(starter):
     folders = []
     for settings in ((), ("--set", "seed=1"), ("--ds_config", str(ROOT / "ds_configs/zero1.json"))):

@@ -6,7 +6,8 @@ from dataclasses import replace
 from sparsecl.config_nodes import one_line
 from sparsecl.data.config import DomainConfig
 from sparsecl.data.sources import files, hf, installed, synthetic
-from sparsecl.data.sources.source import OpenSource, Source
+from sparsecl.data.sources.files import check_apart
+from sparsecl.data.sources.source import Continuation, OpenSource, Source
 from sparsecl.errors import DataError, MissingInputError, reason
 
 SOURCES: dict[str, OpenSource] = {
@@ -36,4 +37,4 @@ def _named(texts: Iterator[str], domain: str) -> Iterator[str]:
         raise DataError(f"domain {domain}: a document does not fit into memory") from error
 
 
-__all__ = ["SOURCES", "Source", "open_source"]
+__all__ = ["SOURCES", "Continuation", "Source", "check_apart", "open_source"]

@@ -2,7 +2,7 @@
 
 import glob
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,13 @@ def local_files(
 
     stamps = {split: [_stamp(path) for path in paths[split]] for split in paths}
     has_validation = bool(domain.validation)
-    return Source(key={**key, **stamps}, texts=texts, has_validation=has_validation, reads=noted)
+    return Source(
+        key={**key, **stamps},
+        texts=texts,
+        has_validation=has_validation,
+        files=paths,
+        reads=noted,
+    )
 
 
 def _expand(
@@ -116,3 +122,34 @@ def _stamp(path: Path) -> list[Any]:
     """What changes when a file is edited: path, bytes, nanoseconds of the last change."""
     status = path.stat()
     return [str(path), status.st_size, status.st_mtime_ns]
+
+
+def check_apart(domains: Mapping[str, Mapping[str, Sequence[Path]]]) -> None:
+    """Refuse a file that is training text and validation text, in one domain or in two.
+
+    Links and second names of a file are that file.
+
+    Args:
+        domains: files of each split by name of the domain.
+
+    Raises:
+        DataError: with both places.
+    """
+    held_out: dict[tuple[int, int], str] = {}
+    for name, files in domains.items():
+        for path in files.get("validation", ()):
+            held_out.setdefault(_identity(path), name)
+    for name, files in domains.items():
+        for path in files.get("train", ()):
+            other = held_out.get(_identity(path))
+            if other is not None:
+                where = "its validation" if other == name else f"validation of domain {other}"
+                raise DataError(
+                    f"domain {name}: train: {path} is {where} too; name it, or match it by a "
+                    f"glob, in one of them"
+                )
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino

@@ -20,6 +20,7 @@ from sparsecl.data.sources.records import (
     text_of,
     too_long,
 )
+from sparsecl.data.sources.source import Continuation
 from sparsecl.errors import DataError, MissingInputError
 
 _TEXT = (".txt", ".text", ".md", ".rst", ".tex", ".py")
@@ -108,23 +109,24 @@ def _parse(text: str, where: str) -> dict[str, Any]:
 def _plain(path: Path, fields: Fields) -> Iterator[str]:
     """Plain text, read in chunks; a piece ends at a separator or at the bound."""
     buffer, mark = "", fields.separator
+    kind: type[str] = str  # of the next piece
     for chunk in _chunks(path, fields):
         searched = max(0, len(buffer) - len(mark) + 1)  # no separator begins before that
         buffer += chunk
         begin = 0
         while mark and (found := buffer.find(mark, max(begin, searched))) >= 0:
-            yield buffer[begin:found]
-            begin = found + len(mark)
+            yield kind(buffer[begin:found])
+            begin, kind = found + len(mark), str
         # Characters are at most as many as bytes, so a buffer of max_bytes characters may be
         # more bytes; the cut into documents below the bound is made later, this one only
         # keeps a huge file from being held at once.
         while len(buffer) - begin > 2 * fields.max_bytes:
             limit = begin + fields.max_bytes
             end = buffer.rfind("\n", begin, limit) + 1 or limit
-            yield buffer[begin:end]
-            begin = end
+            yield kind(buffer[begin:end])
+            begin, kind = end, Continuation
         buffer = buffer[begin:]
-    yield buffer
+    yield kind(buffer)
 
 
 def _chunks(path: Path, fields: Fields) -> Iterator[str]:

@@ -1,11 +1,16 @@
 """What every source answers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from sparsecl.data.config import DomainConfig
 from sparsecl.data.sources.reads import Reads
+
+
+class Continuation(str):
+    """A text that goes on with the document of the text before it: some are too big to be held."""
 
 
 @dataclass(frozen=True)
@@ -16,10 +21,12 @@ class Source:
         key: JSON value that decides the documents (settings, versions, sizes and times of files);
             cheap to find out, and also the manifest's description of the source.
         texts: documents of a split (`train` or `validation`), each time from the start. Without
-            given validation text, that split is empty and the caller parts `train`.
+            given validation text, that split is empty and the caller parts `train`. Each is a
+            document, but for a `Continuation`.
         has_validation: whether validation text is given.
         atomic: documents must not be cut, however long they are.
         entropy_rate: nats per UTF-8 byte, where it is known.
+        files: local files of each split, where there are some; none may be on both sides.
         reads: the files that `texts` has read so far; filled while it is iterated.
     """
 
@@ -28,6 +35,7 @@ class Source:
     has_validation: bool = False
     atomic: bool = False
     entropy_rate: float | None = None
+    files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     reads: Reads = field(default_factory=dict)
 
 

@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from sparsecl.data.config import DomainConfig
-from sparsecl.data.sources import open_source
+from sparsecl.data.sources import Continuation, open_source
 from sparsecl.errors import DataError, MissingInputError
 
 
@@ -83,8 +83,24 @@ def test_a_large_text_comes_in_pieces(here):
     (here / "a.txt").write_text(content)
     pieces = texts("a.txt", max_document_bytes=100_000)
     assert "".join(pieces) == content
+    assert [isinstance(piece, Continuation) for piece in pieces] == [False] + [True] * (
+        len(pieces) - 1
+    )
     assert max(map(len, pieces)) <= 200_000
     assert all(piece.endswith("\n") for piece in pieces)
+
+
+def test_a_separator_ends_a_document_that_came_in_pieces(here, monkeypatch):
+    monkeypatch.setattr("sparsecl.data.sources.readers._CHUNK_BYTES", 700)
+    (here / "a.txt").write_text("x" * 2500 + "|" + "y" * 10 + "|" + "z" * 2500)
+    found = texts("a.txt", separator="|", max_document_bytes=1000)
+    assert [(str(text)[0], isinstance(text, Continuation)) for text in found] == [
+        ("x", False),
+        ("x", True),
+        ("y", False),
+        ("z", False),
+        ("z", True),
+    ]
 
 
 def test_characters_across_chunks_survive(here):
