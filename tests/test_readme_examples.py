@@ -5,6 +5,7 @@ do it, and their laws are checked on that copy. A check runs in a process of its
 one that has imported torch already; this file is also the script that it runs.
 """
 
+import json
 import re
 import runpy
 import shutil
@@ -97,10 +98,18 @@ def extended(server: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in "ab":
         text = "\n\n".join(f"Note {name}{i}: so it goes, {'on ' * i}." for i in range(40))
         (root / "notes" / f"{name}.txt").write_text(text, encoding="utf-8")
-    rows = ["id,subject,body"]
-    rows += [f'{i},Ticket {i},"It says ""no"", {"again, " * i}\nand stops."' for i in range(40)]
-    (root / "tickets.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    (root / "lessons").mkdir()
+    for n in range(40):
+        cells = [f"# Lesson {n}\n", f"x = {n}\nx {'+ x ' * n}"]
+        write_notebook(root / "lessons" / f"{n}.ipynb", *cells)
     return root
+
+
+def write_notebook(path: Path, *cells: str) -> None:
+    """Cells as lines, the last one as it is: a notebook may have both."""
+    sources = [*(cell.splitlines(keepends=True) for cell in cells[:-1]), cells[-1]]
+    content = {"cells": [{"cell_type": "code", "source": source} for source in sources]}
+    path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def check(name: str, root: Path) -> None:
@@ -116,35 +125,37 @@ def check(name: str, root: Path) -> None:
 
 
 def domain() -> None:
-    """CSV rows become documents; what is wrong is said in one line."""
+    """Notebooks become documents; what is wrong is said in one line."""
     from sparsecl.data.config import DomainConfig
     from sparsecl.data.sources import open_source
     from sparsecl.errors import DataError, MissingInputError
 
     def read(**keys: object) -> list[str]:
-        config = DomainConfig(name="tickets", source="csv", **keys)  # type: ignore[arg-type]
+        config = DomainConfig(name="lessons", source="notebooks", **keys)  # type: ignore[arg-type]
         return list(open_source(config, seed=0, max_document_bytes=1000).texts("train"))
 
-    Path("by_hand.csv").write_bytes(b'\xef\xbb\xbfa,b\n1,"x, ""y""\nz"\n2,' + b"w" * 200_000)
-    assert read(train=("by_hand.csv",), columns=("b",)) == ['x, "y"\nz', "w" * 200_000]
-    assert read(train=("by_hand.csv",), columns=("b", "a"))[0] == 'x, "y"\nz\n1'
-    assert len(read(train=("tickets.csv",), text_field="body")) == 40
+    write_notebook(Path("by_hand.ipynb"), "# One\ntwo", "x = 1", "caf\u00e9")
+    Path("link.ipynb").symlink_to("by_hand.ipynb")
+    assert read(train=("by_hand.ipynb", "link.ipynb")) == ["# One\ntwo\n\nx = 1\n\ncaf\u00e9"]
+    assert len(read(train=("lessons/*.ipynb",))) == 40
     for content, words in (
-        (b"a,b\n1,2\n", r"bad\.csv:2: no field 'text' .* it has a, b"),
-        (b"id,text\n1\n", r"bad\.csv:2: field 'text' must be text, got NoneType"),
-        (b'id,text\n1,"x\n', r"bad\.csv:\d: .*end of data"),
-        (b"id,text\n1,\xff\n", r"bad\.csv:\d: .*utf-8"),
-        (b"", r"bad\.csv is empty"),
+        (b"{}", r"bad\.ipynb: no notebook .*cells"),
+        (b'{"cells": [{}]}', r"bad\.ipynb: no notebook .*source"),
+        (b'{"cells": 1}', r"bad\.ipynb: no notebook "),
+        (b"{oops", r"bad\.ipynb: no notebook "),
+        (b"\xff", r"bad\.ipynb: no notebook .*utf-8"),
+        (b"[" * 100_000, r"bad\.ipynb: no notebook "),
+        (b"", r"bad\.ipynb is empty"),
     ):
-        Path("bad.csv").write_bytes(content)
+        Path("bad.ipynb").write_bytes(content)
         with pytest.raises(DataError, match=words):
-            read(train=("bad.csv",))
-    with pytest.raises(MissingInputError, match="no.csv"):
-        read(train=("no.csv",))
+            read(train=("bad.ipynb",))
+    with pytest.raises(MissingInputError, match="no.ipynb"):
+        read(train=("no.ipynb",))
     with pytest.raises(ValueError, match="^train is empty"):
         read()
-    with pytest.raises(ValueError, match="^separator has no meaning with source: csv"):
-        read(train=("bad.csv",), separator="x")
+    with pytest.raises(ValueError, match="^separator has no meaning with source: notebooks"):
+        read(train=("bad.ipynb",), separator="x")
 
 
 def topology() -> None:
@@ -247,14 +258,12 @@ def backend() -> None:
 
 def training() -> None:
     """launch/train.py with the README's own.yaml, made small: all four parts in one run."""
-    import json
-
     words = ["--ds_config", "ds_configs/zero2.json", "--config", "own.yaml", "--run_dir", "run"]
     sys.argv = ["launch/train.py", *words, "--set", *SMALL]
     train = runpy.run_path("launch/train.py")
     assert train["main"]() == 0
     summary = json.loads(Path("run/results.json").read_text())
-    assert summary["domains"] == ["notes", "tickets"]
+    assert summary["domains"] == ["notes", "lessons"]
     assert summary["phases"] == {"finished": 2, "planned": 2}
     assert summary["density"]["masked"] == pytest.approx(0.1, abs=1e-3)
     assert summary["audit"]["nonzero"] == 0 and summary["audit"]["checks"] >= 6

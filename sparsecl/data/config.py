@@ -10,7 +10,7 @@ from typing import Literal
 INSTALLED_DOMAINS = ("code", "math", "manual", "legal", "dialogue")
 """Text that every installation has (sources/installed.py)."""
 
-_TEXT_KEYS = ("text_field", "columns", "encoding_errors", "max_train_bytes")
+_TEXT_KEYS = ("text_field", "columns", "encoding_errors", "on_bad_row", "max_train_bytes")
 
 # The keys of a source beside name and source; a key that no source has here belongs to all.
 SOURCE_KEYS: dict[str, tuple[str, ...]] = {
@@ -108,13 +108,13 @@ class DomainConfig:
     """Where the text comes from; installed asks for one of the five built-in names."""
 
     train: tuple[str, ...] = ()
-    """files: paths or globs, relative to the current folder."""
+    """files: paths or globs, absolute or relative to the current folder; ~ is the home folder."""
 
     validation: tuple[str, ...] = ()
     """files: paths or globs held out; without any, documents are split by their hash."""
 
     text_field: str = "text"
-    """files, hf: the field of a JSON line, or the column, that holds the text."""
+    """files, hf: the field or column that holds the text; `a.b` is the field b inside of a."""
 
     columns: tuple[str, ...] = ()
     """files, hf: several fields, joined by a newline, in place of `text_field`."""
@@ -125,6 +125,10 @@ class DomainConfig:
     encoding_errors: Literal["strict", "replace"] = "strict"
     """files, hf: what no text can hold (bytes that are not UTF-8, NUL) is an error, or becomes
     U+FFFD."""
+
+    on_bad_row: Literal["error", "skip"] = "error"
+    """files, hf: a row that cannot be used (not JSON, no such field, null) ends the preparation, or
+    is left out and counted."""
 
     path: str | None = None
     """hf: id on the hub, or a local folder in any layout that `datasets` loads."""

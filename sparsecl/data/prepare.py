@@ -22,6 +22,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from sparsecl.command import complain
 from sparsecl.data import cache, tokenizer_training
 from sparsecl.data.config import DataConfig, DomainConfig, TokenizerConfig
 from sparsecl.data.documents import SPLITS, write_texts
@@ -174,8 +175,15 @@ def _text(
                 max_train_bytes=domain.max_train_bytes,
                 progress=progress,
             )
-        rate = source.entropy_rate
-        return {**written, "key": key, "reads": source.reads, "entropy_per_byte": rate}
+        for warning in source.remarks.warnings():
+            complain(f"warning: domain {domain.name}: {warning}")
+        return {
+            **written,
+            "key": key,
+            "reads": source.reads,
+            "remarks": source.remarks.summary(),
+            "entropy_per_byte": source.entropy_rate,
+        }
 
     text = _Text(domain, *cache.open_entry(root, "text", domain.name, key, build))
     _check_manifest(text)

@@ -137,6 +137,24 @@ def test_short_domains_are_named(size, options, message):
         run(config(write_corpus("one", size)), **options)
 
 
+def test_what_was_passed_over_is_said_once_and_kept(capsys):
+    domain = replace(write_corpus("one"), train=("*.jsonl",), separator="|", on_bad_row="skip")
+    with open("one.jsonl", "a") as file:
+        file.write('{"text": null}\n' * 3)
+    open("two.jsonl", "w").close()
+    said = [
+        "bad rows left out: 3, the first: one.jsonl:301: field 'text' must be text, got NoneType",
+        "files without text passed over: 1, the first: two.jsonl",
+        "separator: '|' never occurs in its plain text files",
+    ]
+    first = run(config(domain)).domains[0].manifest["text"]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"sparsecl: warning: domain one: {line}" for line in said]
+    assert first["remarks"] == {"bad_rows": 3, "empty_files": 1, "warnings": said}
+    again = run(config(domain)).domains[0].manifest["text"]
+    assert again == first and not capsys.readouterr().err
+
+
 @pytest.mark.parametrize("second_name", ["one.jsonl", "./*.jsonl", "link.jsonl", "hard.jsonl"])
 def test_a_file_on_both_sides_is_named_before_any_work(here, second_name):
     domain = replace(write_corpus("one"), validation=(second_name,))

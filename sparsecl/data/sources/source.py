@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from sparsecl.data.config import DomainConfig
 from sparsecl.data.sources.reads import Reads
+from sparsecl.data.sources.remarks import Remarks
 
 
 class Continuation(str):
@@ -28,6 +29,7 @@ class Source:
         entropy_rate: nats per UTF-8 byte, where it is known.
         files: local files of each split, where there are some; none may be on both sides.
         reads: the files that `texts` has read so far; filled while it is iterated.
+        remarks: what `texts` has passed over; filled likewise.
     """
 
     key: dict[str, Any]
@@ -37,6 +39,7 @@ class Source:
     entropy_rate: float | None = None
     files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     reads: Reads = field(default_factory=dict)
+    remarks: Remarks = field(default_factory=Remarks)
 
 
 class OpenSource(Protocol):

@@ -107,3 +107,90 @@ def test_an_unreachable_hub_is_named():
     with pytest.raises(MissingInputError, match="domain d: someone/corpus: split train: ") as error:
         list(found.texts("train"))
     assert "\n" not in str(error.value)
+
+
+def shards(folder, kind, *tables):
+    folder.mkdir()
+    for number, rows in enumerate(tables):
+        table = datasets.Dataset.from_list(rows)
+        getattr(table, f"to_{kind}")(folder / f"train-{number}.{kind}")
+    return folder
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ["json", "parquet", "csv"])
+@pytest.mark.parametrize("card", [False, True])
+def test_a_column_that_is_not_used_may_change_its_type(tmp_path, kind, streaming, card):
+    folder = shards(
+        tmp_path / "corpus",
+        kind,
+        [{"text": "a", "id": 1, "more": "x"}],
+        [{"text": "b", "id": "two"}, {"text": "c", "id": "three"}],
+    )
+    if card:
+        features = "[{name: text, dtype: string}, {name: id, dtype: int64}]"
+        (folder / "README.md").write_text(f"---\ndataset_info: {{features: {features}}}\n---\n")
+    assert list(source(folder, streaming=streaming).texts("train")) == ["a", "b", "c"]
+
+
+def test_a_field_inside_another(tmp_path):
+    rows = [{"doc": {"text": f"row {n}", "id": n}, "n": n} for n in range(3)]
+    for kind in ("json", "parquet"):
+        folder = shards(tmp_path / kind, kind, rows)
+        found = source(folder, text_field="doc.text")
+        assert list(found.texts("train")) == ["row 0", "row 1", "row 2"]
+
+
+def test_bad_rows_are_an_error_or_left_out(tmp_path):
+    folder = shards(tmp_path / "corpus", "json", [{"text": t} for t in ("a", None, "b")])
+    with pytest.raises(DataError, match="row 1: .*got NoneType; on_bad_row: skip leaves such rows"):
+        list(source(folder).texts("train"))
+    found = source(folder, on_bad_row="skip")
+    assert list(found.texts("train")) == ["a", "b"]
+    assert found.remarks.summary()["bad_rows"] == 1
+    assert found.key != source(folder).key
+
+
+def refused(found):
+    with pytest.raises(DataError) as error:
+        list(found.texts("train"))
+    assert "\n" not in str(error.value) and error.value.exit_code == 65
+    return str(error.value)
+
+
+def test_a_configuration_is_asked_for_with_the_choices(tmp_path):
+    folder = shards(tmp_path / "corpus", "json", [{"text": "a"}])
+    card = "\n".join(
+        ["configs:", *(f"- {{config_name: {n}, data_files: '*.json'}}" for n in ("en", "de"))]
+    )
+    (folder / "README.md").write_text(f"---\n{card}\n---\n")
+    line = refused(source(folder))
+    assert "'en'" in line and "'de'" in line and line.endswith("; choose one by config_name")
+    line = refused(source(folder, config_name="fr"))
+    assert "'en'" in line and line.endswith("; choose one by config_name")
+    assert list(source(folder, config_name="de").texts("train")) == ["a"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_broken_file_is_named(tmp_path, streaming):
+    folder = shards(tmp_path / "corpus", "json", [{"text": "a"}], [{"text": "b"}])
+    (folder / "train-1.json").write_text('{"text": "b"}\n{"text": oops\n')
+    line = refused(source(folder, streaming=streaming))
+    assert "train-1.json" in line and "on_bad_row: skip" in line
+
+
+def test_the_column_that_is_used_and_changes_its_type_is_named(tmp_path):
+    folder = shards(tmp_path / "corpus", "parquet", [{"text": "a"}], [{"text": [1, 2]}])
+    line = refused(source(folder, streaming=True))
+    assert "train-1.parquet" in line and "domain d: " in line, line
+
+
+def test_whatever_it_raises_is_one_line(folder, monkeypatch):
+    class OddError(Exception):
+        pass
+
+    def fail(*_, **__):
+        raise OddError("first\nsecond")
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", fail)
+    assert "OddError: first second" in refused(source(folder))
