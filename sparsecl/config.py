@@ -25,6 +25,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origi
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from sparsecl.bounds import bounds_text
 from sparsecl.config_kinds import other_kind
 from sparsecl.config_nodes import (
     TAG,
@@ -403,6 +404,7 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 def _describe(cls: type, key: str, base: Any) -> Iterator[FieldHelp]:
     hints, texts = get_type_hints(cls), _field_texts(cls)
+    bounded = get_type_hints(cls, include_extras=True)
     for field in _fields(cls):
         name, tp = join(key, field.name), hints[field.name]
         default = _default(field, base)
@@ -417,7 +419,9 @@ def _describe(cls: type, key: str, base: Any) -> Iterator[FieldHelp]:
         if not inner:
             required = default is dataclasses.MISSING
             shown = "required" if required else json.dumps(to_dict(default))
-            yield FieldHelp(name, _type_text(tp), shown, texts.get(field.name, ""))
+            bounds = bounds_text(bounded[field.name])
+            text = f"{_type_text(tp)} {bounds}" if bounds else _type_text(tp)
+            yield FieldHelp(name, text, shown, texts.get(field.name, ""))
 
 
 def _field_texts(cls: type) -> dict[str, str]:

@@ -5,7 +5,7 @@ what was written is the state of a run: a checkpoint with a NaN in a moment has 
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,7 @@ EMBEDDING = "embedding.weight"
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
-# Means of squares: Adam's second moment; the Fisher information that EWC sums.
-NOT_NEGATIVE = ("exp_avg_sq", "ewc.precision")
+NOT_NEGATIVE = "exp_avg_sq"  # a mean of squares
 
 
 @dataclass(frozen=True)
@@ -49,14 +48,24 @@ class Verdict:
     """Step, files, bytes, tensors, live weights; "" if it could not be opened."""
 
 
-StateLaw = Callable[[Manifest], Iterator[str]]
-"""What is wrong with the `state` of a manifest, a line each."""
+@dataclass(frozen=True)
+class StateLaws:
+    """What whoever writes the `state` of manifests knows of it: engine/saved.py."""
+
+    problems: Callable[[Manifest], Iterator[str]]
+    """What is wrong with it, a line each."""
+
+    rewires: Callable[[Manifest], bool]
+    """A method of the run moves live weights."""
+
+    not_negative: Callable[[Manifest], Collection[str]]
+    """States of methods that are never below zero, as the manifest names them."""
 
 
 def check_laws(
     folder: Path,
     *,
-    state_law: StateLaw | None = None,
+    state: StateLaws | None = None,
     moments: bool = True,
     advance: Advance | None = None,
 ) -> Verdict:
@@ -65,31 +74,35 @@ def check_laws(
     Checked are: digests and sizes of all files and of the manifest, and that no other file is
     there; that pieces cover every tensor once, and are fp32 of the length stated; that live sets
     are those that the run was given (unless a method moves them); that every parameter has its
-    master, and all or none a moment; that all values are finite, second moments and Fishers not
-    negative; and that exactly 0 is what must be where it is kept: the padding of the vocabulary,
+    master, and all or none a moment; that all values are finite, and those not negative that
+    cannot be; and that exactly 0 is what must be where it is kept: the padding of the vocabulary,
     and the moments of frozen weights (role update).
 
     Args:
-        state_law: of whoever writes the `state`: engine/saved.py.
+        state: laws of the manifest's `state`; without them it is not looked at.
         moments: False: a moment that some parameters lack is no problem, even if it lies there.
         advance: called with the bytes of canonical tensors done.
     """
     try:
         manifest = verify(folder)
         problems = [*_folder(folder, manifest), *_stored(folder, manifest, moments)]
-        if state_law is not None:
-            problems += [f"{folder}: {problem}" for problem in state_law(manifest)]
+        if state is not None:
+            problems += [f"{folder}: {problem}" for problem in state.problems(manifest)]
         if problems:
             return Verdict(tuple(problems), "")  # what follows relies on these
         reader = Reader(folder)
-        problems += [*_complete(reader, moments), *_topologies(reader)]
+        problems += _complete(reader, moments)
+        if state is None or not state.rewires(manifest):
+            problems += _topologies(reader)
+        positive = {NOT_NEGATIVE, *(state.not_negative(manifest) if state else ())}
         padding, frozen = _first_padded(manifest.state), frozen_weights(manifest)
-        for state, name in keys(reader):
-            problems += _values(reader, state, name, padding if name == EMBEDDING else None)
-            if state in MOMENTS and name in frozen:
-                problems += _moments_of_frozen(reader, state, name, frozen[name])
+        for key, name in keys(reader):
+            padded = padding if name == EMBEDDING else None
+            problems += _values(reader, key, name, padded, key in positive)
+            if key in MOMENTS and name in frozen:
+                problems += _moments_of_frozen(reader, key, name, frozen[name])
             if advance:
-                advance(num_bytes(reader, [(state, name)]))
+                advance(num_bytes(reader, [(key, name)]))
         # Last: what a law can name is named, and a moment that is missing has its own way out.
         if not problems and not [*_complete(reader, True)] and is_foreign(folder, manifest.step):
             problems.append(
@@ -171,11 +184,9 @@ def _complete(reader: Reader, moments: bool) -> Iterator[str]:
 
 
 def _topologies(reader: Reader) -> Iterator[str]:
-    """The live sets are those of the run, where no method of the run moves them."""
-    state = reader.manifest.state
-    given = state.get("topology")
-    # Sparse evolutionary training replaces live weights; where it is on, no config says which.
-    if not isinstance(given, dict) or config_part(state, "methods").get("set") is not None:
+    """The live sets are those that the run was given."""
+    given = reader.manifest.state.get("topology")
+    if not isinstance(given, dict):
         return
     for name, topology in reader.topologies.items():
         digest = given.get(name.removesuffix(".weight"))
@@ -186,13 +197,15 @@ def _topologies(reader: Reader) -> Iterator[str]:
             )
 
 
-def _values(reader: Reader, state: str, name: str, padding: int | None) -> list[str]:
+def _values(
+    reader: Reader, state: str, name: str, padding: int | None, positive: bool
+) -> list[str]:
     """A function of its own, so that no two tensors are ever held."""
     value = reader.read(state, name)
     found = []
     if not (finite := torch.isfinite(value)).all():
         found.append(f"{int((~finite).sum())} values that are not finite")
-    if state in NOT_NEGATIVE and (value < 0).any():
+    if positive and (value < 0).any():
         found.append(f"{int((value < 0).sum())} negative values")
     if padding is not None and (count := int(value[padding:].count_nonzero())):
         found.append(f"{count} values other than 0 in the padding, from row {padding} on")

@@ -122,5 +122,5 @@ def flat_hparams(config: RunConfig) -> dict[str, Any]:
         "lr": config.optimizer.lr,
         "optimizer": config.optimizer.kind,
         "precision": config.precision,
-        "ewc": config.methods.ewc.strength if config.methods.ewc else 0.0,
+        "methods": " ".join(config.methods.used()),
     }

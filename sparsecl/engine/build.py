@@ -12,10 +12,13 @@ import torch
 from sparsecl import dist
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import UserError
+from sparsecl.methods.several import NO_METHODS, Methods
 from sparsecl.model.build import build_gpt
 from sparsecl.model.compiled import compile_blocks
 from sparsecl.model.gpt import GPT
+from sparsecl.model.surgery import GptSide
 from sparsecl.optim.build import build_optimizer
+from sparsecl.optim.holding import TOPOLOGY
 from sparsecl.optim.masking import MaskGuard
 from sparsecl.optim.slices import Slices
 from sparsecl.sparse.backends import BackendName
@@ -49,6 +52,8 @@ def build(
     vocab_size: int,
     topologies: Mapping[str, LayerTopology] | None = None,
     backends: Mapping[str, BackendName] | None = None,
+    methods: Methods = NO_METHODS,
+    num_phases: int = 1,
 ) -> Built:
     """Build this rank's share of the run. Collective over the world; `dist.init` has run.
 
@@ -56,6 +61,7 @@ def build(
         ds_config: resolved (engine/ds_config.py): no "auto" is left in it.
         topologies: drawn before; None = draw them here.
         backends: by layer name, for topology.backend auto.
+        methods: may add parts to the model, for `num_phases` phases.
 
     Raises:
         UserError: if the model or the precision does not fit the machine.
@@ -70,6 +76,7 @@ def build(
         backends=backends,
         sequence=config.parallel.sequence,
     )
+    methods.attach(GptSide(model), num_phases)
     if config.speed.compile:
         compile_blocks(model)
     return attach(model, config, ds_config)
@@ -85,12 +92,15 @@ def attach(model: GPT, config: RunConfig, ds_config: Mapping[str, Any]) -> Built
     slices = Slices(engine)
     if slices.stage == 0 and config.precision != "fp32":
         slices.sync_masters()
+    absent = masks(engine.module)
     guard = MaskGuard(
         slices,
-        masks(engine.module),
-        role=config.topology.role,
+        absent if config.topology.role == "topology" else {},
         count_expansions=lambda: absent_in_expansions(engine.module),
     )
+    if config.topology.role == "update":  # absent weights take part, and do not learn
+        for name, dead in absent.items():
+            guard.hold(name, dead, TOPOLOGY)
     slices.optimizer.register_step_post_hook(lambda *_: forget_expansions(engine.module))
     return Built(engine, model, slices, guard, topologies)
 

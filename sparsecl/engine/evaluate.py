@@ -1,7 +1,8 @@
 """Scores of a domain: exact token-weighted sums, whatever the batch size or layout."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,14 @@ class Score:
 
 
 def evaluate_domains(
-    engine: Any, data: PreparedData, *, context: int, max_tokens: int | None, batch: int, step: int
+    engine: Any,
+    data: PreparedData,
+    *,
+    context: int,
+    max_tokens: int | None,
+    batch: int,
+    step: int,
+    around: Callable[[str], AbstractContextManager[None]] = lambda domain: nullcontext(),
 ) -> dict[str, Score]:
     """Score every domain by its name. Collective over the world.
 
@@ -45,6 +53,7 @@ def evaluate_domains(
         max_tokens: of each domain's validation text; None = all of it.
         batch: windows per rank and forward call.
         step: for messages.
+        around: what to enter for the scoring of a domain, by its name.
 
     Raises:
         InvariantError: a loss is not finite.
@@ -52,7 +61,8 @@ def evaluate_domains(
     scores: dict[str, Score] = {}
     for domain in data.domains:
         windows = evaluation_windows(domain.validation, context=context, max_tokens=max_tokens)
-        score = evaluate(engine, windows, data.tokenizer.bytes_per_token, batch=batch)
+        with around(domain.name):
+            score = evaluate(engine, windows, data.tokenizer.bytes_per_token, batch=batch)
         if not math.isfinite(score.loss):
             raise InvariantError(
                 f"step {step}: the validation loss on {domain.name} is {score.loss}. "
@@ -109,36 +119,55 @@ def _rows(windows: EvaluationWindows, first: int, count: int) -> tuple[np.ndarra
 
 
 @torch.enable_grad()  # methods may call it from a hook without gradients
-def mean_squared_gradients(
-    engine: Any, rows: np.ndarray, counted: Sequence[bool], total: int, *, scale: float = 1.0
+def mean_gradients(
+    engine: Any,
+    rows: np.ndarray,
+    *,
+    each: Callable[[torch.Tensor], torch.Tensor] | None,
+    micro: int,
+    scale: float = 1.0,
 ) -> dict[str, torch.Tensor]:
-    """Mean over `total` sequences of the squared gradient, tp-local. Collective over the world.
+    """Mean gradient of the loss per token over sequences, tp-local. Collective over the world.
 
-    The gradient of one sequence's mean loss per token, one backward pass per sequence (methods.md
-    rule: the square of a batch mean is not the mean square). `torch.autograd.grad` leaves `.grad`
-    and DeepSpeed's reduction hooks alone. Takes 4 bytes per local parameter while it runs.
+    `torch.autograd.grad` leaves `.grad` and DeepSpeed's reduction hooks alone. Takes 4 bytes per
+    local parameter while it runs.
 
     Args:
-        rows: this dp rank's sequences, int64 [n, context + 1]; as many on every dp rank, because
-            under ZeRO-3 each pass gathers parameters.
-        counted: which of them count; the others are there to make the number equal.
+        rows: int64 [n, context + 1], the same on all ranks; dealt out to dp ranks in turns.
+        each: applied to the gradient of each sequence, one backward pass per sequence (methods.md
+            rule: the square of a batch mean is not the mean square). None: `micro` at a time.
         scale: multiplies the loss during backward (fp16); taken out of the result.
 
     Returns:
         Parameter name -> fp32 tensor of the tp-local shape, equal on all dp ranks.
     """
-    module = engine.module
-    params = dict(module.named_parameters())
+    params = dict(engine.module.named_parameters())
+    size, (mine, counted) = (1 if each else micro), _dealt(rows)
     sums: dict[str, torch.Tensor] = {}
-    for row, counts in zip(rows, counted, strict=True):
-        watchdog.beat("squared gradients of single sequences")
-        tokens = torch.from_numpy(row[None]).to(dist.device())
+    for begin in range(0, len(mine), size):
+        watchdog.beat("gradients for a method")
+        tokens = torch.from_numpy(mine[begin : begin + size]).to(dist.device())
+        weight = counted[begin : begin + size]
         # The module, not the engine: the engine's outputs only run backward through the engine.
-        losses, _ = module(tokens[:, :-1], tokens[:, 1:])
-        gradients = torch.autograd.grad(losses.mean() * scale, list(params.values()))
+        losses, _ = engine.module(tokens[:, :-1], tokens[:, 1:])
+        if each:
+            loss, counts = losses.mean(), float(weight[0])
+        else:
+            loss, counts = losses.mean(1).mul(torch.from_numpy(weight).to(losses)).sum(), 1.0
+        gradients = torch.autograd.grad(loss * scale, list(params.values()))
         for name, gradient in zip(params, gradients, strict=True):
-            square = gradient.float().div_(scale).square() * counts
-            sums[name] = square if name not in sums else sums[name].add_(square)
-    for square in sums.values():
-        dist.all_reduce(square.div_(total), group=dist.dp_group())
+            value = gradient.float().div_(scale)
+            value = (each(value) if each else value) * counts
+            sums[name] = value if name not in sums else sums[name].add_(value)
+    for value in sums.values():
+        dist.all_reduce(value.div_(len(rows)), group=dist.dp_group())
     return sums
+
+
+def _dealt(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """This dp rank's rows, as many as on every rank (under ZeRO-3 each pass gathers parameters),
+    and 1.0 for each that counts; the others are there to make the number equal."""
+    calls = -(-len(rows) // dist.dp_size())
+    places = np.arange(calls) * dist.dp_size() + dist.dp_rank()
+    counted = (places < len(rows)).astype(np.float32)
+    return rows[np.minimum(places, len(rows) - 1)], counted

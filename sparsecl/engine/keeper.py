@@ -14,7 +14,7 @@ from sparsecl.engine.journal import Journal
 from sparsecl.engine.position import Position
 from sparsecl.engine.run_config import CheckpointConfig
 from sparsecl.errors import CannotCreateError, StorageError
-from sparsecl.methods.base import Methods
+from sparsecl.methods.several import Methods
 from sparsecl.seal import Extent
 
 # What a large model's checkpoint on a slow file system may take.

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparsecl.engine.ds_config import Resolved, accumulation, sums_in_fp32
-from sparsecl.engine.run_config import PhasesConfig, RunConfig, StageConfig
+from sparsecl.engine.run_config import PhasesConfig, RunConfig
 from sparsecl.errors import UserError
+from sparsecl.methods.facts import RunFacts, error_text
 from sparsecl.model.config import ModelShape, check_tensor_parallel
 from sparsecl.model.memory import Layout
+from sparsecl.optim.config import StageConfig
 from sparsecl.optim.schedule import lr_factor
 
 DEFAULT_STEPS = 200
@@ -89,7 +91,6 @@ def make_plan(config: RunConfig, *, world_size: int) -> Plan:
     check_tensor_parallel(shape, tensor, sequence=config.parallel.sequence)
     dp_size = world_size // tensor
     micro = config.batch.micro or _automatic_micro(config.batch.sequences, dp_size)
-    _check_replay(config, micro)
     if config.phases.patience and not config.eval.every:
         raise UserError("phases.patience needs evaluations inside the phase: set eval.every > 0.")
     if config.phases.until_loss is not None and not config.eval.every:
@@ -100,10 +101,11 @@ def make_plan(config: RunConfig, *, world_size: int) -> Plan:
             f"phases.until_loss has {len(config.phases.until_loss or ())} losses for {len(parts)} "
             "phases; give one per phase at most"
         )
+    _check_methods(config, micro, len(parts))
     return Plan(
         shape=shape,
         domains=tuple(domain.name for domain in config.data.domains),
-        phases=_phases(config.phases, parts),
+        phases=_phases(config, parts),
         parts=parts,
         dp_size=dp_size,
         micro=micro,
@@ -151,13 +153,35 @@ def _automatic_micro(sequences: int, dp_size: int) -> int:
     return next(fitting, 1)
 
 
-def _check_replay(config: RunConfig, micro: int) -> None:
-    if config.methods.replay is None:
-        return
-    try:
-        config.methods.replay.num_replayed(micro)
-    except ValueError as error:
-        raise UserError(f"methods.replay.{error}") from None
+def _check_methods(config: RunConfig, micro: int, num_phases: int) -> None:
+    """Let every method refuse a run that lacks what it needs."""
+    used = config.methods.used()
+    for name, block in used.items():
+        facts = RunFacts(
+            dense=config.topology.kind == "dense",
+            role=config.topology.role,
+            storage=config.topology.storage,
+            joint=config.phases.joint,
+            num_phases=num_phases,
+            micro=micro,
+            optimizer=config.optimizer.kind,
+            others=tuple(other for other in used if other != name),
+        )
+        try:
+            block.check(facts)
+        except ValueError as error:
+            raise UserError(error_text(name, block, error)) from None
+
+
+def _own_stages(config: RunConfig) -> tuple[StageConfig, ...]:
+    """The stages that a method divides every phase into; empty: phases.stages says."""
+    found = {name: tuple(block.stages()) for name, block in config.methods.used().items()}
+    found = {name: stages for name, stages in found.items() if stages}
+    if len(found) > 1:
+        raise UserError(f"methods: {' and '.join(found)} both divide phases into stages; take one")
+    if found and config.phases.stages != PhasesConfig().stages:
+        raise UserError(f"phases.stages: methods.{next(iter(found))} divides phases itself")
+    return next(iter(found.values()), ())
 
 
 def _parts(config: RunConfig, tokens_per_step: int) -> tuple[tuple[int, int], ...]:
@@ -171,11 +195,12 @@ def _parts(config: RunConfig, tokens_per_step: int) -> tuple[tuple[int, int], ..
     return tuple((names.index(name), count) for name, count in zip(order, steps, strict=True))
 
 
-def _phases(config: PhasesConfig, parts: tuple[tuple[int, int], ...]) -> tuple[Phase, ...]:
-    if config.joint:
+def _phases(config: RunConfig, parts: tuple[tuple[int, int], ...]) -> tuple[Phase, ...]:
+    if config.phases.joint:
         parts = ((JOINT, sum(steps for _, steps in parts)),)
+    stages = _own_stages(config) or config.phases.stages
     return tuple(
-        Phase(index, domain, steps, _stages(config.stages, steps))
+        Phase(index, domain, steps, _stages(stages, steps))
         for index, (domain, steps) in enumerate(parts)
     )
 

@@ -65,20 +65,22 @@ def row_reader(
         stream_of: the sequences of a phase.
     """
 
-    dp_rank = dist.dp_rank()
-
     def read(place: Place) -> np.ndarray:
-        indices = sample_indices(
-            place.step,
-            sequences=sequences,
-            micro=plan.micro,
-            dp_rank=dp_rank,
-            dp_size=plan.dp_size,
-            micro_step=place.micro_step,
-        )
-        return stream_of(place.phase).rows(indices)
+        return stream_of(place.phase).rows(place_indices(plan, sequences, place))
 
     return read
+
+
+def place_indices(plan: Plan, sequences: int, place: Place) -> np.ndarray:
+    """Numbers in their phase of this rank's sequences of a micro-batch, int64 [micro]. Local."""
+    return sample_indices(
+        place.step,
+        sequences=sequences,
+        micro=plan.micro,
+        dp_rank=dist.dp_rank(),
+        dp_size=plan.dp_size,
+        micro_step=place.micro_step,
+    )
 
 
 class Prefetcher:

@@ -197,7 +197,7 @@ def _plan(config: RunConfig) -> Plan:
 
 
 def _methods(config: RunConfig) -> list[str]:
-    return [name for name, block in configs.to_dict(config.methods).items() if block is not None]
+    return list(config.methods.used())
 
 
 # (key, its value, why it cannot change in a run)

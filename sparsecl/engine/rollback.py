@@ -12,15 +12,15 @@ from sparsecl.checkpoint.manifest import read_manifest
 from sparsecl.checkpoint.publish import newest_valid
 from sparsecl.engine import state
 from sparsecl.engine.build import Built
+from sparsecl.engine.context import RunContext
 from sparsecl.engine.keeper import saved_records
 from sparsecl.engine.position import Position
 from sparsecl.engine.saved import check_lawful
-from sparsecl.methods.base import Methods
 from sparsecl.seal import Extent
 
 
 def rewind(
-    checkpoints: Path, built: Built, methods: Methods, position: Position
+    checkpoints: Path, built: Built, context: RunContext, position: Position
 ) -> tuple[Position, Extent] | None:
     """Load the newest checkpoint of this phase. Collective over the world.
 
@@ -38,7 +38,9 @@ def rewind(
     earlier = Position(**saved["position"])
     if earlier.phase != position.phase:
         return None
-    dist.agree(lambda: state.restore(folder, built, methods))
+    dist.agree(lambda: state.restore(folder, built, context.methods))
+    built.guard.release()
+    context.methods.resumed(context)
     built.guard.audit(earlier.step)
     built.guard.checks = int(saved["audit_checks"])
     left_out = position.phase_step - earlier.phase_step

@@ -40,8 +40,8 @@ from sparsecl.errors import (
 )
 from sparsecl.files import json_text, sha256_file, sha256_text, write_json
 from sparsecl.log import RunLog, check_prefix
-from sparsecl.methods.base import Methods
-from sparsecl.methods.build import build_methods
+from sparsecl.methods.several import Methods
+from sparsecl.methods.table import build_methods
 from sparsecl.metrics.records import SCALARS
 from sparsecl.metrics.results import RESULTS, read_to_end
 from sparsecl.metrics.summary import summarize
@@ -299,11 +299,16 @@ def _assemble(
         vocab_size=data.tokenizer.vocab_size,
         topologies=prepared.topologies,
         backends=backends,
+        methods=methods,
+        num_phases=len(plan.phases),
     )
     position, records = None, None
     if found is not None:
         anew = allowed.new_optimizer
         dist.agree(lambda: state.restore(found, built, methods, weights_only=anew))
+        if config.init_from is not None:  # what is held was loaded then
+            built.guard.holds.anchor()
+            built.guard.refresh()
         position = Position(**saved["position"])
         records = saved_records(saved)
         # A checkpoint with a revived weight ends here, before anything is written.
@@ -338,6 +343,8 @@ def _assemble(
         stop=stop,
     )
     trainer.journal.matrix = saved.get("matrix")
+    if found is not None and not allowed.new_optimizer:
+        methods.resumed(trainer.context)
     return trainer
 
 
@@ -351,6 +358,8 @@ def _begin_from(folder: Path, built: Built, methods: Methods) -> str:
 
     found = dist.agree(digest, only_first=True)
     dist.agree(lambda: state.restore(folder, built, methods, weights_only=True))
+    built.guard.holds.anchor()
+    built.guard.refresh()
     built.guard.audit(0)
     return found
 

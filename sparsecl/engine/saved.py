@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sparsecl.checkpoint.canonical import MASTER
 from sparsecl.checkpoint.gpt2_names import EMBEDDING, entries
-from sparsecl.checkpoint.laws import check_laws
+from sparsecl.checkpoint.laws import StateLaws, check_laws
 from sparsecl.checkpoint.manifest import Manifest, read_manifest
 from sparsecl.config_nodes import one_line
 from sparsecl.engine.plan import Plan, make_plan
@@ -28,7 +28,7 @@ from sparsecl.engine.position import Count, Position
 from sparsecl.engine.resume import parsed
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import DataError
-from sparsecl.methods.build import build_methods
+from sparsecl.methods.table import build_methods
 from sparsecl.topology.config import BackendName
 
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -123,7 +123,7 @@ def check_lawful(folder: Path) -> None:
             restore, which knows whether one is needed.
     """
     read_manifest(folder)
-    verdict = check_laws(folder, state_law=state_problems, moments=False)
+    verdict = check_laws(folder, state=STATE, moments=False)
     if verdict.problems:
         raise DataError(one_line(verdict.problems[0]))
 
@@ -270,3 +270,16 @@ def _methods(found: RunState, manifest: Manifest, config: RunConfig) -> Iterator
         build_methods(config.methods).check_state(tensors, found.methods)
     except ValueError as error:
         yield f"state.methods: {error}"
+
+
+def _config(manifest: Manifest) -> RunConfig:
+    """Of a manifest whose state has no problems."""
+    return parsed(manifest.state["config"]) or RunConfig()
+
+
+STATE = StateLaws(
+    problems=state_problems,
+    rewires=lambda manifest: _config(manifest).methods.rewires,
+    not_negative=lambda manifest: _config(manifest).methods.not_negative(),
+)
+"""For checkpoint/laws.py."""

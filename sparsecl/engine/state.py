@@ -19,7 +19,7 @@ from sparsecl.checkpoint.manifest import ParameterEntry, Piece
 from sparsecl.checkpoint.reader import Reader
 from sparsecl.engine.build import Built
 from sparsecl.errors import DataError
-from sparsecl.methods.base import Methods
+from sparsecl.methods.several import Methods
 from sparsecl.optim.moving import write_weight
 from sparsecl.optim.slices import Slice, Slices, is_counted
 from sparsecl.sparse.registry import SparseParameter, forget_expansions, sparse_parameters

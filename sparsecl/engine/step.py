@@ -7,7 +7,6 @@ of it). Either way nothing changes, bit for bit. An fp16 scale that cannot go lo
 """
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,7 +78,7 @@ def take_step(
             for hook in before_step:
                 hook()
             norm = slices.grad_norm() if looks.grad_norm else None
-            bad = _bad_gradients(built) if looks.bad_gradients else []
+            bad = built.slices.bad_gradients() if looks.bad_gradients else []
             watchdog.beat(f"{name}, update")
             applied = _step(built)
             if applied:
@@ -97,7 +96,7 @@ def _step(built: Built) -> bool:
     if built.slices.partitioned:
         engine.step()
         return bool(engine.was_step_applied())
-    bad = torch.tensor([float(bool(_bad_gradients(built)))], device=dist.device())
+    bad = torch.tensor([float(bool(built.slices.bad_gradients()))], device=dist.device())
     if not float(dist.all_reduce(bad, op="max")):
         engine.step()
         return True
@@ -130,20 +129,6 @@ def _scaled_step(built: Built) -> bool:
     if not applied and scaling is not None and scale == scaling.min_loss_scale:
         raise InvariantError(at_minimum)
     return applied
-
-
-def _bad_gradients(built: Built) -> list[str]:
-    gradients = [(item.name, built.slices.grad(item)) for item in built.slices]
-    found = [(name, gradient) for name, gradient in gradients if gradient is not None]
-    if not found:
-        return []
-    # A sum that is finite has finite terms. One that is not may have overflowed: look again.
-    sums = torch.stack([gradient.sum(dtype=torch.float32) for _, gradient in found]).tolist()
-    return [
-        name
-        for (name, gradient), total in zip(found, sums, strict=True)
-        if not math.isfinite(total) and not bool(torch.isfinite(gradient).all())
-    ]
 
 
 @contextlib.contextmanager

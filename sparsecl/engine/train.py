@@ -13,20 +13,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparsecl import dist, faults, seeding, watchdog
+from sparsecl import dist, faults, watchdog
 from sparsecl.data.prepare import PreparedData
 from sparsecl.engine import state
 from sparsecl.engine.build import Built
+from sparsecl.engine.context import RunContext
 from sparsecl.engine.display import Progress
-from sparsecl.engine.evaluate import evaluate_domains, mean_squared_gradients
+from sparsecl.engine.evaluate import evaluate_domains
 from sparsecl.engine.health import Health, RolledBack, Spike
 from sparsecl.engine.journal import Journal
 from sparsecl.engine.keeper import Keeper
 from sparsecl.engine.monitor import Monitor
+from sparsecl.engine.outputs import ForwardOutputs, weighted_mean
 from sparsecl.engine.plan import Phase, Plan, learning_rate
 from sparsecl.engine.plasticity import Panel, PhaseSums
 from sparsecl.engine.position import Position
-from sparsecl.engine.prefetch import Place, Prefetcher, row_reader
+from sparsecl.engine.prefetch import Place, Prefetcher, place_indices, row_reader
 from sparsecl.engine.profile import StepProfile
 from sparsecl.engine.rollback import rewind
 from sparsecl.engine.run_config import RunConfig
@@ -35,16 +37,11 @@ from sparsecl.engine.stop import StopRequest
 from sparsecl.engine.streams import Stream, phase_stream
 from sparsecl.errors import InvariantError, Preempted, StorageError
 from sparsecl.log import RunLog
-from sparsecl.methods.base import Methods, SliceTensors
+from sparsecl.methods.context import Batch
+from sparsecl.methods.several import Methods
 from sparsecl.optim.build import set_lr
-from sparsecl.optim.moving import move_parameter, move_slices, whole
 from sparsecl.optim.replicas import check_replicas
 from sparsecl.optim.slices import Slices
-from sparsecl.sparse.registry import SparseParameter, sparse_parameters
-from sparsecl.sparse.rewire import rewire
-
-# Keeps fp16 gradients of single sequences clear of underflow, and of overflow by the scale alone.
-FISHER_SCALE = 1024.0
 
 # What a pass of a method over much data may take.
 METHOD_SECONDS = 3600.0
@@ -78,7 +75,7 @@ class Trainer:
             stop: signals to this rank; None = nobody listens.
         """
         self.config, self.plan, self.data = config, plan, data
-        self.built, self.methods = built, methods
+        self.built = built
         self.checkpoints = checkpoints
         self.position = position or Position()
         self.journal = self.make_journal(log, plan, self.position)
@@ -87,8 +84,8 @@ class Trainer:
             config.checkpoint, checkpoints, built, self.position, self.journal, identity=identity
         )
         self.stop = stop
-        self.micro_step = 0
         self.streams: dict[int, Stream] = {}
+        self.context = RunContext(config, plan, built, self.position, methods, self._phase_stream)
         self.stream = self._stream()
         read = row_reader(plan, config.batch.sequences, self._phase_stream)
         ahead = config.speed.prefetch
@@ -104,17 +101,10 @@ class Trainer:
             batch=config.eval.batch,
         )
 
-    # What methods see (methods/base.py, MethodContext).
-
-    @property
-    def phase(self) -> int:
-        """0-based phase."""
-        return self.position.phase
-
     @property
     def domain(self) -> str:
         """Name of the domain that this phase trains."""
-        return self.plan.domain_name(self.plan.phases[self.phase])
+        return self.context.domain
 
     @property
     def step(self) -> int:
@@ -122,67 +112,14 @@ class Trainer:
         return self.position.step
 
     @property
-    def data_step(self) -> int:
-        """Steps' worth of this phase's data read so far."""
-        return self.position.phase_step + self.position.data_shift
-
-    @property
-    def num_micro_steps(self) -> int:
-        """Micro-batches of each rank per optimizer step."""
-        return self.plan.accumulation
-
-    @property
-    def batch_sequences(self) -> int:
-        """New sequences per optimizer step, over all ranks."""
-        return self.config.batch.sequences
+    def methods(self) -> Methods:
+        """All methods of the run."""
+        return self.context.methods
 
     @property
     def slices(self) -> Slices:
         """This rank's slices."""
         return self.built.slices
-
-    def rows(self, phase: int, indices: np.ndarray) -> np.ndarray:
-        """Training sequences of any phase by their numbers in it. Local."""
-        return self._phase_stream(phase).rows(indices)
-
-    def generator(self, *names: str | int) -> np.random.Generator:
-        """A named random stream of the run. Local."""
-        return seeding.stream(self.config.seed, *names)
-
-    def mean_squared_gradients(self, *, num_sequences: int) -> SliceTensors:
-        """Mean squared gradient over sequences of this phase, on slices."""
-        calls = -(-num_sequences // dist.dp_size())
-        mine = np.arange(calls) * dist.dp_size() + dist.dp_rank()
-        whole = mean_squared_gradients(
-            self.built.engine,
-            self.stream.rows(mine),
-            list(mine < num_sequences),
-            num_sequences,
-            scale=min(self.slices.loss_scale, FISHER_SCALE),
-        )
-        return {item.name: item.part(whole[item.name]).clone() for item in self.slices}
-
-    @property
-    def sparse(self) -> Mapping[str, SparseParameter]:
-        """The parameters on a topology. Local."""
-        return sparse_parameters(self.built.engine.module)
-
-    def live_values(self, name: str) -> torch.Tensor:
-        """Master values of the live weights of this tp slice, fp32 [N]. Collective over dp only."""
-        layer = self.sparse[name].layer
-        item = self.slices.find(name)
-        numel = layer.storage_shape.numel()
-        values = whole(self.slices, item, item.master if item else None, numel)
-        return values if layer.packed else values[layer.live_mask().view(-1).to(values.device)]
-
-    def rewire(self, name: str, drop: torch.Tensor, grow: torch.Tensor) -> None:
-        """Move live weights of this tp slice; see MethodContext."""
-        layer = self.sparse[name].layer
-        index_map = rewire(layer, drop, grow)
-        move_parameter(self.slices, name, layer.weight, index_map.move)
-        for tensors in self.methods.slice_tensors():
-            move_slices(self.slices, name, layer.weight, tensors, index_map.move)
-        self.built.guard.refresh()
 
     # The loop.
 
@@ -245,7 +182,7 @@ class Trainer:
         self.stream = self._stream()
         self.position.plasticity = PhaseSums()
         self.journal.record("phase", event="start", domain=self.domain)
-        self.methods.phase_start(self)
+        self.methods.phase_start(self.context)
 
     def _end_phase(self, phase: Phase) -> None:
         faults.point("phase_end", step=self.step)
@@ -254,7 +191,7 @@ class Trainer:
         self.journal.forgetting()
         self._audit()
         with watchdog.patient("the methods' end of a phase", METHOD_SECONDS):
-            self.methods.phase_end(self)
+            self.methods.phase_end(self.context)
         self.journal.record("phase", sealed=True, event="end", domain=self.domain)
         position = self.position
         position.phase, position.phase_step = phase.index + 1, 0
@@ -279,7 +216,7 @@ class Trainer:
         if result.applied:
             looked = self.panel.after_update(position.phase_step, position.plasticity)
             self.monitor.evaluated(looked)
-        self.methods.after_step(self)
+        self.methods.after_step(self.context, applied=result.applied)
         if config.precision != "fp16":
             self.health.judge(result, batch=self._batch_name())
         loss = self._log_step(result, lr) if logged else None
@@ -309,7 +246,8 @@ class Trainer:
         watchdog.beat(f"step {number}")
         faults.point("step", step=number)
         set_lr(self.slices.optimizer, lr)
-        hooks = [lambda: self.methods.after_backward(self)]
+        self._begin_step()
+        hooks = [self.context.after_backward]
         if audited:
             hooks.append(self.built.guard.audit_gradients)
         hooks.append(lambda: self._point("gradient", number))
@@ -324,31 +262,44 @@ class Trainer:
         self._point("weights", number)
         return result
 
+    def _begin_step(self) -> None:
+        self.context.micro_step = 0
+        if self.context.progress.stage_step == 0:
+            self.methods.stage_start(self.context)
+        self.methods.step_start(self.context)
+
     def _micro_losses(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """For each micro-batch its mean loss per token, and the loss to go backward from."""
         for micro_step in range(self.plan.accumulation):
-            self.micro_step = micro_step
+            self.context.micro_step = micro_step
             watchdog.beat(f"step {self.step + 1}, data of micro-batch {micro_step}")
             with self.monitor.stragglers.data():
                 faults.point("batch", step=self.step + 1)
-                batch = self.loader.take(Place(self.phase, self.data_step, micro_step))
-                rows = self.methods.batch(self, batch.rows)
-                tokens = self.loader.tokens(batch, rows)
+                place = Place(self.position.phase, self.context.progress.data_step, micro_step)
+                read = self.loader.take(place)
+                batch = self.methods.batch(self.context, self._batch(place, read.rows))
+                tokens = self.loader.tokens(read, batch.rows)
             watchdog.beat(f"step {self.step + 1}, forward of micro-batch {micro_step}")
             with self.monitor.stragglers.forward():
                 losses, _ = self.built.engine(tokens[:, :-1], tokens[:, 1:])
-                loss = losses.mean()
+                loss = weighted_mean(losses, batch)
             if faults.armed():
                 factor = torch.ones(1, device=loss.device)
                 faults.point("loss", tensors=[factor], step=self.step + 1)
                 loss = loss * factor[0]
-            extra = self.methods.extra_loss(self)
+            extra = self.methods.loss(self.context, batch, ForwardOutputs(losses))
             yield loss, loss if extra is None else loss + extra
             self.panel.see(tokens, loss)
 
+    def _batch(self, place: Place, rows: np.ndarray) -> Batch:
+        """The new sequences of a micro-batch, as methods see them. Local."""
+        indices = place_indices(self.plan, self.config.batch.sequences, place)
+        origin = np.stack([np.full_like(indices, place.phase), indices], axis=1)
+        return Batch(rows, np.ones(len(rows), np.float32), origin)
+
     def _batch_name(self) -> dict[str, Any]:
         """What tells the sequences of the step just taken, for diagnostics. Local."""
-        first = (self.data_step - 1) * self.config.batch.sequences
+        first = (self.context.progress.data_step - 1) * self.config.batch.sequences
         return {"domain": self.domain, "first_sequence": first}
 
     def _point(self, name: str, number: int) -> None:
@@ -391,7 +342,7 @@ class Trainer:
         """
         step = self.step
         self.keeper.wait()
-        found = rewind(self.checkpoints, self.built, self.methods, self.position)
+        found = rewind(self.checkpoints, self.built, self.context, self.position)
         if found is None:
             self.journal.say("  no checkpoint of this phase to return to: going on")
             return
@@ -412,6 +363,7 @@ class Trainer:
             scores = evaluate_domains(
                 self.built.engine,
                 self.data,
+                around=lambda domain: self.methods.scoring(self.context, domain),
                 context=self.plan.shape.context,
                 max_tokens=self.config.eval.tokens,
                 batch=self.config.eval.batch,

@@ -1,133 +1,91 @@
 """What a method is: answers to the engine's hooks.
 
-The engine owns the loop, DeepSpeed owns backward and step. A method never calls either; it may
-read and change what the hooks hand to it. Projection onto the topology comes after every method.
+The engine owns the loop, DeepSpeed owns backward and step. A method never calls either; it says
+what it means through the context, which knows what it costs: loss scale, norms for clipping,
+sharding, the copy to low precision, replicas that count once. Projection onto the topology and onto
+what is held comes after every method.
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Protocol
+from contextlib import AbstractContextManager, nullcontext
+from enum import IntEnum
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 
-from sparsecl.optim.slices import Slices
-from sparsecl.sparse.registry import SparseParameter
-
-SliceTensors = dict[str, torch.Tensor]
-"""Parameter name -> flat tensor of this rank's slice of it."""
+from sparsecl.methods.context import Batch, MethodContext, ModelSide, Outputs, SliceTensors
+from sparsecl.optim.slices import Slice
 
 
-class MethodContext(Protocol):
-    """What the engine shows to a method."""
+class Order(IntEnum):
+    """Whose hooks are called first: gradients are looked at, added to, projected, then gated."""
 
-    @property
-    def phase(self) -> int:
-        """0-based."""
-        ...
+    OBSERVE = 0
+    ADD = 1
+    PROJECT = 2
+    """Two of these in one run are refused: the second undoes what the first has made sure."""
 
-    @property
-    def domain(self) -> str:
-        """The domain that this phase trains."""
-        ...
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps done in the whole run."""
-        ...
-
-    @property
-    def data_step(self) -> int:
-        """Steps' worth of this phase's data read so far: the optimizer steps done in this phase,
-        and what a rollback has left out."""
-        ...
-
-    @property
-    def micro_step(self) -> int:
-        """0-based micro-batch within the optimizer step; outside of a step the last one's."""
-        ...
-
-    @property
-    def num_micro_steps(self) -> int:
-        """Micro-batches of each rank per optimizer step."""
-        ...
-
-    @property
-    def batch_sequences(self) -> int:
-        """New sequences per optimizer step, over all ranks: those numbered from
-        data_step * batch_sequences on, where data_step is that before the step."""
-        ...
-
-    @property
-    def slices(self) -> Slices:
-        """This rank's slices."""
-        ...
-
-    @property
-    def sparse(self) -> Mapping[str, SparseParameter]:
-        """The parameters on a topology, by parameter name, the same order on all ranks."""
-        ...
-
-    def live_values(self, name: str) -> torch.Tensor:
-        """Master values fp32 [N] of the live weights of this tp slice, row-major. Collective over
-        dp."""
-        ...
-
-    def rewire(self, name: str, drop: torch.Tensor, grow: torch.Tensor) -> None:
-        """Move live weights of this tp slice from `drop` to `grow`, flat indices int64 [K] into the
-        local matrix; weight and state of what has grown are zero. Collective over the world.
-
-        Every dp rank passes equal indices. To be called from `after_step` or `phase_start`.
-        """
-        ...
-
-    def rows(self, phase: int, indices: np.ndarray) -> np.ndarray:
-        """Training sequences of any phase by their numbers in it, [n] -> int64 [n, context + 1]."""
-        ...
-
-    def generator(self, *names: str | int) -> np.random.Generator:
-        """A named random stream of the run: the same on all ranks, whatever the layout."""
-        ...
-
-    def mean_squared_gradients(self, *, num_sequences: int) -> SliceTensors:
-        """Mean over training sequences of this phase of the squared gradient. Collective.
-
-        The gradient is that of one sequence's mean loss per token with data labels (the empirical
-        Fisher per sequence), not of a batch mean: the mean's square is not the mean square.
-        """
-        ...
+    GATE = 3
 
 
 class Method:
     """A method that does nothing. Hooks are called on all ranks, in the order given here."""
 
-    name = "none"
-    rewires = False
-    """It moves live weights: a checkpoint's topology takes the place of the config's."""
+    name: ClassVar[str] = "none"
+    order: ClassVar[Order] = Order.ADD
+    needs_update: bool = False
+    """`after_update` asks for the masters from before the step (4 bytes a weight)."""
+
+    def __init__(self, config: Any = None) -> None:
+        self.config = config
 
     @property
     def replayed_sequences(self) -> int:
         """Earlier sequences trained again up to now, over all ranks: work beside the new tokens."""
         return 0
 
+    def attach(self, model: ModelSide, num_phases: int) -> None:
+        """Add parts to the model, before DeepSpeed sees it; for all phases at once."""
+
+    def resumed(self, context: MethodContext) -> None:
+        """The state is back after `load_state_dict`: set again what the context keeps for the
+        method. No hold of it is there."""
+
     def phase_start(self, context: MethodContext) -> None:
         """Before the first step of a phase; not called again on a resume inside it."""
 
-    def batch(self, context: MethodContext, rows: np.ndarray) -> np.ndarray:
-        """Change this rank's micro-batch, int64 [sequences, context + 1]."""
-        return rows
+    def stage_start(self, context: MethodContext) -> None:
+        """Before the first step of a stage (context.progress.stage); after `phase_start`."""
 
-    def extra_loss(self, context: MethodContext) -> torch.Tensor | None:
-        """A differentiable term added to the micro-batch's mean loss."""
+    def step_start(self, context: MethodContext) -> None:
+        """Before the first micro-batch of a step: arm what the step is to show."""
+
+    def batch(self, context: MethodContext, batch: Batch) -> Batch:
+        """Change this rank's micro-batch. A row keeps its origin."""
+        return batch
+
+    def loss(self, context: MethodContext, batch: Batch, outputs: Outputs) -> torch.Tensor | None:
+        """A differentiable term added to the micro-batch's loss."""
         return None
 
     def after_backward(self, context: MethodContext) -> None:
-        """Gradients are reduced, not yet clipped. Change them through `slices.grad`."""
+        """Gradients are reduced, finite on all ranks and not yet clipped. Not called otherwise."""
 
-    def after_step(self, context: MethodContext) -> None:
-        """The optimizer has stepped and absent weights are absent."""
+    def after_update(self, context: MethodContext, items: Collection[Slice]) -> None:
+        """The masters of `items` have stepped; they are not yet projected onto topology and holds,
+        nor copied to low precision. Change `item.master` in place. No collectives: under ZeRO the
+        ranks have other slices. Called more than once a step where DeepSpeed steps in parts."""
+
+    def after_step(self, context: MethodContext, *, applied: bool) -> None:
+        """The optimizer has stepped, and absent weights are absent; or the step was discarded, and
+        then the method's state must be what it was before it."""
 
     def phase_end(self, context: MethodContext) -> None:
         """After the last step of a phase and its evaluation."""
+
+    def scoring(self, context: MethodContext, domain: str) -> AbstractContextManager[None]:
+        """Around the evaluation of a domain, for a method that is told which one it is (flag I)."""
+        return nullcontext()
 
     def slice_tensors(self) -> Iterable[SliceTensors]:
         """Tensors beside the slices that must move along when weights are rewired."""
@@ -160,83 +118,3 @@ class Method:
         self, tensors: Mapping[str, SliceTensors], values: Mapping[str, Any]
     ) -> None:
         """Take back what `state_dict` gave, after `check_state`."""
-
-
-class Methods(Method):
-    """All methods of a run, asked one after the other."""
-
-    def __init__(self, methods: Iterable[Method]) -> None:
-        self.methods = list(methods)
-        self.rewires = any(method.rewires for method in self.methods)
-
-    def __bool__(self) -> bool:
-        return bool(self.methods)
-
-    @property
-    def replayed_sequences(self) -> int:
-        return sum(method.replayed_sequences for method in self.methods)
-
-    def phase_start(self, context: MethodContext) -> None:
-        for method in self.methods:
-            method.phase_start(context)
-
-    def batch(self, context: MethodContext, rows: np.ndarray) -> np.ndarray:
-        for method in self.methods:
-            rows = method.batch(context, rows)
-        return rows
-
-    def extra_loss(self, context: MethodContext) -> torch.Tensor | None:
-        terms = [method.extra_loss(context) for method in self.methods]
-        given = [term for term in terms if term is not None]
-        return torch.stack(given).sum() if given else None
-
-    def after_backward(self, context: MethodContext) -> None:
-        for method in self.methods:
-            method.after_backward(context)
-
-    def after_step(self, context: MethodContext) -> None:
-        for method in self.methods:
-            method.after_step(context)
-
-    def phase_end(self, context: MethodContext) -> None:
-        for method in self.methods:
-            method.phase_end(context)
-
-    def slice_tensors(self) -> Iterable[SliceTensors]:
-        return [tensors for method in self.methods for tensors in method.slice_tensors()]
-
-    def state_dict(self) -> tuple[Mapping[str, SliceTensors], Mapping[str, Any]]:
-        tensors: dict[str, SliceTensors] = {}
-        values: dict[str, Any] = {}
-        for method in self.methods:
-            own_tensors, own_values = method.state_dict()
-            tensors |= {f"{method.name}.{key}": value for key, value in own_tensors.items()}
-            values[method.name] = dict(own_values)
-        return tensors, values
-
-    def check_state(self, tensors: Collection[str], values: Mapping[str, Any]) -> None:
-        names = [method.name for method in self.methods]
-        for name in [*values, *(key.partition(".")[0] for key in tensors)]:
-            if name not in names:
-                raise ValueError(f"{name} is no method of the run")
-        for method in self.methods:
-            if method.name not in values:
-                raise ValueError(f"{method.name} is missing")
-            prefix = f"{method.name}."
-            own = [key.removeprefix(prefix) for key in tensors if key.startswith(prefix)]
-            try:
-                method.check_state(own, values[method.name])
-            except ValueError as error:
-                raise ValueError(f"{method.name}.{error}") from None
-
-    def load_state_dict(
-        self, tensors: Mapping[str, SliceTensors], values: Mapping[str, Any]
-    ) -> None:
-        for method in self.methods:
-            prefix = f"{method.name}."
-            own = {
-                key.removeprefix(prefix): value
-                for key, value in tensors.items()
-                if key.startswith(prefix)
-            }
-            method.load_state_dict(own, values.get(method.name, {}))

@@ -69,6 +69,26 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """A part of a phase with its own learning-rate curve."""
+
+    name: str = "train"
+    """For the log."""
+
+    share: float = 1.0
+    """Share of the phase's steps; the shares of a phase add up to 1."""
+
+    lr_scale: float = 1.0
+    """Multiplies the learning rate in this stage."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.share <= 1.0:
+            raise ValueError(f"share must be in (0, 1], got {self.share}")
+        if not self.lr_scale > 0.0:
+            raise ValueError(f"lr_scale must be > 0, got {self.lr_scale}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class AuditConfig:
     """How often absent weights are checked to be absent."""
 

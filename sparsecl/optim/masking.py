@@ -12,28 +12,33 @@ Three lines of defence, each enough in exact arithmetic, all kept:
 Packed storage keeps nothing absent: there is nothing to project, and the audit counts the matrices
 that are made of packed values, where such a matrix is kept.
 
-Role `update` keeps absent weights at their initial value in place of zero, so weight decay and
-momentum cannot move them either.
+Weights that are held (optim/holding.py) go through the same three lines, with the value that they
+had when the hold began in place of zero. Role `update` is a hold of all absent weights.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from sparsecl import dist
 from sparsecl.errors import InvariantError
+from sparsecl.optim.holding import Holds
 from sparsecl.optim.slices import Slice, Slices
 
 
 @dataclass(frozen=True)
 class _Guarded:
-    """One slice of a layer on a topology."""
+    """One slice with elements that are absent or held."""
 
     item: Slice
-    dead: torch.Tensor  # bool [numel] on the master's device, True = absent
-    anchor: torch.Tensor | None  # fp32 [numel], initial values; None = zero (role topology)
+    dead: torch.Tensor  # bool [numel] on the master's device, True = may not move
+    anchor: torch.Tensor | None  # fp32 [numel], the values of a hold; None = absent, so zero
+
+    @property
+    def mark(self) -> str:
+        return "" if self.anchor is None else "held "
 
     def project(self, moments: Mapping[str, torch.Tensor]) -> None:
         master = self.item.master
@@ -44,13 +49,15 @@ class _Guarded:
             zero_absent(moments.values(), self.dead)
 
     def count(self, tensor: torch.Tensor, anchored: bool) -> torch.Tensor:
-        """Absent entries of `tensor` [numel] that differ from what they must be; NaN differs."""
+        """Entries of `tensor` [numel] that differ from what they must be; NaN differs."""
         if anchored and self.anchor is not None:
             expected = self.anchor.to(device=tensor.device, dtype=tensor.dtype)
         else:
             expected = torch.zeros((), device=tensor.device, dtype=tensor.dtype)
         return ((tensor != expected) & self.dead.to(tensor.device)).sum()
 
+
+Edit = Callable[[Collection[Slice]], None]
 
 # Integers as wide as a floating-point element, by its size in bytes.
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -79,50 +86,77 @@ def zero_absent(tensors: Iterable[torch.Tensor], dead: torch.Tensor) -> None:
 
 
 class MaskGuard:
-    """Holds the absent weights of one run at zero (or at their initial value) and audits them."""
+    """Keeps absent weights at zero and held ones as they are, and audits both."""
 
     def __init__(
         self,
         slices: Slices,
         dead: Mapping[str, torch.Tensor],
         *,
-        role: Literal["topology", "update"] = "topology",
         count_expansions: Callable[[], Mapping[str, torch.Tensor]] = dict,
     ) -> None:
-        """Take the masks, remember initial values (role update), and hook the optimizer. Local.
+        """Take the masks and hook the optimizer. Local.
 
         Args:
             slices: this rank's slices.
             dead: parameter name -> bool [local shape], True = absent; dense and packed layers, of
                 which nothing absent is kept, are left out.
-            role: what an absent weight is held at: zero, or its initial value.
             count_expansions: nonzero absent cells by parameter name of matrices that are kept
                 beside packed values; asked at each audit.
         """
         self.slices = slices
+        self.holds = Holds(slices)
+        self.edits: list[Edit] = []
+        """Called with the slices that have just stepped, before they are projected."""
+
         self.checks = 0
         self.nonzero = 0
         self._grad_counts: dict[tuple[str, str], torch.Tensor] = {}
         self._dead, self._count_expansions = dead, count_expansions
-        self._anchors = {
-            item.name: item.master.clone()
-            for item in slices
-            if role == "update" and item.name in dead
-        }
         self.refresh()
         self._hook = slices.optimizer.register_step_post_hook(self._after_step)
 
     def refresh(self) -> None:
-        """Take the masks again: a topology has changed. Local."""
+        """Take masks and holds again: one of them has changed. Local."""
         self._guarded = [
-            _Guarded(
-                item,
-                item.part(self._dead[item.name]).to(item.master.device),
-                self._anchors.get(item.name),
-            )
+            _Guarded(item, item.part(self._dead[item.name]).to(item.master.device), None)
             for item in self.slices
             if item.name in self._dead
         ]
+        self._guarded += [_Guarded(*held) for held in self.holds]
+
+    @torch.no_grad()
+    def hold(self, name: str, where: torch.Tensor | None, owner: str) -> None:
+        """Hold elements of a parameter where they are; see methods/context.py. Local.
+
+        Args:
+            where: bool, of the shape of the tp-local parameter, or None.
+        """
+        item = self.slices.find(name)
+        if item is None:
+            return
+        part = None if where is None else item.part(where)
+        self.holds.hold(item, part, owner)
+        held = self.holds.find(name)
+        if held is not None:
+            zero_absent(self.slices.moments(item).values(), held)
+        self.refresh()
+
+    def release(self) -> None:
+        """End all holds of methods. Local."""
+        self.holds.release()
+        self.refresh()
+
+    @torch.no_grad()
+    def still(self) -> bool:
+        """Set the gradients of held elements to zero. Local; returns True if there are any."""
+        found = False
+        for item, held in self.holds.moved_by_gradient():
+            gradient = self.slices.grad(item)
+            if gradient is not None:
+                zero_absent((gradient,), held.to(gradient.device))
+                found = True
+        return found
 
     def close(self) -> None:
         """Remove the hook from the optimizer."""
@@ -132,25 +166,28 @@ class MaskGuard:
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         # ZeRO steps one group at a time, so only what was just stepped is projected.
         stepped = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
+        items = [item for item in self.slices if id(item.stepped) in stepped] if self.edits else []
+        for edit in self.edits:
+            edit(items)
         for guarded in self._guarded:
             if id(guarded.item.stepped) in stepped:
                 guarded.project(self.slices.moments(guarded.item))
 
     @torch.no_grad()
     def audit_gradients(self) -> None:
-        """Count nonzero gradients of absent weights, for the next `audit`. Local.
+        """Count nonzero gradients of absent and held weights, for the next `audit`. Local.
 
         Call between backward and step: gradients do not exist at other times.
         """
         for guarded in self._guarded:
             gradient = self.slices.grad(guarded.item)
             if gradient is not None:
-                key = (guarded.item.name, "gradient")
+                key = (guarded.item.name, f"{guarded.mark}gradient")
                 self._grad_counts[key] = guarded.count(gradient, anchored=False)
 
     @torch.no_grad()
     def audit(self, step: int) -> int:
-        """Count absent entries that are not what they must be, in every copy on every rank.
+        """Count absent and held entries that are not what they must be, in every copy and rank.
 
         Collective over the world.
 
@@ -162,11 +199,11 @@ class MaskGuard:
         """
         counts, self._grad_counts = self._grad_counts, {}
         for guarded in self._guarded:
-            item = guarded.item
-            counts[item.name, "weight"] = guarded.count(item.weight, anchored=True)
-            counts[item.name, "master"] = guarded.count(item.master, anchored=True)
+            item, mark = guarded.item, guarded.mark
+            counts[item.name, f"{mark}weight"] = guarded.count(item.weight, anchored=True)
+            counts[item.name, f"{mark}master"] = guarded.count(item.master, anchored=True)
             for key, moment in self.slices.moments(item).items():
-                counts[item.name, key] = guarded.count(moment, anchored=False)
+                counts[item.name, f"{mark}{key}"] = guarded.count(moment, anchored=False)
         counts |= {(name, "expansion"): n for name, n in self._count_expansions().items()}
         total = torch.zeros(1, dtype=torch.int64, device=dist.device())
         for count in counts.values():
@@ -182,7 +219,7 @@ class MaskGuard:
                 if lines
             ]
             raise InvariantError(
-                f"audit at step {step}: {nonzero} absent entries are not absent. "
-                + " | ".join(found)
+                f"audit at step {step}: {nonzero} entries are not what they must be: absent ones "
+                "zero, held ones where they were. " + " | ".join(found)
             )
         return nonzero

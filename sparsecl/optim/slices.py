@@ -18,6 +18,7 @@ Facts of DeepSpeed 0.19.8. NOTE: its `_hp_mapping` (and so `safe_get_full_*`) is
 and 2 with `round_robin_gradients`, where the flat buffer is not in the parameters' order.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -174,6 +175,20 @@ class Slices:
         if hasattr(wrapper, "fp32_groups_gradient_dict"):
             return _mapped_grad(wrapper, item)
         return None if param.grad is None else param.grad.view(-1)
+
+    def bad_gradients(self) -> list[str]:
+        """Parameters whose gradient is not finite on this rank. Local."""
+        gradients = [(item.name, self.grad(item)) for item in self]
+        found = [(name, gradient) for name, gradient in gradients if gradient is not None]
+        if not found:
+            return []
+        # A sum that is finite has finite terms. One that is not may have overflowed: look again.
+        sums = torch.stack([gradient.sum(dtype=torch.float32) for _, gradient in found]).tolist()
+        return [
+            name
+            for (name, gradient), total in zip(found, sums, strict=True)
+            if not math.isfinite(total) and not bool(torch.isfinite(gradient).all())
+        ]
 
     def refresh_norms(self) -> None:
         """Tell DeepSpeed that gradients were changed after backward. Local.

@@ -1,6 +1,7 @@
 """Every law can be broken, and is then named."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -8,7 +9,7 @@ from pytest import fixture, mark
 from safetensors.torch import load_file, save_file
 
 from sparsecl.checkpoint.frozen import frozen_weights
-from sparsecl.checkpoint.laws import check_laws
+from sparsecl.checkpoint.laws import StateLaws, check_laws
 from sparsecl.checkpoint.manifest import Manifest, ParameterEntry, read_manifest, write_manifest
 from sparsecl.files import sha256_file
 from sparsecl.model.config import ModelConfig
@@ -22,6 +23,13 @@ from tests.checkpoint import made
 @fixture(scope="module")
 def folder(tmp_path_factory):
     return made.save(tmp_path_factory.mktemp("checkpoints"))
+
+
+NO_LAWS = StateLaws(
+    problems=lambda manifest: iter(()),
+    rewires=lambda manifest: False,
+    not_negative=lambda manifest: (),
+)
 
 
 def problems(folder: Path) -> str:
@@ -54,7 +62,6 @@ def drop(state: str, name: str):
         (poke("master", "a.up.weight", float("nan")), "master of a.up.weight has 1 values that"),
         (poke("exp_avg", "norm.weight", float("inf")), "exp_avg of norm.weight has 1 values that"),
         (poke("exp_avg_sq", "a.up.weight", -1e-9), "exp_avg_sq of a.up.weight has 1 negative"),
-        (poke("ewc.precision", "b.up.weight", -1.0), "ewc.precision of b.up.weight has 1 negative"),
         (drop("master", "norm.weight"), "master of norm.weight is missing"),
         (drop("exp_avg", "norm.weight"), "exp_avg of norm.weight is missing"),
     ],
@@ -88,8 +95,18 @@ def test_live_sets_are_those_of_the_run(tmp_path):
     assert problems(made.save(tmp_path / "good", state={"topology": digests})) == ""
     other = {"topology": {**digests, "a.up": "0" * 64}}
     assert "topology digest of a.up.weight" in problems(made.save(tmp_path / "bad", state=other))
-    moving = {**other, "config": {"methods": {"set": {"every": 4}}}}
-    assert problems(made.save(tmp_path / "moving", state=moving)) == ""
+    moving = replace(NO_LAWS, rewires=lambda manifest: True)
+    assert check_laws(tmp_path / "bad" / "step_5", state=moving).problems == ()
+
+
+def test_states_of_methods_that_are_never_negative(tmp_path):
+    tensors = made.matrices()
+    tensors["ewc.precision", "b.up.weight"][0, 0] = -1.0
+    folder = made.save(tmp_path, tensors)
+    assert check_laws(folder, state=NO_LAWS).problems == ()
+    laws = replace(NO_LAWS, not_negative=lambda manifest: ["ewc.precision"])
+    (problem,) = check_laws(folder, state=laws).problems
+    assert problem.endswith("ewc.precision of b.up.weight has 1 negative values")
 
 
 def test_frozen_weights_have_no_moments(tmp_path, monkeypatch):

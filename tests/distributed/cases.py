@@ -17,8 +17,9 @@ from sparsecl.engine.plan import Plan, make_plan
 from sparsecl.engine.run import run_numbers
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.engine.train import Trainer
-from sparsecl.methods.build import build_methods
+from sparsecl.methods.table import build_methods
 from sparsecl.model.build import build_gpt
+from sparsecl.model.surgery import GptSide
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -116,13 +117,15 @@ def assemble(
         seed=config.seed,
         sequence=config.parallel.sequence,
     )
+    methods = build_methods(config.methods)
+    methods.attach(GptSide(model), len(plan.phases))
     built = attach(model, config, resolve(config, plan, stage, json_overrides))
     trainer = RecordingTrainer(
         config,
         plan,
         data,
         built,
-        build_methods(config.methods),
+        methods,
         log=None,
         checkpoints=Path(folder),
         identity={},

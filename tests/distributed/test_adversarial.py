@@ -9,7 +9,9 @@ import torch
 from sparsecl import dist
 from sparsecl.checkpoint.reader import Reader
 from sparsecl.errors import InvariantError
-from sparsecl.methods.base import Method, MethodContext, Methods
+from sparsecl.methods.base import Method
+from sparsecl.methods.context import MethodContext
+from sparsecl.methods.several import Methods
 from sparsecl.sparse.registry import sparse_parameters
 from tests.distributed import cases
 from tests.distributed.test_variants import check_zeros
@@ -34,7 +36,7 @@ class Saboteur(Method):
         self.dead, self.copy, self.at, self.on, self.value = dead, copy, at, on, value
 
     def after_backward(self, context: MethodContext) -> None:
-        if context.step != self.at or dist.rank() != self.on:
+        if context.progress.step != self.at or dist.rank() != self.on:
             return
         for item in context.slices:
             if item.name == LAYER:
@@ -59,7 +61,7 @@ def sabotage(
     """A run in which rank 1 writes garbage in the backward of step `at`."""
     trainer, _, built = cases.assemble(cases.load(cache, overrides), stage, folder)
     dead = sparse_parameters(built.model)[LAYER].dead
-    trainer.methods = Methods([Saboteur(dead, copy, at=at, on=1, value=value)])
+    trainer.context.methods = Methods([Saboteur(dead, copy, at=at, on=1, value=value)])
     try:
         trainer.run()
     except InvariantError as error:
@@ -76,7 +78,7 @@ def poke_and_audit(cache: str, stage: str, copy: str, overrides: tuple[str, ...]
     built.guard.audit(2)
     dead = sparse_parameters(built.model)[LAYER].dead
     saboteur = Saboteur(dead, copy, at=2, on=1, value=1e-3)
-    saboteur.after_backward(trainer)
+    saboteur.after_backward(trainer.context)
     with pytest.raises(InvariantError) as caught:
         built.guard.audit(2)
     return str(caught.value)

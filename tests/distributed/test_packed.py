@@ -214,14 +214,14 @@ def spoiled_expansion(cache: str, overrides: tuple[str, ...], folder: str) -> st
     """Write into an absent cell of a kept matrix; what the next audit says."""
     trainer, _, built = cases.assemble(cases.load(cache, overrides), "zero2", folder)
     layer = sparse_parameters(built.engine.module)["layers.1.mlp.up.weight"].layer
-    backward = trainer.methods.after_backward
+    backward = trainer.context.after_backward
 
-    def spoil(context: Any) -> None:
+    def spoil() -> None:
         if trainer.step == 7:
             layer.backend.kept.view(-1)[(~layer.live_mask()).view(-1).nonzero()[0]] = 1.0
-        backward(context)
+        backward()
 
-    trainer.methods.after_backward = spoil
+    trainer.context.after_backward = spoil
     try:
         trainer.run()
     except Exception as error:

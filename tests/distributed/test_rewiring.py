@@ -31,7 +31,7 @@ def layout(tp: int, dp: int) -> tuple[str, ...]:
 def checked(cache: str, stage: str, overrides: tuple[str, ...], folder: str) -> dict[str, Any]:
     """A run that looks at every rewire: counts, kept values and states, zeros where it grew."""
     trainer, _, built = cases.assemble(cases.load(cache, overrides), stage, folder)
-    rewire, rewires = trainer.rewire, []
+    rewire, rewires = trainer.context.rewire, []
 
     def watch(name: str, drop: torch.Tensor, grow: torch.Tensor) -> None:
         before = snapshot(trainer, name)
@@ -43,7 +43,7 @@ def checked(cache: str, stage: str, overrides: tuple[str, ...], folder: str) -> 
             assert torch.equal(after[key], old), (name, key)
         rewires.append((trainer.step, name, drop.numel()))
 
-    trainer.rewire = watch
+    trainer.context.rewire = watch
     trainer.run()
     return {
         "losses": trainer.losses(),
@@ -56,12 +56,12 @@ def snapshot(trainer: Any, name: str) -> dict[str, torch.Tensor]:
     """Master, moments and springs of one parameter as local matrices. Collective over dp."""
     from sparsecl.optim.moving import whole
 
-    layer = trainer.sparse[name].layer
+    layer = trainer.context.sparse[name].layer
     item = trainer.slices.find(name)
     parts = {"master": item.master, **trainer.slices.moments(item)} if item else {}
     keys = ["master", *trainer.slices.moment_names()]
     for number, tensors in enumerate(trainer.methods.slice_tensors()):
-        if trainer.phase > 0:
+        if trainer.position.phase > 0:
             keys.append(f"spring {number}")
             parts[keys[-1]] = tensors.get(name)
     found = {}
@@ -116,11 +116,11 @@ def test_set_is_the_same_run_in_both_storages(pool, shared_cache, tmp_path, mask
 def go_on(cache: str, stage: str, overrides: tuple[str, ...], folder: str, out: str) -> Any:
     """Go on after step 10 from a checkpoint whose topology is not the config's."""
     trainer, _, built = cases.assemble(cases.load(cache, overrides), stage, out)
-    first = {name: entry.topology.digest for name, entry in trainer.sparse.items()}
+    first = {name: entry.topology.digest for name, entry in trainer.context.sparse.items()}
     saved = state.restore(Path(folder) / "step_10", built, trainer.methods)
     trainer.position.take(Position(**saved["position"]))
     trainer.stream = trainer._stream()
-    now = {name: entry.topology.digest for name, entry in trainer.sparse.items()}
+    now = {name: entry.topology.digest for name, entry in trainer.context.sparse.items()}
     assert all(now[name] != digest for name, digest in first.items())
     built.guard.audit(trainer.step)
     trainer.run()

@@ -1,4 +1,4 @@
-"""A layer of eight weights under a plain torch optimizer, seen through slices."""
+"""A few weights under a plain torch optimizer, seen through slices."""
 
 from types import SimpleNamespace
 
@@ -8,10 +8,15 @@ from torch import nn
 from sparsecl.optim.slices import Slices
 
 
-def slices_of(weight: nn.Parameter, optimizer: torch.optim.Optimizer) -> Slices:
-    """Slices of an engine without ZeRO, in fp32: what `deepspeed.initialize` gives in stage 0."""
-    module = nn.Module()
-    module.weight = weight
+def slices_of(weight: nn.Parameter | nn.Module, optimizer: torch.optim.Optimizer) -> Slices:
+    """Slices of an engine without ZeRO, in fp32: what `deepspeed.initialize` gives in stage 0.
+
+    A parameter alone is named `weight`.
+    """
+    module = weight
+    if isinstance(weight, nn.Parameter):
+        module = nn.Module()
+        module.weight = weight
     engine = SimpleNamespace(
         optimizer=optimizer,
         basic_optimizer=optimizer,

@@ -78,7 +78,8 @@ def test_the_audit_counts_and_names(copy, garbage):
 def test_role_update_keeps_initial_values_whatever_pulls():
     weight = eight(0.25)
     optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.5)
-    guard = MaskGuard(slices_of(weight, optimizer), {"weight": DEAD}, role="update")
+    guard = MaskGuard(slices_of(weight, optimizer), {})
+    guard.hold("weight", DEAD, "topology")
     for _ in range(3):
         step(weight, optimizer, torch.ones(2, 4))
     assert (weight[DEAD] == 0.25).all()
@@ -86,7 +87,9 @@ def test_role_update_keeps_initial_values_whatever_pulls():
     assert (optimizer.state[weight]["exp_avg"][DEAD] == 0).all()
     assert guard.audit(3) == 0
     weight.data[0, 1] = 0.0  # zero is garbage here
-    with pytest.raises(InvariantError, match=r"weight \(weight\): 1; weight \(master\): 1"):
+    with pytest.raises(
+        InvariantError, match=r"weight \(held weight\): 1; weight \(held master\): 1"
+    ):
         guard.audit(4)
 
 

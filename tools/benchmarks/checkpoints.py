@@ -167,7 +167,7 @@ class Saves:
     def run(self, way: str, index: int, counts: bool) -> None:
         """One quiet step and one save, with steps beside it in the background."""
         from sparsecl.engine import state
-        from sparsecl.methods.base import Methods
+        from sparsecl.methods.several import Methods
 
         saver = self.savers[way]
         found: dict[str, Any] = {"step": self.step()}

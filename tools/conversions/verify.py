@@ -24,13 +24,13 @@ def run(args: argparse.Namespace) -> int:
     """Check and print; 0 or 65."""
     from sparsecl.checkpoint.find import all_checkpoints
     from sparsecl.checkpoint.laws import check_laws
-    from sparsecl.engine.saved import state_problems
+    from sparsecl.engine.saved import STATE
     from sparsecl.errors import DataError
 
     whole = True
     for folder in all_checkpoints(args.path):
         with progress(folder.name, canonical_bytes(folder)) as advance:
-            verdict = check_laws(folder, state_law=state_problems, advance=advance)
+            verdict = check_laws(folder, state=STATE, advance=advance)
         print(line(folder, verdict), flush=True)
         whole = whole and not verdict.problems
     return 0 if whole else DataError.exit_code

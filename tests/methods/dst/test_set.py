@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from sparsecl.methods.config import SetConfig
-from sparsecl.methods.set import Set
+from sparsecl.methods.dst.config import SetConfig
+from sparsecl.methods.dst.set import Set
 
 
 def test_the_weakest_of_each_sign_go():
@@ -29,7 +29,7 @@ def test_fraction_zero_is_the_identity():
 def context(step: int):
     layer = SimpleNamespace(tp_rank=0)
     return SimpleNamespace(
-        step=step,
+        progress=SimpleNamespace(step=step),
         sparse={"w": SimpleNamespace(layer=layer)},
         generator=lambda *names: np.random.default_rng(abs(hash(names)) % 2**32),
     )

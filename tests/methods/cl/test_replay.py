@@ -6,18 +6,21 @@ Here sequence n of phase p is the row [100 p + n, 100 p + n] wherever tokens are
 import itertools
 import json
 from collections import Counter
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
+from torch import nn
 
 from sparsecl import seeding
-from sparsecl.methods import replay as module
-from sparsecl.methods.base import Methods
-from sparsecl.methods.config import ReplayConfig
-from sparsecl.methods.replay import Replay, Reservoir
+from sparsecl.methods.cl import replay as module
+from sparsecl.methods.cl.config import ReplayConfig
+from sparsecl.methods.cl.replay import Replay, Reservoir
+from sparsecl.methods.context import Batch
+from sparsecl.methods.several import Methods
+from tests.methods.plain import PlainContext, batch
 
 
 class Dice:
@@ -35,22 +38,18 @@ def names(*numbers: int) -> Any:
     return np.array([(0, number) for number in numbers], dtype=np.int64).reshape(-1, 2)
 
 
-def context(step: int, *, phase: int = 0, data_step: int | None = None, **more: Any) -> Any:
-    fields = {
-        "phase": phase,
-        "step": step,
-        "data_step": step if data_step is None else data_step,
-        "micro_step": 0,
-        "num_micro_steps": 1,
-        "batch_sequences": 4,
-        "rows": lambda phase, indices: np.stack([100 * phase + indices] * 2, axis=1),
-        "generator": lambda *parts: seeding.stream(7, *parts),
-    }
-    return SimpleNamespace(**{**fields, **more})
+def context(step: int, **progress: Any) -> Any:
+    weight = nn.Parameter(torch.zeros(1))
+    return PlainContext(weight, torch.optim.SGD([weight], lr=0.1)).at(step, **progress)
 
 
-def new_rows(first: int, num: int = 4) -> Any:
-    return np.stack([np.arange(first, first + num)] * 2, axis=1)
+def new_rows(first: int, num: int = 4) -> Batch:
+    return batch(np.stack([np.arange(first, first + num)] * 2, axis=1), first=first)
+
+
+def trained_rows(method: Replay, here: Any, first: int, num: int = 4) -> Any:
+    """The rows of a micro-batch [B, 2] with what is replayed."""
+    return method.batch(here, new_rows(first, num)).rows
 
 
 @pytest.mark.parametrize("step", [1, 2, 4])
@@ -104,8 +103,8 @@ def test_draws_are_uniform_over_filled_slots():
 
 def test_an_empty_memory_changes_nothing():
     method = Replay(ReplayConfig(share=0.5))
-    rows = new_rows(0)
-    assert method.batch(context(0), rows) is rows
+    new = new_rows(0)
+    assert method.batch(context(0), new) is new
     assert method.replayed_sequences == 0
 
 
@@ -114,14 +113,18 @@ def test_replayed_rows_are_rows_trained_before():
     method, seen, replayed = Replay(ReplayConfig(sequences=6, share=0.5)), set(), 0
     for step in range(5):
         phase, phase_step = (0, step) if step < 3 else (2, step - 3)
-        rows = new_rows(100 * phase + 4 * phase_step)
-        trained = method.batch(context(step, phase=phase, data_step=phase_step), rows)
-        assert trained[:4].tolist() == rows.tolist()
-        assert len(trained) == (6 if step else 4)
-        assert set(trained[4:, 0]) <= seen
-        replayed += len(trained) - 4
-        method.after_step(context(step + 1, phase=phase, data_step=phase_step + 1))
-        seen |= set(rows[:, 0].tolist())
+        new = new_rows(100 * phase + 4 * phase_step)
+        here = context(step, phase=phase, data_step=phase_step)
+        method.step_start(here)
+        found = method.batch(here, new)
+        assert found.rows[:4].tolist() == new.rows.tolist() and found.plain
+        assert len(found.rows) == len(found.origin) == (6 if step else 4)
+        assert set(found.rows[4:, 0]) <= seen
+        assert (found.origin[4:] @ [100, 1]).tolist() == found.rows[4:, 0].tolist()
+        replayed += len(found.rows) - 4
+        there = context(step + 1, phase=phase, data_step=phase_step + 1)
+        method.after_step(there, applied=True)
+        seen |= set(new.rows[:, 0].tolist())
     assert method.replayed_sequences == replayed == 8
     assert Methods([method]).replayed_sequences == 8
     assert method.reservoir.num_seen == 20
@@ -131,13 +134,14 @@ def filled(**options: Any) -> Replay:
     """A memory of phases 0 and 1, after two steps in each."""
     method = Replay(ReplayConfig(**{"sequences": 12, "share": 0.5, **options}))
     for step in range(4):
-        method.after_step(context(step + 1, phase=step // 2, data_step=step % 2 + 1))
+        here = context(step + 1, phase=step // 2, data_step=step % 2 + 1)
+        method.after_step(here, applied=True)
     return method
 
 
 def test_tokens_stand_in_the_order_drawn():
     """Names of several phases are read phase by phase, and put back where they were drawn."""
-    found = filled()._read(context(4), np.array([[1, 5], [0, 2], [1, 0], [0, 7], [1, 5]]))
+    found = module.read(context(4), np.array([[1, 5], [0, 2], [1, 0], [0, 7], [1, 5]]))
     assert found[:, 0].tolist() == [105, 2, 100, 7, 105]
 
 
@@ -151,7 +155,7 @@ def test_all_layouts_replay_the_same_sequences(monkeypatch):
             for rank in range(dp_size):
                 monkeypatch.setattr(module.dist, "dp_rank", lambda rank=rank: rank)
                 here = context(4, micro_step=micro_step, num_micro_steps=num_micro_steps)
-                found += filled().batch(here, new_rows(300, micro))[micro:, 0].tolist()
+                found += trained_rows(filled(), here, 300, micro)[micro:, 0].tolist()
         return found
 
     alone = replayed(1, 1)
@@ -160,23 +164,26 @@ def test_all_layouts_replay_the_same_sequences(monkeypatch):
 
 
 def test_draws_depend_on_the_step_alone():
-    rows = [filled().batch(context(step), new_rows(300))[:, 0].tolist() for step in (4, 4, 5)]
+    rows = [trained_rows(filled(), context(step), 300)[:, 0].tolist() for step in (4, 4, 5)]
     assert rows[0] == rows[1] != rows[2]
 
 
 def test_state_goes_and_comes_back():
     method = filled()
     method.batch(context(4), new_rows(300))
+    method.after_step(context(5), applied=True)
     tensors, values = method.state_dict()
     assert tensors == {}
     other = Replay(method.config)
     other.load_state_dict({}, json.loads(json.dumps(values)))
     assert other.replayed_sequences == 2
-    for step in (4, 5):
-        trained = [m.batch(context(step), new_rows(300)).tolist() for m in (method, other)]
-        assert trained[0] == trained[1]
+    for step in (5, 6):
+        trained = []
         for m in (method, other):
-            m.after_step(context(step + 1))
+            m.step_start(context(step))
+            trained.append(trained_rows(m, context(step), 300).tolist())
+            m.after_step(context(step + 1), applied=True)
+        assert trained[0] == trained[1]
     assert method.state_dict() == other.state_dict()
 
 
@@ -184,8 +191,17 @@ def test_an_empty_state_comes_back_too():
     method = Replay(ReplayConfig())
     other = Replay(ReplayConfig())
     other.load_state_dict(*method.state_dict())
-    other.after_step(context(1))
+    other.after_step(context(1), applied=True)
     assert other.reservoir.names.tolist() == [[0, 0], [0, 1], [0, 2], [0, 3]]
+
+
+def test_a_discarded_step_leaves_no_trace():
+    method = filled()
+    before = json.dumps(method.state_dict()[1])
+    method.step_start(context(4))
+    method.batch(context(4), new_rows(300))
+    method.after_step(context(5), applied=False)
+    assert json.dumps(method.state_dict()[1]) == before
 
 
 @pytest.mark.parametrize(

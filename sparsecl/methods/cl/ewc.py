@@ -13,10 +13,12 @@ conventions scale lambda by constants, so lambda is only comparable within one c
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
-from sparsecl.methods.base import Method, MethodContext, SliceTensors
-from sparsecl.methods.config import EwcConfig
+from sparsecl.methods.base import Method
+from sparsecl.methods.cl.config import EwcConfig
+from sparsecl.methods.context import MethodContext, SliceTensors
 
 
 class Ewc(Method):
@@ -27,25 +29,21 @@ class Ewc(Method):
 
     name = "ewc"
 
+    config: EwcConfig
+
     def __init__(self, config: EwcConfig) -> None:
-        self.config = config
+        super().__init__(config)
         self.precision: SliceTensors = {}  # P
         self.target: SliceTensors = {}  # Q
 
-    @torch.no_grad()
     def after_backward(self, context: MethodContext) -> None:
-        """Add lambda (P theta - Q) to the reduced gradient, before clipping."""
+        """Add lambda (P theta - Q) to the reduced gradient."""
         if not self.precision or self.config.strength == 0.0:
             return
-        scale = self.config.strength * context.slices.loss_scale
         for item in context.slices:
-            gradient = context.slices.grad(item)
-            if gradient is not None:
-                pull = self.precision[item.name] * item.master - self.target[item.name]
-                gradient.add_(pull.to(gradient.device), alpha=scale)
-        context.slices.refresh_norms()
+            pull = self.precision[item.name] * item.master - self.target[item.name]
+            context.add_gradient(item, pull, self.config.strength)
 
-    @torch.no_grad()
     def phase_end(self, context: MethodContext) -> None:
         """Measure what this domain needs and take its anchor."""
         fishers = self.importance(context)
@@ -62,7 +60,8 @@ class Ewc(Method):
 
     def importance(self, context: MethodContext) -> SliceTensors:
         """F of the phase that ends, >= 0, for every slice. Collective."""
-        return context.mean_squared_gradients(num_sequences=self.config.sequences)
+        rows = context.rows(context.progress.phase, np.arange(self.config.sequences))
+        return context.mean_gradients(rows, each=torch.square)
 
     def slice_tensors(self) -> Iterable[SliceTensors]:
         """A weight that is dropped takes its spring with it."""

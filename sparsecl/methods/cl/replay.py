@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsecl import dist
-from sparsecl.methods.base import Method, MethodContext, SliceTensors
-from sparsecl.methods.config import ReplayConfig
+from sparsecl.methods.base import Method
+from sparsecl.methods.cl.config import ReplayConfig
+from sparsecl.methods.context import Batch, MethodContext, SliceTensors
 
 
 class Reservoir:
@@ -61,36 +62,46 @@ class Replay(Method):
 
     name = "replay"
 
+    config: ReplayConfig
+
     def __init__(self, config: ReplayConfig) -> None:
-        self.config = config
+        super().__init__(config)
         self.reservoir = Reservoir(config.sequences)
         self.num_replayed = 0
+        self._drawn = 0  # of the step at hand; counted when it is applied
 
     @property
     def replayed_sequences(self) -> int:
         return self.num_replayed
 
-    def batch(self, context: MethodContext, rows: np.ndarray) -> np.ndarray:
+    def step_start(self, context: MethodContext) -> None:
+        self._drawn = 0
+
+    def batch(self, context: MethodContext, batch: Batch) -> Batch:
         """Append this rank's part of the step's draw; nothing while the memory is empty.
 
         The draw has share * S names whatever the layout, so two layouts replay the same sequences.
         """
         if not len(self.reservoir.names):
-            return rows
-        num = self.config.num_replayed(len(rows))
+            return batch
+        progress, num = context.progress, self.config.num_replayed(len(batch.rows))
         per_micro_step = num * dist.dp_size()
-        rng = context.generator("replay", "draw", context.step)
-        drawn = self.reservoir.draw(per_micro_step * context.num_micro_steps, rng)
-        start = context.micro_step * per_micro_step + dist.dp_rank() * num
-        self.num_replayed += per_micro_step
-        return np.concatenate([rows, self._read(context, drawn[start : start + num])])
+        rng = context.generator("replay", "draw", progress.step)
+        drawn = self.reservoir.draw(per_micro_step * progress.num_micro_steps, rng)
+        start = progress.micro_step * per_micro_step + dist.dp_rank() * num
+        names = drawn[start : start + num]
+        self._drawn += per_micro_step
+        return batch.joined(read(context, names), names)
 
-    def after_step(self, context: MethodContext) -> None:
+    def after_step(self, context: MethodContext, *, applied: bool) -> None:
         """Show the sequences of the step that has just been taken to the reservoir."""
-        num = context.batch_sequences
-        numbers = (context.data_step - 1) * num + np.arange(num, dtype=np.int64)
-        names = np.stack([np.full_like(numbers, context.phase), numbers], axis=1)
-        self.reservoir.insert(names, context.generator("replay", "insert", context.step))
+        if not applied:
+            return
+        progress, num = context.progress, context.batch_sequences
+        self.num_replayed += self._drawn
+        numbers = (progress.data_step - 1) * num + np.arange(num, dtype=np.int64)
+        names = np.stack([np.full_like(numbers, progress.phase), numbers], axis=1)
+        self.reservoir.insert(names, context.generator("replay", "insert", progress.step))
 
     def state_dict(self) -> tuple[Mapping[str, SliceTensors], Mapping[str, Any]]:
         return {}, {
@@ -121,9 +132,10 @@ class Replay(Method):
         self.reservoir.names = np.array(values["names"], dtype=np.int64).reshape(-1, 2)
         self.num_replayed = values["num_replayed"]
 
-    def _read(self, context: MethodContext, names: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Tokens [n, context + 1] of `names` [n, 2], in their order."""
-        phases, numbers = names.T
-        order = np.argsort(phases, kind="stable")
-        parts = [context.rows(int(p), numbers[phases == p]) for p in np.unique(phases)]
-        return np.concatenate(parts)[np.argsort(order)]
+
+def read(context: MethodContext, names: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Tokens [n, context + 1] of `names` [n, 2], in their order."""
+    phases, numbers = names.T
+    order = np.argsort(phases, kind="stable")
+    parts = [context.rows(int(p), numbers[phases == p]) for p in np.unique(phases)]
+    return np.concatenate(parts)[np.argsort(order)]

@@ -10,22 +10,20 @@ each tensor-parallel slice (sparse/rewire.py).
 
 import torch
 
-from sparsecl.methods.base import Method, MethodContext
-from sparsecl.methods.config import SetConfig
+from sparsecl.methods.base import Method
+from sparsecl.methods.context import MethodContext
+from sparsecl.methods.dst.config import SetConfig
 
 
 class Set(Method):
     """SET: a method that changes `drop` or `grow` is a relative of it."""
 
     name = "set"
-    rewires = True
+    config: SetConfig
 
-    def __init__(self, config: SetConfig) -> None:
-        self.config = config
-
-    def after_step(self, context: MethodContext) -> None:
+    def after_step(self, context: MethodContext, *, applied: bool) -> None:
         """Rewire every layer when it is due."""
-        if context.step % self.config.every:
+        if not applied or context.progress.step % self.config.every:
             return
         for name, entry in context.sparse.items():
             live = entry.layer.live_mask().view(-1)
@@ -49,6 +47,8 @@ class Set(Method):
         self, context: MethodContext, name: str, absent: torch.Tensor, num: int
     ) -> torch.Tensor:
         """Which absent cells live from now on, `num` of them or all."""
-        rng = context.generator("set", name, context.step, context.sparse[name].layer.tp_rank)
+        rng = context.generator(
+            "set", name, context.progress.step, context.sparse[name].layer.tp_rank
+        )
         chosen = rng.choice(absent.numel(), size=min(num, absent.numel()), replace=False)
         return absent[torch.from_numpy(chosen)]

@@ -1,0 +1,89 @@
+"""What methods see of a run: see methods/context.py."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from sparsecl import seeding
+from sparsecl.engine.build import Built
+from sparsecl.engine.evaluate import mean_gradients
+from sparsecl.engine.plan import Plan
+from sparsecl.engine.position import Position
+from sparsecl.engine.run_config import RunConfig
+from sparsecl.engine.streams import Stream
+from sparsecl.methods.context import Progress, SliceTensors
+from sparsecl.methods.several import Methods
+from sparsecl.methods.weights import WeightContext
+
+# Keeps fp16 gradients of single sequences clear of underflow, and of overflow by the scale alone.
+FISHER_SCALE = 1024.0
+
+
+class RunContext(WeightContext):
+    """The context of one run on this rank; implements MethodContext."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        plan: Plan,
+        built: Built,
+        position: Position,
+        methods: Methods,
+        stream_of: Callable[[int], Stream],
+    ) -> None:
+        """`stream_of`: the training sequences of a phase."""
+        super().__init__(built.engine.module, built.slices, built.guard, methods)
+        self.config, self.plan, self.built = config, plan, built
+        self.position, self._stream_of = position, stream_of
+        self.micro_step = 0
+
+    # Where the run is.
+
+    @property
+    def progress(self) -> Progress:
+        position = self.position
+        # After the last phase the last one is shown.
+        phase = self.plan.phases[min(position.phase, len(self.plan.phases) - 1)]
+        stage = phase.stage(min(position.phase_step, phase.num_steps - 1))
+        return Progress(
+            step=position.step,
+            phase=position.phase,
+            phase_step=position.phase_step,
+            phase_steps=phase.num_steps,
+            stage=stage.name,
+            stage_step=position.phase_step - stage.begin,
+            stage_steps=stage.end - stage.begin,
+            data_step=position.phase_step + position.data_shift,
+            micro_step=self.micro_step,
+            num_micro_steps=self.plan.accumulation,
+        )
+
+    @property
+    def domain(self) -> str:
+        return self.plan.domain_name(self.plan.phases[self.position.phase])
+
+    @property
+    def batch_sequences(self) -> int:
+        return self.config.batch.sequences
+
+    def rows(self, phase: int, indices: np.ndarray) -> np.ndarray:
+        return self._stream_of(phase).rows(indices)
+
+    def generator(self, *names: str | int) -> np.random.Generator:
+        return seeding.stream(self.config.seed, *names)
+
+    def mean_gradients(
+        self,
+        rows: np.ndarray,
+        *,
+        each: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> SliceTensors:
+        found = mean_gradients(
+            self.built.engine,
+            rows,
+            each=each,
+            micro=self.plan.micro,
+            scale=min(self.slices.loss_scale, FISHER_SCALE),
+        )
+        return {item.name: item.part(found[item.name]).clone() for item in self.slices}

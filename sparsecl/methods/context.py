@@ -1,0 +1,212 @@
+"""What the engine shows to a method, and what a method may ask of it.
+
+Gradients are unscaled here, whatever the precision; a slice tensor is this rank's part of a
+parameter, flat. Methods of the context are local unless they say otherwise.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from sparsecl.optim.slices import Slice, Slices
+from sparsecl.sparse.linear import SparseLinear
+from sparsecl.sparse.registry import SparseParameter
+
+SliceTensors = dict[str, torch.Tensor]
+"""Parameter name -> flat tensor of this rank's slice of it."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the run is, between two steps or within one. All counts are of what is done."""
+
+    step: int
+    """Optimizer steps of the whole run."""
+
+    phase: int
+    """0-based."""
+
+    phase_step: int
+    phase_steps: int
+    """Of this phase, at most: it may end early."""
+
+    stage: str
+    stage_step: int
+    stage_steps: int
+    data_step: int
+    """Steps' worth of this phase's data read so far: phase_step, and what a rollback left out."""
+
+    micro_step: int
+    """0-based micro-batch within the step; outside of a step the last one's."""
+
+    num_micro_steps: int
+    """Micro-batches of each rank per step."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This rank's micro-batch. The loss is the mean over rows of weight * mean loss of the row."""
+
+    rows: np.ndarray
+    """int64 [B, context + 1]."""
+
+    weight: np.ndarray
+    """fp32 [B]."""
+
+    origin: np.ndarray
+    """int64 [B, 2] = (phase, number of the sequence in the phase): where a row comes from."""
+
+    extra: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """What a method keeps beside its rows, for its own loss."""
+
+    @property
+    def plain(self) -> bool:
+        """Every row counts as much as another."""
+        return bool((self.weight == 1.0).all())
+
+    def joined(self, rows: np.ndarray, origin: np.ndarray, weight: float = 1.0) -> "Batch":
+        """This batch, and `rows` [n, context + 1] from `origin` [n, 2] after it."""
+        return replace(
+            self,
+            rows=np.concatenate([self.rows, rows]),
+            weight=np.concatenate([self.weight, np.full(len(rows), weight, np.float32)]),
+            origin=np.concatenate([self.origin, origin]),
+        )
+
+
+class Outputs(Protocol):
+    """What the forward pass of a micro-batch gave, with its graph."""
+
+    @property
+    def losses(self) -> torch.Tensor:
+        """fp32 [B, T], nats."""
+        ...
+
+
+class ModelSide(Protocol):
+    """The model before DeepSpeed has it, for a method that adds to it."""
+
+    def linears(self) -> Mapping[str, SparseLinear]:
+        """By layer name, for example layers.3.mlp.up; the same order on all ranks."""
+        ...
+
+
+class MethodContext(Protocol):
+    """One run on this rank."""
+
+    @property
+    def progress(self) -> Progress: ...
+
+    @property
+    def domain(self) -> str:
+        """The domain that this phase trains."""
+        ...
+
+    @property
+    def batch_sequences(self) -> int:
+        """New sequences per optimizer step, over all ranks: those numbered from
+        data_step * batch_sequences on, where data_step is that before the step."""
+        ...
+
+    @property
+    def slices(self) -> Slices:
+        """This rank's slices: names, masters, moments."""
+        ...
+
+    @property
+    def sparse(self) -> Mapping[str, SparseParameter]:
+        """The parameters on a topology, by parameter name, the same order on all ranks."""
+        ...
+
+    # Data and randomness.
+
+    def rows(self, phase: int, indices: np.ndarray) -> np.ndarray:
+        """Training sequences of any phase by their numbers in it, [n] -> int64 [n, context + 1]."""
+        ...
+
+    def generator(self, *names: str | int) -> np.random.Generator:
+        """A named random stream of the run: the same on all ranks, whatever the layout."""
+        ...
+
+    # Gradients: in `after_backward` only.
+
+    def gradient(self, item: Slice) -> torch.Tensor | None:
+        """The reduced gradient of a slice, a copy, fp32 [numel]; None where there is none."""
+        ...
+
+    def add_gradient(self, item: Slice, value: torch.Tensor, scale: float = 1.0) -> None:
+        """Add scale * value [numel] to the gradient of a slice, before clipping."""
+        ...
+
+    def set_gradient(self, item: Slice, value: torch.Tensor) -> None:
+        """Replace the gradient of a slice by value [numel], before clipping."""
+        ...
+
+    def mean_gradients(
+        self,
+        rows: np.ndarray,
+        *,
+        each: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> SliceTensors:
+        """Mean gradient of the loss per token over sequences; `.grad` is left alone. Collective
+        over the world; at any time between steps, and in `after_backward`.
+
+        Args:
+            rows: int64 [n, context + 1], the same on all ranks, which share the work.
+            each: applied to the gradient of every single sequence before the mean is taken, for
+                example torch.square: the mean of squares is not the square of the mean.
+        """
+        ...
+
+    # Sums over the model; replicas over tp count once.
+
+    def dot(self, a: SliceTensors, b: SliceTensors) -> float:
+        """Sum of a * b over all elements of the model. Collective over the world."""
+        ...
+
+    def maximum(self, values: SliceTensors) -> float:
+        """Largest element in the model. Collective over the world."""
+        ...
+
+    # Weights.
+
+    def live_values(self, name: str) -> torch.Tensor:
+        """Master values fp32 [N] of the live weights of this tp slice, row-major. Collective over
+        dp."""
+        ...
+
+    def whole(self, name: str, values: SliceTensors | None = None) -> torch.Tensor:
+        """The tp-local parameter, fp32 in its own shape, from the slices of all dp ranks: its
+        masters, or what `values` has of it. Collective over dp."""
+        ...
+
+    def write(self, name: str, value: torch.Tensor) -> None:
+        """Set a parameter from its tp-local value: master and the copy that the forward pass uses.
+        Every dp rank passes the same. Between steps only; in `after_update` change `item.master`.
+        """
+        ...
+
+    def hold(self, name: str, where: torch.Tensor | None, *, owner: str) -> None:
+        """From now on the elements of `where` keep their value bit for bit, and their moments stay
+        zero; audited like absent weights. None ends it.
+
+        Args:
+            where: bool, of the shape of the tp-local parameter; equal on all dp ranks.
+            owner: the method's name: an element moves when no owner holds it.
+        """
+        ...
+
+    def reset_state(self, name: str, where: torch.Tensor) -> None:
+        """Set the moments of the elements of `where` (as in `hold`) to zero."""
+        ...
+
+    def rewire(self, name: str, drop: torch.Tensor, grow: torch.Tensor) -> None:
+        """Move live weights of this tp slice from `drop` to `grow`, flat indices int64 [K] into the
+        local matrix; weight and state of what has grown are zero. Collective over the world.
+
+        Every dp rank passes equal indices. To be called between steps.
+        """
+        ...

@@ -1,0 +1,80 @@
+"""What a method's options say of it before anything is built. No torch: plans and reports read it.
+
+Letters of the comparison tables (flags), as in the papers:
+
+    I  needs to know the domain when it is tested      F  freezes weights
+    B  is told where one domain ends                   X  keeps more numbers beside the weights
+    D  stores training data                            C  computes more for each step
+    P  assumes a pre-trained model
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal
+
+from sparsecl.bounds import check_bounds
+from sparsecl.optim.config import StageConfig
+
+FLAGS: dict[str, str] = {
+    "I": "needs to know the domain when it is tested",
+    "B": "is told where one domain ends",
+    "D": "stores training data",
+    "P": "assumes a pre-trained model",
+    "F": "freezes weights",
+    "X": "keeps more numbers beside the weights",
+    "C": "computes more for each step",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What a method may ask of the run that it is to be part of; known before any work."""
+
+    dense: bool
+    """No layer is on a topology."""
+
+    role: Literal["topology", "update"]
+    storage: Literal["masked", "packed"]
+    joint: bool
+    """One phase trains all domains: there is no border between them."""
+
+    num_phases: int
+    micro: int
+    """Sequences per rank and micro-batch."""
+
+    optimizer: str
+    """optimizer.kind of the run config."""
+
+    others: tuple[str, ...]
+    """Names of the other methods of the run."""
+
+
+class MethodConfig:
+    """Base of every method's options; bounds of numbers stand in their types."""
+
+    flags: ClassVar[Mapping[str, str]] = {}
+    """Letter of FLAGS -> what the method needs or costs, in a few words."""
+
+    rewires: ClassVar[bool] = False
+    """It moves live weights: a checkpoint's topology takes the place of the config's."""
+
+    not_negative: ClassVar[tuple[str, ...]] = ()
+    """Its slice tensors that are never below zero; a checkpoint is checked for it."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+    def check(self, run: RunFacts) -> None:
+        """Raise ValueError if the run lacks what the method needs, with the way out. A message
+        that begins with one of the method's fields is about that field."""
+
+    def stages(self) -> Sequence[StageConfig]:
+        """How it divides every phase's own steps; empty: as phases.stages says."""
+        return ()
+
+
+def error_text(name: str, config: MethodConfig, error: ValueError) -> str:
+    """An error of `check`, with the key as the user wrote it."""
+    own = {field.name for field in fields(config)}  # pyright: ignore[reportArgumentType]
+    word = str(error).partition("=")[0].partition(" ")[0]
+    return f"methods.{name}{'.' if word in own else ': '}{error}"

@@ -1,0 +1,24 @@
+"""From the config to the methods of a run."""
+
+from sparsecl.methods.base import Method, Order
+from sparsecl.methods.cl.ewc import Ewc
+from sparsecl.methods.cl.replay import Replay
+from sparsecl.methods.config import MethodsConfig
+from sparsecl.methods.dst.set import Set
+from sparsecl.methods.several import Methods
+
+METHODS: dict[str, type[Method]] = {method.name: method for method in (Ewc, Replay, Set)}
+"""By the name of a method's block in `MethodsConfig`."""
+
+
+def build_methods(config: MethodsConfig) -> Methods:
+    """The methods whose block is in the config.
+
+    Raises:
+        ValueError: two of them project gradients.
+    """
+    methods = [METHODS[name](block) for name, block in config.used().items()]
+    projecting = [method.name for method in methods if method.order == Order.PROJECT]
+    if len(projecting) > 1:
+        raise ValueError(f"methods: {' and '.join(projecting)} both project gradients; take one")
+    return Methods(methods, rewires=config.rewires)

@@ -1,0 +1,140 @@
+"""The half of a method's context that is about weights and gradients, for every kind of loop.
+
+Loss scale, norms for clipping, sharding, the copy to low precision and replicas are dealt with in
+here, once for all methods.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparsecl import dist
+from sparsecl.methods.context import SliceTensors
+from sparsecl.methods.several import Methods
+from sparsecl.optim.masking import MaskGuard
+from sparsecl.optim.moving import move_parameter, move_slices, whole, write_weight
+from sparsecl.optim.slices import Slice, Slices, is_counted
+from sparsecl.sparse.registry import SparseParameter, forget_expansions, sparse_parameters
+from sparsecl.sparse.rewire import rewire
+
+
+class WeightContext:
+    """Weights of one model on this rank; a subclass adds data and progress (MethodContext)."""
+
+    def __init__(
+        self, module: nn.Module, slices: Slices, guard: MaskGuard, methods: Methods
+    ) -> None:
+        self.module, self.slices, self.guard, self.methods = module, slices, guard, methods
+        self._changed = False
+        if methods.overrides("after_update"):
+            guard.edits.append(lambda items: methods.after_update(self.own(), items))
+
+    def own(self) -> Any:
+        """This context, as methods see it."""
+        return self
+
+    @property
+    def sparse(self) -> Mapping[str, SparseParameter]:
+        return sparse_parameters(self.module)
+
+    # Gradients.
+
+    def after_backward(self) -> None:
+        """Call the methods on reduced gradients that are finite everywhere. Collective."""
+        guard, methods = self.guard, self.methods
+        held = guard.still()
+        if methods.overrides("after_backward") and self._all_finite():
+            methods.after_backward(self.own())
+            if self._changed and held:
+                guard.still()  # a method has pulled at what may not move
+        if self._changed or held:
+            self.slices.refresh_norms()
+        self._changed = False
+
+    def _all_finite(self) -> bool:
+        bad = torch.tensor([float(bool(self.slices.bad_gradients()))], device=dist.device())
+        return not float(dist.all_reduce(bad, op="max"))
+
+    def gradient(self, item: Slice) -> torch.Tensor | None:
+        found = self.slices.grad(item)
+        return None if found is None else found.float() / self.slices.loss_scale
+
+    def add_gradient(self, item: Slice, value: torch.Tensor, scale: float = 1.0) -> None:
+        found = self.slices.grad(item)
+        if found is not None:
+            found.add_(value.to(found.device), alpha=scale * self.slices.loss_scale)
+            self._changed = True
+
+    def set_gradient(self, item: Slice, value: torch.Tensor) -> None:
+        found = self.slices.grad(item)
+        if found is not None:
+            found.copy_(value * self.slices.loss_scale)
+            self._changed = True
+
+    # Sums over the model.
+
+    def dot(self, a: SliceTensors, b: SliceTensors) -> float:
+        total = torch.zeros(1, dtype=torch.float64, device=dist.device())
+        for item in self.slices:
+            if item.name in a and item.name in b and is_counted(item.param):
+                total += (a[item.name].double() * b[item.name].double()).sum().to(total.device)
+        group = None if self.slices.partitioned else dist.tp_group()
+        return float(dist.all_reduce(total, group=group))
+
+    def maximum(self, values: SliceTensors) -> float:
+        largest = torch.full((1,), -torch.inf, dtype=torch.float64, device=dist.device())
+        for value in values.values():
+            if value.numel():
+                largest = torch.maximum(largest, value.max().double().to(largest.device))
+        return float(dist.all_reduce(largest, op="max"))
+
+    # Weights.
+
+    def live_values(self, name: str) -> torch.Tensor:
+        layer = self.sparse[name].layer
+        values = self._whole(name, None)
+        return values if layer.packed else values[layer.live_mask().view(-1).to(values.device)]
+
+    def whole(self, name: str, values: SliceTensors | None = None) -> torch.Tensor:
+        return self._whole(name, values).view(self._shape(name))
+
+    def _whole(self, name: str, values: SliceTensors | None) -> torch.Tensor:
+        item = self.slices.find(name)
+        part = None
+        if item is not None:
+            part = item.master if values is None else values.get(name)
+        return whole(self.slices, item, part, self._shape(name).numel())
+
+    def _shape(self, name: str) -> torch.Size:
+        param: Any = self.slices.parameters()[name]
+        return param.ds_shape if hasattr(param, "ds_id") else param.shape
+
+    @torch.no_grad()
+    def write(self, name: str, value: torch.Tensor) -> None:
+        param, item = self.slices.parameters()[name], self.slices.find(name)
+        flat = value.reshape(-1)
+        if item is not None:
+            item.master.copy_(item.part(flat))
+        write_weight(param, flat, item)
+        forget_expansions(self.module)
+
+    def hold(self, name: str, where: torch.Tensor | None, *, owner: str) -> None:
+        self.guard.hold(name, where, owner)
+
+    @torch.no_grad()
+    def reset_state(self, name: str, where: torch.Tensor) -> None:
+        item = self.slices.find(name)
+        if item is not None:
+            chosen = item.part(where).to(item.master.device)
+            for moment in self.slices.moments(item).values():
+                moment.masked_fill_(chosen, 0.0)
+
+    def rewire(self, name: str, drop: torch.Tensor, grow: torch.Tensor) -> None:
+        layer = self.sparse[name].layer
+        index_map = rewire(layer, drop, grow)
+        move_parameter(self.slices, name, layer.weight, index_map.move)
+        for tensors in self.methods.slice_tensors():
+            move_slices(self.slices, name, layer.weight, tensors, index_map.move)
+        self.guard.refresh()
