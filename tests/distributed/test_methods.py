@@ -1,0 +1,134 @@
+"""Every method in every layout, against a reference of some 30 lines in plain PyTorch.
+
+20 steps over two domains, fp32: losses, gradient norms and final weights agree to 1e-5, and absent
+and held weights pass the audits. bf16 and a resume in the middle have laws of their own below.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparsecl.engine import state
+from sparsecl.engine.position import Position
+from tests.distributed import cases
+from tests.distributed.pool import Pool
+from tests.distributed.references.ewc import EwcReference
+from tests.distributed.references.replay import ReplayReference
+from tests.distributed.references.run import ReferenceRun, Trace
+
+pytestmark = pytest.mark.dist
+
+TWO_DOMAINS = (
+    "data.domains=[{name: a, source: synthetic, synthetic: {train_tokens: 4000, "
+    "validation_tokens: 400, num_symbols: 8}}, {name: b, source: synthetic, synthetic: "
+    "{train_tokens: 4000, validation_tokens: 400, num_symbols: 8}}]",
+    "phases.steps=10",
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method as it is tested: its options, and what it must agree with."""
+
+    reference: type[ReferenceRun]
+    overrides: tuple[str, ...]
+    tolerance: float = 1e-5
+
+
+CASES = {
+    "ewc": Case(EwcReference, ("methods.ewc={strength: 1000.0, sequences: 5}",)),
+    "replay": Case(ReplayReference, ("methods.replay={sequences: 64, share: 0.5}",)),
+}
+
+STAGES = ("zero0", "zero1", "zero2", "zero3")
+FAST = {("zero1", 1, 2), ("zero2", 2, 1), ("zero3", 1, 2)}
+LAYOUTS = [
+    layout if layout in FAST else cases.slow(*layout)
+    for layout in [
+        *((stage, tp, dp) for stage in STAGES for tp, dp in ((1, 1), (1, 2), (2, 1), (2, 2))),
+        ("zero2_offload", 1, 2),
+    ]
+]
+
+
+def overrides_of(name: str, tp: int, dp: int) -> tuple[str, ...]:
+    """With two micro-batches a step."""
+    layout = (f"parallel.tensor={tp}", f"batch.micro={8 // dp // 2}")
+    return (*TWO_DOMAINS, *CASES[name].overrides, *layout)
+
+
+@pytest.fixture(scope="module")
+def references(shared_cache: Path) -> Any:
+    """The trace of a method's reference, made once."""
+    found: dict[str, Trace] = {}
+
+    def trace(name: str) -> Trace:
+        if name not in found:
+            case = CASES[name]
+            overrides = (*TWO_DOMAINS, *case.overrides)
+            found[name] = case.reference(str(shared_cache), overrides).train()
+        return found[name]
+
+    return trace
+
+
+@pytest.mark.parametrize(("stage", "tp", "dp"), LAYOUTS)
+@pytest.mark.parametrize("name", CASES)
+def test_a_method_is_its_reference(
+    pool: Pool, shared_cache, tmp_path, references, record_property, name, stage, tp, dp
+):
+    overrides = overrides_of(name, tp, dp)
+    ranks = pool.run(cases.train, tp * dp, str(shared_cache), stage, overrides, str(tmp_path))
+    trace, found = references(name), cases.masters(tmp_path)
+    for rank in ranks:
+        assert rank["losses"] == pytest.approx(trace.losses, abs=CASES[name].tolerance)
+        assert rank["norms"] == pytest.approx(trace.norms, abs=1e-4)
+        assert rank["audit"][1] == 0
+    apart = {
+        key: float(found[key][: len(weight)].sub(weight).abs().max())
+        for key, weight in trace.weights.items()
+    }
+    record_property("parity", [name, stage, tp, dp, max(apart.values())])
+    assert max(apart.values()) < CASES[name].tolerance, max(apart, key=lambda key: apart[key])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_method_does_something(shared_cache, references, name):
+    """Else agreement with the reference would say nothing."""
+    plain = ReferenceRun(str(shared_cache), TWO_DOMAINS).train()
+    apart = [abs(a - b) for a, b in zip(plain.losses, references(name).losses, strict=True)]
+    assert max(apart) > 1e-3
+
+
+@pytest.mark.parametrize(("stage", "tp", "dp"), [("zero2", 1, 2), cases.slow("zero3", 1, 2)])
+@pytest.mark.parametrize("name", CASES)
+def test_bf16_passes_its_audits(pool: Pool, shared_cache, tmp_path, name, stage, tp, dp):
+    overrides = (*overrides_of(name, tp, dp), "precision=bf16")
+    for rank in pool.run(cases.train, tp * dp, str(shared_cache), stage, overrides, str(tmp_path)):
+        assert rank["audit"][0] >= 4 and rank["audit"][1] == 0
+
+
+def go_on(cache: str, stage: str, overrides: tuple[str, ...], folder: str, out: str) -> Any:
+    """From a checkpoint in `folder` to the end; losses, and the weights in `out`."""
+    trainer, _, built = cases.assemble(cases.load(cache, overrides), stage, out)
+    saved = state.restore(Path(folder) / "step_13", built, trainer.methods)
+    trainer.position.take(Position(**saved["position"]))
+    trainer.stream = trainer._stream()
+    trainer.methods.resumed(trainer.context)
+    trainer.run()
+    return trainer.losses()
+
+
+@pytest.mark.parametrize(("stage", "tp", "dp"), [("zero2", 1, 2), cases.slow("zero3", 1, 2)])
+@pytest.mark.parametrize("name", CASES)
+def test_a_resume_in_the_middle_is_no_stop(pool: Pool, shared_cache, tmp_path, name, stage, tp, dp):
+    """From step 13, in the middle of the second phase, bit for bit."""
+    overrides = (*overrides_of(name, tp, dp), "checkpoint.every=3", "checkpoint.keep=9")
+    whole, rest = tmp_path / "whole", tmp_path / "rest"
+    run = (tp * dp, str(shared_cache), stage, overrides)
+    losses = pool.run(cases.train, *run, str(whole))[0]["losses"]
+    assert pool.run(go_on, *run, str(whole), str(rest))[0] == losses[13:]
+    once, twice = cases.masters(whole), cases.masters(rest)
+    assert all(once[name].equal(twice[name]) for name in once)
