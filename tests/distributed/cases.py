@@ -46,6 +46,16 @@ TINY = (
 )
 
 
+TWO_DOMAINS = (
+    "data.domains=[{name: a, source: synthetic, synthetic: {train_tokens: 4000, "
+    "validation_tokens: 400, num_symbols: 8}}, {name: b, source: synthetic, synthetic: "
+    "{train_tokens: 4000, validation_tokens: 400, num_symbols: 8}}]",
+    "phases.steps=10",
+)
+# The gradient of the penalty is then of the size of the loss's.
+EWC = (*TWO_DOMAINS, "methods.ewc={strength: 1000.0, sequences: 5}")
+
+
 class RecordingJournal(Journal):
     """Keeps the records that a run log would write."""
 

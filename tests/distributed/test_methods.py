@@ -20,13 +20,6 @@ from tests.distributed.references.run import ReferenceRun, Trace
 
 pytestmark = pytest.mark.dist
 
-TWO_DOMAINS = (
-    "data.domains=[{name: a, source: synthetic, synthetic: {train_tokens: 4000, "
-    "validation_tokens: 400, num_symbols: 8}}, {name: b, source: synthetic, synthetic: "
-    "{train_tokens: 4000, validation_tokens: 400, num_symbols: 8}}]",
-    "phases.steps=10",
-)
-
 
 @dataclass(frozen=True)
 class Case:
@@ -56,7 +49,7 @@ LAYOUTS = [
 def overrides_of(name: str, tp: int, dp: int) -> tuple[str, ...]:
     """With two micro-batches a step."""
     layout = (f"parallel.tensor={tp}", f"batch.micro={8 // dp // 2}")
-    return (*TWO_DOMAINS, *CASES[name].overrides, *layout)
+    return (*cases.TWO_DOMAINS, *CASES[name].overrides, *layout)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +60,7 @@ def references(shared_cache: Path) -> Any:
     def trace(name: str) -> Trace:
         if name not in found:
             case = CASES[name]
-            overrides = (*TWO_DOMAINS, *case.overrides)
+            overrides = (*cases.TWO_DOMAINS, *case.overrides)
             found[name] = case.reference(str(shared_cache), overrides).train()
         return found[name]
 
@@ -97,7 +90,7 @@ def test_a_method_is_its_reference(
 @pytest.mark.parametrize("name", CASES)
 def test_a_method_does_something(shared_cache, references, name):
     """Else agreement with the reference would say nothing."""
-    plain = ReferenceRun(str(shared_cache), TWO_DOMAINS).train()
+    plain = ReferenceRun(str(shared_cache), cases.TWO_DOMAINS).train()
     apart = [abs(a - b) for a, b in zip(plain.losses, references(name).losses, strict=True)]
     assert max(apart) > 1e-3
 

@@ -9,13 +9,12 @@ import pytest
 from sparsecl.checkpoint.reader import Reader
 from sparsecl.metrics import forgetting
 from tests.distributed import cases
-from tests.distributed.test_parity import TWO_DOMAINS
 from tests.distributed.test_restore import assert_equal_states, go_on, train_part
 
 pytestmark = pytest.mark.dist
 
 # A memory smaller than a phase, which trains 80 sequences: names are replaced all the time.
-REPLAY = (*TWO_DOMAINS, "methods.replay={sequences: 24, share: 0.5}")
+REPLAY = (*cases.TWO_DOMAINS, "methods.replay={sequences: 24, share: 0.5}")
 
 
 def train(cache: str, stage: str, overrides: tuple[str, ...], folder: str) -> dict[str, Any]:
@@ -37,7 +36,7 @@ def alone(pool, shared_cache, tmp_path_factory) -> dict[str, Any]:
 
 
 def test_all_but_the_first_step_replay(pool, shared_cache, tmp_path, alone):
-    plain = pool.run(train, 1, str(shared_cache), "zero0", TWO_DOMAINS, str(tmp_path))[0]
+    plain = pool.run(train, 1, str(shared_cache), "zero0", cases.TWO_DOMAINS, str(tmp_path))[0]
     assert plain["losses"][0] == alone["losses"][0]  # nothing to replay yet: bit for bit
     assert plain["losses"][1:] != alone["losses"][1:]
     assert plain["replayed"] == [None] * 20
@@ -85,7 +84,7 @@ def test_replay_lowers_forgetting(pool, shared_cache, tmp_path):
     memory = "methods.replay={sequences: 256, share: 0.5}"
     forgotten = []
     for extra in ((), (memory,)):
-        overrides = (*TWO_DOMAINS, *lasting, *extra)
+        overrides = (*cases.TWO_DOMAINS, *lasting, *extra)
         run = pool.run(train, 1, str(shared_cache), "zero0", overrides, str(tmp_path / str(extra)))
         matrix = loss_matrix(run[0]["evals"])
         assert (np.diff(matrix, axis=0).diagonal() < -1.0).all()  # both domains were learned

@@ -12,7 +12,6 @@ from sparsecl.engine import state
 from sparsecl.engine.position import Position
 from sparsecl.errors import DataError
 from tests.distributed import cases
-from tests.distributed.test_parity import EWC
 
 pytestmark = pytest.mark.dist
 
@@ -88,7 +87,7 @@ def assert_equal_states(one: Path, other: Path) -> None:
     ],
 )
 def test_same_layout_goes_on_bit_for_bit(pool, shared_cache, tmp_path, stage, precision, tp, dp):
-    overrides = (*EWC, f"parallel.tensor={tp}", "batch.micro=2", f"precision={precision}")
+    overrides = (*cases.EWC, f"parallel.tensor={tp}", "batch.micro=2", f"precision={precision}")
     cache, world = str(shared_cache), tp * dp
     whole = pool.run(cases.train, world, cache, stage, overrides, str(tmp_path / "whole"))[0]
     folder = tmp_path / "parts"
@@ -111,11 +110,13 @@ def test_same_layout_goes_on_bit_for_bit(pool, shared_cache, tmp_path, stage, pr
 )
 def test_other_layouts_get_the_same_tensors(pool, shared_cache, tmp_path, before, after):
     cache = str(shared_cache)
-    whole = pool.run(cases.train, 1, cache, "zero0", EWC, str(tmp_path / "whole"))[0]
+    whole = pool.run(cases.train, 1, cache, "zero0", cases.EWC, str(tmp_path / "whole"))[0]
     (stage, world, overrides), (next_stage, next_world, next_overrides) = before, after
     folder = tmp_path / "parts"
-    pool.run(train_part, world, cache, stage, (*EWC, *overrides), str(folder), 13)
-    second = pool.run(go_on, next_world, cache, next_stage, (*EWC, *next_overrides), str(folder))[0]
+    pool.run(train_part, world, cache, stage, (*cases.EWC, *overrides), str(folder), 13)
+    second = pool.run(
+        go_on, next_world, cache, next_stage, (*cases.EWC, *next_overrides), str(folder)
+    )[0]
     assert_equal_states(folder / "step_13", folder / "again" / "step_13")
     assert second["losses"] == pytest.approx(whole["losses"][13:], abs=1e-5)
 

@@ -12,12 +12,11 @@ from sparsecl.engine import state
 from sparsecl.engine.position import Position
 from sparsecl.sparse.registry import sparse_parameters
 from tests.distributed import cases
-from tests.distributed.test_parity import TWO_DOMAINS
 
 pytestmark = pytest.mark.dist
 
 SET = (
-    *TWO_DOMAINS,
+    *cases.TWO_DOMAINS,
     "methods.set={every: 4, drop_fraction: 0.3}",
     # The spring of EWC must move with its weight.
     "methods.ewc={strength: 100.0, sequences: 3}",
@@ -153,6 +152,6 @@ def refused(cache: str, overrides: tuple[str, ...], folder: str, out: str) -> st
 
 def test_a_fixed_run_refuses_a_rewired_checkpoint(pool, shared_cache, tmp_path, masked):
     *_, folder = masked(1, 2)
-    overrides = (*TWO_DOMAINS, *layout(1, 2))
+    overrides = (*cases.TWO_DOMAINS, *layout(1, 2))
     found = pool.run(refused, 2, str(shared_cache), overrides, str(folder), str(tmp_path))
     assert "topology digest of layers.0.attention.q" in found[0]

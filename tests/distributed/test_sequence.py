@@ -16,7 +16,9 @@ from sparsecl.topology.build import build_topologies
 from sparsecl.topology.config import TopologyConfig
 from tests.distributed import cases
 from tests.distributed.pool import Pool
-from tests.distributed.test_parity import EWC, TOLERANCE, train_reference
+from tests.distributed.references.ewc import EwcReference
+from tests.distributed.references.run import ReferenceRun, Trace
+from tests.distributed.test_parity import TOLERANCE
 from tests.distributed.test_restore import assert_equal_states, go_on, train_part
 from tools.benchmarks import wire
 from tools.planning.traffic import Exchange, Flow, flows
@@ -33,12 +35,11 @@ NAMES = {
 }
 # Nothing is kept whole between its uses, norms and positions included.
 ALL_SHARDED = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}
-Reference = tuple[list[float], list[float], dict[str, torch.Tensor]]
 
 
 @pytest.fixture(scope="module")
-def reference(shared_cache: Path) -> Reference:
-    return train_reference(str(shared_cache), (SHORT,))
+def reference(shared_cache: Path) -> Trace:
+    return ReferenceRun(str(shared_cache), (SHORT,)).train()
 
 
 def train(
@@ -61,13 +62,12 @@ def train(
     }
 
 
-def check_run(results: list[dict[str, Any]], reference: Reference, folder: Path) -> None:
-    losses, norms, weights = reference
+def check_run(results: list[dict[str, Any]], reference: Trace, folder: Path) -> None:
     for result in results:
-        assert result["losses"] == pytest.approx(losses, abs=TOLERANCE)
-        assert result["norms"] == pytest.approx(norms, abs=1e-4)
+        assert result["losses"] == pytest.approx(reference.losses, abs=TOLERANCE)
+        assert result["norms"] == pytest.approx(reference.norms, abs=1e-4)
     found = cases.masters(folder)
-    for name, weight in weights.items():
+    for name, weight in reference.weights.items():
         assert found[name][: len(weight)].sub(weight).abs().max() < TOLERANCE, name
 
 
@@ -110,9 +110,9 @@ def test_evaluations_are_those_of_whole_positions(pool, shared_cache, tmp_path):
 
 
 def test_ewc_measures_whole_gradients(pool, shared_cache, tmp_path):
-    overrides = (*EWC, *SPREAD, "batch.micro=2")
+    overrides = (*cases.EWC, *SPREAD, "batch.micro=2")
     results = pool.run(train, 2, str(shared_cache), "zero2", overrides, str(tmp_path), {})
-    check_run(results, train_reference(str(shared_cache), EWC), tmp_path)
+    check_run(results, EwcReference(str(shared_cache), cases.EWC).train(), tmp_path)
 
 
 def test_a_run_goes_on_with_and_without(pool, shared_cache, tmp_path, reference):
@@ -122,7 +122,7 @@ def test_a_run_goes_on_with_and_without(pool, shared_cache, tmp_path, reference)
     whole = (SHORT, "parallel.tensor=2", "batch.micro=4")
     second = pool.run(go_on, 2, cache, "zero2", whole, str(folder))[0]
     assert_equal_states(folder / "step_7", folder / "again" / "step_7")
-    assert first + second["losses"] == pytest.approx(reference[0], abs=TOLERANCE)
+    assert first + second["losses"] == pytest.approx(reference.losses, abs=TOLERANCE)
 
 
 def test_it_is_a_layout_and_no_other_run(shared_cache):
