@@ -183,6 +183,15 @@ class MethodContext(Protocol):
         masters, or what `values` has of it. Collective over dp."""
         ...
 
+    def matrix(self, name: str, values: SliceTensors | None = None) -> torch.Tensor:
+        """As `whole`, of the global parameter: all tp shares joined; a packed matrix is expanded,
+        zero where absent. Collective over the world."""
+        ...
+
+    def slice_of(self, name: str, matrix: torch.Tensor) -> torch.Tensor | None:
+        """This rank's slice [numel] of a global parameter; None where it holds none."""
+        ...
+
     def write(self, name: str, value: torch.Tensor) -> None:
         """Set a parameter from its tp-local value: master and the copy that the forward pass uses.
         Every dp rank passes the same. Between steps only; in `after_update` change `item.master`.

@@ -14,8 +14,16 @@ from sparsecl import dist
 from sparsecl.methods.context import SliceTensors
 from sparsecl.methods.several import Methods
 from sparsecl.optim.masking import MaskGuard
-from sparsecl.optim.moving import move_parameter, move_slices, whole, write_weight
+from sparsecl.optim.moving import (
+    joined,
+    move_parameter,
+    move_slices,
+    share,
+    whole,
+    write_weight,
+)
 from sparsecl.optim.slices import Slice, Slices, is_counted
+from sparsecl.sparse.linear import SparseLinear
 from sparsecl.sparse.registry import SparseParameter, forget_expansions, sparse_parameters
 from sparsecl.sparse.rewire import rewire
 
@@ -99,6 +107,26 @@ class WeightContext:
 
     def whole(self, name: str, values: SliceTensors | None = None) -> torch.Tensor:
         return self._whole(name, values).view(self._shape(name))
+
+    def matrix(self, name: str, values: SliceTensors | None = None) -> torch.Tensor:
+        local, layer = self.whole(name, values), self._packed(name)
+        if layer is not None and layer.index is not None:
+            local = layer.index.expand(local)
+        return joined(local, self._split_dim(name))
+
+    def slice_of(self, name: str, matrix: torch.Tensor) -> torch.Tensor | None:
+        item, layer = self.slices.find(name), self._packed(name)
+        if item is None:
+            return None
+        local = share(matrix, self._split_dim(name))
+        return item.part(local if layer is None else layer.local_values(local))
+
+    def _packed(self, name: str) -> SparseLinear | None:
+        entry = self.sparse.get(name)
+        return entry.layer if entry is not None and entry.layer.packed else None
+
+    def _split_dim(self, name: str) -> int:
+        return int(getattr(self.slices.parameters()[name], "partition_dim", -1))
 
     def _whole(self, name: str, values: SliceTensors | None) -> torch.Tensor:
         item = self.slices.find(name)

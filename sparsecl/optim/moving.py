@@ -31,6 +31,23 @@ def whole(
     return dist.all_reduce(result, group=dist.dp_group()) if slices.partitioned else result
 
 
+def joined(local: torch.Tensor, dim: int) -> torch.Tensor:
+    """The global tensor of which every tp rank holds a share along `dim` (-1 = all of it).
+    Collective over tp."""
+    if dim < 0 or dist.tp_size() == 1:
+        return local
+    shape = list(local.shape)
+    shape[dim] *= dist.tp_size()
+    result = local.new_zeros(shape)
+    result.narrow(dim, dist.tp_rank() * local.shape[dim], local.shape[dim]).copy_(local)
+    return dist.all_reduce(result, group=dist.tp_group())
+
+
+def share(matrix: torch.Tensor, dim: int) -> torch.Tensor:
+    """This tp rank's share of a global tensor along `dim`: the reverse of `joined`. Local."""
+    return matrix if dim < 0 else matrix.chunk(dist.tp_size(), dim)[dist.tp_rank()]
+
+
 def move_parameter(slices: Slices, name: str, param: Any, move: MoveFn) -> None:
     """Send weight, master and moments of one parameter to new places. Collective over dp."""
     item = slices.find(name)
