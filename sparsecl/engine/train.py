@@ -216,7 +216,7 @@ class Trainer:
         if result.applied:
             looked = self.panel.after_update(position.phase_step, position.plasticity)
             self.monitor.evaluated(looked)
-        self.methods.after_step(self.context, applied=result.applied)
+        self.context.after_step(applied=result.applied)
         if config.precision != "fp16":
             self.health.judge(result, batch=self._batch_name())
         loss = self._log_step(result, lr) if logged else None

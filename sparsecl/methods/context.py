@@ -145,6 +145,17 @@ class MethodContext(Protocol):
         """Replace the gradient of a slice by value [numel], before clipping."""
         ...
 
+    def arm_dense_gradients(self) -> None:
+        """In `step_start`: let this step show `dense_gradient`, at the cost of one dense product
+        for each layer and micro-batch."""
+        ...
+
+    def dense_gradient(self, name: str) -> torch.Tensor:
+        """The gradient of all cells of a parameter on a topology, absent ones too, in any storage:
+        fp32 [O_local, I_local], of the step's mean loss; not to be written to. In `after_backward`
+        and `after_step` of a step that was armed. Collective over dp."""
+        ...
+
     def mean_gradients(
         self,
         rows: np.ndarray,

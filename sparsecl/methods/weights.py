@@ -26,6 +26,7 @@ from sparsecl.optim.slices import Slice, Slices, is_counted
 from sparsecl.sparse.linear import SparseLinear
 from sparsecl.sparse.registry import SparseParameter, forget_expansions, sparse_parameters
 from sparsecl.sparse.rewire import rewire
+from sparsecl.sparse.tap import DenseTap
 
 
 class WeightContext:
@@ -36,6 +37,8 @@ class WeightContext:
     ) -> None:
         self.module, self.slices, self.guard, self.methods = module, slices, guard, methods
         self._changed = False
+        self._taps: dict[str, DenseTap] = {}
+        self._tap_scale = 1.0
         if methods.overrides("after_update"):
             guard.edits.append(lambda items: methods.after_update(self.own(), items))
 
@@ -52,6 +55,7 @@ class WeightContext:
     def after_backward(self) -> None:
         """Call the methods on reduced gradients that are finite everywhere. Collective."""
         guard, methods = self.guard, self.methods
+        self._take_off_taps()
         held = guard.still()
         if methods.overrides("after_backward") and self._all_finite():
             methods.after_backward(self.own())
@@ -60,6 +64,12 @@ class WeightContext:
         if self._changed or held:
             self.slices.refresh_norms()
         self._changed = False
+
+    def after_step(self, *, applied: bool) -> None:
+        """Tell the methods what came of a step, and let go of what it has shown."""
+        self.methods.after_step(self.own(), applied=applied)
+        self._take_off_taps()
+        self._taps.clear()
 
     def _all_finite(self) -> bool:
         bad = torch.tensor([float(bool(self.slices.bad_gradients()))], device=dist.device())
@@ -80,6 +90,26 @@ class WeightContext:
         if found is not None:
             found.copy_(value * self.slices.loss_scale)
             self._changed = True
+
+    def arm_dense_gradients(self) -> None:
+        for name, entry in self.sparse.items():
+            self._taps[name] = entry.layer.tap = DenseTap()
+        # Of this step: a dynamic scale may be another one after it.
+        self._tap_scale = self.slices.loss_scale
+
+    def _take_off_taps(self) -> None:
+        """Whatever goes backward from here on, such as a method's own rows, is not the step's."""
+        for entry in self.sparse.values() if self._taps else ():
+            entry.layer.tap = None
+
+    def dense_gradient(self, name: str) -> torch.Tensor:
+        tap = self._taps.get(name)
+        assert tap is not None and tap.total is not None, f"{name}: arm_dense_gradients comes first"
+        if not tap.reduced:
+            dist.all_reduce(tap.total, group=dist.dp_group())
+            tap.total.div_(dist.dp_size() * self._tap_scale)
+            tap.reduced = True
+        return tap.total
 
     # Sums over the model.
 

@@ -52,7 +52,7 @@ def _replace_forward(block: Block, backend: str) -> None:
     compiled: Any = torch.compile(eager, dynamic=False, backend=backend)
 
     def forward(x: Tensor, spread: bool = False) -> Tensor:
-        # A hook inside the block would not be called from the graph.
+        # A hook inside the block would not be called from the graph, a tap is not in it.
         fit = torch.is_grad_enabled() and not _is_watched(block)
         return compiled(x, spread) if fit else eager(x, spread)
 
@@ -61,7 +61,12 @@ def _replace_forward(block: Block, backend: str) -> None:
 
 
 def _is_watched(block: Block) -> bool:
-    return any(part._forward_hooks or part._forward_pre_hooks for part in block.modules())
+    return any(
+        part._forward_hooks
+        or part._forward_pre_hooks
+        or (isinstance(part, SparseLinear) and part.tap is not None)
+        for part in block.modules()
+    )
 
 
 def _leave_out(block: Block) -> None:

@@ -17,6 +17,7 @@ from sparsecl.sparse.index import LiveIndex
 from sparsecl.sparse.masked import masked_linear
 from sparsecl.sparse.parallel import leave_tensor_parallel
 from sparsecl.sparse.product import Backend, arrange, sparse_product
+from sparsecl.sparse.tap import DenseTap
 from sparsecl.topology.layer import LayerShape, LayerTopology
 
 
@@ -56,6 +57,9 @@ class SparseLinear(nn.Module):
     backend: Backend | None
     """How it multiplies; None = as a dense matrix whose absent entries are zero."""
 
+    tap: DenseTap | None
+    """Takes the gradient of the whole matrix in the backward pass of what goes forward now."""
+
     def __init__(
         self,
         shape: LayerShape,
@@ -81,7 +85,7 @@ class SparseLinear(nn.Module):
         self.local_shape = torch.Size(size_local)
         self.shape, self.topology, self.options = shape, topology, options
         self.tp_rank, self.tp_size = tp_rank, tp_size
-        self.index, self.backend = None, None
+        self.index, self.backend, self.tap = None, None, None
         # Attributes, so that a compiled model can leave them out of its graphs (model/compiled.py).
         self.product, self.rearrange = live_product, arrange
         self.exchange = leave_tensor_parallel
@@ -147,7 +151,7 @@ class SparseLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., I_local] -> [..., O_local]."""
         if self.backend is None or self.index is None:
-            return masked_linear(x, self.weight, self.dead)
+            return masked_linear(x, self.weight, self.dead, self.tap)
         return self.product(self, x)
 
     def arrange(self, x: Tensor) -> Tensor:
@@ -200,7 +204,7 @@ def live_product(linear: SparseLinear, x: Tensor) -> Tensor:
     weights, which differs from layer to layer on a slice.
     """
     assert linear.backend is not None and linear.index is not None
-    return sparse_product(x, linear.weight, linear.backend, linear.index)
+    return sparse_product(x, linear.weight, linear.backend, linear.index, linear.tap)
 
 
 class ColumnParallelSparseLinear(SparseLinear):

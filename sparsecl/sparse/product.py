@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsecl.sparse.index import LiveIndex
+from sparsecl.sparse.tap import DenseTap
 
 
 class Backend(nn.Module, ABC):
@@ -56,13 +57,20 @@ class SparseProduct(torch.autograd.Function):
     """Linear map on live weights; the gradient has the form of the parameter."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, backend: Backend, index: LiveIndex) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        backend: Backend,
+        index: LiveIndex,
+        tap: DenseTap | None,
+    ) -> Tensor:
         given = backend.fold(x)
         arranged = backend.arrange(given)
         # The parameter itself is saved, not what is made of it: under ZeRO-3 its storage is swapped
         # out after this call and back in before the backward pass.
         ctx.save_for_backward(arranged, weight)
-        ctx.backend, ctx.index, ctx.shape = backend, index, x.shape
+        ctx.backend, ctx.index, ctx.tap, ctx.shape = backend, index, tap, x.shape
         ctx.row_major = given.stride(-1) == 1
         y = backend.forward_product(arranged, _values(weight, index))
         return y.view(*x.shape[:-1], y.shape[-1])
@@ -70,7 +78,7 @@ class SparseProduct(torch.autograd.Function):
     @staticmethod
     def backward(
         ctx: Any, *grad_outputs: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         x, weight = ctx.saved_tensors
         dy = ctx.backend.arrange(ctx.backend.fold(grad_outputs[0]))
         dx = dw = None
@@ -82,20 +90,26 @@ class SparseProduct(torch.autograd.Function):
             dw = ctx.backend.grad_values(dy, x)
             if weight.dim() == 2:
                 dw = ctx.index.expand(dw)
-        return dx, dw, None, None
+            if ctx.tap is not None:
+                ctx.tap.add_product(dy, x)
+        return dx, dw, None, None, None
 
 
-def sparse_product(x: Tensor, weight: Tensor, backend: Backend, index: LiveIndex) -> Tensor:
+def sparse_product(
+    x: Tensor, weight: Tensor, backend: Backend, index: LiveIndex, tap: DenseTap | None = None
+) -> Tensor:
     """Multiply by a weight that lives on a topology.
 
     Args:
         x: [..., I].
         weight: live values [N], or the matrix [O, I], same dtype as x.
+        tap: takes the gradient of the whole matrix.
 
     Returns:
         [..., O]. The gradient of an absent weight of a matrix is zero.
     """
-    return SparseProduct.apply(x, weight, backend, index)  # pyright: ignore[reportReturnType]
+    out = SparseProduct.apply(x, weight, backend, index, tap)
+    return out  # pyright: ignore[reportReturnType]
 
 
 class _Arrange(torch.autograd.Function):

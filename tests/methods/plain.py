@@ -93,4 +93,4 @@ class PlainContext(WeightContext):
             stage_step=progress.stage_step + 1,
             data_step=progress.data_step + 1,
         )
-        self.methods.after_step(self, applied=applied)
+        self.after_step(applied=applied)

@@ -12,6 +12,7 @@ from sparsecl.model import compiled
 from sparsecl.model.build import build_gpt
 from sparsecl.model.compiled import compile_blocks
 from sparsecl.model.config import ModelConfig
+from sparsecl.sparse.tap import DenseTap
 from sparsecl.topology.config import TopologyConfig
 
 KINDS = {
@@ -90,6 +91,22 @@ def test_evaluation_and_watched_blocks_are_not_compiled(graphs):
         block.mlp.down.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     passed(model)
     assert (len(found), len(seen)) == (0, 2)
+
+
+def test_a_block_with_a_tap_is_not_compiled_for_as_long_as_it_has_it(graphs):
+    found, backend = graphs
+    model = build("masked")
+    compile_blocks(model, backend=backend)
+    passed(model)
+    layers = [block.mlp.up for block in model.layers]
+    for layer in layers:
+        layer.tap = DenseTap()
+    passed(model)
+    assert all(layer.tap.total is not None for layer in layers)
+    for layer in layers:
+        layer.tap = None
+    passed(model)
+    assert len(found) == 1  # the graph of the first pass serves the third
 
 
 @pytest.mark.slow
