@@ -24,7 +24,7 @@ from sparsecl.engine.health import Health, RolledBack, Spike
 from sparsecl.engine.journal import Journal
 from sparsecl.engine.keeper import Keeper
 from sparsecl.engine.monitor import Monitor
-from sparsecl.engine.outputs import ForwardOutputs, weighted_mean
+from sparsecl.engine.outputs import forward, weighted_mean
 from sparsecl.engine.plan import Phase, Plan, learning_rate
 from sparsecl.engine.plasticity import Panel, PhaseSums
 from sparsecl.engine.position import Position
@@ -281,13 +281,13 @@ class Trainer:
                 tokens = self.loader.tokens(read, batch.rows)
             watchdog.beat(f"step {self.step + 1}, forward of micro-batch {micro_step}")
             with self.monitor.stragglers.forward():
-                losses, _ = self.built.engine(tokens[:, :-1], tokens[:, 1:])
-                loss = weighted_mean(losses, batch)
+                outputs = forward(self.built.engine, tokens, with_logits=self.methods.needs_outputs)
+                loss = weighted_mean(outputs.losses, batch)
             if faults.armed():
                 factor = torch.ones(1, device=loss.device)
                 faults.point("loss", tensors=[factor], step=self.step + 1)
                 loss = loss * factor[0]
-            extra = self.methods.loss(self.context, batch, ForwardOutputs(losses))
+            extra = self.methods.loss(self.context, batch, outputs)
             yield loss, loss if extra is None else loss + extra
             self.panel.see(tokens, loss)
 

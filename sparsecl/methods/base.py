@@ -36,6 +36,10 @@ class Method:
     needs_update: bool = False
     """`after_update` asks for the masters from before the step (4 bytes a weight)."""
 
+    needs_outputs: bool = False
+    """`loss` asks for more than `outputs.losses`. The logits of a micro-batch are then kept: 4
+    bytes for each position and token id of this tp rank."""
+
     def __init__(self, config: Any = None) -> None:
         self.config = config
 

@@ -78,11 +78,42 @@ class Batch:
 
 
 class Outputs(Protocol):
-    """What the forward pass of a micro-batch gave, with its graph."""
+    """What a forward pass gave, with its graph; the same on all tp ranks, as at tp size 1.
+
+    V = token ids in use. All but `losses` and `select` read the logits, which are kept for methods
+    with `needs_outputs` only, and are collective over tp.
+    """
 
     @property
     def losses(self) -> torch.Tensor:
         """fp32 [B, T], nats."""
+        ...
+
+    def select(self, rows: np.ndarray) -> "Outputs":
+        """Those of some rows, int64 [n] in 0..B-1."""
+        ...
+
+    def logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """Of the tokens `ids`, int64 [B, T, k], the same on all tp ranks: fp32 [B, T, k]."""
+        ...
+
+    @property
+    def logsumexp(self) -> torch.Tensor:
+        """Of all V logits, fp32 [B, T]."""
+        ...
+
+    def log_probs(self, ids: torch.Tensor) -> torch.Tensor:
+        """Of the tokens `ids`, int64 [B, T, k]: fp32 [B, T, k]."""
+        ...
+
+    def top(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids int64 and log probabilities fp32 of the most likely tokens, each [B, T, min(k, V)],
+        the most likely first, the lower id on a tie."""
+        ...
+
+    def kl(self, teacher: "Outputs", tau: float = 1.0) -> torch.Tensor:
+        """KL(teacher || this) at temperature tau, fp32 [B, T]; no factor of tau squared. No
+        gradient goes to the teacher."""
         ...
 
 

@@ -20,6 +20,7 @@ class Methods(Method):
         self.methods = sorted(methods, key=lambda method: method.order)
         self.rewires = rewires
         self.needs_update = any(method.needs_update for method in self.methods)
+        self.needs_outputs = any(method.needs_outputs for method in self.methods)
 
     def __bool__(self) -> bool:
         return bool(self.methods)

@@ -161,23 +161,29 @@ class GPT(nn.Module):
         )
         self.norm = Norm(shape.width)
 
-    def forward(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, tokens: Tensor, targets: Tensor, *, with_logits: bool = False
+    ) -> tuple[Tensor | None, ...]:
         """Score each next token. Collective over tp: all ranks pass the same tokens.
 
         Args:
             tokens: int64 [B, T], T at most the context.
             targets: int64 [B, T], the token that follows each position; -1 = no target.
+            with_logits: give the logits too, which takes another 4 bytes for each of them until
+                the backward pass.
 
         Returns:
             Loss fp32 [B, T] in nats, 0 where there is no target; and, in eval mode only (None in
-            training), bool [B, T]: the most likely token is the target.
+            training), bool [B, T]: the most likely token is the target. With logits also fp32
+            [B, T, V_local], padding at -inf. They leave through here and not by the side, so that
+            ZeRO-3 sees a backward pass begin that begins from them.
         """
         assert tokens.shape[1] <= self.shape.context, (tokens.shape, self.shape.context)
         if not self._spreads(tokens):
-            return self._score(tokens, targets)
+            return self._score(tokens, targets, with_logits)
         # Position first, as spread features lie.
-        losses, correct = self._score(tokens.t(), targets.t().contiguous(), spread=True)
-        return losses.t(), None if correct is None else correct.t()
+        found = self._score(tokens.t(), targets.t().contiguous(), with_logits, spread=True)
+        return tuple(None if part is None else part.transpose(0, 1) for part in found)
 
     def features(self, tokens: Tensor, spread: bool = False) -> Tensor:
         """Normed features of the last layer. Collective over tp.
@@ -209,8 +215,8 @@ class GPT(nn.Module):
         return self.sequence and dist.tp_size() > 1 and divides and torch.is_grad_enabled()
 
     def _score(
-        self, tokens: Tensor, targets: Tensor, *, spread: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+        self, tokens: Tensor, targets: Tensor, with_logits: bool, *, spread: bool = False
+    ) -> tuple[Tensor | None, ...]:
         """See `forward`; all are [T, B] if spread."""
         logits = self.embedding(self.features(tokens, spread), spread)
         correct = None
@@ -218,7 +224,11 @@ class GPT(nn.Module):
             # Before the loss, which may overwrite the logits.
             best = best_token(logits, self.embedding.vocab_start_index)
             correct = (best == targets) & (targets != NO_TARGET)
-        return cross_entropy(logits, targets), correct
+        if not with_logits:
+            return cross_entropy(logits, targets), correct
+        # Over tp the loss is computed in the place of its logits.
+        own = logits.clone() if dist.tp_size() > 1 else logits
+        return cross_entropy(own, targets), correct, logits
 
 
 def _heads_first(x: Tensor, spread: bool) -> Tensor:
