@@ -5,16 +5,18 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from sparsecl import seeding
+from sparsecl import dist, seeding
 from sparsecl.engine.build import Built
 from sparsecl.engine.evaluate import mean_gradients
+from sparsecl.engine.outputs import forward
 from sparsecl.engine.plan import Plan
 from sparsecl.engine.position import Position
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.engine.streams import Stream
-from sparsecl.methods.context import Progress, SliceTensors
+from sparsecl.methods.context import Outputs, Progress, SliceTensors
 from sparsecl.methods.several import Methods
 from sparsecl.methods.weights import WeightContext
+from sparsecl.model.frozen_copy import frozen_copy
 
 # Keeps fp16 gradients of single sequences clear of underflow, and of overflow by the scale alone.
 FISHER_SCALE = 1024.0
@@ -87,3 +89,18 @@ class RunContext(WeightContext):
             scale=min(self.slices.loss_scale, FISHER_SCALE),
         )
         return {item.name: item.part(found[item.name]).clone() for item in self.slices}
+
+    @torch.no_grad()
+    def frozen_copy(self, masters: SliceTensors | None = None) -> Callable[[np.ndarray], Outputs]:
+        # At every stage and precision the weights of the forward pass are the masters, rounded.
+        weights = {
+            name: self.whole(name, masters).to(param.dtype)
+            for name, param in self.slices.parameters().items()
+        }
+        model = frozen_copy(self.module, weights)
+
+        @torch.no_grad()
+        def teacher(rows: np.ndarray) -> Outputs:
+            return forward(model, torch.from_numpy(rows).to(dist.device()), with_logits=True)
+
+        return teacher

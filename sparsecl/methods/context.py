@@ -203,6 +203,22 @@ class MethodContext(Protocol):
         """
         ...
 
+    def frozen_copy(self, masters: SliceTensors | None = None) -> Callable[[np.ndarray], Outputs]:
+        """A teacher: scores rows int64 [B, context + 1] with the weights as they are now, whatever
+        is trained afterwards; in eval mode, without gradients. Collective over dp; its calls are
+        collective over tp, and local otherwise, so that dp ranks may make different ones.
+
+        It takes the tp-local weights in the run's precision, not sharded, and the masks and indices
+        once more. A method that is to go on after a resume keeps the masters of the moment,
+        {item.name: item.master.clone() for item in context.slices}, among its slice tensors (4
+        bytes a weight, sharded as the optimizer's state is) and gives them here in `resumed`. They
+        are of the graph of their moment: not for a run in which live weights move.
+
+        Args:
+            masters: those of an earlier moment; None = the present ones.
+        """
+        ...
+
     # Sums over the model; replicas over tp count once.
 
     def dot(self, a: SliceTensors, b: SliceTensors) -> float:
