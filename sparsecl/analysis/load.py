@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sparsecl import dist
-from sparsecl.checkpoint.manifest import FOLDER_NAME, MANIFEST, read_manifest, verify
+from sparsecl.checkpoint.find import is_checkpoint, run_above
+from sparsecl.checkpoint.manifest import read_manifest, verify
 from sparsecl.checkpoint.publish import newest_valid
 from sparsecl.checkpoint.reader import Reader, weight_reader
 from sparsecl.data.config import DataConfig, TokenizerConfig
@@ -57,9 +58,9 @@ def locate(path: Path) -> Located:
     """
     if not path.is_dir():
         raise MissingInputError(f"{path}: no such run folder or checkpoint folder")
-    if (path / MANIFEST).is_file() or FOLDER_NAME.fullmatch(path.resolve().name):
+    if is_checkpoint(path):
         verify(path)
-        return Located(_run_of(path.resolve()), path, newest=False)
+        return Located(run_above(path) or _run_of(path.resolve()), path, newest=False)
     run = _run_of(path / "checkpoints" / "any")
     newest, notes = newest_valid(run / "checkpoints")
     if newest is None and notes:

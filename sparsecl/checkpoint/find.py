@@ -75,13 +75,14 @@ def is_checkpoint(path: Path) -> bool:
         raise MissingInputError(f"{path}: no such run folder or checkpoint folder")
     if os.path.lexists(path / MANIFEST):
         return True
-    return FOLDER_NAME.fullmatch(path.resolve().name) is not None
+    # Of a link, its own name and that of its end: either may be the one that a run gave.
+    return any(map(FOLDER_NAME.fullmatch, (path.absolute().name, path.resolve().name)))
 
 
 def run_above(checkpoint: Path) -> Path | None:
     """RUN of RUN/checkpoints/step_N, if it is a run folder."""
-    run = checkpoint.resolve().parent.parent
-    return run if (run / CONFIG).is_file() else None
+    above = (path.parent.parent for path in (checkpoint.absolute(), checkpoint.resolve()))
+    return next((run for run in above if (run / CONFIG).is_file()), None)
 
 
 def _root(path: Path) -> Path:

@@ -25,6 +25,8 @@ from sparsecl.model.config import ModelShape
 PREFIX = "transformer."
 HEAD = "lm_head.weight"
 APPROXIMATE = "--approximate"
+EMBEDDED = "wte.weight"
+WRAPPERS = ("_orig_mod.", "module.")  # what torch.compile and DDP put before every name
 MAX_SIZE = 1 << 24  # of any one dimension: far above real models, and products stay exact
 
 
@@ -47,7 +49,7 @@ def gpt2_weights(
     """Check a GPT-2 and open it under our names.
 
     Args:
-        tensors: with or without the prefix "transformer.".
+        tensors: with or without the prefix "transformer.", and those of WRAPPERS before it.
         where: the file, for errors.
         heads: attention heads, which no tensor tells.
         conv1d: linears are [inputs, outputs] (transformers), not [outputs, inputs] (nanoGPT).
@@ -57,7 +59,8 @@ def gpt2_weights(
         DataError: it is no GPT-2, or not whole.
         UserError: it has what ours has not, and `approximate` is False.
     """
-    prefix = PREFIX if f"{PREFIX}wte.weight" in tensors.keys else ""
+    tensors = _unwrapped(tensors, where)
+    prefix = _prefix(tensors, where)
     names = {key.removeprefix(prefix) for key in tensors.keys if key != HEAD}
     names = {name for name in names if not BUFFER.fullmatch(name)}
 
@@ -101,6 +104,34 @@ def approximation(what: str, *, approximate: bool) -> str:
     if not approximate:
         raise UserError(f"{what}. {APPROXIMATE} leaves it out, and changes what the model computes")
     return f"{what}: left out"
+
+
+def _unwrapped(tensors: Tensors, where: Path) -> Tensors:
+    names: dict[str, str] = {}
+    for key in sorted(tensors.keys):
+        name = key
+        while wrapper := next((w for w in WRAPPERS if name.startswith(w)), None):
+            name = name.removeprefix(wrapper)
+        if name in names:
+            raise DataError(f"{where}: {names[name]} and {key} are the same tensor of a GPT-2")
+        names[name] = key
+    return Tensors(frozenset(names), lambda name: tensors.read(names[name]), tensors.notes)
+
+
+def _prefix(tensors: Tensors, where: Path) -> str:
+    """What is before all names of a GPT-2."""
+    for prefix in (PREFIX, ""):
+        if prefix + EMBEDDED in tensors.keys:
+            return prefix
+    other = sorted(key for key in tensors.keys if key.endswith(EMBEDDED))
+    if other:
+        found = other[0].removesuffix(EMBEDDED)
+        raise DataError(
+            f"{where}: its names begin with {found[:80]!r}, those of a GPT-2 with {PREFIX!r} or "
+            f"nothing; rename them"
+        )
+    some = ", ".join(sorted(tensors.keys)[:3])[:200] or "no tensors"
+    raise DataError(f"{where}: holds no {EMBEDDED}, but {some}; it is no GPT-2")
 
 
 def _shape(

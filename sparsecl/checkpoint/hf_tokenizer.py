@@ -69,6 +69,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, context: int) -> str 
         "bos_token": None,
         "eos_token": eot,
         "pad_token": eot,
+        "padding_side": "left",  # a causal model goes on at the right end
         "unk_token": unknown,
         "clean_up_tokenization_spaces": False,
         "split_special_tokens": True,

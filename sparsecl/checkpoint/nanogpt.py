@@ -6,13 +6,10 @@ It is a pickle of a dictionary: "model", the state dict, and "model_args", its s
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from sparsecl.checkpoint.foreign import from_mapping, load_pickle
 from sparsecl.checkpoint.gpt2_weights import Weights, gpt2_weights
 from sparsecl.errors import DataError
-
-_COMPILED = "_orig_mod."  # what torch.compile puts before every name
 
 
 def read_nanogpt(path: Path, *, trusted: bool, approximate: bool) -> Weights:
@@ -31,13 +28,9 @@ def read_nanogpt(path: Path, *, trusted: bool, approximate: bool) -> Weights:
     state, sizes = found.get("model"), found.get("model_args")
     if not isinstance(state, Mapping) or not isinstance(sizes, Mapping):
         raise DataError(f"{path}: has no `model` and `model_args`; it is no checkpoint of nanoGPT")
-    named: Mapping[Any, Any] = {
-        key.removeprefix(_COMPILED) if isinstance(key, str) else key: value
-        for key, value in state.items()
-    }
     heads = sizes.get("n_head")
     if not isinstance(heads, int) or isinstance(heads, bool):
         raise DataError(f"{path}: model_args.n_head={heads!r} is not a number of heads")
-    tensors = from_mapping(path, named, (note,))
+    tensors = from_mapping(path, state, (note,))
     weights = gpt2_weights(tensors, path, heads=heads, conv1d=False, approximate=approximate)
     return Weights(weights.shape, weights.vocab_size, weights.read, (note, *weights.notes))

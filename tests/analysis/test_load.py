@@ -14,6 +14,7 @@ from sparsecl.analysis.load import (
     spread_windows,
     topologies_of,
 )
+from sparsecl.checkpoint.find import is_checkpoint, run_above
 from sparsecl.data.batches import evaluation_windows
 from sparsecl.errors import DataError, MissingInputError
 from sparsecl.model.build import build_gpt
@@ -171,3 +172,18 @@ def test_the_model_is_built_alone(shared_cache):
     config = made_run.load(shared_cache)
     model = build_gpt(config.model, config.topology, vocab_size=257, seed=0)
     assert all(entry.layer.tp_size == 1 for entry in sparse_parameters(model).values())
+
+
+def test_a_checkpoint_and_its_run_are_found_through_links(tmp_path, shared_cache):
+    made_run.make_run(tmp_path / "run", made_run.load(shared_cache))
+    steps = tmp_path / "run" / "checkpoints"
+    (tmp_path / "best").symlink_to(steps / "step_3")  # a name for a checkpoint of a run
+    (steps / "step_3").rename(tmp_path / "3af1")  # a run whose checkpoints lie elsewhere
+    (steps / "step_3").symlink_to(tmp_path / "3af1")
+    found = locate(steps / "step_3")
+    assert (found.run, found.newest) == (tmp_path / "run", False)
+    (tmp_path / "3af1" / "manifest.json").unlink()
+    assert is_checkpoint(steps / "step_3") and run_above(steps / "step_3") == tmp_path / "run"
+    (steps / "step_3").unlink()
+    (tmp_path / "3af1").rename(steps / "step_3")
+    assert is_checkpoint(tmp_path / "best") and run_above(tmp_path / "best") == tmp_path / "run"

@@ -243,6 +243,69 @@ def test_nanogpt_has_our_weights(made, tmp_path):
     assert len(found.notes) == 1 and "restricted unpickler" in found.notes[0]
 
 
+@pytest.mark.parametrize("wrapped", ["", "module.", "_orig_mod.module.", "module._orig_mod."])
+@pytest.mark.parametrize("kind", ["nanogpt", "gpt2"])
+def test_what_wraps_a_model_does_not_matter(made, tmp_path, wrapped, kind):
+    if kind == "gpt2":
+        folder = copy_of(made, tmp_path / "in")
+        tensors = load_file(folder / "model.safetensors")
+        tensors = {wrapped + key: value for key, value in tensors.items()}
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        found = read_gpt2(folder, trusted=False, approximate=False)
+    else:
+        checkpoint = nanogpt_checkpoint(made)
+        state = checkpoint["model"]
+        names = {key: wrapped + key.removeprefix("_orig_mod.") for key in state}
+        checkpoint["model"] = {names[key]: value for key, value in state.items()}
+        torch.save(checkpoint, tmp_path / "ckpt.pt")
+        found = read_nanogpt(tmp_path / "ckpt.pt", trusted=True, approximate=False)
+    name = "layers.1.mlp.up.weight"
+    assert torch.equal(found.read(name), dict(made[1].named_parameters())[name].detach())
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"transformer.": "model.gpt."}, "its names begin with 'model.gpt.', those of a GPT-2"),
+        ({"wte": "tok"}, r"holds no wte.weight, but .*transformer\..*; it is no GPT-2"),
+    ],
+)
+def test_other_names_are_shown(made, tmp_path, names, message):
+    checkpoint = nanogpt_checkpoint(made)
+    ((old, new),) = names.items()
+    state = {key.replace(old, new): value for key, value in checkpoint["model"].items()}
+    checkpoint["model"] = {k: v for k, v in state.items() if "lm_head" not in k}
+    torch.save(checkpoint, tmp_path / "ckpt.pt")
+    with pytest.raises(DataError, match=message):
+        read_nanogpt(tmp_path / "ckpt.pt", trusted=True, approximate=False)
+
+
+def test_one_tensor_under_two_names_is_refused(made, tmp_path):
+    checkpoint = nanogpt_checkpoint(made)
+    name = "transformer.wte.weight"
+    checkpoint["model"][name] = checkpoint["model"][f"_orig_mod.{name}"] + 1
+    torch.save(checkpoint, tmp_path / "ckpt.pt")
+    with pytest.raises(DataError, match=f"_orig_mod.{name} and {name} are the same tensor"):
+        read_nanogpt(tmp_path / "ckpt.pt", trusted=True, approximate=False)
+
+
+def test_a_folder_of_links_as_the_hub_keeps_models(made, tmp_path):
+    blobs = copy_of(made, tmp_path / "blobs")
+    (tmp_path / "snapshot").mkdir()
+    for number, name in enumerate(("config.json", "model.safetensors")):
+        (blobs / name).rename(blobs / f"3af{number}")
+        (tmp_path / "snapshot" / name).symlink_to(blobs / f"3af{number}")
+    for path in (tmp_path / "snapshot", tmp_path / "snapshot" / "model.safetensors"):
+        assert read_gpt2(path, trusted=False, approximate=False).shape == made[1].shape
+
+
+def test_the_tokenizer_pads_where_generation_does_not_go_on(made):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(made[2])
+    assert tokenizer.padding_side == "left"
+    padded = tokenizer(["a", "a longer one"], padding=True)
+    assert padded["attention_mask"][0][0] == 0 and padded["attention_mask"][0][-1] == 1
+
+
 # ---- hostile files -----------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """The script that prepares data ahead of time."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -42,3 +43,23 @@ def test_a_mistake_is_one_line_and_an_exit_code(tmp_path):
     found = call(tmp_path, "--set", domains)
     assert found.returncode == 66
     assert found.stderr.splitlines()[-1].startswith("sparsecl: domain a: train: none.txt: ")
+
+
+def test_the_unexpected_is_70_as_in_the_other_programs(monkeypatch, capsys):
+    def fail(*_, **__):
+        raise KeyError("odd")
+
+    main = runpy.run_path(str(SCRIPT))["main"]
+    monkeypatch.setitem(main.__globals__, "prepare", fail)
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT)])
+    assert main() == 70
+    assert "KeyError: 'odd'" in capsys.readouterr().err
+
+
+def test_what_a_dataset_raises_is_one_line(tmp_path):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "train.jsonl").write_text('{"text": "a"}\n{oops\n')
+    done = call(tmp_path, "--set", "data.domains=[{name: a, source: hf, path: corpus}]")
+    assert done.returncode == 65
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("sparsecl: domain a: corpus: split train: ") and "train.jsonl" in line

@@ -175,3 +175,11 @@ def test_a_swapped_model_is_refused(trained, tmp_path):
         tokenizer.load(tmp_path)
     with pytest.raises(MissingInputError, match="holds no tokenizer"):
         tokenizer.load(tmp_path / "absent")
+
+
+def test_a_model_is_read_through_a_link_to_any_name(tmp_path, trained):
+    trained.save(tmp_path)
+    (tmp_path / "tokenizer.model").rename(tmp_path / "3af1")
+    (tmp_path / "own.model").symlink_to("3af1")
+    for name in ("own.model", "3af1"):  # its content tells what it is, not its name
+        assert tokenizer.read_model(tmp_path / name).digest == trained.digest

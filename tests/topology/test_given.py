@@ -42,6 +42,17 @@ def test_masks_of_every_type(tmp_path, name, dtype, suffix):
     assert_masks(read(write(tmp_path / name, arrays)))
 
 
+@pytest.mark.parametrize("name", ["masks.npz", "masks.safetensors"])
+def test_the_kind_follows_the_name_and_not_what_a_link_leads_to(tmp_path, name):
+    """Caches link a name to a file without any suffix, or with another one."""
+    write(tmp_path / name, MASKS).rename(tmp_path / "3af1.data")
+    (tmp_path / name).symlink_to("3af1.data")
+    assert_masks(read(tmp_path / name))
+    (tmp_path / "blob").symlink_to(name)
+    with pytest.raises(DataError, match="blob: expected a .npz or .safetensors file"):
+        read(tmp_path / "blob")
+
+
 @pytest.mark.parametrize("name", ["model.npz", "model.safetensors"])
 def test_zeros_of_weights(tmp_path, name):
     # Negative zero is zero; NaN and the smallest number live. An embedding is no layer.
