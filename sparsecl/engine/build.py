@@ -76,7 +76,7 @@ def build(
         backends=backends,
         sequence=config.parallel.sequence,
     )
-    methods.attach(GptSide(model), num_phases)
+    methods.attach(GptSide(model, config.seed), num_phases)
     if config.speed.compile:
         compile_blocks(model)
     return attach(model, config, ds_config)

@@ -9,6 +9,7 @@ from sparsecl.errors import UserError
 from sparsecl.methods.facts import RunFacts, error_text
 from sparsecl.model.config import ModelShape, check_tensor_parallel
 from sparsecl.model.memory import Layout
+from sparsecl.model.shapes import layer_shapes
 from sparsecl.optim.config import StageConfig
 from sparsecl.optim.schedule import lr_factor
 
@@ -165,6 +166,7 @@ def _check_methods(config: RunConfig, micro: int, num_phases: int) -> None:
             num_phases=num_phases,
             micro=micro,
             optimizer=config.optimizer.kind,
+            layers=tuple(layer_shapes(config.model.resolved())),
             others=tuple(other for other in used if other != name),
         )
         try:

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sparsecl.checkpoint.canonical import MASTER
 from sparsecl.checkpoint.gpt2_names import EMBEDDING, entries
 from sparsecl.checkpoint.laws import StateLaws, check_laws
-from sparsecl.checkpoint.manifest import Manifest, read_manifest
+from sparsecl.checkpoint.manifest import Manifest, ParameterEntry, read_manifest
 from sparsecl.config_nodes import one_line
 from sparsecl.engine.plan import Plan, make_plan
 from sparsecl.engine.position import Count, Position
@@ -29,6 +29,7 @@ from sparsecl.engine.resume import parsed
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import DataError
 from sparsecl.methods.table import build_methods
+from sparsecl.model.shapes import layer_shapes
 from sparsecl.topology.config import BackendName
 
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -147,10 +148,10 @@ def state_problems(manifest: Manifest) -> Iterator[str]:
     if config is None:
         yield "state.config: it is no run config of this version"
         return
-    yield from _parameters(manifest, config)
+    # As many ranks as any layout has: phases do not depend on them.
+    plan = make_plan(config, world_size=config.parallel.tensor)
+    yield from _parameters(manifest, config, len(plan.phases))
     if isinstance(found, RunState):
-        # As many ranks as any layout has: phases do not depend on them.
-        plan = make_plan(config, world_size=config.parallel.tensor)
         yield from _place(found, manifest.step, config, plan)
         yield from _results(found, plan)
         yield from _numbers(found, manifest, config)
@@ -175,14 +176,17 @@ def _missing(whole: Mapping[str, Any], given: Any, where: str) -> str:
     return ""
 
 
-def _parameters(manifest: Manifest, config: RunConfig) -> Iterator[str]:
+def _parameters(manifest: Manifest, config: RunConfig, num_phases: int) -> Iterator[str]:
     """The tensors are those of the model in the config, and the digests those of its matrices."""
     held = manifest.parameters
     if EMBEDDING not in held:
         yield f"there is no parameter {EMBEDDING}"
         return
     live = frozenset(name for name, entry in held.items() if entry.live)
-    wanted = entries(config.model.resolved(), held[EMBEDDING].shape[0], live)
+    shape = config.model.resolved()
+    wanted = entries(shape, held[EMBEDDING].shape[0], live)
+    added = config.methods.parameters(layer_shapes(shape), num_phases)
+    wanted |= {name: ParameterEntry(p.shape, p.partition_dim) for name, p in added.items()}
     for name in [*wanted, *(name for name in held if name not in wanted)]:
         if held.get(name) != wanted.get(name):
             yield f"{name} is {held.get(name)}, the model of its config has {wanted.get(name)}"

@@ -88,7 +88,10 @@ def restore(
             optimizer's state.
     """
     reader = Reader(folder)
-    if reader.manifest.parameters != _parameters(built):
+    own, there = _parameters(built), reader.manifest.parameters
+    # What a method adds to a base begins as it was made.
+    added = {name for name in own.keys() - there.keys() if weights_only and ".parts." in name}
+    if there != {name: entry for name, entry in own.items() if name not in added}:
         raise DataError(f"{folder}: its parameters are not those of this model config")
     _restore_topologies(folder, reader, built, methods)
     if not weights_only:
@@ -101,6 +104,8 @@ def restore(
     _make_optimizer_state(built.slices, states, numbers)
     method_tensors = {key: {} for key in found if "." in key}
     for name, param in built.engine.module.named_parameters():
+        if name in added:
+            continue
         read = functools.partial(_local, reader, name=name, entry=sparse.get(name))
         local = read(MASTER)
         write_weight(param, local, slices.get(name))

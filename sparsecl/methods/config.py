@@ -6,9 +6,11 @@ No torch: a config is read and checked, a run planned and a report written witho
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+from sparsecl.methods.adapters.config import OLoraConfig
 from sparsecl.methods.cl.config import EwcConfig, ReplayConfig
 from sparsecl.methods.dst.config import SetConfig
-from sparsecl.methods.facts import MethodConfig
+from sparsecl.methods.facts import AddedParameter, MethodConfig
+from sparsecl.topology.layer import LayerShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +26,20 @@ class MethodsConfig:
     replay: ReplayConfig | None = None
     """Experience replay: earlier sequences are trained again beside the new ones."""
 
+    o_lora: OLoraConfig | None = None
+    """O-LoRA: a low-rank adapter for each domain, orthogonal to those before."""
+
     def used(self) -> dict[str, MethodConfig]:
         """The blocks that are there, by name, in the order of the fields."""
         blocks = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: block for name, block in blocks.items() if block is not None}
+
+    def parameters(
+        self, layers: Sequence[LayerShape], num_phases: int
+    ) -> dict[str, AddedParameter]:
+        """What the methods add to a model of these linears, by parameter name."""
+        added = [block.parameters(layers, num_phases) for block in self.used().values()]
+        return {name: parameter for some in added for name, parameter in some.items()}
 
     @property
     def rewires(self) -> bool:

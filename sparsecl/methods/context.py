@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from torch import nn
 
 from sparsecl.optim.slices import Slice, Slices
 from sparsecl.sparse.linear import SparseLinear
@@ -124,6 +125,15 @@ class ModelSide(Protocol):
         """By layer name, for example layers.3.mlp.up; the same order on all ranks."""
         ...
 
+    def add(self, at: str, name: str, part: nn.Module) -> None:
+        """y = y + part(x) at the linear `at`, local to the tp rank (sparse/linear.py, add_part).
+        The parameters must be those that the method's options promise (`parameters`)."""
+        ...
+
+    def generator(self, *names: str | int) -> np.random.Generator:
+        """A named random stream of the run: the same on all ranks, whatever the layout."""
+        ...
+
 
 class MethodContext(Protocol):
     """One run on this rank."""
@@ -230,6 +240,10 @@ class MethodContext(Protocol):
         ...
 
     # Weights.
+
+    def shapes(self) -> Mapping[str, torch.Size]:
+        """Shape of every tp-local parameter, by name, in the order of the model."""
+        ...
 
     def live_values(self, name: str) -> torch.Tensor:
         """Master values fp32 [N] of the live weights of this tp slice, row-major. Collective over

@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 
 from sparsecl.bounds import check_bounds
 from sparsecl.optim.config import StageConfig
+from sparsecl.topology.layer import LayerShape
 
 FLAGS: dict[str, str] = {
     "I": "needs to know the domain when it is tested",
@@ -45,8 +46,22 @@ class RunFacts:
     optimizer: str
     """optimizer.kind of the run config."""
 
+    layers: tuple[LayerShape, ...]
+    """The linears of the model, global."""
+
     others: tuple[str, ...]
     """Names of the other methods of the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddedParameter:
+    """A parameter that a method adds to the model."""
+
+    shape: tuple[int, ...]
+    """Global."""
+
+    partition_dim: int
+    """The dim that is split over tp; -1: every tp rank has all of it."""
 
 
 class MethodConfig:
@@ -67,6 +82,12 @@ class MethodConfig:
     def check(self, run: RunFacts) -> None:
         """Raise ValueError if the run lacks what the method needs, with the way out. A message
         that begins with one of the method's fields is about that field."""
+
+    def parameters(
+        self, layers: Sequence[LayerShape], num_phases: int
+    ) -> Mapping[str, AddedParameter]:
+        """What `Method.attach` will have added to a model of these linears, by parameter name."""
+        return {}
 
     def stages(self) -> Sequence[StageConfig]:
         """How it divides every phase's own steps; empty: as phases.stages says."""

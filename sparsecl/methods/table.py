@@ -1,5 +1,6 @@
 """From the config to the methods of a run."""
 
+from sparsecl.methods.adapters.o_lora import OLora
 from sparsecl.methods.base import Method, Order
 from sparsecl.methods.cl.ewc import Ewc
 from sparsecl.methods.cl.replay import Replay
@@ -7,7 +8,7 @@ from sparsecl.methods.config import MethodsConfig
 from sparsecl.methods.dst.set import Set
 from sparsecl.methods.several import Methods
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Ewc, Replay, Set)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (Ewc, OLora, Replay, Set)}
 """By the name of a method's block in `MethodsConfig`."""
 
 

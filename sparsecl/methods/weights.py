@@ -130,6 +130,9 @@ class WeightContext:
 
     # Weights.
 
+    def shapes(self) -> Mapping[str, torch.Size]:
+        return {name: self._shape(name) for name in self.slices.parameters()}
+
     def live_values(self, name: str) -> torch.Tensor:
         layer = self.sparse[name].layer
         values = self._whole(name, None)

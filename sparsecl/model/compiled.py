@@ -20,10 +20,11 @@ from sparsecl.errors import UserError
 from sparsecl.model.gpt import GPT, Block, Norm
 from sparsecl.sparse import kernels
 from sparsecl.sparse.linear import SparseLinear, live_product
+from sparsecl.sparse.low_rank import LowRank
 from sparsecl.sparse.parallel import (
     enter_tensor_parallel,
-    gradient_over_positions,
     leave_tensor_parallel,
+    summed_gradient,
 )
 from sparsecl.sparse.product import arrange
 
@@ -78,8 +79,8 @@ def _leave_out(block: Block) -> None:
         if isinstance(part, SparseLinear):
             part.product, part.rearrange = _outside(live_product), _outside(arrange)
             part.exchange = _same if alone else _outside(leave_tensor_parallel)
-        elif isinstance(part, Norm):
-            part.share = _outside(gradient_over_positions)
+        elif isinstance(part, Norm | LowRank):
+            part.share = _outside(summed_gradient)
 
 
 @functools.cache

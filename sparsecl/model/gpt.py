@@ -29,8 +29,8 @@ from sparsecl.sparse.linear import (
 )
 from sparsecl.sparse.parallel import (
     enter_tensor_parallel,
-    gradient_over_positions,
     spread_positions,
+    summed_gradient,
 )
 from sparsecl.topology.layer import LayerShape, LayerTopology
 
@@ -77,7 +77,7 @@ class Norm(nn.LayerNorm):
     def __init__(self, width: int) -> None:
         super().__init__(width, bias=False)
         mark_tensor_parallel(self.weight, -1)
-        self.share = gradient_over_positions
+        self.share = summed_gradient
 
     def forward(self, input: Tensor, spread: bool = False) -> Tensor:
         """[..., W] -> [..., W]; the backward pass is collective over tp if spread."""

@@ -86,6 +86,7 @@ class SparseLinear(nn.Module):
         self.shape, self.topology, self.options = shape, topology, options
         self.tp_rank, self.tp_size = tp_rank, tp_size
         self.index, self.backend, self.tap = None, None, None
+        self.parts: nn.ModuleDict | None = None
         # Attributes, so that a compiled model can leave them out of its graphs (model/compiled.py).
         self.product, self.rearrange = live_product, arrange
         self.exchange = leave_tensor_parallel
@@ -151,8 +152,20 @@ class SparseLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., I_local] -> [..., O_local]."""
         if self.backend is None or self.index is None:
-            return masked_linear(x, self.weight, self.dead, self.tap)
-        return self.product(self, x)
+            y = masked_linear(x, self.weight, self.dead, self.tap)
+        else:
+            y = self.product(self, x)
+        for part in self.parts.values() if self.parts is not None else ():
+            y = y + part(x)
+        return y
+
+    def add_part(self, name: str, part: nn.Module) -> None:
+        """From now on y += part(x), local to the rank and before the exchange over tp.
+
+        Its parameters are parts.NAME.*; before an optimizer has seen the model.
+        """
+        self.parts = nn.ModuleDict() if self.parts is None else self.parts
+        self.parts[name] = part
 
     def arrange(self, x: Tensor) -> Tensor:
         """x in the strides that this layer multiplies in, for layers that share their input."""

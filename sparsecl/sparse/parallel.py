@@ -85,10 +85,11 @@ def reduce_from_tensor_parallel(x: Tensor) -> Tensor:
     return mappings.reduce_from_tensor_model_parallel_region(x.contiguous(), group=dist.tp_group())
 
 
-def gradient_over_positions(parameter: Tensor) -> Tensor:
-    """A replicated parameter for use on spread features: its gradient is summed over tp.
+def summed_gradient(parameter: Tensor) -> Tensor:
+    """A replicated parameter for use on each rank's own share of the data (positions, features):
+    its gradient is summed over tp.
 
-    Each rank's part of the gradient comes from its own positions. They are added before anybody
+    The shares are added before anybody
     sees them: DeepSpeed, methods and the gradient norm find the same whole gradient on every rank.
     The backward pass is collective over tp.
     """

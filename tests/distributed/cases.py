@@ -128,7 +128,7 @@ def assemble(
         sequence=config.parallel.sequence,
     )
     methods = build_methods(config.methods)
-    methods.attach(GptSide(model), len(plan.phases))
+    methods.attach(GptSide(model, config.seed), len(plan.phases))
     built = attach(model, config, resolve(config, plan, stage, json_overrides))
     trainer = RecordingTrainer(
         config,

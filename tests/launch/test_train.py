@@ -183,7 +183,7 @@ def test_help_config_explains_every_key_without_torch():
     assert (done.returncode, done.stderr) == (0, "")
     for line in (
         "topology.density: a number = 0.1",
-        "methods.ewc.strength: a number = 10000.0",
+        "methods.ewc.strength: a number >= 0 = 10000.0",
         "data.domains.N.source: one of installed, files, hf, synthetic = required",
     ):
         assert line in done.stdout.splitlines()

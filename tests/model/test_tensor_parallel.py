@@ -13,10 +13,10 @@ from sparsecl.model.vocabulary import best_token, cross_entropy
 from sparsecl.sparse.parallel import (
     copy_to_tensor_parallel,
     enter_tensor_parallel,
-    gradient_over_positions,
     leave_tensor_parallel,
     reduce_from_tensor_parallel,
     spread_positions,
+    summed_gradient,
 )
 from sparsecl.sparse.registry import sparse_parameters
 from sparsecl.topology.config import TopologyConfig
@@ -106,7 +106,7 @@ def check_spread_edges(rank):
     assert x.grad is not None and x.grad.tolist() == [1.0, 1.0, 2.0, 2.0]
 
     gain = torch.ones(3, requires_grad=True)
-    kept = gradient_over_positions(gain)
+    kept = summed_gradient(gain)
     assert kept.untyped_storage().data_ptr() != gain.untyped_storage().data_ptr()
     kept.backward(torch.full((3,), rank + 1.0))
     assert gain.grad is not None and gain.grad.tolist() == [3.0, 3.0, 3.0]

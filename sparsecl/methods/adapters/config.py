@@ -1,0 +1,66 @@
+"""Options of the methods that add low-rank parts beside frozen weights."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt
+
+from sparsecl.methods.facts import AddedParameter, MethodConfig, RunFacts
+from sparsecl.topology.layer import LayerShape
+
+ROW_PARALLEL = ("o", "down")
+"""As model.gpt.split_dim, which brings torch."""
+
+Kind = Literal["q", "k", "v", "o", "up", "down"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OLoraConfig(MethodConfig):
+    """Size of a domain's adapter, and how strongly it is kept apart from those before."""
+
+    flags = {
+        "B": "yes",
+        "P": "the first domain's model",
+        "F": "all but the newest adapter",
+        "X": "an adapter for each domain after the first",
+        "C": "adapters of all domains",
+    }
+
+    rank: Annotated[int, Ge(1)] = 8
+    """Of the adapter of one domain."""
+
+    alpha: Annotated[float, Gt(0.0)] = 32.0
+    """An adapter is multiplied by alpha / rank."""
+
+    l1: Annotated[float, Ge(0.0)] = 0.5
+    """Weight of sum |A_old A^T|, which keeps the new adapter's inputs orthogonal to the old."""
+
+    kinds: tuple[Kind, ...] = ("q", "v")
+    """Linears that have adapters, in every block."""
+
+    def check(self, run: RunFacts) -> None:
+        if run.joint or run.num_phases < 2:
+            raise ValueError("the first phase trains the base, the later ones adapters: 2 at least")
+        if not self.kinds:
+            raise ValueError("kinds is empty; name one of q, k, v, o, up, down at least")
+        total = self.rank * (run.num_phases - 1)
+        narrow = min(layer.in_features for layer in run.layers if layer.kind in self.kinds)
+        if total > narrow:
+            raise ValueError(
+                f"rank={self.rank} for {run.num_phases - 1} domains is {total} directions, and a "
+                f"linear has {narrow} inputs: no more can be orthogonal. Lower rank."
+            )
+
+    def parameters(
+        self, layers: Sequence[LayerShape], num_phases: int
+    ) -> Mapping[str, AddedParameter]:
+        found, total = {}, self.rank * (num_phases - 1)
+        for layer in layers:
+            if layer.kind in self.kinds:
+                rows = layer.kind in ROW_PARALLEL
+                a, b = (total, layer.in_features), (layer.out_features, total)
+                part = f"{layer.name}.parts.o_lora"
+                found[f"{part}.a"] = AddedParameter(shape=a, partition_dim=1 if rows else -1)
+                found[f"{part}.b"] = AddedParameter(shape=b, partition_dim=-1 if rows else 0)
+        return found

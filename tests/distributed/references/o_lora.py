@@ -1,0 +1,65 @@
+"""O-LoRA in plain PyTorch: y += scale * B A x, the penalty by autograd, all else put back."""
+
+import torch
+from torch import Tensor, nn
+
+from sparsecl import seeding
+from tests.distributed.references.run import ReferenceRun
+
+
+class OLoraReference(ReferenceRun):
+    def __init__(self, cache: str, overrides: tuple[str, ...]) -> None:
+        super().__init__(cache, overrides)
+        self.options = self.config.methods.o_lora
+        plain, adapters, scale = self.model.linear, {}, self.options.alpha / self.options.rank
+
+        def linear(x: Tensor, name: str) -> Tensor:
+            y = plain(x, name)
+            if name in adapters:
+                a, b = adapters[name]
+                y = y + scale * (x @ a.T @ b.T)
+            return y
+
+        self.model.linear = linear
+        total = self.options.rank * (len(self.plan.phases) - 1)
+        for name in [n.removesuffix(".weight") for n in self.masks]:
+            if name.split(".")[-1] in self.options.kinds:
+                outputs, inputs = self.params[f"{name}.weight"].shape
+                rng = seeding.stream(self.config.seed, "o_lora", name)
+                drawn = rng.uniform(-(inputs**-0.5), inputs**-0.5, (total, inputs))
+                adapters[name] = (
+                    nn.Parameter(torch.from_numpy(drawn).float()),
+                    nn.Parameter(torch.zeros(outputs, total)),
+                )
+                for key, value in zip("ab", adapters[name], strict=True):
+                    self.params[f"{name}.parts.o_lora.{key}"] = value
+                    self.optimizer.param_groups[0]["params"].append(value)
+
+    def learns(self, name: str) -> Tensor:
+        """bool, the shape of the parameter."""
+        where = torch.full(self.params[name].shape, self.phase == 0 and ".parts." not in name)
+        if self.phase and ".parts." in name:
+            begin = self.options.rank * (self.phase - 1)
+            where.narrow("ab".index(name[-1]), begin, self.options.rank).fill_(True)
+        return where
+
+    def loss(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        loss, _ = super().loss(rows)
+        begin, penalty = self.options.rank * (self.phase - 1), torch.zeros(())
+        for name, value in self.params.items():
+            if name.endswith(".parts.o_lora.a") and begin > 0:
+                old, new = value[:begin].detach(), value[begin : begin + self.options.rank]
+                penalty = penalty + (old @ new.T).abs().sum()
+        return loss, loss + self.options.l1 * penalty
+
+    def after_backward(self) -> bool:
+        self.before = {name: value.detach().clone() for name, value in self.params.items()}
+        for name, value in self.params.items():
+            value.grad = torch.where(self.learns(name), value.grad, 0.0)
+        return True
+
+    def after_update(self) -> None:
+        for name, value in self.params.items():
+            value.copy_(torch.where(self.learns(name), value, self.before[name]))
+            for key in ("exp_avg", "exp_avg_sq"):
+                self.optimizer.state[value][key][~self.learns(name)] = 0.0
