@@ -278,7 +278,7 @@ def _assemble(
         "tokenizer": data.tokenizer.digest,
         "topology": {name: found.digest for name, found in prepared.topologies.items()},
     }
-    found, notes = dist.agree(lambda: _find_checkpoint(prepared.run_dir, resume), only_first=True)
+    found, notes = dist.agree(lambda: _find_checkpoint(folder, resume), only_first=True)
     saved: dict[str, Any] = {}
     changes: list[str] = []
     if found is not None:
@@ -360,14 +360,14 @@ def _check_folder(init_from: Path) -> None:
         raise MissingInputError(f"init_from={init_from}: no such folder. Name a checkpoint's.")
 
 
-def _find_checkpoint(run_dir: Path, resume: Resume) -> tuple[Path | None, list[str]]:
-    if resume == "never":
+def _find_checkpoint(folder: RunFolder | None, resume: Resume) -> tuple[Path | None, list[str]]:
+    if folder is None or resume == "never":
         return None, []
-    root = run_dir / "checkpoints"
+    root = folder.checkpoints
     found, notes = newest_valid(root, check_lawful)
     if found is None and candidates(root):
         raise DataError(f"{root}: no checkpoint is valid. {notes[0]}. Start in another --run_dir.")
-    return found, notes
+    return found, notes if found else folder.check_unbegun()
 
 
 def _open_log(
