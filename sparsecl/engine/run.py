@@ -397,6 +397,8 @@ def _open_log(
         backends=backends,
     )
     log.say(head)
+    overlap = {domain.name: domain.overlap for domain in data.domains}
+    log.say(display.overlap_line(overlap))
     if built.topologies:
         log.say(table(built.topologies))
     for warning in (*prepared.deepspeed.warnings, *prepared.warnings):
@@ -423,6 +425,7 @@ def _open_log(
             entropy_rate={
                 d.name: d.entropy_rate for d in data.domains if d.entropy_rate is not None
             },
+            overlap=overlap,
             config=board.flat_hparams(config),
         )
         log.text("run/about", board.about_card(head), tokens=0)

@@ -360,6 +360,7 @@ _HEADER: dict[str, tuple[type, ...]] = {
     "digests": (str, type(None)),
     "versions": (str,),
     "entropy_rate": (int, float),
+    "overlap": (int, float, type(None)),
 }
 
 
