@@ -9,6 +9,14 @@ a large corpus. It may be killed and called again: what is finished of each doma
 tokens) stays. Memory does not grow with the corpus; the disk holds its text and its tokens, about
 1.5 times its size, beside what `datasets` downloads. Without a terminal a line every 15 seconds
 tells how far it is.
+
+The second table says what keeps validation text out of training, per domain:
+
+    duplicates   documents that were there already, by their words
+    left out     training documents that some domain holds out; below, which domain does
+    13-grams     runs of 13 words of the validation text (of much of it a sample)
+    in training  share of them that training text of any domain has
+    documents    validation documents with such a run
 """
 
 import argparse
@@ -60,6 +68,7 @@ def work(options: argparse.Namespace) -> None:
         check_sources=options.check_sources,
     )
     print(table(prepared))
+    print(f"\n{leaks_table(prepared)}")
 
 
 def table(prepared: PreparedData) -> str:
@@ -81,6 +90,26 @@ def table(prepared: PreparedData) -> str:
         f"{vocabulary.digest[:12]}; data {prepared.fingerprint[:12]}"
     )
     return "\n".join(lines)
+
+
+def leaks_table(prepared: PreparedData) -> str:
+    """One line per domain, as the help of this program explains them, and one for each pair."""
+    head = ("domain", "duplicates", "left out", "13-grams", "in training", "documents")
+    lines = ["{:<16}{:>11}{:>9}{:>14}{:>12}{:>13}".format(*head)]
+    pairs = []
+    for domain in prepared.domains:
+        dropped, leaks = domain.manifest["text"]["dropped"], domain.manifest["leaks"]
+        left_out, overlap = leaks["left_out"], leaks["overlap"]
+        share = "-" if domain.overlap is None else f"{domain.overlap:.1%}"
+        lines.append(
+            f"{domain.name:<16}{dropped['duplicate']:>11,}{left_out['documents']:>9,}"
+            f"{overlap['runs']:>14,}{share:>12}{overlap['documents']:>13,}"
+        )
+        pairs += [
+            f"left out of {domain.name}: {count:,} that {other} holds out"
+            for other, count in left_out["by"].items()
+        ]
+    return "\n".join(lines + pairs)
 
 
 if __name__ == "__main__":

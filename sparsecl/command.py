@@ -34,6 +34,7 @@ from sparsecl.errors import (
     UserError,
     shortage,
 )
+from sparsecl.files import out_of_reach
 
 INTERRUPTED = 130  # as shells say it of a program that Ctrl-C ended
 
@@ -102,7 +103,7 @@ def report(
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
-        found = shortage(error)
+        found = shortage(error) or out_of_reach(error)
         if found is None:
             traceback.print_exc()
             return InvariantError.exit_code

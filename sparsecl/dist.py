@@ -18,6 +18,7 @@ from torch.distributed import distributed_c10d
 
 from sparsecl import place
 from sparsecl.errors import PeerLostError, UserError, shortage
+from sparsecl.files import out_of_reach
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)  # data preparation of a rank may take long
 POLL_SECONDS = 0.5  # between two questions of ranks that wait: for each other, for rank 0's work
@@ -336,7 +337,8 @@ def agree(
         try:
             result = action()
         except Exception as error:  # whatever it is, every rank must hear of it
-            problem = error if isinstance(error, UserError) else shortage(error) or error
+            known = error if isinstance(error, UserError) else shortage(error)
+            problem = known or out_of_reach(error) or error
     told = problem if problem is None or isinstance(problem, UserError) else repr(problem)
     reports = gather_objects((told, result if only_first else None), group=group)
     for other, (found, _) in enumerate(reports):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sparsecl.config_nodes import one_line
-from sparsecl.errors import CannotCreateError, StorageError, UserError
+from sparsecl.errors import CannotCreateError, MissingInputError, StorageError, UserError
 from sparsecl.opening import NotPlainError, check_kind, is_folder, plain
 
 # A name or a right is missing; whatever else goes wrong is the disk's doing.
@@ -27,6 +27,8 @@ _CANNOT_CREATE = frozenset(
     for name in "EACCES EEXIST EISDIR ELOOP EMLINK ENAMETOOLONG ENOENT ENOTDIR ENOTEMPTY ENXIO "
     "EPERM EROFS".split()
 )
+# What the system says even to the question whether a file is there.
+_UNREACHABLE = frozenset((errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP))
 _HELD = ".held"  # in a temporary folder: locked while its maker lives
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _GONE = (errno.ENOENT, errno.ESTALE, errno.ENOTCONN, errno.ENODEV)
@@ -77,6 +79,21 @@ def reason(path: Path, error: OSError) -> str:
         return f"{in_the_way} is no folder"
     text = error.strerror or str(error) or type(error).__name__
     return f"{text}; make room" if error.errno in _FULL else text
+
+
+def out_of_reach(error: BaseException) -> UserError | None:
+    """`error`, or what it came from, as a path that cannot be looked at; None = something else.
+
+    A folder of somebody else, a name that is too long, links in a circle, a NUL character: pathlib
+    raises already when it is asked whether such a path exists, and that is asked in many places.
+    """
+    if isinstance(error, OSError) and error.errno in _UNREACHABLE:
+        if isinstance(error.filename, str | bytes | os.PathLike):
+            name = os.fsdecode(error.filename)
+            return MissingInputError(one_line(f"{name}: cannot be reached ({error.strerror})"))
+    if isinstance(error, ValueError) and str(error).startswith("embedded null "):
+        return UserError("a path contains a NUL character, which no file's name can. Remove it.")
+    return out_of_reach(error.__cause__) if error.__cause__ is not None else None
 
 
 @contextlib.contextmanager

@@ -210,6 +210,33 @@ def test_a_shortage_is_seen_behind_what_came_of_it():
     assert shortage(OSError(2, "No such file")) is None
 
 
+def denied():
+    """What a folder of somebody else answers; root may look into all."""
+    raise PermissionError(13, "Permission denied", "/home/other\n/run")
+
+
+@pytest.mark.parametrize(
+    ("look", "code", "line"),
+    [
+        (denied, 66, r"/home/other\n/run: cannot be reached (Permission denied)"),
+        (lambda: Path("n" * 300).is_dir(), 66, f"{'n' * 300}: cannot be reached (File name too lo"),
+        (lambda: os.stat("a\0b"), 64, "a path contains a NUL character"),
+    ],
+)
+def test_a_path_that_cannot_be_looked_at_is_one_line(capsys, look, code, line):
+    assert command.report(look) == code
+    said = capsys.readouterr().err
+    assert said.startswith(f"sparsecl: {line}") and said.count("\n") == 1
+
+
+def test_a_refusal_that_is_of_no_path_is_an_internal_error(capsys):
+    def refused():
+        raise PermissionError(1, "Operation not permitted")
+
+    assert command.report(refused) == 70
+    assert "Traceback" in capsys.readouterr().err
+
+
 def test_ctrl_c_ends_a_tool_with_130(tmp_path):
     script = tmp_path / "waits.py"
     script.write_text(

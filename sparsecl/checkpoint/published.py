@@ -44,14 +44,23 @@ def note_published(folder: Path, step: int) -> None:
         fsync_folder(path.parent)
 
 
+def published_steps(root: Path) -> set[int]:
+    """The steps on the list of a checkpoints folder."""
+    return {step for entry in _entries(root) if type(step := entry.get("step")) is int}
+
+
 def is_foreign(folder: Path, step: int) -> bool:
     """True if the list names other manifests for this step, and not that of `folder`."""
-    try:
-        lines = read_plain(folder.absolute().parent / PUBLISHED).splitlines()
-    except OSError:
-        return False
-    named = {entry.get("manifest") for entry in map(_parse, lines) if entry.get("step") == step}
+    entries = _entries(folder.absolute().parent)
+    named = {entry.get("manifest") for entry in entries if entry.get("step") == step}
     return bool(named) and sha256_file(folder / MANIFEST) not in named
+
+
+def _entries(root: Path) -> list[dict[str, Any]]:
+    try:
+        return [_parse(line) for line in read_plain(root / PUBLISHED).splitlines()]
+    except OSError:
+        return []
 
 
 def _parse(line: bytes) -> dict[str, Any]:

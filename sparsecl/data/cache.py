@@ -24,7 +24,7 @@ from sparsecl.opening import NotPlainError, check_kind, make_folder, plain
 
 MANIFEST = "manifest.json"
 
-FORMAT = 2
+FORMAT = 3
 """Version of what is written below the cache root; part of every key."""
 
 MAX_MANIFEST_BYTES = 256 << 20

@@ -12,9 +12,9 @@ import errno
 import os
 from pathlib import Path
 
+from sparsecl.data.identity import DIGEST_BYTES
 from sparsecl.opening import plain
 
-DIGEST_BYTES = 16
 _EMPTY = bytes(DIGEST_BYTES)
 _MAX_LOAD = 0.6  # linear probing looks at 1.8 places for a hit, 3.6 for a miss (Knuth 6.4)
 _FIRST_CAPACITY = 1 << 16  # 1 MiB
@@ -51,7 +51,17 @@ class DigestSet:
         self._count += 1
         return True
 
+    def __contains__(self, digest: bytes) -> bool:
+        return self._find(digest) is None
+
     def _put(self, digest: bytes) -> bool:
+        place = self._find(digest)
+        if place is not None:
+            os.pwrite(self._file, digest, place)
+        return place is not None
+
+    def _find(self, digest: bytes) -> int | None:
+        """The empty place in the file that waits for a digest; None if it is there."""
         size = self._capacity * DIGEST_BYTES
         begin = int.from_bytes(digest[:8], "little") % self._capacity * DIGEST_BYTES
         while True:
@@ -61,10 +71,9 @@ class DigestSet:
             for offset in range(0, len(places), DIGEST_BYTES):
                 found = places[offset : offset + DIGEST_BYTES]
                 if found == digest:
-                    return False
+                    return None
                 if found == _EMPTY:
-                    os.pwrite(self._file, digest, begin + offset)
-                    return True
+                    return begin + offset
             begin = (begin + len(places)) % size
 
     def _grow(self) -> None:

@@ -1,8 +1,9 @@
 """Domains of a config -> tokens on disk, one call.
 
-Three kinds of cache entries below data.cache_dir, each keyed by what decides its content:
+Four kinds of cache entries below data.cache_dir, each keyed by what decides its content:
 
     text/        documents of a domain, without duplicates, parted into train and validation
+    leaks/       of all domains: training documents that one of them holds out, and are left out
     tokenizers/  the tokenizer, trained on the training text of all domains
     tokens/      a domain's tokens; keyed by the text's sha256, so touching a file rebuilds nothing
 
@@ -23,10 +24,12 @@ from typing import Any
 from tqdm import tqdm
 
 from sparsecl.command import complain
-from sparsecl.data import cache, tokenizer_training
+from sparsecl.data import cache, leaks, tokenizer_training
 from sparsecl.data.config import DataConfig, DomainConfig, TokenizerConfig
 from sparsecl.data.documents import SPLITS, write_texts
+from sparsecl.data.domain_text import DomainText
 from sparsecl.data.held_file import Stamp
+from sparsecl.data.identity import RULES
 from sparsecl.data.sources import Source, check_apart, open_source
 from sparsecl.data.sources.reads import check_reads
 from sparsecl.data.token_store import TokenStore, open_store
@@ -41,7 +44,7 @@ class DomainData:
     """One domain, ready to be read.
 
     Attributes:
-        manifest: {"text": .., "tokens": ..}: source, counts and sha256 of both entries.
+        manifest: {"text": .., "leaks": .., "tokens": ..}: source, counts and sha256 of the entries.
         entropy_rate: best possible loss in nats per token, for synthetic sources; else None.
     """
 
@@ -50,6 +53,12 @@ class DomainData:
     validation: TokenStore
     manifest: dict[str, Any]
     entropy_rate: float | None
+
+    @property
+    def overlap(self) -> float | None:
+        """Share of the 13-grams of its validation text that training text of the run has; None if
+        it has none."""
+        return leaks.share(self.manifest["leaks"]["overlap"])
 
 
 @dataclass(frozen=True)
@@ -82,19 +91,6 @@ class PreparedData:
 
     def _stores(self) -> list[TokenStore]:
         return [store for domain in self.domains for store in (domain.train, domain.validation)]
-
-
-@dataclass(frozen=True)
-class _Text:
-    """A domain's text entry."""
-
-    domain: DomainConfig
-    folder: Path
-    manifest: dict[str, Any]
-
-    @property
-    def digest(self) -> str:
-        return sha256_text(json.dumps([self.manifest[split]["sha256"] for split in SPLITS]))
 
 
 def prepare(
@@ -132,8 +128,12 @@ def prepare(
     ]
     for text in texts if check_sources else ():
         check_reads(text.manifest["reads"], text.domain.name, text.folder)
+    texts, parts = _without_leaks(texts, root, show_progress)
     vocabulary = _tokenizer(tokenizer, texts, root, show_progress)
-    domains = tuple(_tokens(text, vocabulary, data.workers, root, show_progress) for text in texts)
+    domains = tuple(
+        _tokens(text, parts[text.domain.name], vocabulary, data.workers, root, show_progress)
+        for text in texts
+    )
     for domain in domains:
         _check_length(domain, context)
         for store in (domain.train, domain.validation) if verify else ():
@@ -157,9 +157,13 @@ def find_inputs(data: DataConfig, tokenizer: TokenizerConfig, *, seed: int) -> l
 
 def _text(
     data: DataConfig, domain: DomainConfig, source: Source, root: Path, show_progress: bool
-) -> _Text:
+) -> DomainText:
     limit = data.max_document_bytes
-    key: dict[str, Any] = {"source": source.key, "max_train_bytes": domain.max_train_bytes}
+    key: dict[str, Any] = {
+        "source": source.key,
+        "max_train_bytes": domain.max_train_bytes,
+        "identity": RULES,
+    }
     if not source.has_validation:
         key["validation_share"] = data.validation_share
     if not source.atomic:
@@ -185,14 +189,27 @@ def _text(
             "entropy_per_byte": source.entropy_rate,
         }
 
-    text = _Text(domain, *cache.open_entry(root, "text", domain.name, key, build))
-    _check_manifest(text)
-    _check_not_empty(text)
+    text = DomainText(domain, *cache.open_entry(root, "text", domain.name, key, build))
+    text.check()
     return text
 
 
+def _without_leaks(
+    texts: list[DomainText], root: Path, show_progress: bool
+) -> tuple[list[DomainText], dict[str, dict[str, Any]]]:
+    """The texts without what one of them holds out, and what is known of each."""
+
+    def build(folder: Path) -> dict[str, Any]:
+        total = sum(text.manifest[split]["bytes"] for text in texts for split in SPLITS)
+        with closing(_bar("validation text in training text", total, show_progress)) as progress:
+            return leaks.write_leaks(texts, folder, progress)
+
+    key = [RULES, leaks.key(texts)]
+    return leaks.read_leaks(texts, *cache.open_entry(root, "leaks", "run", key, build))
+
+
 def _tokenizer(
-    config: TokenizerConfig, texts: list[_Text], root: Path, show_progress: bool
+    config: TokenizerConfig, texts: list[DomainText], root: Path, show_progress: bool
 ) -> Tokenizer:
     """The run's tokenizer."""
     if config.kind == "bytes" or config.model is not None:
@@ -219,13 +236,13 @@ def _tokenizer(
     return found
 
 
-def _train(config: TokenizerConfig, texts: list[_Text], show_progress: bool) -> Tokenizer:
+def _train(config: TokenizerConfig, texts: list[DomainText], show_progress: bool) -> Tokenizer:
     def chosen() -> Any:
         with closing(_bar("tokenizer: training text", None, show_progress)) as progress:
             for text in texts:
-                part = text.manifest["train"]
+                num_bytes = text.manifest["train"]["bytes"]
                 for document in tokenizer_training.training_texts(
-                    text.folder, part, config.train_bytes
+                    text.documents("train"), num_bytes, config.train_bytes
                 ):
                     progress.update(len(document))
                     yield document
@@ -234,7 +251,12 @@ def _train(config: TokenizerConfig, texts: list[_Text], show_progress: bool) -> 
 
 
 def _tokens(
-    text: _Text, vocabulary: Tokenizer, workers: int, root: Path, show_progress: bool
+    text: DomainText,
+    leaked: dict[str, Any],
+    vocabulary: Tokenizer,
+    workers: int,
+    root: Path,
+    show_progress: bool,
 ) -> DomainData:
     name = text.domain.name
     num_bytes = sum(text.manifest[split]["bytes"] for split in SPLITS)
@@ -242,14 +264,7 @@ def _tokens(
 
     def build(folder: Path) -> dict[str, Any]:
         with closing(_bar(f"{name}: tokens", num_bytes, show_progress)) as progress:
-            return write_tokens(
-                text.folder,
-                text.manifest,
-                vocabulary,
-                folder,
-                workers=used_workers,
-                progress=progress,
-            )
+            return write_tokens(text, vocabulary, folder, workers=used_workers, progress=progress)
 
     key = [text.digest, vocabulary.digest]
     entry, manifest = cache.open_entry(root, "tokens", name, key, build)
@@ -266,7 +281,7 @@ def _tokens(
         name=name,
         train=stores["train"],
         validation=stores["validation"],
-        manifest={"text": text.manifest, "tokens": manifest},
+        manifest={"text": text.manifest, "leaks": leaked, "tokens": manifest},
         entropy_rate=None if per_byte is None else _per_token(per_byte, stores["validation"]),
     )
 
@@ -286,38 +301,6 @@ def _per_token(per_byte: float, store: TokenStore) -> float:
     better on average over a long text.
     """
     return per_byte * store.num_bytes / (store.num_tokens - store.num_documents)
-
-
-def _check_manifest(text: _Text) -> None:
-    """The parts of a text entry's manifest that are read later."""
-    manifest, per_byte = text.manifest, text.manifest.get("entropy_per_byte", "")
-    parts = [(split, name) for split in SPLITS for name in ("documents", "bytes", "longest")]
-    parts += [("dropped", "empty"), ("dropped", "duplicate")]
-    try:
-        counts = [manifest[part][name] for part, name in parts]
-        whole = all(type(count) is int and 0 <= count < 2**62 for count in counts)
-        whole = whole and all(isinstance(manifest[split]["sha256"], str) for split in SPLITS)
-        whole = whole and isinstance(manifest["reads"], dict)
-    except (KeyError, TypeError):
-        whole = False
-    if not whole or not (per_byte is None or type(per_byte) is float and 0.0 <= per_byte < 99.0):
-        raise DataError(f"{text.folder}: its manifest is not one of text; delete the folder")
-
-
-def _check_not_empty(text: _Text) -> None:
-    """A split without a document cannot be mended by a smaller context: say what can be done."""
-    counts = {split: text.manifest[split]["documents"] for split in SPLITS}
-    for split in SPLITS:
-        if counts[split]:
-            continue
-        dropped = text.manifest["dropped"]
-        total = sum(counts.values())
-        raise DataError(
-            f"domain {text.domain.name}: {split} has no documents ({total} in all, "
-            f"{dropped['duplicate']} duplicates and {dropped['empty']} empty ones dropped); give "
-            f"validation text of its own, more documents, another data.validation_share, or "
-            f"cut them by separator or a smaller data.max_document_bytes"
-        )
 
 
 def _check_length(domain: DomainData, context: int) -> None:

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.process import BaseProcess
@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sparsecl.data import text_store
 from sparsecl.data.documents import SPLITS
+from sparsecl.data.domain_text import DomainText
 from sparsecl.data.token_store import DTYPES, dtype_name
 from sparsecl.data.tokenizer import Tokenizer, check_document
 from sparsecl.errors import WorkerLostError
@@ -41,20 +41,16 @@ class Encoded(NamedTuple):
 
 
 def write_tokens(
-    texts: Path,
-    counts: Mapping[str, Any],
+    texts: DomainText,
     vocabulary: Tokenizer,
     folder: Path,
     *,
     workers: int,
     progress: tqdm,
 ) -> dict[str, Any]:
-    """Encode the text entry `texts` into `folder` (format: token_store).
+    """Encode the text of a domain into `folder` (format: token_store).
 
     The result does not depend on the number of workers. Memory: a few MiB per worker.
-
-    Args:
-        counts: the manifest of `texts`. Its sha256 is compared with what was encoded.
 
     Returns:
         dtype, tokenizer digest, and per split {tokens, bytes, documents, max_token, sha256}.
@@ -69,8 +65,8 @@ def write_tokens(
         "tokenizer": vocabulary.digest,
         "vocab_size": vocabulary.vocab_size,
     }
-    spans = {s: _spans(text_store.documents(texts, s, counts[s])) for s in SPLITS}
-    total = sum(counts[split]["bytes"] for split in SPLITS)
+    spans = {split: _spans(texts.documents(split)) for split in SPLITS}
+    total = sum(texts.manifest[split]["bytes"] for split in SPLITS)
     if workers > 1 and total >= _BYTES_WORTH_A_POOL:
         with _Pool(vocabulary, workers) as pool:
             for split in SPLITS:

@@ -7,13 +7,10 @@ seconds instead of minutes. One thread and no sampling inside the trainer: equal
 
 import io
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import sentencepiece
 
-from sparsecl.data import text_store
 from sparsecl.data.tokenizer import SentencePieceTokenizer
 from sparsecl.errors import UserError
 
@@ -104,18 +101,15 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
             yield "".join(lines)
 
 
-def training_texts(folder: Path, part: Mapping[str, Any], max_bytes: int) -> Iterator[str]:
-    """Every n-th training document of a text entry, with the n that keeps below `max_bytes`.
+def training_texts(documents: Iterable[str], num_bytes: int, max_bytes: int) -> Iterator[str]:
+    """Every n-th of some documents, with the n that keeps below `max_bytes`; reads all of them.
 
     Args:
-        part: of the split `train` in the entry's manifest.
-
-    Raises:
-        DataError: after the last one, if the text was changed.
+        num_bytes: that they have in all, at most.
     """
-    stride = max(1, -(-part["bytes"] // max_bytes))
+    stride = max(1, -(-num_bytes // max_bytes))
     left = max_bytes
-    for number, text in enumerate(text_store.documents(folder, "train", part)):
+    for number, text in enumerate(documents):
         if number % stride == 0 and left > 0:
             yield text[:left]  # a long single document; characters are at most as many as bytes
             left -= len(text.encode())

@@ -137,6 +137,16 @@ def data_line(domains: Mapping[str, tuple[int, int]], tokenizer: str) -> str:
     return f"{', '.join(parts)} tokens (train+validation), {tokenizer}"
 
 
+def overlap_line(overlap: Mapping[str, float | None]) -> str:
+    """How much of each domain's validation text is in training text; None: not known."""
+    parts = [
+        f"{name} {'-' if share is None else f'{share:.1%}'}" for name, share in overlap.items()
+    ]
+    return _wrap(
+        f"  {'overlap':<11} ", f"13-grams of validation also in training: {', '.join(parts)}"
+    )
+
+
 class Progress:
     """A tqdm bar for one phase on stderr; silent on ranks other than 0."""
 

@@ -152,8 +152,8 @@ def _is_kind(value: Any, kind: str) -> bool:
         return value in ("fp32", "bf16", "fp16")
     if kind == "true or false":
         return isinstance(value, bool)
-    if kind == "a number":
-        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind == "a number above 0":
+        return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
     if kind.startswith("a whole number"):
         return isinstance(value, int) and not isinstance(value, bool)
     if kind.startswith("text"):

@@ -13,7 +13,7 @@ ALLOWED: dict[str, str] = {
     "steps_per_print": "a whole number or null",
     "communication_data_type": "fp32, bf16 or fp16",
     "prescale_gradients": "true or false",
-    "gradient_predivide_factor": "a number",
+    "gradient_predivide_factor": "a number above 0",
     "disable_allgather": "true or false",
     "disable_python_gc": "true or false",
     "dump_state": "true or false",

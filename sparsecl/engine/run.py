@@ -278,7 +278,7 @@ def _assemble(
         "tokenizer": data.tokenizer.digest,
         "topology": {name: found.digest for name, found in prepared.topologies.items()},
     }
-    found, notes = dist.agree(lambda: _find_checkpoint(prepared.run_dir, resume), only_first=True)
+    found, notes = dist.agree(lambda: _find_checkpoint(folder, resume), only_first=True)
     saved: dict[str, Any] = {}
     changes: list[str] = []
     if found is not None:
@@ -369,14 +369,14 @@ def _check_folder(init_from: Path) -> None:
         raise MissingInputError(f"init_from={init_from}: no such folder. Name a checkpoint's.")
 
 
-def _find_checkpoint(run_dir: Path, resume: Resume) -> tuple[Path | None, list[str]]:
-    if resume == "never":
+def _find_checkpoint(folder: RunFolder | None, resume: Resume) -> tuple[Path | None, list[str]]:
+    if folder is None or resume == "never":
         return None, []
-    root = run_dir / "checkpoints"
+    root = folder.checkpoints
     found, notes = newest_valid(root, check_lawful)
     if found is None and candidates(root):
         raise DataError(f"{root}: no checkpoint is valid. {notes[0]}. Start in another --run_dir.")
-    return found, notes
+    return found, notes if found else folder.check_unbegun()
 
 
 def _open_log(
@@ -406,6 +406,8 @@ def _open_log(
         backends=backends,
     )
     log.say(head)
+    overlap = {domain.name: domain.overlap for domain in data.domains}
+    log.say(display.overlap_line(overlap))
     if built.topologies:
         log.say(table(built.topologies))
     for warning in (*prepared.deepspeed.warnings, *prepared.warnings):
@@ -432,6 +434,7 @@ def _open_log(
             entropy_rate={
                 d.name: d.entropy_rate for d in data.domains if d.entropy_rate is not None
             },
+            overlap=overlap,
             config=board.flat_hparams(config),
         )
         log.text("run/about", board.about_card(head), tokens=0)

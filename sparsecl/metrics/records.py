@@ -216,11 +216,13 @@ class _Reader:
     def take(self, record: dict[str, Any], *, sealed: bool) -> None:
         """Add one record. Raises ValueError if a known kind has a missing or odd value."""
         kind = record.get("kind")
-        border = kind == "end" or (kind == "phase" and record.get("event") == "end")
+        border = kind in ("run", "end") or (kind == "phase" and record.get("event") == "end")
+        if self.seals and self.ended:  # no seal comes after it, so nothing vouches for it
+            raise ValueError("stands after the end of the run, which wrote nothing more. Remove it")
+        if self.seals and border and not sealed:
+            raise ValueError("its seal is missing, so it is not as it was written")
         if kind == "run":
             self.seals = sealed
-        elif self.seals and border and not sealed:
-            raise ValueError("its seal is missing, so it is not as it was written")
         if kind == "run":
             self._take_run(record)
         elif kind == "end":
@@ -358,6 +360,7 @@ _HEADER: dict[str, tuple[type, ...]] = {
     "digests": (str, type(None)),
     "versions": (str,),
     "entropy_rate": (int, float),
+    "overlap": (int, float, type(None)),
 }
 
 

@@ -62,6 +62,7 @@ def summarize(records: RunRecords) -> dict[str, Any]:
             "plasticity": plasticity_rows(records),
             "audit": {"checks": records.audit_checks, "nonzero": records.audit_nonzero},
             "entropy_rate": header.get("entropy_rate", {}),
+            "overlap": header.get("overlap", {}),
             "density": header.get("density", {}),
             "parameters": header.get("parameters", {}),
             "digests": header.get("digests", {}),

@@ -18,10 +18,10 @@ from sparsecl.errors import CannotCreateError, MissingInputError, StorageError, 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 3 MiB."""
+    """A file system of 4 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
+    words = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
@@ -56,7 +56,7 @@ def refused(kind, domain, cache, tokenizer=None):
     [
         (60_000, 0, "the set of digests grows"),
         (3000, 200, "text"),
-        (2000, 120, "tokens"),
+        (2000, 150, "tokens"),
     ],
 )
 def test_a_disk_that_is_really_full(tmp_path, small_disk, count, words, stage):
@@ -66,7 +66,7 @@ def test_a_disk_that_is_really_full(tmp_path, small_disk, count, words, stage):
     where = f"data.cache_dir {small_disk / 'cache' / group}: cannot be written"
     assert line.startswith(f"{where} (No space left on device; make room)"), line
     kept = [path.name for path in small_disk.glob("cache/*/[!.]*")]
-    assert len(kept) == 2 * (stage == "tokens")  # text and tokenizer are whole and stay
+    assert len(kept) == 3 * (stage == "tokens")  # text, leaks and tokenizer are whole and stay
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,15 @@ def test_a_disk_that_is_really_full(tmp_path, small_disk, count, words, stage):
 def test_every_file_that_is_written(tmp_path, monkeypatch, code, kind):
     domain = write_corpus(tmp_path, 300)
     tokenizer = TokenizerConfig(vocab_size=277)
-    wanted = {"train.text", "validation.lengths", "seen", "train.tokens", "validation.tokens"}
+    wanted = {
+        "train.text",
+        "validation.lengths",
+        "train.marks",
+        "train.seen",
+        "d.left_out",
+        "train.tokens",
+        "validation.tokens",
+    }
     for name in sorted(wanted):
         real = builtins.open
 
@@ -93,7 +101,7 @@ def test_every_file_that_is_written(tmp_path, monkeypatch, code, kind):
 
         with monkeypatch.context() as patch:
             patch.setattr(builtins, "open", fail)
-            patch.setattr(digest_set, "plain", fail if name == "seen" else digest_set.plain)
+            patch.setattr(digest_set, "plain", fail if name == "train.seen" else digest_set.plain)
             refused(kind, domain, tmp_path / name, tokenizer)
     assert run(domain, tmp_path / "whole", tokenizer)
 

@@ -32,10 +32,38 @@ def test_it_prints_a_table(tmp_path):
     )
     found = call(tmp_path, "--config", "run.yaml")
     assert found.returncode == 0, found.stderr
-    head, row, last = found.stdout.splitlines()
+    head, row, last, empty, leaks_head, leaks = found.stdout.splitlines()
     assert head.split()[:3] == ["domain", "documents", "MB"]
     assert row.split() == ["chain", "2", "0.20", "200,001", "5,001", "1.00"]
     assert last.startswith("tokenizer bytes, 257 ids, ")
+    assert (empty, leaks_head.split()[:2]) == ("", ["domain", "duplicates"])
+    assert leaks.split() == ["chain", "0", "0", "0", "-", "0"]
+
+
+def test_it_tells_what_is_left_out_and_what_is_not(tmp_path):
+    held_out = " ".join(f"w{n}" for n in range(20))
+    (tmp_path / "a.txt").write_text(f"{held_out}|to be left out|TO BE left out|{'x' * 40}")
+    (tmp_path / "b.txt").write_text(f"one|{held_out} and more|To be left out.")
+    (tmp_path / "v.txt").write_text(f"{held_out} but other words|to be left out")
+    (tmp_path / "run.yaml").write_text(
+        "tokenizer: {kind: bytes}\n"
+        "model: {preset: null, layers: 1, width: 32, heads: 4, context: 16}\n"
+        "data:\n"
+        "  cache_dir: cache\n"
+        "  domains:\n"
+        "    - {name: a, source: files, separator: '|', train: [a.txt], validation: [v.txt]}\n"
+        "    - {name: b, source: files, separator: '|', train: [b.txt], validation: [a2.txt]}\n"
+    )
+    (tmp_path / "a2.txt").write_text("another text that is held out")
+    found = call(tmp_path, "--config", "run.yaml")
+    assert found.returncode == 0, found.stderr
+    assert [line.split() for line in found.stdout.splitlines()[5:]] == [
+        ["domain", "duplicates", "left", "out", "13-grams", "in", "training", "documents"],
+        ["a", "1", "1", "11", "72.7%", "1"],
+        ["b", "0", "1", "0", "-", "0"],
+        "left out of a: 1 that a holds out".split(),
+        "left out of b: 1 that a holds out".split(),
+    ]
 
 
 def test_a_mistake_is_one_line_and_an_exit_code(tmp_path):

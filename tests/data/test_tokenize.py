@@ -8,6 +8,8 @@ import pytest
 from tqdm import tqdm
 
 from sparsecl.data import tokenize
+from sparsecl.data.config import DomainConfig
+from sparsecl.data.domain_text import DomainText
 from sparsecl.data.text_store import TextWriter
 from sparsecl.data.tokenize import write_tokens
 from sparsecl.data.tokenizer import BytesTokenizer
@@ -39,12 +41,11 @@ def tokens_of(folder: Path, documents):
     for split in ("train", "validation"):
         with TextWriter(folder / "text", split) as writer:
             for document in documents:
-                writer.append(document.encode())
+                writer.append(document.encode(), bytes(16), bytes(16))
         counts[split] = writer.summary()
+    text = DomainText(DomainConfig(name="code", source="installed"), folder / "text", counts)
     with tqdm(disable=True) as progress:
-        return write_tokens(
-            folder / "text", counts, Deadly(), folder / "tokens", workers=2, progress=progress
-        )
+        return write_tokens(text, Deadly(), folder / "tokens", workers=2, progress=progress)
 
 
 @pytest.mark.parametrize(

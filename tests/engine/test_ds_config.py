@@ -161,6 +161,10 @@ MISTAKES = [
         {"scheduler": {"type": "WarmupLR"}},
         "ds.json:2: scheduler: remove this key: the run config owns the learning-rate schedule",
     ),
+    (
+        {"gradient_predivide_factor": 0},
+        "ds.json:2: gradient_predivide_factor: expected a number above 0, got 0",
+    ),
     ({"amp": {}}, "ds.json:2: amp: remove this key: DeepSpeed has removed it"),
     ({"zero_optimization": True}, "ds.json:2: zero_optimization: expected an object, got true"),
     (

@@ -11,8 +11,10 @@ CHECKPOINTS = (
             f"{SAVES}disk_full.py::test_a_file_that_lost_its_end_is_not_published",
             f"{LAUNCH}resume.py::test_a_torn_checkpoint_is_passed_over",
             f"{LAUNCH}resume.py::test_no_whole_checkpoint_is_no_reason_to_begin_anew",
+            f"{LAUNCH}resume.py::test_lost_checkpoints_are_no_reason_to_begin_anew",
+            f"{LAUNCH}resume.py::test_a_run_begins_anew_only_if_it_can_have_had_no_checkpoint",
         ),
-        "an older one is used; 65 if none is whole",
+        "an older one is used; 65 if none is whole, or all are gone",
     ),
     Row(
         "C2",

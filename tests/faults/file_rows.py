@@ -37,6 +37,12 @@ FILES: tuple[Row, ...] = (
         "73 for outputs, 66 for inputs, at once",
     ),
     Row(
+        "F2b",
+        "a path in a folder of somebody else, a name that is too long or has a NUL",
+        ("tests/test_command.py::test_a_path_that_cannot_be_looked_at_is_one_line",),
+        "66 for inputs, 73 for outputs, 64 for a NUL",
+    ),
+    Row(
         "F3",
         "the disk is full or fails at any file of a run",
         (

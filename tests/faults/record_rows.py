@@ -14,6 +14,8 @@ RECORDS: tuple[Row, ...] = (
             f"{LAUNCH}records.py::test_no_bit_of_finished_records_changes_a_figure",
             "tests/test_seal.py::test_every_bit_before_the_last_seal_counts",
             "tests/test_log.py::test_a_record_that_was_changed_is_not_continued",
+            "tests/metrics/test_records.py::test_nothing_stands_after_the_end_of_a_run",
+            "tests/metrics/test_records.py::test_a_header_without_its_seal_takes_no_seal_away",
         ),
         "65, nothing changed; behind the checkpoint it is cut off and written anew",
         "bits are drawn over the whole file, not all of them tried",

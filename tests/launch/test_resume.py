@@ -15,6 +15,8 @@ from sparsecl.checkpoint.manifest import read_manifest, verify, write_manifest
 from sparsecl.checkpoint.publish import candidates
 from sparsecl.checkpoint.published import PUBLISHED
 from sparsecl.checkpoint.topologies import TOPOLOGY_FILE
+from sparsecl.engine.run_folder import RunFolder
+from sparsecl.errors import DataError
 from sparsecl.files import sha256_file
 from tests.launch import outcome
 from tests.launch.starter import Done, Starter, tiny
@@ -84,10 +86,47 @@ def test_begins_anew_without_a_checkpoint(starter, folder, whole):
     old_events = set((folder / "tb").rglob("events.*"))
     done = resume(starter, folder)
     assert done.code == 0, done.err
-    assert "resumed" not in done.out
+    assert "resumed" not in done.out and "begins anew" in done.out
     outcome.assert_equal(outcome.read(folder), whole)
     # The picture must not show the given-up attempt beside the run.
     assert old_events and not old_events & set((folder / "tb").rglob("events.*"))
+
+
+def test_lost_checkpoints_are_no_reason_to_begin_anew(starter, folder):
+    for found in candidates(folder / "checkpoints"):
+        shutil.rmtree(found)
+    refused(starter, folder, 65, "no checkpoint is left", str(folder / "checkpoints"))
+
+
+@pytest.mark.parametrize(
+    ("records", "listed", "said"),
+    [
+        ([], 0, []),
+        ([{"kind": "phase", "phase": 0, "step": 0, "event": "start"}], 0, []),
+        ([{"kind": "train", "phase": 0, "step": 7}], 1, ["begins anew: 7 steps"]),
+        # The save of phase 0 may have been on its way.
+        ([{"kind": "phase", "phase": 1, "step": 20, "event": "start"}], 1, ["begins anew: 20"]),
+        ([{"kind": "phase", "phase": 2, "step": 40, "event": "start"}], 0, None),
+        ([{"kind": "end", "phase": 1, "step": 20}], 0, None),
+        ([{"kind": "train", "phase": 0, "step": 7}], 2, None),
+    ],
+)
+def test_a_run_begins_anew_only_if_it_can_have_had_no_checkpoint(tmp_path, records, listed, said):
+    (tmp_path / "checkpoints").mkdir()
+    lines = [json.dumps({"step": step, "manifest": "0"}) for step in range(listed)]
+    (tmp_path / "checkpoints" / PUBLISHED).write_text("".join(f"{line}\n" for line in lines))
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    (tmp_path / "scalars.jsonl").write_text(text + '\0\0torn {"')
+    run = RunFolder(tmp_path)
+    try:
+        if said is None:
+            with pytest.raises(DataError, match="no checkpoint is left .* to step \d"):
+                run.check_unbegun()
+        else:
+            found = run.check_unbegun()
+            assert len(found) == len(said) and all(map(str.startswith, found, said))
+    finally:
+        run.close()
 
 
 def test_settings_that_change_no_result_may_change(starter, folder, whole):

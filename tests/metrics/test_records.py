@@ -1,5 +1,6 @@
 """Reading scalars.jsonl: what is kept, what is forgiven, what is refused."""
 
+import hashlib
 import json
 import math
 
@@ -7,6 +8,7 @@ import pytest
 
 from sparsecl.errors import DataError, MissingInputError
 from sparsecl.metrics.records import read_records
+from sparsecl.seal import seal
 from tests.metrics.fake_run import evaluation, from_matrix, header, write_lines, write_run
 
 
@@ -123,6 +125,50 @@ def test_of_two_records_for_one_slot_the_later_counts(tmp_path):
     file = tmp_path / "scalars.jsonl"
     write_lines(file, [*records, evaluation("code", 1.0, phase=0, at="phase_end", step=100)])
     assert [e.loss for e in read_records(file).evaluations] == [4.0, 1.0]
+
+
+def write_sealed(file, records, *unsealed):
+    """As a run writes them: header, ends of phases and the end are sealed. Then other lines."""
+    content = b""
+    for record in records:
+        line = json.dumps(record).encode() + b"\n"
+        border = record["kind"] in ("run", "end") or record.get("event") == "end"
+        content += seal(line, hashlib.sha256(content)) if border else line
+    file.write_bytes(content + b"".join(json.dumps(x).encode() + b"\n" for x in unsealed))
+
+
+BETTER = evaluation("code", 0.5, phase=0, at="phase_end", step=100)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        [BETTER],
+        [header(["code"], [0]), BETTER, {"kind": "end", "seconds": 1.0}],
+        [{"kind": "nobody knows"}],
+    ],
+    ids=["score", "another run", "unknown"],
+)
+def test_nothing_stands_after_the_end_of_a_run(tmp_path, more):
+    """No seal vouches for it, and a score there would count as the later one of its place."""
+    file = tmp_path / "scalars.jsonl"
+    records = from_matrix([[4.0], [2.0]], ["code"], [0])
+    records = [*records, {"kind": "end", "seconds": 9.0}]
+    write_sealed(file, records)
+    assert read_records(file).ended
+    write_sealed(file, records, *more)
+    with pytest.raises(
+        DataError, match=rf"scalars\.jsonl:{len(records) + 1}: stands after the end"
+    ):
+        read_records(file)
+
+
+def test_a_header_without_its_seal_takes_no_seal_away(tmp_path):
+    file = tmp_path / "scalars.jsonl"
+    records = from_matrix([[4.0], [2.0]], ["code"], [0])
+    write_sealed(file, records, header(["code"], [0]), BETTER, {"kind": "end", "seconds": 1.0})
+    with pytest.raises(DataError, match="its seal is missing"):
+        read_records(file)
 
 
 def test_values_that_are_not_finite_become_nan(tmp_path):

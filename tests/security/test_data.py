@@ -49,8 +49,8 @@ def tokens(cache: Path) -> Path:
 
 
 def text(cache: Path) -> Path:
-    """The text of a domain whose tokens have to be made again."""
-    for entry in cache.glob("tokens/[!.]*"):
+    """The text of a domain whose tokens have to be made again, after a search for leaks."""
+    for entry in [*cache.glob("tokens/[!.]*"), *cache.glob("leaks/[!.]*")]:
         shutil.rmtree(entry)
     return next(cache.glob("text/a-*"))
 
@@ -153,7 +153,7 @@ def test_token_files(cache, canary, attack):
     assert not list(cache.rglob("canary"))
 
 
-@pytest.mark.parametrize("name", ["train.lengths", "train.text"])
+@pytest.mark.parametrize("name", ["train.lengths", "train.text", "validation.marks"])
 @pytest.mark.parametrize("attack", list(ATTACKS))
 def test_text_files(cache, canary, attack, name):
     folder = text(cache)
@@ -166,6 +166,25 @@ def test_text_that_is_not_utf8(cache, canary):
     path = text(cache) / "train.text"
     path.write_bytes(b"\xff" * path.stat().st_size)
     assert f"{path}: was changed" in refused(lambda: read(cache), canary, 65)
+
+
+@pytest.mark.parametrize("attack", sorted(set(ATTACKS) - {"empty"}))
+def test_what_is_left_out(cache, canary, attack):
+    shutil.rmtree(tokens(cache))
+    path = next(cache.glob("leaks/run-*/a.left_out"))
+    path.write_bytes(bytes(8))  # with something in it that can be cut
+    ATTACKS[attack](path)
+    assert str(path.parent) in refused(lambda: read(cache), canary, 65)
+
+
+@pytest.mark.parametrize("keys", [("left_out",), ("left_out", "by"), ("overlap", "runs")])
+def test_the_manifest_of_leaks(cache, canary, keys):
+    manifest = next(cache.glob("leaks/run-*")) / "manifest.json"
+    before = manifest.read_text()
+    for value in (..., None, True, -5, 2.5, 10**30, [1]):
+        manifest.write_text(before)
+        change(manifest, "domains", "a", *keys, value=value)
+        assert str(manifest.parent) in refused(lambda: read(cache), canary, 65)
 
 
 def test_lengths_that_add_up_beyond_the_file(tmp_path, canary):
