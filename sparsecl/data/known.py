@@ -6,16 +6,14 @@ from sparsecl.data.prepare import prepare
 from sparsecl.errors import UserError
 
 
-def known_train_tokens(
+def known_tokens(
     data: DataConfig, tokenizer: TokenizerConfig, *, seed: int
-) -> dict[str, int]:
-    """Domain -> tokens of its training text; empty if the text of one is not prepared yet.
-
-    Nothing is built, and what is wrong with the data is left to who reads it.
-    """
+) -> dict[str, tuple[int, int]]:
+    """Domain -> tokens of its training and its validation text; empty if the text of one is not
+    prepared yet. Nothing is built, and what is wrong with the data is left to who reads it."""
     try:
         with only_published():
             found = prepare(data, tokenizer, context=1, seed=seed, verify=False)
     except (NotBuiltError, UserError):
         return {}
-    return {domain.name: domain.train.num_tokens for domain in found.domains}
+    return {d.name: (d.train.num_tokens, d.validation.num_tokens) for d in found.domains}

@@ -134,6 +134,12 @@ class Journal:
                 now = bits[self.plan.domain_name(phase)]
                 self.log.chart(tag, {IN_TRAINING: now}, tokens=self.tokens)
 
+    def phase_end(self, domain: str, replayed: Sequence[int]) -> None:
+        """A phase is over; `replayed`: sequences trained again so far, by their own phase."""
+        tokens = [count * self.plan.shape.context for count in replayed]
+        more = {"replayed_by_phase": tokens} if any(tokens) else {}
+        self.record("phase", sealed=True, event="end", domain=domain, **more)
+
     def plasticity(self, found: Mapping[str, Any], *, at: str, phase: int) -> None:
         """Figures of engine/plasticity.py."""
         self.record("plasticity", **{"phase": phase, "at": at, **found})

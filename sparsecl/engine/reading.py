@@ -17,9 +17,12 @@ def planned_tokens(config: RunConfig, plan: Plan) -> list[dict[str, int]]:
     """
     new = [_new_tokens(plan, phase) for phase in plan.phases]
     share = 0.0 if config.methods.replay is None else config.methods.replay.share
-    planned = []
+    planned: list[dict[str, int]] = []
     for index, phase in enumerate(plan.phases):
         tokens = {name: float(count) for name, count in new[index].items()}
+        if not share:
+            planned.append(dict(new[index]))
+            continue
         before = sum(earlier.num_steps for earlier in plan.phases[:index])
         for other, steps in _replayed_steps(plan, index, before, phase.num_steps).items():
             whole = sum(new[other].values())

@@ -16,7 +16,7 @@ from sparsecl.checkpoint.manifest import MANIFEST, read_manifest
 from sparsecl.checkpoint.publish import candidates, newest_valid
 from sparsecl.config_nodes import read_text
 from sparsecl.data.held_file import Stamp
-from sparsecl.data.known import known_train_tokens
+from sparsecl.data.known import known_tokens
 from sparsecl.data.prepare import PreparedData, find_inputs, prepare
 from sparsecl.engine import board, display, ds_config, state
 from sparsecl.engine.build import Built, build, check_precision
@@ -131,7 +131,8 @@ def dry_run(prepared: Prepared) -> str:
     vocab = vocabulary(config)
     counts = count_parameters(plan.shape, vocab, prepared.topologies)
     layout = rank_layout(config, plan, prepared.deepspeed, gpu=_on_gpu())
-    train_tokens = known_train_tokens(config.data, config.tokenizer, seed=config.seed)
+    sizes = known_tokens(config.data, config.tokenizer, seed=config.seed)
+    train_tokens = {name: train for name, (train, _) in sizes.items()}
     warnings = pass_warnings(planned_tokens(config, plan), train_tokens)
     head = display.header(
         config,

@@ -252,7 +252,7 @@ class Trainer:
         self._audit()
         with watchdog.patient("the methods' end of a phase", METHOD_SECONDS):
             self.methods.phase_end(self)
-        self.journal.record("phase", sealed=True, event="end", domain=self.domain)
+        self.journal.phase_end(self.domain, self.methods.replayed_by_phase)
         position = self.position
         position.phase, position.phase_step = phase.index + 1, 0
         position.data_shift, position.recent_losses = 0, []

@@ -91,6 +91,8 @@ class PhaseMark:
     event: str
     step: int
     tokens: int
+    replayed_by_phase: tuple[int, ...] = ()
+    """Tokens trained again up to now, by the phase that read them first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,6 +281,7 @@ class _Reader:
                 event=str(record.get("event")),
                 step=step,
                 tokens=_integer(record, "tokens"),
+                replayed_by_phase=_integers(record, "replayed_by_phase"),
             )
             slot = (kind, entry.phase, entry.event)
         elif kind == "plasticity":
@@ -363,6 +366,13 @@ def _integer(record: dict[str, Any], key: str) -> int:
     if type(value) is not int or abs(value) >= 2**63:
         raise ValueError(f"{key} must be an integer of 64 bits, got {shown(value)}")
     return value
+
+
+def _integers(record: dict[str, Any], key: str) -> tuple[int, ...]:
+    values = record.get(key, [])
+    if not isinstance(values, list) or not all(type(v) is int and 0 <= v < 2**63 for v in values):
+        raise ValueError(f"{key} must be a list of counts, got {shown(values)}")
+    return tuple(values)
 
 
 def _real(record: dict[str, Any], key: str) -> float:
