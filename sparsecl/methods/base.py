@@ -6,7 +6,7 @@ sharding, the copy to low precision, replicas that count once. Projection onto t
 what is held comes after every method.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from enum import IntEnum
 from typing import Any, ClassVar
@@ -47,6 +47,11 @@ class Method:
     def replayed_sequences(self) -> int:
         """Earlier sequences trained again up to now, over all ranks: work beside the new tokens."""
         return 0
+
+    @property
+    def replayed_by_phase(self) -> Sequence[int]:
+        """How many of them were first read in each phase; later phases may be missing."""
+        return ()
 
     def attach(self, model: ModelSide, num_phases: int) -> None:
         """Add parts to the model, before DeepSpeed sees it; for all phases at once."""

@@ -1,7 +1,8 @@
 """All methods of a run, asked one after the other."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -32,6 +33,11 @@ class Methods(Method):
     @property
     def replayed_sequences(self) -> int:
         return sum(method.replayed_sequences for method in self.methods)
+
+    @property
+    def replayed_by_phase(self) -> Sequence[int]:
+        parts = [method.replayed_by_phase for method in self.methods]
+        return [sum(counts) for counts in zip_longest(*parts, fillvalue=0)]
 
     def attach(self, model: ModelSide, num_phases: int) -> None:
         for method in self.methods:

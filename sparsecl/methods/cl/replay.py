@@ -13,7 +13,7 @@ depend on the parallel layout, and a resume needs only the names and how many we
 B = capacity, t = sequences seen so far, S = new sequences per optimizer step.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,14 +68,20 @@ class Replay(Method):
         super().__init__(config)
         self.reservoir = Reservoir(config.sequences)
         self.num_replayed = 0
-        self._drawn = 0  # of the step at hand; counted when it is applied
+        self.by_phase: list[int] = []
+        """How many of them were first read in each phase."""
+        self._drawn: list[NDArray[np.int64]] = []  # of the step at hand; counted if it is applied
 
     @property
     def replayed_sequences(self) -> int:
         return self.num_replayed
 
+    @property
+    def replayed_by_phase(self) -> Sequence[int]:
+        return self.by_phase
+
     def step_start(self, context: MethodContext) -> None:
-        self._drawn = 0
+        self._drawn = []
 
     def batch(self, context: MethodContext, batch: Batch) -> Batch:
         """Append this rank's part of the step's draw; nothing while the memory is empty.
@@ -88,17 +94,26 @@ class Replay(Method):
         per_micro_step = num * dist.dp_size()
         rng = context.generator("replay", "draw", progress.step)
         drawn = self.reservoir.draw(per_micro_step * progress.num_micro_steps, rng)
-        start = progress.micro_step * per_micro_step + dist.dp_rank() * num
+        first = progress.micro_step * per_micro_step
+        self._drawn.append(drawn[first : first + per_micro_step])
+        start = first + dist.dp_rank() * num
         names = drawn[start : start + num]
-        self._drawn += per_micro_step
         return batch.joined(read(context, names), names)
+
+    def _count(self, names: NDArray[np.int64]) -> None:
+        """Note that all ranks together have replayed these names [n, 2]."""
+        self.num_replayed += len(names)
+        counts = np.bincount(names[:, 0], minlength=len(self.by_phase))
+        counts[: len(self.by_phase)] += np.array(self.by_phase, dtype=np.int64)
+        self.by_phase = counts.tolist()
 
     def after_step(self, context: MethodContext, *, applied: bool) -> None:
         """Show the sequences of the step that has just been taken to the reservoir."""
         if not applied:
             return
         progress, num = context.progress, context.batch_sequences
-        self.num_replayed += self._drawn
+        for names in self._drawn:
+            self._count(names)
         numbers = (progress.data_step - 1) * num + np.arange(num, dtype=np.int64)
         names = np.stack([np.full_like(numbers, progress.phase), numbers], axis=1)
         self.reservoir.insert(names, context.generator("replay", "insert", progress.step))
@@ -108,10 +123,17 @@ class Replay(Method):
             "num_seen": self.reservoir.num_seen,
             "names": self.reservoir.names.tolist(),
             "num_replayed": self.num_replayed,
+            "by_phase": self.by_phase,
         }
 
     def check_state(self, tensors: Collection[str], values: Mapping[str, Any]) -> None:
+        values = {"by_phase": [], **values}  # earlier versions did not count it
         super().check_state(tensors, values)
+        by_phase = values["by_phase"]
+        if not all(type(count) is int and 0 <= count < 2**62 for count in by_phase):
+            raise ValueError(f"by_phase: {by_phase!r:.40} are no counts")
+        if sum(by_phase) > values["num_replayed"]:
+            raise ValueError(f"by_phase: {sum(by_phase)} of {values['num_replayed']} replayed")
         names, num_seen = values["names"], values["num_seen"]
         for key in ("num_seen", "num_replayed"):
             if not 0 <= values[key] < 2**62:
@@ -131,6 +153,7 @@ class Replay(Method):
         self.reservoir.num_seen = values["num_seen"]
         self.reservoir.names = np.array(values["names"], dtype=np.int64).reshape(-1, 2)
         self.num_replayed = values["num_replayed"]
+        self.by_phase = list(values.get("by_phase", ()))
 
 
 def read(context: MethodContext, names: NDArray[np.int64]) -> NDArray[np.int64]:
