@@ -206,10 +206,12 @@ class DataConfig:
     """Folder for prepared data, relative to the current folder; safe to delete or to share."""
 
     validation_share: float = 0.05
-    """Share of documents held out where a domain gives no validation text of its own."""
+    """Share of documents held out where a domain gives no validation text of its own; of a domain
+    of one document, of its bytes: the tail."""
 
     max_document_bytes: int = 1_000_000
-    """Longer documents are cut at a line end; each piece counts as a document."""
+    """Longer documents are cut at a line end; each piece counts as a document, all of them lie on
+    one side."""
 
     workers: int = 0
     """Processes that tokenise; 0: as many as the CPU cores, at most 4."""
