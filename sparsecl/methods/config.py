@@ -10,6 +10,7 @@ from sparsecl.methods.adapters.config import OLoraConfig
 from sparsecl.methods.cl.config import EwcConfig, ReplayConfig
 from sparsecl.methods.dst.config import SetConfig
 from sparsecl.methods.facts import AddedParameter, MethodConfig
+from sparsecl.methods.plasticity.config import ShrinkPerturbConfig
 from sparsecl.topology.layer import LayerShape
 
 
@@ -28,6 +29,9 @@ class MethodsConfig:
 
     o_lora: OLoraConfig | None = None
     """O-LoRA: a low-rank adapter for each domain, orthogonal to those before."""
+
+    shrink_perturb: ShrinkPerturbConfig | None = None
+    """Shrink and perturb: weights lose a little of themselves and gain a little noise."""
 
     def used(self) -> dict[str, MethodConfig]:
         """The blocks that are there, by name, in the order of the fields."""

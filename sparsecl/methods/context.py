@@ -172,6 +172,12 @@ class MethodContext(Protocol):
         """A named random stream of the run: the same on all ranks, whatever the layout."""
         ...
 
+    def noise(self, item: Slice, *names: str | int) -> torch.Tensor:
+        """Standard normal fp32 [numel] on the master's device: an element's draw depends on the
+        names, the parameter and its place in the global matrix, not on the layout; 0 in padding.
+        """
+        ...
+
     # Gradients: in `after_backward` only.
 
     def gradient(self, item: Slice) -> torch.Tensor | None:

@@ -6,9 +6,17 @@ from sparsecl.methods.cl.ewc import Ewc
 from sparsecl.methods.cl.replay import Replay
 from sparsecl.methods.config import MethodsConfig
 from sparsecl.methods.dst.set import Set
+from sparsecl.methods.plasticity.shrink_perturb import ShrinkPerturb
 from sparsecl.methods.several import Methods
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Ewc, OLora, Replay, Set)}
+_CLASSES: tuple[type[Method], ...] = (
+    Ewc,
+    OLora,
+    Replay,
+    Set,
+    ShrinkPerturb,
+)
+METHODS: dict[str, type[Method]] = {method.name: method for method in _CLASSES}
 """By the name of a method's block in `MethodsConfig`."""
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from sparsecl import dist
+from sparsecl.methods import noise
 from sparsecl.methods.context import SliceTensors
 from sparsecl.methods.several import Methods
 from sparsecl.optim.masking import MaskGuard
@@ -132,6 +133,16 @@ class WeightContext:
 
     def shapes(self) -> Mapping[str, torch.Size]:
         return {name: self._shape(name) for name in self.slices.parameters()}
+
+    def noise(self, item: Slice, *names: str | int) -> torch.Tensor:
+        layer = self._packed(item.name) if hasattr(item.param, "dense_shape") else None
+        places = noise.places(item, layer and layer.index, self._split_dim(item.name))
+        key = self.own().generator("noise", *names, item.name).integers(2**63)
+        drawn = noise.normal(int(key), places)
+        real = getattr(item.param, "num_real", None)
+        if real is not None:  # what pads a matrix to fit the layout stays zero
+            drawn[max(real - item.start, 0) :] = 0.0
+        return drawn
 
     def live_values(self, name: str) -> torch.Tensor:
         layer = self.sparse[name].layer

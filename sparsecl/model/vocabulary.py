@@ -50,6 +50,8 @@ class VocabularyEmbedding(VocabParallelEmbedding):
         )
         self.vocab_size = vocab_size
         mark_tensor_parallel(self.weight, 0)
+        # Elements of this rank that are no padding, for whoever changes all weights.
+        setattr(self.weight, "num_real", self.num_real_local * width)  # noqa: B010
 
     @property
     def num_real_local(self) -> int:

@@ -67,6 +67,11 @@ class Slice:
         """Shape of the whole tp-local parameter."""
         return self.param.ds_shape if hasattr(self.param, "ds_id") else self.param.shape
 
+    @property
+    def matrix_shape(self) -> torch.Size:
+        """The same, of the matrix where it is kept as the vector of its live values."""
+        return getattr(self.param, "dense_shape", self.local_shape)
+
     def cut(self, tensor: torch.Tensor) -> torch.Tensor:
         """This slice's view [numel] of a tensor laid out like `stepped`."""
         flat = tensor.detach().view(-1)
@@ -143,6 +148,11 @@ class Slices:
             for key, value in state.items()
             if torch.is_tensor(value) and value.numel() == item.stepped.numel() and value.dim() > 0
         }
+
+    def lr(self, item: Slice) -> float:
+        """The learning rate that a slice is stepped with; only while it is (`after_update`)."""
+        groups = self.optimizer.param_groups
+        return next(g["lr"] for g in groups if any(p is item.stepped for p in g["params"]))
 
     @property
     def loss_scale(self) -> float:

@@ -18,6 +18,7 @@ from tests.distributed.references.ewc import EwcReference
 from tests.distributed.references.o_lora import OLoraReference
 from tests.distributed.references.replay import ReplayReference
 from tests.distributed.references.run import ReferenceRun, Trace
+from tests.distributed.references.shrink_perturb import ShrinkPerturbReference
 
 pytestmark = pytest.mark.dist
 
@@ -29,6 +30,8 @@ class Case:
     reference: type[ReferenceRun]
     overrides: tuple[str, ...]
     tolerance: float = 1e-5
+    run: tuple[str, ...] = ()
+    """Overrides of the run alone, which its reference knows nothing of."""
 
 
 CASES = {
@@ -39,6 +42,14 @@ CASES = {
     ),
     "ewc": Case(EwcReference, ("methods.ewc={strength: 1000.0, sequences: 5}",)),
     "replay": Case(ReplayReference, ("methods.replay={sequences: 64, share: 0.5}",)),
+    "shrink_perturb": Case(
+        ShrinkPerturbReference, ("methods.shrink_perturb={shrink: 1.0, sigma: 0.001}",)
+    ),
+    "shrink_perturb, packed": Case(
+        ShrinkPerturbReference,
+        ("methods.shrink_perturb={shrink: 1.0, sigma: 0.001}",),
+        run=("topology.storage=packed",),
+    ),
 }
 
 STAGES = ("zero0", "zero1", "zero2", "zero3")
@@ -55,7 +66,7 @@ LAYOUTS = [
 def overrides_of(name: str, tp: int, dp: int) -> tuple[str, ...]:
     """With two micro-batches a step."""
     layout = (f"parallel.tensor={tp}", f"batch.micro={8 // dp // 2}")
-    return (*cases.TWO_DOMAINS, *CASES[name].overrides, *layout)
+    return (*cases.TWO_DOMAINS, *CASES[name].overrides, *CASES[name].run, *layout)
 
 
 @pytest.fixture(scope="module")
