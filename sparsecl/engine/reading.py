@@ -16,7 +16,7 @@ def planned_tokens(config: RunConfig, plan: Plan) -> list[dict[str, int]]:
     the mean.
     """
     new = [_new_tokens(plan, phase) for phase in plan.phases]
-    share = 0.0 if config.methods.replay is None else config.methods.replay.share
+    share = sum(block.replayed_share for block in config.methods.used().values())
     planned: list[dict[str, int]] = []
     for index, phase in enumerate(plan.phases):
         tokens = {name: float(count) for name, count in new[index].items()}

@@ -76,6 +76,11 @@ class MethodConfig:
     not_negative: ClassVar[tuple[str, ...]] = ()
     """Its slice tensors that are never below zero; a checkpoint is checked for it."""
 
+    @property
+    def replayed_share(self) -> float:
+        """Earlier sequences that are trained again for each new one, when the memory is filled."""
+        return 0.0
+
     def __post_init__(self) -> None:
         check_bounds(self)
 

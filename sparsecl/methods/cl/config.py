@@ -41,6 +41,10 @@ class ReplayConfig(MethodConfig):
     share: Annotated[float, Gt(0.0), Lt(math.inf)] = 0.25
     """Replayed / new sequences of a batch. share * batch.micro must be a whole number >= 1."""
 
+    @property
+    def replayed_share(self) -> float:
+        return self.share
+
     def check(self, run: RunFacts) -> None:
         self.num_replayed(run.micro)
 
