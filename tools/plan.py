@@ -219,6 +219,7 @@ def as_json(found: Any) -> dict[str, Any]:
             "seconds": found.cost.seconds,
             "gpu_hours": found.cost.gpu_hours,
         },
+        "passes": found.passes,
         "warnings": list(found.warnings),
     }
 

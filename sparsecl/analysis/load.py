@@ -21,9 +21,9 @@ from sparsecl.checkpoint.find import is_checkpoint, run_above
 from sparsecl.checkpoint.manifest import read_manifest, verify
 from sparsecl.checkpoint.publish import newest_valid
 from sparsecl.checkpoint.reader import Reader, weight_reader
+from sparsecl.data.batches import whole_windows
 from sparsecl.data.config import DataConfig, TokenizerConfig
 from sparsecl.data.prepare import PreparedData, prepare
-from sparsecl.data.token_store import TokenStore
 from sparsecl.errors import DataError, MissingInputError
 from sparsecl.model.build import build_gpt
 from sparsecl.model.config import ModelConfig
@@ -146,17 +146,9 @@ def held_out_rows(
     S = `sequences`, or less if a domain has fewer whole windows.
     """
     return {
-        domain.name: spread_windows(domain.validation, context, sequences)
+        domain.name: whole_windows(domain.validation, context=context, count=sequences)
         for domain in data.domains
     }
-
-
-def spread_windows(store: TokenStore, context: int, sequences: int) -> NDArray[np.int64]:
-    """Token ids [S, context + 1] of whole windows; see `held_out_rows`."""
-    num_windows = (store.num_tokens - 1) // context
-    count = min(sequences, num_windows)
-    chosen = np.arange(count, dtype=np.int64) * num_windows // count
-    return store.take(chosen * context, context + 1)
 
 
 def _run_of(checkpoint: Path) -> Path:

@@ -88,43 +88,78 @@ def sample_indices(
     return np.arange(start, start + micro, dtype=np.int64)
 
 
-class EvaluationWindows:
-    """Consecutive windows that predict every token but the first exactly once, in order.
+def spread(total: int, count: int) -> NDArray[np.int64]:
+    """`count` of the places 0 .. total - 1, rising, or all if there are fewer: the middles of
+    `count` equal parts. The same at every place and time, so nothing of a run decides them."""
+    count = min(total, count)
+    return (2 * np.arange(count, dtype=np.int64) + 1) * total // (2 * max(1, count))
 
-    `len()` is the number of windows; the last one is padded with token 0 and NO_TARGET.
+
+class EvaluationWindows:
+    """Windows of validation text that predict no token twice, in the order of the text.
+
+    The text is cut into windows of `context` predictions that follow each other, the first token
+    left out and the last window padded with token 0 and NO_TARGET. `chosen` of them are read.
+
+    Args:
+        chosen: numbers of windows, rising; None = all.
     """
 
-    def __init__(self, store: TokenStore, *, context: int, max_tokens: int | None) -> None:
+    def __init__(
+        self, store: TokenStore, *, context: int, chosen: NDArray[np.int64] | None = None
+    ) -> None:
         predicted = max(0, store.num_tokens - 1)
-        self.num_targets = predicted if max_tokens is None else min(predicted, max_tokens)
-        if self.num_targets < 1 or context < 1:
+        if predicted < 1 or context < 1:
             raise DataError(
-                f"validation has {store.num_tokens} tokens, {max_tokens=}, {context=}: "
-                f"nothing to predict"
+                f"validation has {store.num_tokens} tokens, {context=}: nothing to predict"
             )
-        self._store = store
-        self._context = context
+        self.num_windows = -(-predicted // context)
+        """Of the whole text."""
+        self.chosen = np.arange(self.num_windows) if chosen is None else chosen
+        self.store, self.context = store, context
+        self._predicted = predicted
 
     def __len__(self) -> int:
-        return -(-self.num_targets // self._context)
+        return len(self.chosen)
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Tokens that each window predicts, [n]."""
+        return np.minimum(self.context, self._predicted - self.chosen * self.context)
 
     def rows(self, i: int, j: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Windows i..j-1 as (inputs, targets), each [j - i, context]; target NO_TARGET = none."""
         if not 0 <= i <= j <= len(self):
             raise IndexError(f"windows {i}..{j} are outside 0..{len(self)}")
-        begin = i * self._context
-        count = max(0, min(j * self._context, self.num_targets) - begin)
-        inputs = np.zeros((j - i) * self._context, dtype=np.int64)
+        inputs = np.zeros((j - i, self.context), dtype=np.int64)
         targets = np.full_like(inputs, NO_TARGET)
-        if count:
-            (tokens,) = self._store.take(np.array([begin]), count + 1)
-            inputs[:count], targets[:count] = tokens[:-1], tokens[1:]
-        shape = (j - i, self._context)
-        return inputs.reshape(shape), targets.reshape(shape)
+        starts, sizes = self.chosen[i:j] * self.context, self.sizes[i:j]
+        for size in np.unique(sizes):  # one, and that of the last window of the text
+            here = sizes == size
+            tokens = self.store.take(starts[here], int(size) + 1)
+            inputs[here, :size], targets[here, :size] = tokens[:, :-1], tokens[:, 1:]
+        return inputs, targets
 
 
 def evaluation_windows(
     store: TokenStore, *, context: int, max_tokens: int | None = None
 ) -> EvaluationWindows:
-    """Windows over the first `max_tokens` predicted tokens of `store`; None: all of them."""
-    return EvaluationWindows(store, context=context, max_tokens=max_tokens)
+    """Windows spread evenly over the text, as many as `max_tokens` predicted tokens need, the last
+    one whole; None: all of the text. They depend on the number of tokens, `context` and
+    `max_tokens`, and on nothing else.
+
+    A document has its share of them by its length: one that is as long as two neighbours are apart
+    always has some.
+    """
+    whole = EvaluationWindows(store, context=context)
+    if max_tokens is None:
+        return whole
+    chosen = spread(whole.num_windows, -(-max_tokens // context))
+    return EvaluationWindows(store, context=context, chosen=chosen)
+
+
+def whole_windows(store: TokenStore, *, context: int, count: int) -> NDArray[np.int64]:
+    """Up to `count` windows of `context` predictions, spread evenly over the text and none of them
+    padded, as token ids [n, context + 1]."""
+    chosen = spread((store.num_tokens - 1) // context, count)
+    return store.take(chosen * context, context + 1)

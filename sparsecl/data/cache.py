@@ -12,7 +12,9 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,6 +34,22 @@ MAX_MANIFEST_BYTES = 256 << 20
 
 Build = Callable[[Path], dict[str, Any]]
 
+_building: ContextVar[bool] = ContextVar("building", default=True)
+
+
+class NotBuiltError(Exception):
+    """An entry is absent, and none is built here."""
+
+
+@contextmanager
+def only_published() -> Iterator[None]:
+    """Inside, `open_entry` opens what there is and raises NotBuiltError for what there is not."""
+    before = _building.set(False)
+    try:
+        yield
+    finally:
+        _building.reset(before)
+
 
 def open_entry(
     root: Path, group: str, name: str, key: Any, build: Build
@@ -48,6 +66,7 @@ def open_entry(
     Raises:
         DataError: if the entry is damaged, is a link, or was made for another key.
         CannotCreateError, StorageError: if the cache folder cannot be written.
+        NotBuiltError: if it is absent, inside `only_published`.
     """
     made_for = sha256_text(json.dumps([FORMAT, group, name, key], sort_keys=True))
     entry = root / group / f"{name}-{made_for[:16]}"
@@ -55,6 +74,8 @@ def open_entry(
     found = _read_manifest(entry, made_for)
     if found is not None:
         return entry, found
+    if not _building.get():
+        raise NotBuiltError(entry)
     try:
         root.mkdir(parents=True, exist_ok=True)
         make_folder(entry.parent)

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from sparsecl.engine.plan import Plan
 from sparsecl.engine.run_config import RunConfig
+from sparsecl.engine.texts import Scored
 from sparsecl.model.flops import (
     ParameterCounts,
     multiplied_weights,
@@ -39,12 +40,16 @@ def header(
     layout: Layout,
     world_size: int,
     data: str,
+    reading: str,
+    scored: Mapping[str, Scored] | None = None,
     backends: Mapping[str, BackendName] | None = None,
 ) -> str:
     """What is about to be trained, in a few aligned lines.
 
     Args:
         layout: as `rank_layout` of plan.py gives it.
+        reading: planned passes over the training text, from reading.py.
+        scored: by domain, how much text is behind its scores; None = not known yet.
         backends: what topology.backend auto has chosen, by layer name; None = not known yet.
     """
     shape = plan.shape
@@ -68,13 +73,21 @@ def header(
         "data": data,
         "phases": ", ".join(f"{plan.domain_name(phase)} {phase.num_steps}" for phase in plan.phases)
         + " steps",
+        "passes": reading,
+        **_scored_lines(config, scored),
     }
     return "\n".join(_wrap(f"  {key:<11} ", value) for key, value in lines.items())
 
 
-def evaluation_line(step: int, losses: Mapping[str, float], trained: str | None) -> str:
-    """Validation losses of all domains; the one in training stands in brackets."""
-    label = f"  step {step:>6}  validation loss "
+def evaluation_line(
+    step: int, losses: Mapping[str, float], trained: str | None, *, border: bool = False
+) -> str:
+    """Validation losses of all domains; the one in training stands in brackets.
+
+    Args:
+        border: a row of the result matrix, which stands on more text than scores inside a phase.
+    """
+    label = f"  step {step:>6}  {'border loss' if border else 'validation loss':<15} "
     lines = [label]
     for name, loss in losses.items():
         part = f"[{name} {loss:.3f}]" if name == trained else f" {name} {loss:.3f} "
@@ -121,6 +134,29 @@ def costs(
             *(f"    {part:<12}{_bytes(size):>12}" for part, size in _memory_parts(memory).items()),
         ]
     )
+
+
+def _scored_lines(config: RunConfig, scored: Mapping[str, Scored] | None) -> dict[str, str]:
+    """How much validation text is behind rows of the matrix, and behind scores inside a phase."""
+    if scored is None:
+        cap = config.eval.cap_at_ends
+        most = "all validation text" if cap is None else f"up to {cap:,} validation tokens"
+        return {"scored": f"before training and after each phase: {most} of each domain"}
+    return {
+        "scored": "before training and after each phase: " + _text_of(scored, "ends"),
+        **({"  in phases": _text_of(scored, "inside")} if config.eval.every else {}),
+    }
+
+
+def _text_of(scored: Mapping[str, Scored], text: str) -> str:
+    parts = []
+    for name, sizes in scored.items():
+        of = sizes[text]
+        parts.append(
+            f"{name} {of['documents']:,} of {sizes['all']['documents']:,} documents, "
+            f"{of['windows']:,} windows, {of['tokens']:,} tokens"
+        )
+    return "; ".join(parts)
 
 
 def _memory_parts(memory: RankMemory) -> dict[str, int]:

@@ -1,16 +1,20 @@
-"""Scores of a domain: exact token-weighted sums, whatever the batch size or layout."""
+"""Scores of a domain: exact token-weighted sums, whatever the batch size or layout.
+
+At a phase end, and before training, one pass scores both texts of a domain (texts.py).
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sparsecl import dist, watchdog
-from sparsecl.data.batches import EvaluationWindows, evaluation_windows
-from sparsecl.data.prepare import PreparedData
+from sparsecl.data.batches import NO_TARGET, EvaluationWindows
+from sparsecl.engine.texts import EvaluationText, TextName
 from sparsecl.errors import InvariantError
 
 SUMS = ("loss_sum", "num_tokens", "num_bytes", "num_correct")
@@ -37,75 +41,100 @@ class Score:
 
 
 def evaluate_domains(
-    engine: Any, data: PreparedData, *, context: int, max_tokens: int | None, batch: int, step: int
-) -> dict[str, Score]:
-    """Score every domain by its name. Collective over the world.
+    engine: Any,
+    texts: Mapping[str, EvaluationText],
+    bytes_per_token: np.ndarray,
+    wanted: Collection[TextName],
+    *,
+    batch: int,
+    step: int,
+) -> dict[str, dict[TextName, Score]]:
+    """Score every domain by its name, on one text or on both. Collective over the world.
 
     Args:
-        max_tokens: of each domain's validation text; None = all of it.
+        bytes_per_token: int [vocab_size], UTF-8 bytes of each token id.
         batch: windows per rank and forward call.
         step: for messages.
 
     Raises:
         InvariantError: a loss is not finite.
     """
-    scores: dict[str, Score] = {}
-    for domain in data.domains:
-        windows = evaluation_windows(domain.validation, context=context, max_tokens=max_tokens)
-        score = evaluate(engine, windows, data.tokenizer.bytes_per_token, batch=batch)
-        if not math.isfinite(score.loss):
-            raise InvariantError(
-                f"step {step}: the validation loss on {domain.name} is {score.loss}. "
-                "Lower optimizer.lr, or turn on clipping (optimizer.clip)."
-            )
-        scores[domain.name] = score
+    scores: dict[str, dict[TextName, Score]] = {}
+    for name, text in texts.items():
+        parts: dict[TextName, EvaluationWindows] = {
+            key: getattr(text, key) for key in ("ends", "inside") if key in wanted
+        }
+        found = evaluate(engine, list(parts.values()), bytes_per_token, batch=batch)
+        scores[name] = dict(zip(parts, found, strict=True))
+        for score in found:
+            if not math.isfinite(score.loss):
+                raise InvariantError(
+                    f"step {step}: the validation loss on {name} is {score.loss}. "
+                    "Lower optimizer.lr, or turn on clipping (optimizer.clip)."
+                )
     return scores
 
 
 @torch.no_grad()
 def evaluate(
-    engine: Any, windows: EvaluationWindows, bytes_per_token: np.ndarray, *, batch: int
-) -> Score:
-    """Score one domain. Collective over the world.
+    engine: Any,
+    texts: Sequence[EvaluationWindows],
+    bytes_per_token: np.ndarray,
+    *,
+    batch: int,
+) -> list[Score]:
+    """Score texts of one domain; a window that is in several is read once. Collective over the
+    world.
 
     Windows are dealt out to dp ranks in turns; every rank makes the same number of forward calls
     (the last ones on empty windows), because under ZeRO-3 each call gathers parameters.
 
     Args:
+        texts: windows of one store, of one context.
         bytes_per_token: int [vocab_size], UTF-8 bytes of each token id.
         batch: windows per rank and forward call.
     """
+    windows, members = _united(texts)
     device = dist.device()
     per_call = batch * dist.dp_size()
-    sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
+    sums = torch.zeros(len(texts), len(SUMS), dtype=torch.float64, device=device)
     engine.eval()
     for first in range(0, len(windows), per_call):
         watchdog.beat(f"evaluation, window {first} of {len(windows)}")
-        inputs, targets = _rows(windows, first + dist.dp_rank() * batch, batch)
+        begin = min(first + dist.dp_rank() * batch, len(windows))
+        inputs, targets = _rows(windows, begin, batch)
         losses, correct = engine(
             torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device)
         )
-        predicted = targets[targets >= 0]
-        sums[0] += losses.double().sum()
-        sums[1] += predicted.size
-        sums[2] += int(bytes_per_token[predicted].sum())
-        sums[3] += correct.sum()
+        predicted = targets >= 0
+        num_bytes = np.where(predicted, bytes_per_token[targets], 0).sum(axis=1)
+        counts = torch.from_numpy(np.stack([predicted.sum(axis=1), num_bytes], axis=1)).to(device)
+        by_window = torch.stack(
+            [losses.double().sum(1), *counts.double().T, correct.sum(1).double()], dim=1
+        )
+        counted = torch.zeros(len(texts), batch, dtype=torch.bool, device=device)
+        here = members[:, begin : begin + batch]
+        counted[:, : here.shape[1]] = torch.from_numpy(here).to(device)
+        # Not a product with the mask: a loss that is not finite outside a text is none of its.
+        sums += torch.where(counted[:, :, None], by_window, 0.0).sum(dim=1)
     engine.train()
     dist.all_reduce(sums, group=dist.dp_group())
-    loss_sum, *counts = sums.tolist()
-    return Score(loss_sum, *(int(count) for count in counts))
+    return [Score(loss, *(int(count) for count in counts)) for loss, *counts in sums.tolist()]
+
+
+def _united(texts: Sequence[EvaluationWindows]) -> tuple[EvaluationWindows, NDArray[np.bool_]]:
+    """The windows that are in any of the texts, and whether each is in each, [G, n]."""
+    first = texts[0]
+    chosen = np.unique(np.concatenate([text.chosen for text in texts]))
+    windows = EvaluationWindows(first.store, context=first.context, chosen=chosen)
+    return windows, np.stack([np.isin(chosen, text.chosen) for text in texts])
 
 
 def _rows(windows: EvaluationWindows, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """`count` windows from `first` on, filled up with windows that predict nothing."""
-    end = min(first + count, len(windows))
-    inputs, targets = windows.rows(min(first, end), end)
-    missing = count - len(inputs)
-    if missing:
-        context = windows.rows(0, 1)[0].shape[1]
-        inputs = np.concatenate([inputs, np.zeros((missing, context), inputs.dtype)])
-        targets = np.concatenate([targets, np.full((missing, context), -1, targets.dtype)])
-    return inputs, targets
+    inputs, targets = windows.rows(first, min(first + count, len(windows)))
+    missing = ((0, count - len(inputs)), (0, 0))
+    return np.pad(inputs, missing), np.pad(targets, missing, constant_values=NO_TARGET)
 
 
 @torch.enable_grad()  # methods may call it from a hook without gradients

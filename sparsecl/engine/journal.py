@@ -18,6 +18,7 @@ from sparsecl.engine.evaluate import Score
 from sparsecl.engine.plan import JOINT, Phase, Plan
 from sparsecl.engine.plasticity import scalars
 from sparsecl.engine.position import Position
+from sparsecl.engine.texts import TextName
 from sparsecl.errors import DataError
 from sparsecl.log import RunLog
 from sparsecl.metrics.records import RunRecords, read_records
@@ -97,22 +98,29 @@ class Journal:
         self.scalars({f"train/{key}": value for key, value in values.items()})
         self.scalars({"progress/phase": self.position.phase})
 
-    def evaluation(self, scores: Mapping[str, Score], *, at: str, phase: int) -> None:
-        """All domains, scored at one moment; see metrics/records.py for `at` and `phase`."""
-        bits = {}
-        for name, score in scores.items():
-            self.record("eval", phase=phase, at=at, domain=name, **asdict(score))
-            bits[name] = score.loss_sum / math.log(2) / max(1, score.num_bytes)
+    def evaluation(
+        self, scores: Mapping[str, Mapping[TextName, Score]], *, at: str, phase: int
+    ) -> None:
+        """All domains, scored at one moment; see metrics/records.py for `at` and `phase`.
+
+        Curves are drawn of the text that is read inside phases, at borders too.
+        """
+        bits, losses = {}, {}
+        for name, found in scores.items():
+            inside = found["inside"]
+            shown = found.get("ends", inside)
+            self.record("eval", phase=phase, at=at, domain=name, **_sums(found))
+            losses[name] = shown.loss
+            bits[name] = inside.loss_sum / math.log(2) / max(1, inside.num_bytes)
             self.scalars(
                 {
-                    f"validation_loss/{name}": score.loss,
+                    f"validation_loss/{name}": inside.loss,
                     f"validation_bits_per_byte/{name}": bits[name],
-                    f"validation_accuracy/{name}": score.num_correct / score.num_tokens,
+                    f"validation_accuracy/{name}": inside.num_correct / inside.num_tokens,
                 }
             )
-        losses = {name: score.loss for name, score in scores.items()}
         trained = self.plan.domain_name(self.plan.phases[phase]) if phase >= 0 else None
-        self.say(evaluation_line(self.position.step, losses, trained))
+        self.say(evaluation_line(self.position.step, losses, trained, border=at != "during"))
         self._chart_bits(bits, self.plan.phases[max(0, phase) : phase + 1 + (at != "during")])
 
     def _chart_bits(self, bits: Mapping[str, float], trained: Sequence[Phase]) -> None:
@@ -125,6 +133,12 @@ class Journal:
             if phase.domain != JOINT:
                 now = bits[self.plan.domain_name(phase)]
                 self.log.chart(tag, {IN_TRAINING: now}, tokens=self.tokens)
+
+    def phase_end(self, domain: str, replayed: Sequence[int]) -> None:
+        """A phase is over; `replayed`: sequences trained again so far, by their own phase."""
+        tokens = [count * self.plan.shape.context for count in replayed]
+        more = {"replayed_by_phase": tokens} if any(tokens) else {}
+        self.record("phase", sealed=True, event="end", domain=domain, **more)
 
     def plasticity(self, found: Mapping[str, Any], *, at: str, phase: int) -> None:
         """Figures of engine/plasticity.py."""
@@ -197,3 +211,11 @@ class Journal:
                 self.log = RunLog(self.log.folder, resume_at=extent, purge_tokens=self.tokens)
 
         dist.agree(reopen)
+
+
+def _sums(found: Mapping[TextName, Score]) -> dict[str, Any]:
+    """The fields of an evaluation: at a border those of the text "ends", and in `inside` those of
+    the other one, if it is another."""
+    inside, shown = found["inside"], found.get("ends", found["inside"])
+    other = {} if inside.num_tokens == shown.num_tokens else {"inside": asdict(inside)}
+    return {**asdict(shown), **other}

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from sparsecl import dist
-from sparsecl.data.batches import evaluation_windows
+from sparsecl.data.batches import whole_windows
 from sparsecl.data.prepare import DomainData
 from sparsecl.engine.build import Built
 from sparsecl.engine.run_config import PlasticityConfig
@@ -152,7 +152,7 @@ class Panel:
 
 
 def make_probe(domains: Sequence[DomainData], *, tokens: int, context: int) -> Probe | None:
-    """The first validation tokens of every domain, in equal shares. Local.
+    """Validation text of every domain in equal shares, each spread over all of it. Local.
 
     Args:
         tokens: of all domains together; each gives at least one, and no more than the shortest
@@ -169,11 +169,9 @@ def make_probe(domains: Sequence[DomainData], *, tokens: int, context: int) -> P
     share = min(max(1, tokens // len(domains)), shortest)
     count = -(-share // context)
     length = share // count
-    rows = [
-        evaluation_windows(d.validation, context=length, max_tokens=count * length).rows(0, count)
-        for d in domains
-    ]
-    return Probe(*(np.concatenate(part) for part in zip(*rows, strict=True)))
+    parts = [whole_windows(d.validation, context=length, count=count) for d in domains]
+    rows = np.concatenate(parts)
+    return Probe(rows[:, :-1], rows[:, 1:])
 
 
 @contextmanager

@@ -61,14 +61,14 @@ def check_identity(
 
     Args:
         saved: the state in the manifest of the checkpoint `folder`.
-        identity: config, and digests of data, tokenizer and topology, of this run.
+        identity: config, and digests of data, tokenizer, topology and windows, of this run.
 
     Returns:
         What has changed with permission, as lines for the log.
 
     Raises:
         UserError: the config changed without permission, or in what a run cannot change.
-        DataError: other domains, text, tokenizer or topology.
+        DataError: other domains, text, tokenizer, topology or windows.
     """
     old, new = saved["config"], identity["config"]
     changed = _changed(folder, old, new)
@@ -98,6 +98,14 @@ def check_identity(
                 + "with it by --allow_data_change."
             )
         lines.append(f"allowed: {change}")
+    if saved["data"] == identity["data"] and saved.get("windows") != identity["windows"]:
+        raise DataError(
+            one_line(
+                f"{folder}: an earlier version saved it, which scored other pieces of the "
+                "validation text: the rows of the run would not stand on one text. Start in "
+                "another --run_dir."
+            )
+        )
     return lines
 
 
@@ -213,6 +221,16 @@ _FIXED: Sequence[tuple[str, Callable[[RunConfig], Any], str]] = (
         "batch.sequences",
         lambda c: c.batch.sequences,
         "sequences of the phase would be read twice or not at all",
+    ),
+    (
+        "eval.tokens",
+        lambda c: c.eval.tokens,
+        "the scores before and after would not stand on one text",
+    ),
+    (
+        "eval.end_tokens",
+        lambda c: c.eval.cap_at_ends,
+        "the rows of the result matrix would not stand on one text",
     ),
     (
         "topology.role",

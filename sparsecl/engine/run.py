@@ -16,21 +16,25 @@ from sparsecl.checkpoint.manifest import MANIFEST, read_manifest
 from sparsecl.checkpoint.publish import candidates, newest_valid
 from sparsecl.config_nodes import read_text
 from sparsecl.data.held_file import Stamp
+from sparsecl.data.known import known_tokens
 from sparsecl.data.prepare import PreparedData, find_inputs, prepare
 from sparsecl.engine import board, display, ds_config, state
 from sparsecl.engine.build import Built, build, check_precision
-from sparsecl.engine.devices import attention_kernel, be_deterministic
-from sparsecl.engine.environment import check_environment, versions
+from sparsecl.engine.devices import be_deterministic
+from sparsecl.engine.environment import check_environment
 from sparsecl.engine.keeper import saved_records
 from sparsecl.engine.plan import Plan, make_plan, rank_layout
 from sparsecl.engine.position import Position
+from sparsecl.engine.reading import planned_tokens, reading_text
 from sparsecl.engine.resume import NOTHING, Allowed, check_config, check_identity
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.engine.run_folder import RunFolder
+from sparsecl.engine.run_start import RunStart
 from sparsecl.engine.saved import check_lawful
 from sparsecl.engine.speed_config import check_speed
 from sparsecl.engine.stop import StopRequest
-from sparsecl.engine.topology import DTYPES, choose_backends, draw_topologies
+from sparsecl.engine.texts import all_text, evaluation_texts, text_digest
+from sparsecl.engine.topology import choose_backends, draw_topologies
 from sparsecl.engine.train import Trainer
 from sparsecl.errors import (
     CannotCreateError,
@@ -42,16 +46,15 @@ from sparsecl.files import json_text, sha256_file, sha256_text, write_json
 from sparsecl.log import RunLog, check_prefix
 from sparsecl.methods.base import Methods
 from sparsecl.methods.build import build_methods
+from sparsecl.metrics.passes import pass_warnings
 from sparsecl.metrics.records import SCALARS
 from sparsecl.metrics.results import RESULTS, read_to_end
 from sparsecl.metrics.summary import summarize
 from sparsecl.metrics.table import report
 from sparsecl.model.flops import count_parameters
 from sparsecl.opening import read_plain
-from sparsecl.seal import Extent
-from sparsecl.sparse.backends import BackendName
 from sparsecl.topology.layer import LayerTopology
-from sparsecl.topology.report import table, topology_digest
+from sparsecl.topology.report import table
 from sparsecl.watchdog import Watchdog
 
 Resume = Literal["auto", "never", "must"]
@@ -127,7 +130,10 @@ def dry_run(prepared: Prepared) -> str:
         _check_folder(Path(config.init_from))
     vocab = vocabulary(config)
     counts = count_parameters(plan.shape, vocab, prepared.topologies)
-    layout = rank_layout(config, plan, prepared.deepspeed, gpu=dist.device().type == "cuda")
+    layout = rank_layout(config, plan, prepared.deepspeed, gpu=_on_gpu())
+    sizes = known_tokens(config.data, config.tokenizer, seed=config.seed)
+    train_tokens = {name: train for name, (train, _) in sizes.items()}
+    warnings = pass_warnings(planned_tokens(config, plan), train_tokens)
     head = display.header(
         config,
         plan,
@@ -136,11 +142,13 @@ def dry_run(prepared: Prepared) -> str:
         layout=layout,
         world_size=dist.world_size(),
         data=", ".join(plan.domains),
+        reading=reading_text(config, plan, train_tokens),
     )
     price = display.costs(config, plan, counts, prepared.topologies, vocab=vocab, layout=layout)
     graph = [table(prepared.topologies)] if prepared.topologies else []
     place = f"  Run folder: {prepared.run_dir}"
-    return "\n".join([configs.dump(config), head, *graph, price, place])
+    warned = [f"  warning: {warning}" for warning in warnings]
+    return "\n".join([configs.dump(config), head, *warned, *graph, price, place])
 
 
 def run(
@@ -246,6 +254,10 @@ def _claim(run_dir: Path, resume: Resume) -> RunFolder | None:
     return claimed[0] if claimed else None
 
 
+def _on_gpu() -> bool:
+    return dist.device().type == "cuda"
+
+
 def _prepare_data(
     prepared: Prepared, *, known: Collection[Stamp] = (), check_sources: bool = False
 ) -> PreparedData:
@@ -272,11 +284,13 @@ def _assemble(
     """Build everything and put it where the last checkpoint left it."""
     config, plan = prepared.config, prepared.plan
     methods = build_methods(config.methods)
+    texts = evaluation_texts(config.eval, data.domains, context=plan.shape.context)
     identity = {
         "config": configs.to_dict(config),
         "data": data.fingerprint,
         "tokenizer": data.tokenizer.digest,
         "topology": {name: found.digest for name, found in prepared.topologies.items()},
+        "windows": text_digest(texts),
     }
     found, notes = dist.agree(lambda: _find_checkpoint(folder, resume), only_first=True)
     saved: dict[str, Any] = {}
@@ -288,6 +302,8 @@ def _assemble(
                 f"{found}: holds weights only, no run to go on with. Begin one in another "
                 f"--run_dir, with --set {shlex.quote(f'init_from={found}')}."
             )
+        if "windows" not in saved and all_text(texts):
+            saved["windows"] = identity["windows"]  # earlier versions read all of so short a text
         changes = check_identity(found, saved, identity, allowed)
         notes += changes
     backends, lines = choose_backends(config, plan, prepared.topologies, saved.get("backends"))
@@ -318,7 +334,13 @@ def _assemble(
 
     def open_log() -> None:
         if folder is not None:
-            opened.append(_open_log(prepared, folder, data, built, backends, records, tokens))
+            log = RunLog(folder.path, resume_at=records, purge_tokens=tokens)
+            folder.describe(configs.dump(config), prepared.deepspeed.config)
+            opened.append(log)
+            warnings = (*prepared.deepspeed.warnings, *prepared.warnings)
+            layout = rank_layout(config, plan, prepared.deepspeed, gpu=_on_gpu())
+            start = RunStart(config, plan, data, texts, built, backends, layout, warnings)
+            start.write(log, new=records is None)
             for note in notes:
                 opened[0].say(f"  {note}")
             if changes:  # figures of such a run must be told from those of one setting
@@ -368,78 +390,6 @@ def _find_checkpoint(folder: RunFolder | None, resume: Resume) -> tuple[Path | N
     if found is None and candidates(root):
         raise DataError(f"{root}: no checkpoint is valid. {notes[0]}. Start in another --run_dir.")
     return found, notes if found else folder.check_unbegun()
-
-
-def _open_log(
-    prepared: Prepared,
-    folder: RunFolder,
-    data: PreparedData,
-    built: Built,
-    backends: Mapping[str, BackendName],
-    records: Extent | None,
-    tokens: int,
-) -> RunLog:
-    """Open the writers on rank 0 and, in a new run, write the header everywhere."""
-    config, plan = prepared.config, prepared.plan
-    log = RunLog(folder.path, resume_at=records, purge_tokens=tokens)
-    folder.describe(configs.dump(config), prepared.deepspeed.config)
-    counts = count_parameters(plan.shape, data.tokenizer.vocab_size, built.topologies)
-    sizes = {d.name: (d.train.num_tokens, d.validation.num_tokens) for d in data.domains}
-    kind = f"{config.tokenizer.kind} vocabulary {data.tokenizer.vocab_size}"
-    head = display.header(
-        config,
-        plan,
-        counts,
-        built.topologies,
-        layout=rank_layout(config, plan, prepared.deepspeed, gpu=dist.device().type == "cuda"),
-        world_size=dist.world_size(),
-        data=display.data_line(sizes, kind),
-        backends=backends,
-    )
-    log.say(head)
-    overlap = {domain.name: domain.overlap for domain in data.domains}
-    log.say(display.overlap_line(overlap))
-    if built.topologies:
-        log.say(table(built.topologies))
-    for warning in (*prepared.deepspeed.warnings, *prepared.warnings):
-        log.say(f"  warning: {warning}")
-    log.say(f"  folder      {folder.path}   (watch: {display.watch(folder.path)})")
-    log.say()
-    if records is None:
-        density = {"masked": counts.density_masked, "model": counts.density_model}
-        log.record(
-            "run",
-            sealed=True,
-            name=config.name,
-            domains=list(plan.domains),
-            order=plan.order,
-            density=density,
-            parameters={"live": counts.live, "total": counts.total},
-            versions=versions() | {"attention": _attention(config, plan)},
-            digests={
-                "config": configs.digest(config),
-                "data": data.fingerprint,
-                "tokenizer": data.tokenizer.digest,
-                "topology": topology_digest(built.topologies),
-            },
-            entropy_rate={
-                d.name: d.entropy_rate for d in data.domains if d.entropy_rate is not None
-            },
-            overlap=overlap,
-            config=board.flat_hparams(config),
-        )
-        log.text("run/about", board.about_card(head), tokens=0)
-        log.layout(board.LAYOUT)
-        log.scalars({f"topology/density_{k}": v for k, v in density.items()}, tokens=0)
-        for name, pixels in board.mask_pictures(built.topologies).items():
-            log.image(f"masks/{name}", pixels, tokens=0)
-    return log
-
-
-def _attention(config: RunConfig, plan: Plan) -> str:
-    """The kernel of this rank's attention; it decides how gradients round on a GPU."""
-    heads = plan.shape.heads // config.parallel.tensor
-    return attention_kernel(heads, plan.shape.head_width, DTYPES[config.precision])
 
 
 def _finish(trainer: Trainer, folder: RunFolder | None) -> dict[str, Any] | None:

@@ -117,7 +117,12 @@ class EvalConfig:
     """Optimizer steps between evaluations inside a phase; 0 = at phase ends only."""
 
     tokens: int | None = 65536
-    """Validation tokens per domain, from the start of its stream; null = all."""
+    """Validation tokens per domain for evaluations inside a phase, in windows of model.context
+    spread evenly over all of its validation text; null = all."""
+
+    end_tokens: int | None = 1_048_576
+    """The same for the scores that results stand on, before training and after each phase; null =
+    all, and never less than `tokens`. Each time costs as much as training on a third as many."""
 
     batch: int = 16
     """Sequences per rank and forward pass."""
@@ -125,10 +130,19 @@ class EvalConfig:
     def __post_init__(self) -> None:
         if self.every < 0:
             raise ValueError(f"every must be >= 0 steps, got {self.every}")
-        if self.tokens is not None and self.tokens < 1:
-            raise ValueError(f"tokens must be >= 1 or null, got {self.tokens}")
+        for name in ("tokens", "end_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be >= 1 or null, got {value}")
         if self.batch < 1:
             raise ValueError(f"batch must be >= 1 sequences, got {self.batch}")
+
+    @property
+    def cap_at_ends(self) -> int | None:
+        """Validation tokens per domain behind a row of the result matrix; None = all."""
+        if self.tokens is None or self.end_tokens is None:
+            return None
+        return max(self.tokens, self.end_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,6 +92,7 @@ class RunState(_Strict):
     tokenizer: Digest
     topology: dict[str, Digest]
     backends: dict[str, BackendName]
+    windows: Digest | None = None  # earlier versions have none
     init_from: Digest | None = None
     position: Position
     scalars_bytes: Count

@@ -33,6 +33,7 @@ from sparsecl.engine.run_config import RunConfig
 from sparsecl.engine.step import Looks, StepResult, take_step
 from sparsecl.engine.stop import StopRequest
 from sparsecl.engine.streams import Stream, phase_stream
+from sparsecl.engine.texts import evaluation_texts
 from sparsecl.errors import InvariantError, Preempted, StorageError
 from sparsecl.log import RunLog
 from sparsecl.methods.base import Methods, SliceTensors
@@ -96,13 +97,9 @@ class Trainer:
         vocab_size = data.tokenizer.vocab_size
         self.monitor = Monitor(config, built, self.journal, self.loader, vocab_size=vocab_size)
         self.profile = StepProfile(config.speed.profile, self.journal, checkpoints.parent / "tb")
-        self.panel = Panel(
-            config.plasticity,
-            built,
-            data.domains,
-            context=plan.shape.context,
-            batch=config.eval.batch,
-        )
+        context, batch = plan.shape.context, config.eval.batch
+        self.texts = evaluation_texts(config.eval, data.domains, context=context)
+        self.panel = Panel(config.plasticity, built, data.domains, context=context, batch=batch)
 
     # What methods see (methods/base.py, MethodContext).
 
@@ -255,7 +252,7 @@ class Trainer:
         self._audit()
         with watchdog.patient("the methods' end of a phase", METHOD_SECONDS):
             self.methods.phase_end(self)
-        self.journal.record("phase", sealed=True, event="end", domain=self.domain)
+        self.journal.phase_end(self.domain, self.methods.replayed_by_phase)
         position = self.position
         position.phase, position.phase_step = phase.index + 1, 0
         position.data_shift, position.recent_losses = 0, []
@@ -411,15 +408,15 @@ class Trainer:
         with self.monitor.evaluation():
             scores = evaluate_domains(
                 self.built.engine,
-                self.data,
-                context=self.plan.shape.context,
-                max_tokens=self.config.eval.tokens,
+                self.texts,
+                self.data.tokenizer.bytes_per_token,
+                ("inside",) if at == "during" else ("ends", "inside"),
                 batch=self.config.eval.batch,
                 step=self.step,
             )
         self._check_data()
         self.journal.evaluation(scores, at=at, phase=phase)
-        losses = {name: score.loss for name, score in scores.items()}
+        losses = {name: found["inside"].loss for name, found in scores.items()}
         return at == "during" and self._ends_early(losses)
 
     def _record_plasticity(self, at: str, *, phase: int) -> None:

@@ -191,11 +191,11 @@ def _reason(file: Path) -> str:
 
 
 def pairing_problems(study: Study) -> list[str]:
-    """What makes runs of one seed unequal where they must be equal: data, tokenizer, row order."""
+    """What makes runs of one seed unequal where they must be equal: data, tokenizer, windows."""
     problems = []
     for seed in study.plan.seeds:
         here = [r for r in study.results if r.run.seed == seed and r.summary is not None]
-        for key in ("data", "tokenizer"):
+        for key in ("data", "tokenizer", "windows"):
             found = {(r.summary or {})["digests"].get(key): r.run.name for r in reversed(here)}
             if len(found) > 1:
                 names = ", ".join(sorted(found.values()))

@@ -37,7 +37,8 @@ class Curve:
 
 
 def domain_curve(study: Study, arm: str, domain: str) -> Curve | None:
-    """Validation loss of a domain over training, every evaluation of it; None without runs."""
+    """Validation loss of a domain over training, every evaluation of it, on the text that is scored
+    inside phases; None without runs."""
     lines = {}
     for result in study.done(arm):
         points = _evaluations(result, domain)
@@ -154,7 +155,7 @@ def _evaluations(result: RunResult, domain: str) -> dict[float, float]:
             continue
         begin, end = borders[max(e.phase, 0)], borders[e.phase + 1]
         share = (e.tokens - begin) / (end - begin) if end > begin else 0.0
-        points[round(max(e.phase, 0) + share, 4)] = e.loss
+        points[round(max(e.phase, 0) + share, 4)] = e.inside.loss
     return points
 
 

@@ -7,7 +7,8 @@ import numpy as np
 
 from sparsecl.metrics import forgetting
 from sparsecl.metrics.forgetting import finite, last_rows, mean
-from sparsecl.metrics.matrix import FloatArray
+from sparsecl.metrics.matrix import FloatArray, finished_phases
+from sparsecl.metrics.records import RunRecords
 from sparsecl.metrics.summary import matrix_of
 
 
@@ -47,12 +48,14 @@ def counted_shares(summary: dict[str, Any]) -> dict[str, float]:
     return {matrix.domains[i]: share for i, share in shares.items()}
 
 
-def learned_losses(summary: dict[str, Any]) -> list[float | None]:
-    """Loss of each finished phase's own domain right after it, nats per token."""
-    matrix = matrix_of(summary)
+def learned_losses(records: RunRecords) -> list[float | None]:
+    """Loss of each finished phase's own domain right after it, nats per token, on the text that is
+    scored inside phases: what phases.until_loss is compared with."""
+    ends = {(e.phase, e.domain): e.inside.loss for e in records.evaluations if e.at == "phase_end"}
+    own = [records.domains[index] if index >= 0 else None for index in records.order]
     return [
-        finite(float(matrix.loss[phase + 1, i])) if i >= 0 else None
-        for phase, i in enumerate(matrix.order)
+        None if name is None else finite(ends[phase, name])
+        for phase, name in enumerate(own[: finished_phases(records)])
     ]
 
 

@@ -17,7 +17,7 @@ SCORED = {
     "data": ("domains", "validation_share", "max_document_bytes"),
     "tokenizer": ("kind", "vocab_size", "model", "train_bytes"),
     "model": ("context",),
-    "eval": ("tokens",),
+    "eval": ("tokens", "end_tokens"),
 }
 """Part of a run config -> its keys."""
 

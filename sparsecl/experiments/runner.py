@@ -28,7 +28,6 @@ from sparsecl.experiments.plan import (
 )
 from sparsecl.files import write_json
 from sparsecl.metrics.results import read_ended
-from sparsecl.metrics.summary import summarize
 from sparsecl.opening import plain, read_plain
 
 MAX_IDLE_STOPS = 3  # of one run in a row, at a request to stop that came before its first step
@@ -201,9 +200,9 @@ def run_options(folder: Path, plan: StudyPlan, run: Run) -> list[str]:
 
 
 def _losses(folder: Path, plan: StudyPlan, name: str) -> list[float]:
-    """Loss of each phase's own domain right after it."""
+    """Loss of each phase's own domain right after it, as phases.until_loss takes it."""
     needed = next(run for run in plan.runs if run.name == name)
-    losses = learned_losses(summarize(read_ended(run_folder(folder, needed))))
+    losses = learned_losses(read_ended(run_folder(folder, needed)))
     known = [loss for loss in losses if loss is not None]
     if not known or len(known) < len(losses):
         raise DataError(f"{name}: its losses after each phase are not all known")

@@ -73,7 +73,7 @@ class Stop:
     domain: str
     target: float
     """Mean loss of `of` on the phase's domain right after it, over the seeds of the pair, nats per
-    token."""
+    token, on the text that is scored inside phases."""
     reached: float
     """That of the control."""
     missed: int
@@ -260,7 +260,7 @@ def stops(study: Study) -> list[Stop]:
 
 def _by_phase(study: Study, arm: str) -> dict[int, list[float | None]]:
     """Seed -> loss of each phase's own domain right after it, of the runs with the whole stream."""
-    found = {r.run.seed: learned_losses(r.summary) for r in study.done(arm) if r.summary}
+    found = {r.run.seed: learned_losses(r.records) for r in study.done(arm) if r.records}
     return {seed: losses for seed, losses in found.items() if len(losses) == num_phases(study)}
 
 

@@ -4,7 +4,8 @@ The engine owns the loop, DeepSpeed owns backward and step. A method never calls
 read and change what the hooks hand to it. Projection onto the topology comes after every method.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, Protocol
 
 import numpy as np
@@ -109,6 +110,11 @@ class Method:
         """Earlier sequences trained again up to now, over all ranks: work beside the new tokens."""
         return 0
 
+    @property
+    def replayed_by_phase(self) -> Sequence[int]:
+        """How many of them were first read in each phase; later phases may be missing."""
+        return ()
+
     def phase_start(self, context: MethodContext) -> None:
         """Before the first step of a phase; not called again on a resume inside it."""
 
@@ -175,6 +181,11 @@ class Methods(Method):
     @property
     def replayed_sequences(self) -> int:
         return sum(method.replayed_sequences for method in self.methods)
+
+    @property
+    def replayed_by_phase(self) -> Sequence[int]:
+        parts = [method.replayed_by_phase for method in self.methods]
+        return [sum(counts) for counts in zip_longest(*parts, fillvalue=0)]
 
     def phase_start(self, context: MethodContext) -> None:
         for method in self.methods:

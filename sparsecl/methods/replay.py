@@ -13,7 +13,7 @@ depend on the parallel layout, and a resume needs only the names and how many we
 B = capacity, t = sequences seen so far, S = new sequences per optimizer step.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,10 +65,16 @@ class Replay(Method):
         self.config = config
         self.reservoir = Reservoir(config.sequences)
         self.num_replayed = 0
+        self.by_phase: list[int] = []
+        """How many of them were first read in each phase."""
 
     @property
     def replayed_sequences(self) -> int:
         return self.num_replayed
+
+    @property
+    def replayed_by_phase(self) -> Sequence[int]:
+        return self.by_phase
 
     def batch(self, context: MethodContext, rows: np.ndarray) -> np.ndarray:
         """Append this rank's part of the step's draw; nothing while the memory is empty.
@@ -81,9 +87,17 @@ class Replay(Method):
         per_micro_step = num * dist.dp_size()
         rng = context.generator("replay", "draw", context.step)
         drawn = self.reservoir.draw(per_micro_step * context.num_micro_steps, rng)
-        start = context.micro_step * per_micro_step + dist.dp_rank() * num
-        self.num_replayed += per_micro_step
+        first = context.micro_step * per_micro_step
+        self._count(drawn[first : first + per_micro_step])
+        start = first + dist.dp_rank() * num
         return np.concatenate([rows, self._read(context, drawn[start : start + num])])
+
+    def _count(self, names: NDArray[np.int64]) -> None:
+        """Note that all ranks together replay these names [n, 2]."""
+        self.num_replayed += len(names)
+        counts = np.bincount(names[:, 0], minlength=len(self.by_phase))
+        counts[: len(self.by_phase)] += np.array(self.by_phase, dtype=np.int64)
+        self.by_phase = counts.tolist()
 
     def after_step(self, context: MethodContext) -> None:
         """Show the sequences of the step that has just been taken to the reservoir."""
@@ -97,10 +111,17 @@ class Replay(Method):
             "num_seen": self.reservoir.num_seen,
             "names": self.reservoir.names.tolist(),
             "num_replayed": self.num_replayed,
+            "by_phase": self.by_phase,
         }
 
     def check_state(self, tensors: Collection[str], values: Mapping[str, Any]) -> None:
+        values = {"by_phase": [], **values}  # earlier versions did not count it
         super().check_state(tensors, values)
+        by_phase = values["by_phase"]
+        if not all(type(count) is int and 0 <= count < 2**62 for count in by_phase):
+            raise ValueError(f"by_phase: {by_phase!r:.40} are no counts")
+        if sum(by_phase) > values["num_replayed"]:
+            raise ValueError(f"by_phase: {sum(by_phase)} of {values['num_replayed']} replayed")
         names, num_seen = values["names"], values["num_seen"]
         for key in ("num_seen", "num_replayed"):
             if not 0 <= values[key] < 2**62:
@@ -120,6 +141,7 @@ class Replay(Method):
         self.reservoir.num_seen = values["num_seen"]
         self.reservoir.names = np.array(values["names"], dtype=np.int64).reshape(-1, 2)
         self.num_replayed = values["num_replayed"]
+        self.by_phase = list(values.get("by_phase", ()))
 
     def _read(self, context: MethodContext, names: NDArray[np.int64]) -> NDArray[np.int64]:
         """Tokens [n, context + 1] of `names` [n, 2], in their order."""

@@ -112,6 +112,7 @@ def _unlike(summaries: Sequence[dict[str, Any]], common: list[str]) -> list[str]
 def _setting(summary: dict[str, Any], common: list[str]) -> dict[str, Any]:
     digests, config = summary["digests"], summary["config"]
     scored, trained = summary["scored"], summary["trained"]
+    windows = all("windows" in scored[name] for name in common if name in scored)
     texts = [scored[name]["bytes"] for name in common if name in scored]
     return {
         "tokenizer": (digests.get("tokenizer") or "")[:8] or None,
@@ -122,6 +123,7 @@ def _setting(summary: dict[str, Any], common: list[str]) -> dict[str, Any]:
         "steps": trained["steps"],
         "training tokens": trained["tokens"],
         "evaluated bytes": sum(texts) if texts else None,
+        "evaluated text": "spread over all" if windows else "from the start",
     }
 
 

@@ -12,11 +12,12 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from sparsecl.errors import DataError, MissingInputError
+from sparsecl.metrics.header import check_header, domains_and_order, shown
 from sparsecl.metrics.performance import read_performance
 from sparsecl.opening import Opener, plain, plain_input
 from sparsecl.seal import Extent, sealed_lines
@@ -26,14 +27,9 @@ START_PHASE = -1  # the phase written on evaluations that come before any traini
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """One domain's validation text, scored once."""
+class Score:
+    """Sums over the predicted tokens of one text."""
 
-    phase: int
-    at: str
-    step: int
-    tokens: int
-    domain: str
     loss_sum: float
     """Summed next-token loss in nats; NaN after a divergence."""
     num_tokens: int
@@ -57,6 +53,24 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Evaluation(Score):
+    """One domain's validation text, scored once.
+
+    Rows of the result matrix ("start", "phase_end") stand on more text than evaluations "during" a
+    phase. A curve, or whatever else has both in it, takes `inside` of every evaluation: that is one
+    text throughout.
+    """
+
+    phase: int
+    at: str
+    step: int
+    tokens: int
+    domain: str
+    inside: Score
+    """On the text that is scored inside phases; the same sums if that is the text here."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainPoint:
     """One logged training step; `tokens` counts from the start of the run."""
 
@@ -77,6 +91,8 @@ class PhaseMark:
     event: str
     step: int
     tokens: int
+    replayed_by_phase: tuple[int, ...] = ()
+    """Tokens trained again up to now, by the phase that read them first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,8 +252,8 @@ class _Reader:
             self._take_entry(kind, record)
 
     def _take_run(self, record: dict[str, Any]) -> None:
-        domains, order = _domains_and_order(record)
-        _check_header(record)
+        domains, order = domains_and_order(record)
+        check_header(record)
         if self.header is not None and (domains, order) != (self.domains, self.order):
             raise ValueError("a second run with other domains or another order is in the same file")
         self.header, self.domains, self.order = record, domains, order
@@ -267,6 +283,7 @@ class _Reader:
                 event=str(record.get("event")),
                 step=step,
                 tokens=_integer(record, "tokens"),
+                replayed_by_phase=_integers(record, "replayed_by_phase"),
             )
             slot = (kind, entry.phase, entry.event)
         elif kind == "plasticity":
@@ -281,19 +298,15 @@ class _Reader:
         domain, at = record.get("domain"), record.get("at")
         if domain not in self.domains:
             raise ValueError(f"domain {domain!r} is not one of {', '.join(self.domains)}")
-        num_tokens = _integer(record, "num_tokens")
-        if num_tokens < 1:
-            raise ValueError(f"num_tokens must be >= 1, got {num_tokens}")
+        own = _score(record)
         return Evaluation(
             phase=START_PHASE if at == "start" else self._phase(record),
             at=str(at),
             step=step,
             tokens=_integer(record, "tokens"),
             domain=domain,
-            loss_sum=_real(record, "loss_sum"),
-            num_tokens=num_tokens,
-            num_bytes=_integer(record, "num_bytes"),
-            num_correct=_integer(record, "num_correct"),
+            inside=_score(_mapping(record, "inside")) if "inside" in record else own,
+            **asdict(own),
         )
 
     def _plasticity(self, record: dict[str, Any], step: int) -> PlasticityPoint:
@@ -338,57 +351,30 @@ class _Reader:
         )
 
 
-def _domains_and_order(record: dict[str, Any]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    domains, order = record.get("domains"), record.get("order")
-    if not isinstance(domains, list) or not all(isinstance(name, str) for name in domains):
-        raise ValueError(f"domains must be a list of names, got {domains!r}")
-    if not all(name.isprintable() for name in domains):  # they are shown in terminals
-        raise ValueError(f"domains must be names that can be printed, got {_shown(domains)}")
-    if not domains or len(set(domains)) < len(domains):
-        raise ValueError(f"domains must be distinct names, at least one, got {domains}")
-    if not isinstance(order, list) or not all(
-        type(index) is int and -1 <= index < len(domains) for index in order
-    ):
-        raise ValueError(f"order must list indices of the {len(domains)} domains, got {order!r}")
-    return tuple(domains), tuple(order)
-
-
-# What the header says beside domains and order: key -> type of its values.
-_HEADER: dict[str, tuple[type, ...]] = {
-    "density": (int, float, type(None)),
-    "parameters": (int,),
-    "digests": (str, type(None)),
-    "versions": (str,),
-    "entropy_rate": (int, float),
-    "overlap": (int, float, type(None)),
-}
-
-
-def _check_header(record: dict[str, Any]) -> None:
-    for key, kinds in _HEADER.items():
-        found = record.get(key, {})
-        # bool is a kind of int, and no number of ours.
-        good = isinstance(found, dict) and all(type(value) in kinds for value in found.values())
-        if not good or not all(_is_plain(value) for value in found.values()):
-            raise ValueError(f"{key} has values that are none, got {_shown(found)}")
-    if not isinstance(record.get("config", {}), dict):
-        raise ValueError(f"config must be an object, got {_shown(record['config'])}")
-    if not _is_plain(record.get("name") or ""):
-        raise ValueError(f"name must be a name that can be printed, got {_shown(record['name'])}")
-
-
-def _is_plain(value: Any) -> bool:
-    """Text of one line without control characters, or a number of a usual size."""
-    if isinstance(value, str):
-        return value.isprintable()
-    return not isinstance(value, int) or abs(value) < 2**63
+def _score(record: dict[str, Any]) -> Score:
+    num_tokens = _integer(record, "num_tokens")
+    if num_tokens < 1:
+        raise ValueError(f"num_tokens must be >= 1, got {num_tokens}")
+    return Score(
+        loss_sum=_real(record, "loss_sum"),
+        num_tokens=num_tokens,
+        num_bytes=_integer(record, "num_bytes"),
+        num_correct=_integer(record, "num_correct"),
+    )
 
 
 def _integer(record: dict[str, Any], key: str) -> int:
     value = record.get(key)
     if type(value) is not int or abs(value) >= 2**63:
-        raise ValueError(f"{key} must be an integer of 64 bits, got {_shown(value)}")
+        raise ValueError(f"{key} must be an integer of 64 bits, got {shown(value)}")
     return value
+
+
+def _integers(record: dict[str, Any], key: str) -> tuple[int, ...]:
+    values = record.get(key, [])
+    if not isinstance(values, list) or not all(type(v) is int and 0 <= v < 2**63 for v in values):
+        raise ValueError(f"{key} must be a list of counts, got {shown(values)}")
+    return tuple(values)
 
 
 def _real(record: dict[str, Any], key: str) -> float:
@@ -399,17 +385,11 @@ def _real(record: dict[str, Any], key: str) -> float:
     if value is None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{key} must be a number, got {_shown(value)}")
+        raise ValueError(f"{key} must be a number, got {shown(value)}")
     try:
         return float(value) if math.isfinite(value) else math.nan
     except OverflowError:  # a whole number beyond the largest float
         return math.nan
-
-
-def _shown(value: Any) -> str:
-    """A value for a message: one line, and not longer than that."""
-    text = ascii(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _mapping(record: dict[str, Any], key: str) -> dict[str, Any]:

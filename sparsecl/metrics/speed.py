@@ -5,8 +5,9 @@ Two figures for each phase, both on the token axis, so that batch size does not 
   phase's tokens (nats/token, lower = faster);
 - tokens to a loss threshold, None if the phase ended above it (censored, not infinite).
 
-Curves come from validation. Where a phase was not evaluated in between, two points say nothing
-about speed, and the logged training losses stand in; the source is always named.
+Curves come from validation, on the text that is scored inside phases. Where a phase was not
+evaluated in between, two points say nothing about speed, and the logged training losses stand in;
+the source is always named.
 """
 
 from dataclasses import dataclass
@@ -122,5 +123,5 @@ def _validation(records: RunRecords, phase: int, domain: str, begin: int) -> dic
         before = e.phase == phase - 1 and e.at in ("start", "phase_end")
         within = e.phase == phase and e.at in ("during", "phase_end")
         if e.domain == domain and (before or within):
-            points[e.tokens - begin] = e.loss
+            points[e.tokens - begin] = e.inside.loss  # one text for the whole curve
     return points

@@ -12,6 +12,7 @@ from sparsecl.errors import DataError
 from sparsecl.metrics import forgetting, speed, transfer
 from sparsecl.metrics.matrix import FloatArray, ResultMatrix
 from sparsecl.metrics.plasticity import plasticity_rows
+from sparsecl.metrics.reading import planned_often, reading
 from sparsecl.metrics.records import RunRecords
 
 SCORES = ("loss", "bits_per_byte", "accuracy")
@@ -55,6 +56,7 @@ def summarize(records: RunRecords) -> dict[str, Any]:
             },
             "scored": _scored(records),
             "trained": _trained(records, matrix.num_phases),
+            "reading": reading(records, matrix.num_phases),
             "bwt": transfer.bwt(matrix.loss, matrix.order),
             "fwt": transfer.fwt(matrix.loss, matrix.order),
             "averages": {name: _averages(getattr(matrix, name), matrix) for name in SCORES},
@@ -72,7 +74,7 @@ def summarize(records: RunRecords) -> dict[str, Any]:
             "tokens_per_second": records.tokens_per_second,
             "seconds": records.seconds,
             "performance": records.performance,
-            "warnings": [*records.warnings, *_gaps(records, matrix)],
+            "warnings": [*records.warnings, *_gaps(records, matrix), *planned_often(records)],
         }
     )
 
@@ -121,9 +123,20 @@ def _averages(scores: FloatArray, matrix: ResultMatrix) -> dict[str, Any]:
     }
 
 
-def _scored(records: RunRecords) -> dict[str, dict[str, int]]:
-    """Tokens and bytes of the text behind each domain's scores."""
-    return {e.domain: {"tokens": e.num_tokens, "bytes": e.num_bytes} for e in records.evaluations}
+def _scored(records: RunRecords) -> dict[str, dict[str, Any]]:
+    """How much text is behind each domain's scores in the matrix: tokens, bytes, documents and
+    windows; the same of scores `inside` phases, and of `all` the validation text.
+    Runs of earlier versions have tokens and bytes only."""
+    stated = records.header.get("scored", {})
+    found = {}
+    for e in records.evaluations:
+        if e.at in ("start", "phase_end"):
+            texts = stated.get(e.domain)
+            more = (
+                {**texts["ends"], "inside": texts["inside"], "all": texts["all"]} if texts else {}
+            )
+            found[e.domain] = {**more, "tokens": e.num_tokens, "bytes": e.num_bytes}
+    return found
 
 
 def _trained(records: RunRecords, num_phases: int) -> dict[str, int]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from sparsecl.metrics.forgetting import MIN_IMPROVEMENT, exposed_rows
 from sparsecl.metrics.matrix import OTHER_DOMAIN
+from sparsecl.metrics.passes import number_text
 from sparsecl.metrics.performance import performance_lines
 from sparsecl.metrics.summary import matrix_of
 
@@ -132,6 +133,7 @@ def _domain_lines(summary: dict[str, Any]) -> list[tuple[str, list[str]]]:
         ("final bits per byte", matrix.bits_per_byte[-1].tolist()),
         ("final accuracy", matrix.accuracy[-1].tolist()),
     ]
+    counted = _text_lines(summary, matrix.domains)
     known = summary.get("entropy_rate") or {}
     if known:  # synthetic text, where nats per byte of the source itself are known
         limits = [known[n] / math.log(2) if n in known else None for n in matrix.domains]
@@ -146,7 +148,22 @@ def _domain_lines(summary: dict[str, Any]) -> list[tuple[str, list[str]]]:
             values = summary["forgetting"][key]
             # "-" for the domain trained last: nothing came after it that could erase it.
             lines.append((label, [values[n] if n in names else None for n in matrix.domains]))
-    return [(label, [number(value) + " " for value in values]) for label, values in lines]
+    figures = [(label, [number(value) + " " for value in values]) for label, values in lines]
+    return [*figures, *counted]
+
+
+def _text_lines(summary: dict[str, Any], domains: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """How much text is behind the matrix, and how often the training text was read."""
+    scored = [summary["scored"].get(name, {}) for name in domains]
+    lines = [("scored tokens", [f"{of.get('tokens', '-')} " for of in scored])]
+    if all("documents" in of for of in scored):
+        documents = [f"{of['documents']}/{of['all']['documents']} " for of in scored]
+        lines.insert(0, ("scored documents", documents))
+        lines.insert(1, ("scored windows", [f"{of['windows']} " for of in scored]))
+    if reading := summary.get("reading"):
+        read = [f"{number_text(reading['passes'].get(name, 0.0))} " for name in domains]
+        lines.append(("passes over its text", read))
+    return lines
 
 
 def _blocks(

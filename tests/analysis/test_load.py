@@ -2,7 +2,6 @@
 
 import shutil
 
-import numpy as np
 import pytest
 import torch
 
@@ -11,16 +10,14 @@ from sparsecl.analysis.load import (
     load_model,
     locate,
     prepare_domains,
-    spread_windows,
     topologies_of,
 )
 from sparsecl.checkpoint.find import is_checkpoint, run_above
-from sparsecl.data.batches import evaluation_windows
+from sparsecl.data.batches import evaluation_windows, whole_windows
 from sparsecl.errors import DataError, MissingInputError
 from sparsecl.model.build import build_gpt
 from sparsecl.sparse.registry import sparse_parameters
 from tests.analysis import made_run
-from tests.data.stores import token_store
 from tests.distributed import cases
 
 
@@ -79,11 +76,11 @@ def test_the_engines_checkpoint_scores_as_in_training(pool, tmp_path, shared_cac
     data = prepare_domains(
         locate(tmp_path).checkpoint, config.data, config.tokenizer, context=16, seed=2
     )
-    windows = evaluation_windows(data.domains[0].validation, context=16, max_tokens=160)
+    windows = evaluation_windows(data.domains[0].validation, context=16)
     inputs, targets = (torch.from_numpy(part) for part in windows.rows(0, len(windows)))
     loss = model(inputs, targets)[0].double().sum().item()
     last = trained["evals"][-1]
-    assert last["num_tokens"] == 160
+    assert last["num_tokens"] == 400
     assert loss == pytest.approx(last["loss_sum"], rel=1e-6)
     assert all(entry.layer.packed for entry in sparse_parameters(model).values())
 
@@ -100,21 +97,12 @@ def test_padding_of_another_layout_is_cut(tmp_path, shared_cache, monkeypatch):
     assert not found.embedding.weight[257:].any()
 
 
-def test_windows_are_spread_over_the_text(tmp_path):
-    store = token_store(
-        tmp_path / "tokens", range(32)
-    )  # ten whole windows of 3, and one token left
-    assert spread_windows(store, 3, 2).tolist() == [[0, 1, 2, 3], [15, 16, 17, 18]]
-    assert spread_windows(store, 3, 99)[:, 0].tolist() == list(range(0, 30, 3))
-    assert spread_windows(store, 31, 5).shape == (1, 32)
-
-
 def test_rows_of_every_domain(shared_cache):
     data = made_run.domains_of(made_run.load(shared_cache))
     rows = held_out_rows(data, context=16, sequences=4)
     assert {name: found.shape for name, found in rows.items()} == {"a": (4, 17), "b": (4, 17)}
-    text = data.domains[1].validation.take(np.array([0]), 17)[0]
-    assert (rows["b"][0] == text).all() and (rows["a"] != rows["b"]).any()
+    text = whole_windows(data.domains[1].validation, context=16, count=4)
+    assert (rows["b"] == text).all() and (rows["a"] != rows["b"]).any()
 
 
 def test_where_a_checkpoint_is(tmp_path, shared_cache):

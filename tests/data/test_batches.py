@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from sparsecl.data.batches import NO_TARGET, PhaseStream, evaluation_windows, sample_indices
+from sparsecl.data.batches import (
+    NO_TARGET,
+    PhaseStream,
+    evaluation_windows,
+    sample_indices,
+    spread,
+    whole_windows,
+)
 from sparsecl.errors import DataError
 from tests.data.stores import token_store
 
@@ -101,18 +108,64 @@ def test_windows_by_hand(store_of):
     assert targets.tolist() == [[6, 7, 8], [9, 10, NO_TARGET]]
 
 
+def test_windows_of_a_cap_are_spread_over_the_documents(store_of):
+    """10 documents of 6 tokens: 60 tokens, 59 predicted, 20 windows of 3, the last one of 2."""
+    store = store_of([10 * document + k for document in range(10) for k in range(6)])
+    four = evaluation_windows(store, context=3, max_tokens=12)
+    assert four.chosen.tolist() == [2, 7, 12, 17]  # the middles of four fifths of 20
+    inputs, targets = four.rows(0, 4)
+    assert inputs.tolist() == [[10, 11, 12], [33, 34, 35], [60, 61, 62], [83, 84, 85]]
+    assert targets.tolist() == [[11, 12, 13], [34, 35, 40], [61, 62, 63], [84, 85, 90]]
+    assert evaluation_windows(store, context=3, max_tokens=10).chosen.tolist() == [2, 7, 12, 17]
+    ten = evaluation_windows(store, context=3, max_tokens=30)
+    assert ten.chosen.tolist() == list(range(1, 20, 2))
+    assert {token // 10 for token in ten.rows(0, 10)[1].ravel().tolist()} >= set(range(10))
+
+
+@pytest.mark.parametrize("cap", [59, 60, 1000, None])
+def test_a_cap_of_all_text_gives_all_windows(store_of, cap):
+    windows = evaluation_windows(store_of(range(60)), context=3, max_tokens=cap)
+    assert windows.chosen.tolist() == list(range(20))
+    assert windows.sizes.tolist() == [3] * 19 + [2]
+
+
 @pytest.mark.parametrize("max_tokens", [None, 1, 7, 40, 99, 1000])
 @pytest.mark.parametrize("context", [1, 7, 99, 200])
-def test_windows_predict_each_token_once_in_order(store_of, context, max_tokens):
+def test_windows_predict_no_token_twice_and_in_order(store_of, context, max_tokens):
     windows = evaluation_windows(store_of(range(100)), context=context, max_tokens=max_tokens)
-    expected = list(range(1, 1 + min(99, max_tokens or 99)))
     found = []
     for i in range(len(windows)):
         inputs, targets = windows.rows(i, i + 1)
         kept = targets != NO_TARGET
         assert (inputs[kept] + 1 == targets[kept]).all()
+        assert kept.sum() == windows.sizes[i]
         found += targets[kept].tolist()
-    assert found == expected and windows.num_targets == len(expected)
+    assert found == sorted(set(found)) and windows.sizes.sum() == len(found)
+    at_once = windows.rows(0, len(windows))[1]
+    assert at_once[at_once != NO_TARGET].tolist() == found
+    if max_tokens is None or max_tokens >= 99:
+        assert found == list(range(1, 100))
+    else:
+        assert len(windows) == -(-min(99, max_tokens) // context)
+
+
+@pytest.mark.parametrize("total", [1, 2, 17, 100])
+def test_places_are_spread_with_equal_gaps(total):
+    for count in range(1, total + 3):
+        places = spread(total, count)
+        assert len(places) == min(total, count)
+        edges = [-1, *places.tolist(), total]
+        gaps = np.diff(edges)
+        # No stretch as long as two neighbours are apart stays without one.
+        assert gaps.min() >= 1 and gaps.max() <= -(-total // len(places))
+
+
+def test_whole_windows_are_not_padded(store_of):
+    store = store_of(range(32))  # ten whole windows of 3, and one token left
+    rows = whole_windows(store, context=3, count=2)
+    assert rows.tolist() == [[6, 7, 8, 9], [21, 22, 23, 24]]
+    assert whole_windows(store, context=3, count=99)[:, 0].tolist() == list(range(0, 30, 3))
+    assert whole_windows(store, context=31, count=5).shape == (1, 32)
 
 
 def test_windows_with_nothing_to_predict_are_refused(store_of):

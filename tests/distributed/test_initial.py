@@ -26,13 +26,13 @@ def score_again(
     def scores() -> list[dict[str, float]]:
         found = evaluate_domains(
             built.engine,
-            data,
-            context=trainer.plan.shape.context,
-            max_tokens=config.eval.tokens,
+            trainer.texts,
+            data.tokenizer.bytes_per_token,
+            ("ends", "inside"),
             batch=config.eval.batch,
             step=0,
         )
-        return [asdict(score) for score in found.values()]
+        return [asdict(score["ends"]) for score in found.values()]
 
     trained = scores()
     state.restore(Path(folder) / INITIAL / "step_0", built, trainer.methods)

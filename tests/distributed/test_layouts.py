@@ -62,27 +62,34 @@ def test_a_step_reads_the_same_sequences_in_every_layout(shared_cache, dp, micro
     assert stream.rows(np.arange(8)).shape == (8, 17)
 
 
-def evaluate_only(cache: str, overrides: tuple[str, ...]) -> list[tuple[float, int, int, int]]:
+SUMS = ("loss_sum", "num_tokens", "num_bytes", "num_correct")
+
+
+def evaluate_only(cache: str, overrides: tuple[str, ...]) -> list[list[tuple[float, ...]]]:
+    """Sums at a border, of the same text inside a phase, and as scored inside a phase."""
     trainer, _, _ = cases.assemble(cases.load(cache, overrides), "zero2", "unused")
     trainer._evaluate_all("start", phase=-1)
-    keys = ("loss_sum", "num_tokens", "num_bytes", "num_correct")
-    return [tuple(r[key] for key in keys) for r in trainer.records if r["kind"] == "eval"]
+    trainer._evaluate_all("during", phase=0)
+    border, during = (r for r in trainer.records if r["kind"] == "eval")
+    return [[found[key] for key in SUMS] for found in (border, border["inside"], during)]
 
 
 def test_scores_are_exact_sums_whatever_the_layout_and_batch(pool, shared_cache):
-    """159 predicted tokens: windows of 16 do not divide them, and batches do not divide windows."""
-    first = pool.run(evaluate_only, 1, str(shared_cache), ("eval.tokens=159", "eval.batch=1"))[0]
-    assert first[0][1:3] == (159, 159)
+    """400 predicted tokens in 25 windows, 10 of them inside phases: batches divide neither."""
+    caps = ("eval.tokens=159", "eval.end_tokens=null")
+    first = pool.run(evaluate_only, 1, str(shared_cache), (*caps, "eval.batch=1"))[0]
+    assert [counts[1] for counts in first] == [400, 160, 160]
+    assert first[0][0] > first[1][0] == pytest.approx(first[2][0], rel=1e-6)
+    assert first[1][1:] == first[2][1:]
     for world, overrides in (
         (1, ("eval.batch=7",)),
         (2, ("eval.batch=3", "batch.micro=1")),
         (4, ("eval.batch=2", "parallel.tensor=2", "batch.micro=1")),
     ):
-        for scores in pool.run(
-            evaluate_only, world, str(shared_cache), ("eval.tokens=159", *overrides)
-        ):
-            assert scores[0][1:] == first[0][1:]
-            assert scores[0][0] == pytest.approx(first[0][0], rel=1e-6)
+        for scores in pool.run(evaluate_only, world, str(shared_cache), (*caps, *overrides)):
+            for found, expected in zip(scores, first, strict=True):
+                assert found[1:] == expected[1:]
+                assert found[0] == pytest.approx(expected[0], rel=1e-6)
 
 
 def learn(cache: str, overrides: tuple[str, ...], folder: str) -> dict[str, float]:

@@ -106,11 +106,11 @@ def domain(first: int, size: int) -> Any:
 @pytest.mark.parametrize(
     ("tokens", "sizes", "context", "expected"),
     [
-        (8, (50, 50), 2, [[0, 1], [2, 3], [100, 101], [102, 103]]),
-        (11, (50, 50), 3, [[0, 1], [2, 3], [100, 101], [102, 103]]),  # a share of 5, as 2 x 2
-        (4, (50, 50), 16, [[0, 1], [100, 101]]),  # shorter than the context
-        (60, (50, 4), 16, [[0, 1, 2], [100, 101, 102]]),  # the shortest text has 3 targets
-        (1, (50, 50), 16, [[0], [100]]),
+        (8, (50, 50), 2, [[12, 13], [36, 37], [112, 113], [136, 137]]),  # 6 and 18 of 24 windows
+        (11, (50, 50), 3, [[12, 13], [36, 37], [112, 113], [136, 137]]),  # a share of 5, as 2 x 2
+        (4, (50, 50), 16, [[24, 25], [124, 125]]),  # shorter than the context
+        (60, (50, 4), 16, [[24, 25, 26], [100, 101, 102]]),  # the shortest text has 3 targets
+        (1, (50, 50), 16, [[24], [124]]),
     ],
 )
 def test_every_domain_has_an_equal_share_of_the_probe(tokens, sizes, context, expected):

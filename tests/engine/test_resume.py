@@ -28,7 +28,7 @@ def make(tmp_path):
 
 def identity(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
     digests = {"data": "d" * 64, "tokenizer": "t" * 64, "topology": {"a": "1" * 64, "b": "2" * 64}}
-    return {"config": config, **digests, **changes}
+    return {"config": config, **digests, "windows": "w" * 64, **changes}
 
 
 def saved(config: dict[str, Any], phase: int = 1, phase_step: int = 4) -> dict[str, Any]:
@@ -37,6 +37,18 @@ def saved(config: dict[str, Any], phase: int = 1, phase_step: int = 4) -> dict[s
 
 def test_nothing_changed(make):
     assert check_identity(FOLDER, saved(make()), identity(make())) == []
+
+
+def test_the_windows_of_a_run_never_change(make):
+    """Neither by a key, whatever is allowed, nor where another version has chosen them."""
+    for setting in ("eval.tokens=7", "eval.end_tokens=2000000"):
+        with pytest.raises(UserError, match="not stand on one text"):
+            check_identity(FOLDER, saved(make()), identity(make(setting)), ALL)
+    older = saved(make())
+    del older["windows"]
+    for before in (older, saved(make()) | {"windows": "v" * 64}):
+        with pytest.raises(DataError, match="other pieces of the validation text.*--run_dir"):
+            check_identity(FOLDER, before, identity(make()), ALL)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,17 @@ NOBODY_KNOWS = (
     *("best_loss", "num_bad", "seconds", "recent_losses", "plasticity", "bad_steps", "rollbacks"),
     "num_seen",
     *("data_shift", "audit_checks", "scalars_bytes", "scalars_sha256", "matrix", "data"),
-    *("tokenizer", "topology", "config", "names", "num_replayed", "tensor", "backends"),
+    *(
+        "tokenizer",
+        "topology",
+        "config",
+        "names",
+        "num_replayed",
+        "by_phase",
+        "windows",
+        "tensor",
+        "backends",
+    ),
 )
 
 

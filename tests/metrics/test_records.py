@@ -40,6 +40,21 @@ def test_scores_of_one_evaluation_by_hand(tmp_path):
     assert found.accuracy == pytest.approx(1 / 3)
 
 
+def test_the_text_inside_phases_is_read_beside_that_of_a_border(tmp_path):
+    file = tmp_path / "scalars.jsonl"
+    border = evaluation("code", 2.0, phase=-1, at="start", step=0)
+    sums = {"loss_sum": 6.0, "num_tokens": 3, "num_bytes": 4, "num_correct": 1}
+    write_lines(file, [header(["code"], [0]), border | {"inside": sums}])
+    (found,) = read_records(file).evaluations
+    assert (found.loss, found.inside.loss) == (2.0, 2.0) and found.inside.num_tokens == 3
+    write_lines(file, [header(["code"], [0]), border])  # one text, or an earlier version
+    (found,) = read_records(file).evaluations
+    assert found.inside.loss_sum == found.loss_sum and found.inside.num_tokens == found.num_tokens
+    write_lines(file, [header(["code"], [0]), border | {"inside": {**sums, "num_tokens": 0}}])
+    with pytest.raises(DataError, match="num_tokens must be >= 1"):
+        read_records(file)
+
+
 def test_unknown_kinds_and_keys_are_ignored(tmp_path):
     file = tmp_path / "scalars.jsonl"
     write_lines(

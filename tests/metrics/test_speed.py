@@ -2,7 +2,9 @@
 
 import pytest
 
+from sparsecl.experiments.measures import learned_losses
 from sparsecl.metrics import speed
+from sparsecl.metrics.matrix import ResultMatrix
 from sparsecl.metrics.records import read_records
 from sparsecl.metrics.speed import PhaseCurve
 from tests.metrics.fake_run import evaluation, header, write_lines, write_run
@@ -52,6 +54,25 @@ def test_curves_of_a_run_start_where_the_phase_before_ended(tmp_path):
     assert {first.source, second.source} == {"validation"}
     before = [e for e in records.evaluations if e.domain == "math" and e.at == "phase_end"][0]
     assert second.loss[0] == before.loss
+
+
+def test_a_curve_is_of_one_text(tmp_path):
+    """Borders are scored on more text; a curve takes of them what is scored inside phases."""
+    inside = {"num_tokens": 10, "num_bytes": 30, "num_correct": 1}
+    lines = [
+        header(["code"], [0]),
+        evaluation("code", 9.0, phase=-1, at="start", step=0)
+        | {"inside": {"loss_sum": 40.0, **inside}},
+        evaluation("code", 3.0, phase=0, at="during", step=1, tokens=10),
+        evaluation("code", 9.0, phase=0, at="phase_end", step=2, tokens=20)
+        | {"inside": {"loss_sum": 20.0, **inside}},
+    ]
+    write_lines(tmp_path / "scalars.jsonl", lines)
+    records = read_records(tmp_path)
+    (found,) = speed.phase_curves(records)
+    assert found.loss == (4.0, 3.0, 2.0)
+    assert learned_losses(records) == [2.0]  # what until_loss of a stopped control is given
+    assert ResultMatrix.from_records(records).loss.tolist() == [[9.0], [9.0]]
 
 
 def test_without_evaluations_in_between_the_training_losses_stand_in(tmp_path):

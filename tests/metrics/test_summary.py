@@ -128,7 +128,37 @@ def test_the_matrix_as_text(reference):
         "final accuracy        0.050   0.091   0.135",
         "forgotten, nats       1.000   0.400       -",
         "forgotten, share      0.500   0.211       -",
+        "scored tokens         20000   20000   20000",
     ]
+
+
+def test_the_text_behind_the_scores_is_stated(tmp_path):
+    """Runs of earlier versions know tokens and bytes; later ones documents and windows too."""
+    records = from_matrix(LOSS, DOMAINS, [0, 1, 2])
+    all_of_it = {"documents": 21, "windows": 999, "tokens": 31_000}
+    ends = {"documents": 12, "windows": 640, "tokens": 20_000}
+    inside = {"documents": 9, "windows": 64, "tokens": 2000}
+    scored = dict.fromkeys(DOMAINS, {"ends": ends, "inside": inside, "all": all_of_it})
+    more = {
+        "scored": scored,
+        "train_tokens": dict.fromkeys(DOMAINS, 409_600),
+        "planned": [{"code": 409_600}, {"math": 409_600}, {"law": 4_096_000}],
+    }
+    found = summary_of(tmp_path, [records[0] | more, *records[1:]])
+    assert found["scored"]["math"] == {
+        **ends, "inside": inside, "all": all_of_it, "bytes": 71_000,
+    }  # fmt: skip
+    lines = table.matrix_table(found).splitlines()[-4:]
+    assert [line.split() for line in lines] == [
+        ["scored", "documents", *["12/21"] * 3],
+        ["scored", "windows", *["640"] * 3],
+        ["scored", "tokens", *["20000"] * 3],
+        ["passes", "over", "its", "text", *["0.00"] * 3],  # these records have no marks of phases
+    ]
+    (warning,) = found["warnings"]
+    assert warning.startswith("domain law: 4,096,000 planned tokens are 10.0 passes")
+    old = summary_of(tmp_path, records)
+    assert old["scored"]["math"] == {"tokens": 20_000, "bytes": 71_000} and old["reading"] is None
 
 
 def test_the_heading_tells_the_runs_apart(tmp_path):

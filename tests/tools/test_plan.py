@@ -184,12 +184,17 @@ def test_young_wastes_least():
 
 
 def test_evaluations_and_saves_by_hand():
-    made = planned("phases.steps=5", "eval.every=2", "eval.tokens=40", "checkpoint.every=4")
+    caps = ("eval.tokens=40", "eval.end_tokens=300")
+    made = planned("phases.steps=5", "eval.every=2", *caps, "checkpoint.every=4")
     # At the start, after steps 2 and 4, and at the end of the one phase.
     assert made.cost.evaluations == 4
     assert made.cost.saves == 2
-    # 40 tokens are three windows of 16, one forward call of 16 windows.
-    assert costs.evaluation_tokens(made.subject.config, made.plan) == 16 * 16
+    # Twice 40 tokens, three windows of 16, one forward call of 16 windows; twice 300: two calls.
+    tokens = costs.evaluation_tokens(made.subject.config, made.plan, {})
+    assert tokens == (2 * 1 + 2 * 2) * 16 * 16
+    # Of 100 tokens there is one call, whatever the cap.
+    short = costs.evaluation_tokens(made.subject.config, made.plan, {"a": 100})
+    assert short == 4 * 16 * 16
 
 
 # ---- counts ------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Length and cost of a whole run: training, evaluations, checkpoints."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sparsecl.engine.plan import Plan
@@ -39,6 +40,7 @@ def run_cost(
     plan: Plan,
     *,
     gpus: int,
+    validation: Mapping[str, int],
     step_seconds: float,
     forward_token_seconds: float,
     save_seconds: float,
@@ -46,6 +48,7 @@ def run_cost(
     """Add up a run. Phases that may end early count in full; methods' own passes do not count.
 
     Args:
+        validation: domain -> tokens of its validation text; empty if not known.
         forward_token_seconds: of one rank, for a token of its own.
         save_seconds: of one checkpoint.
     """
@@ -59,7 +62,7 @@ def run_cost(
         evaluations=evaluations,
         saves=saves,
         train_seconds=plan.num_steps * step_seconds,
-        evaluation_seconds=evaluations * evaluation_tokens(config, plan) * forward_token_seconds,
+        evaluation_seconds=evaluation_tokens(config, plan, validation) * forward_token_seconds,
         save_seconds=saves * (0.0 if config.checkpoint.background else save_seconds),
         gpus=gpus,
     )
@@ -71,15 +74,24 @@ def num_evaluations(config: RunConfig, plan: Plan) -> int:
     return 1 + len(plan.phases) + inside
 
 
-def evaluation_tokens(config: RunConfig, plan: Plan) -> int:
-    """Tokens that one rank scores each time: whole forward calls, the last filled up with empty
-    windows. With eval.tokens null the size of the data decides, and 0 is returned."""
-    if config.eval.tokens is None:
-        return 0
-    context = plan.shape.context
-    windows = -(-config.eval.tokens // context)
-    calls = -(-windows // (config.eval.batch * plan.dp_size))
-    return len(plan.domains) * calls * config.eval.batch * context
+def evaluation_tokens(config: RunConfig, plan: Plan, validation: Mapping[str, int]) -> int:
+    """Tokens that one rank scores in the whole run: whole forward calls, the last of a domain
+    filled up with empty windows. Where neither a cap nor the size of the text is known, none are
+    counted. The few windows at a phase end that are not among those of eval.end_tokens are not.
+
+    Args:
+        validation: domain -> tokens of its validation text; empty if not known.
+    """
+    borders = 1 + len(plan.phases)
+    times = {"inside": num_evaluations(config, plan) - borders, "ends": borders}
+    caps = {"inside": config.eval.tokens, "ends": config.eval.cap_at_ends}
+    per_call, calls = config.eval.batch * plan.dp_size, 0
+    for text, cap in caps.items():
+        for name in plan.domains:
+            known = [count for count in (cap, validation.get(name)) if count is not None]
+            windows = -(-min(known, default=0) // plan.shape.context)
+            calls += times[text] * -(-windows // per_call)
+    return calls * config.eval.batch * plan.shape.context
 
 
 def _inside(num_steps: int, every: int) -> int:

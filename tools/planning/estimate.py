@@ -2,13 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
+from sparsecl.data.config import DataConfig, TokenizerConfig
+from sparsecl.data.known import known_tokens
 from sparsecl.engine import ds_config
 from sparsecl.engine.plan import Plan, make_plan, rank_layout
+from sparsecl.engine.reading import planned_tokens, reading_text
 from sparsecl.engine.run import run_numbers, vocabulary
 from sparsecl.engine.run_config import BatchConfig, RunConfig
 from sparsecl.errors import UserError
+from sparsecl.metrics.passes import pass_warnings, passes
 from sparsecl.model.config import padded_vocabulary
 from sparsecl.model.flops import TrainingFlops, multiplied_weights, training_flops_per_token
 from sparsecl.model.memory import Layout, memory_per_rank, parameter_sizes
@@ -38,6 +43,10 @@ class Estimate:
     checkpoint_bytes: int
     save_seconds: float
     cost: RunCost
+    passes: dict[str, float]
+    """Domain -> planned passes over its training text; empty before the text is prepared."""
+    reading: str
+    """The same in words."""
     warnings: tuple[str, ...]
 
     @property
@@ -80,22 +89,39 @@ def estimate(subject: Subject, machine: Machine, gpus: int, *, disk: float) -> E
         plan.shape, subject.counts, role=config.topology.role, multiplied=multiplied
     )
     saved = checkpoint_bytes(subject, layout.num_moments)
-    passes = time.compute - time.optimizer
+    compute = time.compute - time.optimizer
     tokens_per_rank = plan.tokens_per_step / plan.dp_size
+    sizes = _known(config.data, config.tokenizer, config.seed)
+    train, validation = ({name: of[k] for name, of in sizes.items()} for k in (0, 1))
+    planned = planned_tokens(config, plan)
     cost = run_cost(
         config,
         plan,
         gpus=gpus,
+        validation=validation,
         step_seconds=time.step,
         # A third of a training pass, as for its products.
-        forward_token_seconds=passes / 3 / tokens_per_rank,
+        forward_token_seconds=compute / 3 / tokens_per_rank,
         save_seconds=saved / disk,
     )
-    warnings = [*problems, *resolved.warnings, *_warnings(subject, found, plan, machine, largest)]
+    warnings = [
+        *problems,
+        *resolved.warnings,
+        *_warnings(subject, found, plan, machine, largest, validation),
+        *pass_warnings(planned, train),
+    ]
     return Estimate(
         subject, machine, gpus, plan, resolved.stage, flops, found, largest, traffic, time,
-        saved, saved / disk, cost, tuple(warnings),
+        saved, saved / disk, cost, passes(planned, train), reading_text(config, plan, train),
+        tuple(warnings),
     )  # fmt: skip
+
+
+@cache
+def _known(
+    data: DataConfig, tokenizer: TokenizerConfig, seed: int
+) -> Mapping[str, tuple[int, int]]:
+    return known_tokens(data, tokenizer, seed=seed)
 
 
 def checkpoint_bytes(subject: Subject, num_moments: int) -> int:
@@ -229,7 +255,12 @@ def _work(
 
 
 def _warnings(
-    subject: Subject, found: Fit, plan: Plan, machine: Machine, largest: int
+    subject: Subject,
+    found: Fit,
+    plan: Plan,
+    machine: Machine,
+    largest: int,
+    validation: Mapping[str, int],
 ) -> list[str]:
     config, warnings = subject.config, []
     gib = 2**30
@@ -249,6 +280,7 @@ def _warnings(
         )
     if config.topology.backend == "auto" and subject.topologies:
         warnings.append("topology.backend=auto is measured when a run starts; planned as dense")
-    if config.eval.tokens is None:
-        warnings.append("eval.tokens=null: evaluations are as long as the data and are not counted")
+    caps = {"eval.tokens": config.eval.tokens, "eval.end_tokens": config.eval.cap_at_ends}
+    for key in [key for key, cap in caps.items() if cap is None and not validation]:
+        warnings.append(f"{key}=null: these evaluations are as long as the data and not counted")
     return warnings

@@ -228,6 +228,7 @@ def _cost(found: Estimate, price: float | None) -> str:
             f"    {cost.train_seconds / 3600:.3f} h training + "
             f"{cost.evaluation_seconds / 3600:.3f} h evaluation + {cost.save_seconds / 3600:.3f} h "
             f"saving = {cost.gpu_hours:,.2f} GPU-hours{money}",
+            f"    passes: {found.reading}",
         ]
     )
 

@@ -102,13 +102,14 @@ def _forgotten(summary: dict[str, Any], domains: list[str], alike: bool) -> list
 
 
 def _draw_curves(axes: Axes, records: RunRecords) -> None:
-    """Validation score of each domain over total tokens; its own phases are drawn thicker."""
-    in_bytes = all(e.num_bytes for e in records.evaluations)
+    """Validation score of each domain over total tokens, on the text that is scored inside phases;
+    its own phases are drawn thicker."""
+    in_bytes = all(e.inside.num_bytes for e in records.evaluations)
     ends: list[tuple[float, str, str]] = []
     last = 0
     for i, domain in enumerate(records.domains):
         points = {
-            e.tokens: e.bits_per_byte if in_bytes else e.loss
+            e.tokens: e.inside.bits_per_byte if in_bytes else e.inside.loss
             for e in records.evaluations
             if e.domain == domain
         }

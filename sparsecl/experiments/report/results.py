@@ -112,9 +112,10 @@ def stops_table(trends: Trends) -> Table:
         for s in trends.stops
     )
     caption = (
-        "Loss of each phase's domain right after it, nats per token. A phase of the control ends "
-        "at the first evaluation at or below the arm's loss; where it never gets there it runs to "
-        "its end, and the seed is counted in the last column."
+        "Loss of each phase's domain right after it, nats per token, on the text that is scored "
+        "inside phases (the matrices stand on more). A phase of the control ends at the first "
+        "evaluation at or below the arm's loss; where it never gets there it runs to its end, and "
+        "the seed is counted in the last column."
     )
     return Table(name="stops", caption=caption, columns=columns, rows=rows)
 

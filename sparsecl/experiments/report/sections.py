@@ -13,6 +13,7 @@ from sparsecl.experiments.report.table import Table, as_html
 from sparsecl.experiments.trends import Trends
 from sparsecl.metrics.bootstrap import MIN_BOOTSTRAP, MIN_SEEDS
 from sparsecl.metrics.forgetting import MIN_IMPROVEMENT
+from sparsecl.metrics.reading import planned_often
 
 
 @dataclass(frozen=True)
@@ -121,11 +122,18 @@ def _figures(m: Material) -> str:
     if not m.study.counts()["done"]:
         return paragraph("No run is finished.")
     metrics = dict.fromkeys([*m.study.plan.analysis.metrics, "learned_loss"])
-    made = [m.plot("arms")]
+    made = [m.plot("arms"), m.table(tables.texts_table(m.study)), *_many_passes(m)]
     made += [m.table(tables.measure_table(m.study, m.comparison, metric)) for metric in metrics]
     made += [m.table(tables.means_table(m.study, m.comparison))]
     made += [m.table(tables.seeds_table(m.study), folded=True)]
     return "".join(made)
+
+
+def _many_passes(m: Material) -> list[str]:
+    """What a reader should know of text that was read too often; once for the whole study."""
+    found = (planned_often(r.records) for r in m.study.results if r.records is not None)
+    lines = dict.fromkeys(line for run in found for line in run)
+    return [bullets(list(lines))]
 
 
 def _tests(m: Material) -> str:
@@ -223,7 +231,10 @@ def _definitions(m: Material) -> str:
 
 
 DEFINITIONS = (
-    "Losses are of the next token, in nats per token, on held-out text of each domain. L[P, i] is "
+    "Losses are of the next token, in nats per token, on held-out text of each domain: before "
+    "training and after each phase on up to eval.end_tokens of it, inside phases on eval.tokens, "
+    "in windows spread evenly over all its documents. What mixes both (curves over a phase, "
+    "learning_area, where stopped_early stops) stands on the text of the latter. L[P, i] is "
     "the loss on domain i after the last phase, L[l(i), i] right after the last phase that trained "
     "it, L[b(i), i] right before the first.",
     "F_last: mean of L[P, i] - L[l(i), i] over the domains that another phase followed.",

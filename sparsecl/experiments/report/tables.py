@@ -1,6 +1,7 @@
 """Tables of a report: the arms, their runs and figures, and what they cost."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sparsecl.experiments.collect import Study
 from sparsecl.experiments.compare import Comparison, sequential
@@ -9,6 +10,7 @@ from sparsecl.experiments.measures import MEASURES
 from sparsecl.experiments.plan import Arm
 from sparsecl.experiments.report.table import Cell, Column, Table, file_name
 from sparsecl.metrics.bootstrap import MIN_SEEDS, Interval
+from sparsecl.metrics.header import COUNTS
 
 DIGITS = {"seconds": 1, "tokens_per_second": 0}
 """Digits after the point of measures that are no nats or shares."""
@@ -99,6 +101,50 @@ def interval_columns(digits: int = 4, *, narrow: bool = False) -> tuple[Column, 
         low = Column(key=f"{prefix}low", heading=heading, digits=digits, pair=True, csv_only=hide)
         columns += [low, Column(key=f"{prefix}high", heading="", digits=digits, csv_only=hide)]
     return tuple(columns)
+
+
+def texts_table(study: Study) -> Table:
+    """How much text is behind the scores of each domain, and how often its training text was read.
+    Runs of a study are scored on equal text; passes are those of the run that read most."""
+    columns = (
+        Column(key="domain", heading="domain"),
+        *(
+            Column(key=f"{text}_{key}", heading=f"{key}{heading}", digits=0)
+            for text, heading in (("ends", ""), ("all", ", of"), ("inside", ", inside phases"))
+            for key in COUNTS
+        ),
+        Column(key="train_tokens", heading="training tokens", digits=0),
+        Column(key="planned_passes", heading="passes planned", digits=2),
+        Column(key="passes", heading="passes read", digits=2),
+    )
+    summaries = [r.summary for r in study.results if r.summary is not None]
+    scored = next((s["scored"] for s in summaries if _stated(s["scored"])), {})
+    read = [s["reading"] for s in summaries if s.get("reading")]
+
+    def most(key: str, name: str) -> float | None:
+        return max((found[key].get(name, 0.0) for found in read), default=None)
+
+    rows = tuple(
+        (
+            name,
+            *(of[key] for of in (found, found["all"], found["inside"]) for key in COUNTS),
+            read[0]["train_tokens"].get(name) if read else None,
+            most("planned_passes", name),
+            most("passes", name),
+        )
+        for name, found in scored.items()
+    )
+    caption = (
+        "Validation text behind the scores: matrices and all that is made of them; of all there "
+        "is; and curves inside phases, learning_area and stopped_early, which stand on less. "
+        "Passes: tokens read, replayed ones too, over training tokens, in the run with most."
+    )
+    return Table(name="texts", caption=caption, columns=columns, rows=rows)
+
+
+def _stated(scored: Mapping[str, Any]) -> bool:
+    """Not so in runs of earlier versions."""
+    return bool(scored) and all("documents" in found for found in scored.values())
 
 
 def means_table(study: Study, comparison: Comparison) -> Table:
