@@ -11,8 +11,10 @@ ranks connected, at their first use, after a resume too.
 
 Ranks learn of each other through the store that the process group was made with; a rank whose
 watchdog has stopped writing there is stopped or dead, one that is behind is what the others wait
-for. A process that is itself stopped (SIGSTOP, a suspended job) finds out when it goes on, because
-its own thread has not run either, and starts counting anew.
+for. What is known to take long, such as a save, is waited for only while all ranks write on. Rank 0
+keeps the store: if its process is stopped, a question to it has no end, so another thread asks. A
+process that is itself stopped (SIGSTOP, a suspended job) finds out when it goes on, because its own
+thread has not run either, and starts counting anew.
 """
 
 import contextlib
@@ -27,6 +29,8 @@ from typing import Protocol
 from sparsecl.errors import PeerLostError
 
 LOOKS = 6  # polls between two looks at the other ranks
+ANSWER_SECONDS = 10.0  # that rank 0 has for an answer
+_CLOSED = "the end"  # where a rank is whose watchdog does not write any more
 GRACE = 10.0  # times the longest time between two beats; times `seconds` at the start
 
 
@@ -60,6 +64,8 @@ class Watchdog:
         self._warm = False
         self._patient = 0.0
         self._posts = 0
+        self._heard: dict[int, tuple[str, float]] = {}  # the line of a rank, and since when
+        self._question: threading.Thread | None = None
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -77,6 +83,8 @@ class Watchdog:
         self._end.set()
         if self._thread.is_alive():
             self._thread.join()
+        self.place = _CLOSED
+        self._post(0.0)
 
     def beat(self, place: str) -> None:
         """The process has come to `place`."""
@@ -95,7 +103,7 @@ class Watchdog:
     def patient(self, place: str, seconds: float) -> Iterator[None]:
         """Allow `seconds` for something that is known to take long."""
         self.beat(place)
-        self._patient = seconds
+        self._heard, self._patient = {}, seconds
         try:
             yield
         finally:
@@ -104,7 +112,11 @@ class Watchdog:
     @property
     def allowed(self) -> float:
         """Seconds without a beat after which the process is ended."""
-        return max(self.seconds, GRACE * self._longest, self._patient)
+        return max(self._usual, self._patient)
+
+    @property
+    def _usual(self) -> float:
+        return max(self.seconds, GRACE * self._longest)
 
     def _watch(self) -> None:
         looked = time.monotonic()
@@ -117,10 +129,45 @@ class Watchdog:
             self._post(silent)
             if silent > self.allowed:
                 self._bite(silent)
+            elif silent > self._usual:
+                if self._is_one_mute():
+                    self._bite(silent)
+                looked = min(time.monotonic(), now + ANSWER_SECONDS)  # to ask takes so long
+
+    def _is_one_mute(self) -> bool:
+        """True if a rank has not written for the usual time, or rank 0 not answered for so long."""
+        if self.board is None:
+            return False
+        heard, lines, now = self._heard, self._ask() or {}, time.monotonic()
+        heard.setdefault(0, ("", now))
+        for rank, line in lines.items():
+            if heard.get(rank, ("", 0.0))[0] != line:
+                heard[rank] = (line, now)
+        since = [at for line, at in heard.values() if not line.endswith(_CLOSED)]
+        return any(now - at > self._usual for at in since)
+
+    def _ask(self) -> dict[int, str] | None:
+        """The lines of all ranks; None if rank 0 is gone, or has not answered in time."""
+        board, found = self.board, list[dict[int, str]]()
+        if board is None or self._is_open():
+            return None
+
+        def work() -> None:
+            with contextlib.suppress(Exception):
+                found.append(board.lines())
+
+        self._question = threading.Thread(target=work, name="watchdog's question", daemon=True)
+        self._question.start()
+        self._question.join(ANSWER_SECONDS)
+        return found[0] if found else None
+
+    def _is_open(self) -> bool:
+        """A question has no answer yet: whoever writes or asks until then waits for it, too."""
+        return self._question is not None and self._question.is_alive()
 
     def _post(self, silent: float) -> None:
         self._posts += 1
-        if self.board is not None:
+        if self.board is not None and not self._is_open():
             with contextlib.suppress(Exception):  # rank 0, which keeps the store, may be gone
                 self.board.post(f"{self._posts} {silent:.0f} {self.place}")
 
@@ -147,12 +194,13 @@ class Watchdog:
         """What the other ranks do, from two looks at their lines."""
         if self.board is None:
             return []
-        try:
-            before = self.board.lines()
-            self._stay(silent)
-            after = self.board.lines()
-        except Exception:
-            return ["the other ranks cannot be asked: rank 0, which they write to, is gone"]
+        before = self._ask()
+        self._stay(silent)
+        after = None if before is None else self._ask()
+        if before is None or after is None:
+            return [
+                "the other ranks cannot be asked: rank 0, which they write to, is stopped or gone"
+            ]
         said = []
         for rank, line in sorted(after.items()):
             if rank != self.rank:

@@ -46,6 +46,18 @@ def test_a_hang_ends_with_place_peers_and_stacks():
     assert "in work" in done.stderr
 
 
+def test_a_store_that_does_not_answer_holds_up_nobody():
+    """Rank 0 keeps it: if that process is stopped, whoever asks it waits for ever."""
+    script = SCRIPT.replace(
+        "def lines(self):", "def lines(self):\n        threading.Event().wait()"
+    )
+    script = script.replace("dog =", "watchdog.ANSWER_SECONDS = 0.05\ndog =")
+    command = [sys.executable, "-c", script, str(HANG)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=2 * HANG)
+    assert done.returncode == 76 and "rank 0, which they write to, is stopped" in done.stderr
+    assert "in work" in done.stderr
+
+
 TICK = 1 / 16  # seconds; sums of it are exact
 
 
@@ -99,6 +111,39 @@ def test_what_is_known_to_take_long_may(watched):
     watched.bites.clear()
     assert watched.watch(*[TICK] * 4) == []
     assert watched.watch(TICK) == [5 * TICK]  # it does not count for what comes after
+
+
+class Lines:
+    """Lines of this rank, and of one that is `state`."""
+
+    def __init__(self, state: str) -> None:
+        self.state, self.looks = state, 0
+
+    def post(self, line: str) -> None:
+        pass
+
+    def lines(self) -> dict[int, str]:
+        self.looks += 1
+        if self.state == "no answer" and self.looks > 1:
+            raise ConnectionError
+        other = {"mute": "7 3 save", "closed": f"7 0 {watchdog._CLOSED}"}
+        return {0: f"{self.looks} 3 save", 1: other.get(self.state, f"{self.looks} 0 save")}
+
+
+@pytest.mark.parametrize("state", ["writes on", "closed"])
+def test_a_long_save_is_waited_for_while_all_ranks_live(watched, state):
+    watched.dog.board = Lines(state)
+    with watched.dog.patient("save", 30.0):
+        assert watched.watch(*[TICK] * 480) == []
+
+
+@pytest.mark.parametrize("state", ["mute", "no answer"])
+def test_a_long_save_is_not_waited_for_if_a_rank_stands_still(watched, state):
+    watched.dog.board = Lines(state)
+    with watched.dog.patient("save", 30.0):
+        # The usual time, and as long again from the first look at the others.
+        assert watched.watch(*[TICK] * 9) == []
+        assert watched.watch(TICK) == [10 * TICK]
 
 
 def test_a_suspended_process_starts_counting_anew(watched):

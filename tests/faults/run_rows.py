@@ -91,6 +91,9 @@ PROCESSES = (
         (
             f"{LAUNCH}broken_runs.py::test_a_rank_that_hangs_is_named",
             "tests/test_watchdog.py::test_a_hang_ends_with_place_peers_and_stacks",
+            "tests/test_watchdog.py::test_a_store_that_does_not_answer_holds_up_nobody",
+            "tests/test_watchdog.py::test_a_long_save_is_not_waited_for_if_a_rank_stands_still",
+            "tests/test_watchdog.py::test_a_long_save_is_waited_for_while_all_ranks_live",
             "tests/test_watchdog.py::test_a_suspended_process_starts_counting_anew",
         ),
         "76 after health.hang_seconds",
