@@ -64,6 +64,7 @@ class Saver:
         parameters: dict[str, ParameterEntry],
         state: dict[str, Any],
         topologies: Mapping[str, LayerTopology] | None = None,
+        arrays: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         """Save a checkpoint; the arguments are those of `publish`. Collective over the world.
 
@@ -85,6 +86,7 @@ class Saver:
                 dict(parameters),
                 copy.deepcopy(state),
                 dict(topologies or {}),
+                _to_cpu((arrays or {}) if dist.rank() == 0 else {}),
             )
 
         if self.background:
@@ -92,7 +94,9 @@ class Saver:
             self._running = _Writing(self, *dist.agree(copied))
             self._running.start()
         else:
-            self._running = _Writing(self, step, tensors, pieces, parameters, state, topologies)
+            self._running = _Writing(
+                self, step, tensors, pieces, parameters, state, topologies, arrays
+            )
             self._running.run()
         self._running.stall_seconds = time.monotonic() - began
         if not self.background:
@@ -137,7 +141,7 @@ class _Writing(threading.Thread):
     def run(self) -> None:
         """Publish. Every error is kept for `Saver.wait`, which all ranks call."""
         began = time.monotonic()
-        *arguments, topologies = self.arguments
+        *arguments, topologies, arrays = self.arguments
         saver = self.saver
         try:
             self.folder = publish(
@@ -146,6 +150,7 @@ class _Writing(threading.Thread):
                 *arguments,
                 keep=saver.keep,
                 topologies=topologies,
+                arrays=arrays,
                 group=saver._group,
             )
             self.bytes = sum(path.stat().st_size for path in self.folder.iterdir())

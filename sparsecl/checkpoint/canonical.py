@@ -47,6 +47,10 @@ class Source(Protocol):
         """Parameters, step and state."""
         ...
 
+    def arrays(self) -> Mapping[str, torch.Tensor]:
+        """What methods keep beside the parameters, by METHOD.ARRAY."""
+        ...
+
     def states(self) -> list[str]:
         """Names of all states."""
         ...

@@ -5,7 +5,7 @@ what was written is the state of a run: a checkpoint with a NaN in a moment has 
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from sparsecl.checkpoint.arrays import METHODS_FILE
 from sparsecl.checkpoint.canonical import (
     MASTER,
     Advance,
@@ -61,6 +62,9 @@ class StateLaws:
     not_negative: Callable[[Manifest], Collection[str]]
     """States of methods that are never below zero, as the manifest names them."""
 
+    arrays: Callable[[Manifest, Mapping[str, torch.Tensor]], Iterator[str]] = lambda *_: iter(())
+    """What is wrong with the arrays that methods keep beside the parameters."""
+
 
 def check_laws(
     folder: Path,
@@ -92,6 +96,8 @@ def check_laws(
             return Verdict(tuple(problems), "")  # what follows relies on these
         reader = Reader(folder)
         problems += _complete(reader, moments)
+        if state is not None:
+            problems += _arrays(reader, state)
         if state is None or not state.rewires(manifest):
             problems += _topologies(reader)
         positive = {NOT_NEGATIVE, *(state.not_negative(manifest) if state else ())}
@@ -154,7 +160,7 @@ def _stored(folder: Path, manifest: Manifest, moments: bool) -> Iterator[str]:
         some[piece.key] = piece.numel
     for file in expected.keys() - manifest.files.keys():
         yield f"{folder}: pieces lie in {file}, which the manifest does not list"
-    for file in manifest.files.keys() - {TOPOLOGY_FILE}:
+    for file in manifest.files.keys() - {TOPOLOGY_FILE, METHODS_FILE}:
         wanted = expected.get(file, {})
         with safe_open(folder / file, framework="pt") as found:
             for key in sorted(wanted.keys() ^ set(found.keys())):
@@ -181,6 +187,16 @@ def _complete(reader: Reader, moments: bool) -> Iterator[str]:
         missing = [name for name in names if not reader.has(state, name)]
         if missing:
             yield f"{reader.folder}: {state} of {missing[0]} is missing"
+
+
+def _arrays(reader: Reader, state: StateLaws) -> Iterator[str]:
+    """A function of its own, so that they are not held beside a tensor."""
+    arrays = reader.arrays()
+    for key, value in arrays.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            yield f"{reader.folder}: {key} has values that are not finite"
+    for problem in state.arrays(reader.manifest, arrays):
+        yield f"{reader.folder}: {problem}"
 
 
 def _topologies(reader: Reader) -> Iterator[str]:

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as torch_dist
 
 from sparsecl import dist, faults
+from sparsecl.checkpoint.arrays import METHODS_FILE
 from sparsecl.checkpoint.manifest import (
     FOLDER_NAME,
     MANIFEST,
@@ -56,6 +57,7 @@ def publish(
     *,
     keep: int,
     topologies: Mapping[str, LayerTopology] | None = None,
+    arrays: Mapping[str, torch.Tensor] | None = None,
     group: torch_dist.ProcessGroup | None = None,
 ) -> Path:
     """Save one checkpoint. Collective over the world.
@@ -68,6 +70,7 @@ def publish(
         state: JSON-safe; rank 0's is written.
         keep: how many checkpoints stay.
         topologies: global live sets by parameter name, of all entries with `live`; rank 0's count.
+        arrays: of methods, by METHOD.ARRAY; rank 0's count.
         group: all ranks, for a thread that must not use the world's group (dist.side_group).
 
     Returns:
@@ -82,7 +85,9 @@ def publish(
     shard = f"rank_{dist.rank()}.safetensors"
     try:
         dist.agree(lambda: _begin(target, temporary), group=group)
-        written = dist.agree(lambda: _write(temporary, shard, tensors, topologies), group=group)
+        written = dist.agree(
+            lambda: _write(temporary, shard, tensors, topologies, arrays), group=group
+        )
         reports = dist.gather_objects((written, list(pieces)), group=group)
         manifest = Manifest(
             step=step,
@@ -198,13 +203,16 @@ def _write(
     shard: str,
     tensors: Mapping[str, torch.Tensor],
     topologies: Mapping[str, LayerTopology] | None,
+    arrays: Mapping[str, torch.Tensor] | None,
 ) -> dict[str, dict[str, Any]]:
     """This rank's files, by name, as the manifest lists them."""
     files = {}
     if dist.rank() == 0 and topologies:
-        arrays = stored_form(topologies)
-        live = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        stored = stored_form(topologies)
+        live = {name: torch.from_numpy(array) for name, array in stored.items()}
         files[TOPOLOGY_FILE] = write_shard(folder / TOPOLOGY_FILE, live)
+    if dist.rank() == 0 and arrays:
+        files[METHODS_FILE] = write_shard(folder / METHODS_FILE, arrays)
     if tensors:
         files[shard] = write_shard(folder / shard, tensors)
     if files:

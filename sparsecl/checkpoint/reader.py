@@ -7,13 +7,14 @@ or allocated: a checkpoint of another model is refused at the cost of its header
 import functools
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sparsecl.checkpoint.arrays import METHODS_FILE, read_arrays
 from sparsecl.checkpoint.manifest import Manifest, Piece, read_manifest, verify
 from sparsecl.checkpoint.shards import check_entry, open_shard
 from sparsecl.checkpoint.topologies import TOPOLOGY_FILE, StoredTopologies
@@ -37,7 +38,9 @@ class Reader:
         for piece in self.manifest.pieces:
             self._pieces[piece.state, piece.name].append(piece)
         self._files = {
-            name: open_shard(folder / name) for name in self.manifest.files if name != TOPOLOGY_FILE
+            name: open_shard(folder / name)
+            for name in self.manifest.files
+            if name not in (TOPOLOGY_FILE, METHODS_FILE)
         }
         live = {name: entry for name, entry in self.manifest.parameters.items() if entry.live}
         self._stored = StoredTopologies(folder / TOPOLOGY_FILE, live) if live else None
@@ -54,6 +57,10 @@ class Reader:
         Built at the first use: compare `manifest.parameters` with the model before.
         """
         return dict(self._stored or {})
+
+    def arrays(self) -> Mapping[str, torch.Tensor]:
+        """What methods keep beside the parameters, by METHOD.ARRAY, read anew each time."""
+        return read_arrays(self.folder, self.manifest)
 
     def states(self) -> list[str]:
         """Names of all states, for example ["master", "exp_avg", "exp_avg_sq"]."""

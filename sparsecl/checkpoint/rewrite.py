@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from sparsecl.checkpoint.arrays import METHODS_FILE
 from sparsecl.checkpoint.canonical import (
     Advance,
     Source,
@@ -21,6 +22,7 @@ from sparsecl.checkpoint.canonical import (
 )
 from sparsecl.checkpoint.manifest import Manifest, ParameterEntry, Piece, write_manifest
 from sparsecl.checkpoint.new_output import new_folder
+from sparsecl.checkpoint.shards import write_shard
 from sparsecl.checkpoint.stream_file import Spec, TensorFileWriter
 from sparsecl.checkpoint.topologies import TOPOLOGY_FILE, save_topologies
 from sparsecl.errors import DataError, UserError
@@ -52,6 +54,8 @@ def reshard(source: Source, out: Path, *, tp_size: int, advance: Advance | None 
         _write_pieces(source, folder, tp_size, pieces, advance)
         if source.topologies:
             save_topologies(folder / TOPOLOGY_FILE, source.topologies)
+        if arrays := source.arrays():
+            write_shard(folder / METHODS_FILE, arrays)
         manifest = Manifest(
             step=source.manifest.step,
             tp_size=tp_size,

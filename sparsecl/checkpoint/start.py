@@ -67,6 +67,10 @@ class WeightsSource:
         """Masters only."""
         return [MASTER]
 
+    def arrays(self) -> Mapping[str, torch.Tensor]:
+        """No method has run."""
+        return {}
+
     def has(self, state: str, name: str) -> bool:
         """True if `state` of parameter `name` is there."""
         return state == MASTER and name in self.manifest.parameters

@@ -9,7 +9,7 @@ import math
 import re
 from typing import Any
 
-FILE_NAME = re.compile(r"(rank_\d{1,9}|topology)\.safetensors", re.ASCII)
+FILE_NAME = re.compile(r"(rank_\d{1,9}|topology|methods)\.safetensors", re.ASCII)
 SHARD_NAME = re.compile(r"rank_\d{1,9}\.safetensors", re.ASCII)
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 MAX_COUNT = (1 << 62) - 1  # elements or bytes; fits int64 also when one is added to another

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from annotated_types import Gt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -277,6 +278,18 @@ def _methods(found: RunState, manifest: Manifest, config: RunConfig) -> Iterator
         yield f"state.methods: {error}"
 
 
+def _arrays(manifest: Manifest, arrays: Mapping[str, torch.Tensor]) -> Iterator[str]:
+    """The same for what it keeps beside the parameters."""
+    if manifest.state.get("weights_only") is True and not arrays:
+        return
+    try:
+        build_methods(_config(manifest).methods).check_arrays(
+            arrays, manifest.state.get("methods", {})
+        )
+    except ValueError as error:
+        yield f"methods: {error}"
+
+
 def _config(manifest: Manifest) -> RunConfig:
     """Of a manifest whose state has no problems."""
     return parsed(manifest.state["config"]) or RunConfig()
@@ -286,5 +299,6 @@ STATE = StateLaws(
     problems=state_problems,
     rewires=lambda manifest: _config(manifest).methods.rewires,
     not_negative=lambda manifest: _config(manifest).methods.not_negative(),
+    arrays=_arrays,
 )
 """For checkpoint/laws.py."""

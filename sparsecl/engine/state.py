@@ -68,6 +68,7 @@ def save(
         _parameters(built),
         {**state, "optimizer": _optimizer_state(built), "methods": method_values},
         {name: entry.topology for name, entry in sparse.items() if _is_live(entry)},
+        methods.arrays() if dist.rank() == 0 else {},
     )
 
 
@@ -123,6 +124,7 @@ def restore(
     forget_expansions(built.engine.module)
     if not weights_only:
         methods.load_state_dict(method_tensors, reader.manifest.state["methods"])
+        methods.load_arrays(reader.arrays())
         _restore_numbers(built, numbers)
     return reader.manifest.state
 

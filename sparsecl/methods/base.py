@@ -123,6 +123,24 @@ class Method:
             if type(values[key]) is not type(own[key]):
                 raise ValueError(f"{key}: {values[key]!r:.40} is no {type(own[key]).__name__}")
 
+    def arrays(self) -> Mapping[str, torch.Tensor]:
+        """What a resume needs beside `state_dict` that belongs to no parameter and is too large for
+        JSON: by name, the same on all ranks. Asked of rank 0, at every checkpoint."""
+        return {}
+
+    def check_arrays(self, arrays: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
+        """Check what a checkpoint keeps of `arrays`, finite, beside `values`, which `check_state`
+        has accepted. Local.
+
+        Raises:
+            ValueError: they were never given with these values; with the name.
+        """
+        if arrays:
+            raise ValueError(f"{next(iter(arrays))} is not known")
+
+    def load_arrays(self, arrays: Mapping[str, torch.Tensor]) -> None:
+        """Take back what `arrays` gave, after `load_state_dict`."""
+
     def load_state_dict(
         self, tensors: Mapping[str, SliceTensors], values: Mapping[str, Any]
     ) -> None:

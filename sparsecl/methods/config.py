@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from sparsecl.methods.adapters.config import OLoraConfig
-from sparsecl.methods.cl.config import EwcConfig, ReplayConfig
+from sparsecl.methods.cl.config import DerppConfig, EwcConfig, ReplayConfig
 from sparsecl.methods.dst.config import SetConfig
 from sparsecl.methods.facts import AddedParameter, MethodConfig
 from sparsecl.methods.plasticity.config import ShrinkPerturbConfig
@@ -26,6 +26,9 @@ class MethodsConfig:
 
     replay: ReplayConfig | None = None
     """Experience replay: earlier sequences are trained again beside the new ones."""
+
+    derpp: DerppConfig | None = None
+    """DER++: replay, and the logits of earlier sequences are held where they were."""
 
     o_lora: OLoraConfig | None = None
     """O-LoRA: a low-rank adapter for each domain, orthogonal to those before."""

@@ -77,6 +77,13 @@ class Batch:
             origin=np.concatenate([self.origin, origin]),
         )
 
+    def beside(self, rows: np.ndarray, origin: np.ndarray) -> "Batch":
+        """This batch, and after it rows that do not count in its loss, which stays what it was: the
+        mean over the rows before. They are there for the loss of a method."""
+        grown = (len(self.rows) + len(rows)) / len(self.rows)
+        scaled = replace(self, weight=(self.weight * grown).astype(np.float32))
+        return scaled.joined(rows, origin, 0.0)
+
 
 class Outputs(Protocol):
     """What a forward pass gave, with its graph; the same on all tp ranks, as at tp size 1.

@@ -130,13 +130,37 @@ class Methods(Method):
         self, tensors: Mapping[str, SliceTensors], values: Mapping[str, Any]
     ) -> None:
         for method in self.methods:
-            prefix = f"{method.name}."
-            own = {
-                key.removeprefix(prefix): value
-                for key, value in tensors.items()
-                if key.startswith(prefix)
-            }
-            method.load_state_dict(own, values.get(method.name, {}))
+            method.load_state_dict(_of(method, tensors), values.get(method.name, {}))
+
+    def arrays(self) -> Mapping[str, torch.Tensor]:
+        return {
+            f"{method.name}.{key}": value
+            for method in self.methods
+            for key, value in method.arrays().items()
+        }
+
+    def check_arrays(self, arrays: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
+        names = [method.name for method in self.methods]
+        for key in arrays:
+            if key.partition(".")[0] not in names:
+                raise ValueError(f"{key} is of no method of the run")
+        for method in self.methods:
+            try:
+                method.check_arrays(_of(method, arrays), values[method.name])
+            except ValueError as error:
+                raise ValueError(f"{method.name}.{error}") from None
+
+    def load_arrays(self, arrays: Mapping[str, torch.Tensor]) -> None:
+        for method in self.methods:
+            method.load_arrays(_of(method, arrays))
+
+
+def _of(method: Method, keyed: Mapping[str, Any]) -> dict[str, Any]:
+    """What is one method's, by its own names."""
+    prefix = f"{method.name}."
+    return {
+        key.removeprefix(prefix): value for key, value in keyed.items() if key.startswith(prefix)
+    }
 
 
 NO_METHODS = Methods(())

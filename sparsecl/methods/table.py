@@ -2,6 +2,7 @@
 
 from sparsecl.methods.adapters.o_lora import OLora
 from sparsecl.methods.base import Method, Order
+from sparsecl.methods.cl.derpp import Derpp
 from sparsecl.methods.cl.ewc import Ewc
 from sparsecl.methods.cl.replay import Replay
 from sparsecl.methods.config import MethodsConfig
@@ -10,6 +11,7 @@ from sparsecl.methods.plasticity.shrink_perturb import ShrinkPerturb
 from sparsecl.methods.several import Methods
 
 _CLASSES: tuple[type[Method], ...] = (
+    Derpp,
     Ewc,
     OLora,
     Replay,

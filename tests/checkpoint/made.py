@@ -88,6 +88,7 @@ class Counted:
     def __init__(self, folder: Path) -> None:
         self._reader = Reader(folder)
         self.manifest, self.topologies = self._reader.manifest, self._reader.topologies
+        self.arrays = self._reader.arrays
         self.states, self.has = self._reader.states, self._reader.has
         self.alive: weakref.WeakSet[Any] = weakref.WeakSet()
         self.most = self.num_read = 0

@@ -14,6 +14,7 @@ from sparsecl.engine import state
 from sparsecl.engine.position import Position
 from tests.distributed import cases
 from tests.distributed.pool import Pool
+from tests.distributed.references.derpp import DerppReference
 from tests.distributed.references.ewc import EwcReference
 from tests.distributed.references.o_lora import OLoraReference
 from tests.distributed.references.replay import ReplayReference
@@ -41,6 +42,10 @@ CASES = {
         ("methods.o_lora={rank: 4, kinds: [q, down], l1: 0.02}", "phases.order=[a, b, a]"),
     ),
     "ewc": Case(EwcReference, ("methods.ewc={strength: 1000.0, sequences: 5}",)),
+    "derpp": Case(
+        DerppReference,
+        ("methods.derpp={sequences: 40, share: 0.5, alpha: 0.5, top: 5, rest: 0.3}",),
+    ),
     "replay": Case(ReplayReference, ("methods.replay={sequences: 64, share: 0.5}",)),
     "shrink_perturb": Case(
         ShrinkPerturbReference, ("methods.shrink_perturb={shrink: 1.0, sigma: 0.001}",)

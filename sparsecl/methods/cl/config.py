@@ -65,3 +65,27 @@ class ReplayConfig(MethodConfig):
             f"share={self.share:g} of the {micro} sequences of a micro-batch is {wanted:.6g}, not "
             f"a whole number >= 1. Use share {fitting}, or another batch.micro."
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DerppConfig(ReplayConfig):
+    """DER++: as replay, with two draws of that share, one for each of two terms."""
+
+    flags = {"D": "yes, with logits", "C": "replayed sequences, twice"}
+
+    alpha: Annotated[float, Ge(0.0)] = 0.1
+    """Weight of the squared distance to the logits of then; 0 = no draw for it."""
+
+    beta: Annotated[float, Ge(0.0)] = 0.5
+    """Weight of the loss of replayed sequences; 0 = no draw for it, which is DER."""
+
+    top: Annotated[int, Ge(1)] = 32
+    """Logits that are kept of each position, the largest; 8 bytes each, on every rank: for
+    `sequences` sequences of model.context tokens. All of the vocabulary if it is smaller."""
+
+    rest: Annotated[float, Ge(0.0)] = 0.0
+    """Weight, within alpha's term, of the squared change of the logsumexp of all logits."""
+
+    @property
+    def replayed_share(self) -> float:
+        return self.share * sum(weight > 0.0 for weight in (self.alpha, self.beta))

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from sparsecl import seeding
-from sparsecl.methods.cl.replay import Reservoir
+from sparsecl.methods.cl.reservoir import Reservoir
 from tests.distributed.references.run import ReferenceRun
 
 

@@ -15,9 +15,10 @@ from scipy import stats
 from torch import nn
 
 from sparsecl import seeding
-from sparsecl.methods.cl import replay as module
+from sparsecl.methods.cl import reservoir as module
 from sparsecl.methods.cl.config import ReplayConfig
-from sparsecl.methods.cl.replay import Replay, Reservoir
+from sparsecl.methods.cl.replay import Replay
+from sparsecl.methods.cl.reservoir import Reservoir
 from sparsecl.methods.context import Batch
 from sparsecl.methods.several import Methods
 from tests.methods.plain import PlainContext, batch
