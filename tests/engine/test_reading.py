@@ -7,7 +7,7 @@ from sparsecl import config as configs
 from sparsecl.engine.plan import make_plan
 from sparsecl.engine.reading import planned_tokens, reading_text
 from sparsecl.engine.run_config import RunConfig
-from sparsecl.methods.cl.replay import Reservoir
+from sparsecl.methods.cl.reservoir import Reservoir
 
 DOMAINS = "data.domains=[{name: a, source: synthetic}, {name: b, source: synthetic}]"
 SMALL = ("batch.sequences=8", "model.context=16")  # 128 tokens a step
