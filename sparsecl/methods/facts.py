@@ -36,6 +36,9 @@ class RunFacts:
 
     role: Literal["topology", "update"]
     storage: Literal["masked", "packed"]
+    tiled: bool = False
+    """A layer may multiply by tiles (topology.backend block), which live or are absent whole."""
+
     joint: bool
     """One phase trains all domains: there is no border between them."""
 
