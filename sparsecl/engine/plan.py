@@ -170,6 +170,7 @@ def _check_methods(config: RunConfig, micro: int, num_phases: int) -> None:
             optimizer=config.optimizer.kind,
             layers=tuple(layer_shapes(config.model.resolved())),
             others=tuple(other for other in used if other != name),
+            freezing=tuple(o for o, its in used.items() if o != name and "F" in its.flags),
         )
         try:
             block.check(facts)

@@ -48,7 +48,8 @@ def save(
         if not _writes(built.slices, item):
             continue
         states = {MASTER: item.master, **built.slices.moments(item)}
-        states |= {key: value[item.name] for key, value in method_tensors.items()}
+        found = method_tensors.items()
+        states |= {key: value[item.name] for key, value in found if item.name in value}
         start, keep_live = _live_range(sparse.get(item.name), item)
         for key, whole in states.items():
             value = whole if keep_live is None else whole[keep_live.to(whole.device)]

@@ -27,6 +27,9 @@ class Progress:
     step: int
     """Optimizer steps of the whole run."""
 
+    total_steps: int
+    """That the run will have at its end, at most: a phase may end early."""
+
     phase: int
     """0-based."""
 
@@ -240,6 +243,16 @@ class MethodContext(Protocol):
         Args:
             masters: those of an earlier moment; None = the present ones.
         """
+        ...
+
+    def skip_update(self) -> None:
+        """In `after_backward`, on all ranks: the optimizer leaves these gradients alone. It stays a
+        step of the run; `after_step` comes with applied=False and `update_skipped`."""
+        ...
+
+    @property
+    def update_skipped(self) -> bool:
+        """In `after_step`: every gradient was finite, and a method wanted no update."""
         ...
 
     # Sums over the model; replicas over tp count once.

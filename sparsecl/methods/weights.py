@@ -41,6 +41,7 @@ class WeightContext:
         self._changed = False
         self._taps: dict[str, DenseTap] = {}
         self._tap_scale = 1.0
+        self.skips, self.update_skipped = False, False
         if methods.overrides("after_update"):
             guard.edits.append(lambda items: methods.after_update(self.own(), items))
 
@@ -67,9 +68,11 @@ class WeightContext:
             self.slices.refresh_norms()
         self._changed = False
 
-    def after_step(self, *, applied: bool) -> None:
+    def after_step(self, *, applied: bool, skipped: bool = False) -> None:
         """Tell the methods what came of a step, and let go of what it has shown."""
+        self.update_skipped = skipped
         self.methods.after_step(self.own(), applied=applied)
+        self.skips, self.update_skipped = False, False
         self._take_off_taps()
         self._taps.clear()
 
@@ -112,6 +115,9 @@ class WeightContext:
             tap.total.div_(dist.dp_size() * self._tap_scale)
             tap.reduced = True
         return tap.total
+
+    def skip_update(self) -> None:
+        self.skips = True
 
     # Sums over the model.
 

@@ -5,15 +5,19 @@ over the whole matrix of a layer, so the graph is the same whatever the tensor-p
 packed storage each tensor-parallel slice keeps its count and chooses for itself.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparsecl.methods.base import Method
-from sparsecl.methods.context import MethodContext
+from sparsecl.methods.context import MethodContext, SliceTensors
 from sparsecl.methods.dst.config import RewireConfig
+from sparsecl.methods.restart import AdamRestart
+from sparsecl.optim.slices import Slice
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +57,18 @@ def look(context: MethodContext, name: str) -> Choice:
     return Choice(name, 0, live, context.matrix(name).cpu().view(-1)[live])
 
 
+def as_chosen(context: MethodContext, name: str, local: Tensor) -> Tensor:
+    """A tp-local matrix [O_local, I_local] in the form of `Choice.live`, [cells]. In masked storage
+    collective over tp."""
+    packed = context.sparse[name].layer.packed
+    return (local if packed else context.joined(name, local)).reshape(-1)
+
+
+def cosine(step: int, end: int) -> float:
+    """Factor of a drop fraction: 1 at step 0, 0 at `end` and after it."""
+    return (1.0 + math.cos(math.pi * min(step / max(end, 1), 1.0))) / 2.0
+
+
 class DropAndGrow(Method):
     """The skeleton; `drop` and `grow` are what a relative means."""
 
@@ -60,6 +76,7 @@ class DropAndGrow(Method):
 
     def __init__(self, config: RewireConfig) -> None:
         super().__init__(config)
+        self.restart = AdamRestart(config.adam_restart)
 
     def drop(self, context: MethodContext, choice: Choice) -> Tensor:
         """Which live weights go: int64 [K] into `choice.values`, the first first."""
@@ -79,4 +96,26 @@ class DropAndGrow(Method):
             dropped = dropped[: grown.numel()]  # a nearly full layer has less room than it drops
             stays = torch.isin(dropped, grown)
             comes = ~torch.isin(grown, dropped)
-            context.rewire(name, dropped[~stays], grown[comes])
+            new = context.rewire(name, dropped[~stays], grown[comes])
+            self.restart.mark(context, name, new)
+
+    def phase_start(self, context: MethodContext) -> None:
+        self.restart.phase_start(context)
+
+    def after_update(self, context: MethodContext, items: Collection[Slice]) -> None:
+        self.restart.after_update(context, items)
+
+    def slice_tensors(self) -> Iterable[SliceTensors]:
+        return self.restart.slice_tensors()
+
+    def state_dict(self) -> tuple[Mapping[str, SliceTensors], Mapping[str, Any]]:
+        return self.restart.state(), {}
+
+    def check_state(self, tensors: Collection[str], values: Mapping[str, Any]) -> None:
+        super().check_state(tensors, values)
+        self.restart.check_state(tensors)
+
+    def load_state_dict(
+        self, tensors: Mapping[str, SliceTensors], values: Mapping[str, Any]
+    ) -> None:
+        self.restart.load_state(tensors)

@@ -85,6 +85,7 @@ FACTS = {
     "joint": False,
     "num_phases": 2,
     "micro": 4,
+    "layers": (),
     "optimizer": "adamw",
     "others": (),
 }
@@ -96,6 +97,7 @@ FACTS = {
         ({"dense": True}, "topology.kind"),
         ({"role": "update"}, "role topology"),
         ({"tiled": True}, "backend dense or csr"),
+        ({"freezing": ("other",)}, "other freezes weights"),
     ],
 )
 def test_a_run_without_weights_that_can_move(facts, way_out):
