@@ -50,6 +50,7 @@ class RunContext(WeightContext):
         stage = phase.stage(min(position.phase_step, phase.num_steps - 1))
         return Progress(
             step=position.step,
+            total_steps=sum(phase.num_steps for phase in self.plan.phases),
             phase=position.phase,
             phase_step=position.phase_step,
             phase_steps=phase.num_steps,

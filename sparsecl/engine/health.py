@@ -69,7 +69,7 @@ class Health:
             InvariantError: after health.max_bad_steps of them.
         """
         position = self.position
-        if result.applied:
+        if not result.discarded:
             position.bad_steps = 0
             return
         position.bad_steps += 1

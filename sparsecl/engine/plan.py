@@ -12,6 +12,7 @@ from sparsecl.model.memory import Layout
 from sparsecl.model.shapes import layer_shapes
 from sparsecl.optim.config import StageConfig
 from sparsecl.optim.schedule import lr_factor
+from sparsecl.topology.config import TopologyConfig
 
 DEFAULT_STEPS = 200
 JOINT = -1
@@ -162,17 +163,26 @@ def _check_methods(config: RunConfig, micro: int, num_phases: int) -> None:
             dense=config.topology.kind == "dense",
             role=config.topology.role,
             storage=config.topology.storage,
+            tiled=_tiled(config.topology),
             joint=config.phases.joint,
             num_phases=num_phases,
             micro=micro,
             optimizer=config.optimizer.kind,
             layers=tuple(layer_shapes(config.model.resolved())),
             others=tuple(other for other in used if other != name),
+            freezing=tuple(o for o, its in used.items() if o != name and "F" in its.flags),
         )
         try:
             block.check(facts)
         except ValueError as error:
             raise UserError(error_text(name, block, error)) from None
+
+
+def _tiled(topology: TopologyConfig) -> bool:
+    """A layer multiplies by tiles, or may when the fastest way is looked for."""
+    return topology.backend == "block" or (
+        topology.backend == "auto" and topology.block is not None
+    )
 
 
 def _own_stages(config: RunConfig) -> tuple[StageConfig, ...]:

@@ -23,6 +23,7 @@ from sparsecl.methods.several import Methods
 from sparsecl.optim.moving import write_weight
 from sparsecl.optim.slices import Slice, Slices, is_counted
 from sparsecl.sparse.registry import SparseParameter, forget_expansions, sparse_parameters
+from sparsecl.topology.layer import LayerTopology
 
 MASTER = "master"
 SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -47,7 +48,8 @@ def save(
         if not _writes(built.slices, item):
             continue
         states = {MASTER: item.master, **built.slices.moments(item)}
-        states |= {key: value[item.name] for key, value in method_tensors.items()}
+        found = method_tensors.items()
+        states |= {key: value[item.name] for key, value in found if item.name in value}
         start, keep_live = _live_range(sparse.get(item.name), item)
         for key, whole in states.items():
             value = whole if keep_live is None else whole[keep_live.to(whole.device)]
@@ -208,8 +210,23 @@ def _restore_topologies(folder: Path, reader: Reader, built: Built, methods: Met
                 f"{folder}: topology digest of {name} is {found.digest[:12]}, this config gives "
                 f"{entry.topology.digest[:12]}"
             )
+        _check_room(folder, entry, found)
         entry.layer.set_topology(found)
     built.guard.refresh()
+
+
+def _check_room(folder: Path, entry: SparseParameter, found: LayerTopology) -> None:
+    """Raise unless the layer can take the live set: a packed slice has its number of weights."""
+    layer = entry.layer
+    if not layer.packed:
+        return
+    shard = found.shard(layer.partition_dim, layer.tp_rank, layer.tp_size)
+    if int(shard.sum()) != layer.storage_shape.numel():
+        raise DataError(
+            f"{folder}: {entry.name} has {int(shard.sum())} live weights on tensor-parallel rank "
+            f"{layer.tp_rank} of {layer.tp_size}, and packed storage has room for "
+            f"{layer.storage_shape.numel()}. Use topology.storage=masked."
+        )
 
 
 def _local(reader: Reader, state: str, *, name: str, entry: SparseParameter | None) -> torch.Tensor:

@@ -31,10 +31,18 @@ class StepResult:
     """Of the whole model before clipping; None if it was not asked for."""
 
     applied: bool
-    """False: a gradient was not finite, and nothing changed. The same on all ranks."""
+    """False: nothing changed. The same on all ranks."""
 
     bad_gradients: list[str]
     """Parameters of this rank with gradients that are not finite; only if they were asked for."""
+
+    skipped: bool = False
+    """Nothing changed because a method wanted no update; every gradient was finite."""
+
+    @property
+    def discarded(self) -> bool:
+        """Nothing changed because a gradient was not finite."""
+        return not self.applied and not self.skipped
 
     @property
     def loss(self) -> torch.Tensor:
@@ -58,6 +66,7 @@ def take_step(
     accumulation: int,
     looks: Looks,
     before_step: Sequence[Hook] = (),
+    skip: Callable[[], bool] = lambda: False,
 ) -> StepResult:
     """Run all micro-batches of one step. Collective over the world.
 
@@ -65,10 +74,11 @@ def take_step(
         name: for the watchdog.
         micro_losses: for each micro-batch its mean loss, and the loss to go backward from.
         before_step: called in order when the gradients are reduced and not yet clipped.
+        skip: asked after them, the same on all ranks: True = no update on these gradients.
     """
     engine, slices = built.engine, built.slices
     losses: list[torch.Tensor] = []
-    norm, bad, applied = None, list[str](), True
+    norm, bad, fit, skips = None, list[str](), True, False
     for micro_step, (loss, whole) in enumerate(micro_losses):
         last = micro_step + 1 == accumulation
         losses.append(loss.detach())
@@ -80,16 +90,28 @@ def take_step(
             norm = slices.grad_norm() if looks.grad_norm else None
             bad = built.slices.bad_gradients() if looks.bad_gradients else []
             watchdog.beat(f"{name}, update")
-            applied = _step(built)
-            if applied:
+            skips = skip()
+            fit = _step(built, skips)
+            if fit:
                 watchdog.warm()
         else:
             engine.step()
-    return StepResult(losses, norm, applied, bad)
+    return StepResult(losses, norm, fit and not skips, bad, fit and skips)
 
 
-def _step(built: Built) -> bool:
-    """Let DeepSpeed step, or discard. Returns True if the step was taken."""
+def _step(built: Built, skips: bool) -> bool:
+    """Let DeepSpeed step, or discard. Returns True if every gradient was finite: the update was
+    made, or left out where `skips` says so."""
+    if not skips:
+        return _finite_step(built)
+    with _without_update(built.slices.optimizer):
+        fit = _finite_step(built)
+    if fit:  # else it is counted already
+        built.engine.skipped_steps += 1
+    return fit
+
+
+def _finite_step(built: Built) -> bool:
     engine = built.engine
     if engine.fp16_enabled():
         return _scaled_step(built)
@@ -135,8 +157,11 @@ def _scaled_step(built: Built) -> bool:
 def _without_update(optimizer: Any) -> Iterator[None]:
     """DeepSpeed does all that belongs to a step but the update: gradients are dropped, counters
     and the place in the accumulation move on."""
+    before = vars(optimizer).get("step")  # its class's method is not in there
     optimizer.step = lambda *_, **__: None
     try:
         yield
     finally:
-        del optimizer.step  # the method of its class is in sight again
+        del optimizer.step
+        if before is not None:
+            optimizer.step = before

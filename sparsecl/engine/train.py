@@ -213,7 +213,7 @@ class Trainer:
         if result.applied:
             looked = self.panel.after_update(position.phase_step, position.plasticity)
             self.monitor.evaluated(looked)
-        self.context.after_step(applied=result.applied)
+        self.context.after_step(applied=result.applied, skipped=result.skipped)
         if config.precision != "fp16":
             self.health.judge(result, batch=self._batch_name())
         loss = self._log_step(result, lr) if logged else None
@@ -255,6 +255,7 @@ class Trainer:
             accumulation=self.plan.accumulation,
             looks=Looks(grad_norm=logged, bad_gradients=self.health.suspicious),
             before_step=hooks,
+            skip=lambda: self.context.skips,
         )
         self._point("weights", number)
         return result
@@ -311,7 +312,7 @@ class Trainer:
 
     def _log_step(self, result: StepResult, lr: float) -> float | None:
         """Record a step. Returns the loss over all ranks; None if the step was discarded for it."""
-        if not result.applied and self.config.precision != "fp16":
+        if result.discarded and self.config.precision != "fp16":
             return None
         mean = dist.all_reduce(result.loss, group=dist.dp_group()).div_(self.plan.dp_size)
         loss, norm = float(mean), result.grad_norm

@@ -87,7 +87,8 @@ class Method:
 
     def after_step(self, context: MethodContext, *, applied: bool) -> None:
         """The optimizer has stepped, and absent weights are absent; or the step was discarded, and
-        then the method's state must be what it was before it."""
+        then the method's state must be what it was before it. A step whose update a method has
+        skipped looks the same to the others."""
 
     def phase_end(self, context: MethodContext) -> None:
         """After the last step of a phase and its evaluation."""

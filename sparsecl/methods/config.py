@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 from sparsecl.methods.adapters.config import OLoraConfig
 from sparsecl.methods.cl.config import DerppConfig, EwcConfig, ReplayConfig
-from sparsecl.methods.dst.config import SetConfig
+from sparsecl.methods.dst.config import RiglConfig, SetConfig
 from sparsecl.methods.facts import AddedParameter, MethodConfig
 from sparsecl.methods.plasticity.config import ShrinkPerturbConfig
 from sparsecl.topology.layer import LayerShape
@@ -23,6 +23,9 @@ class MethodsConfig:
 
     set: SetConfig | None = None
     """Sparse evolutionary training: the topology moves."""
+
+    rigl: RiglConfig | None = None
+    """RigL: the topology moves to where gradients are large."""
 
     replay: ReplayConfig | None = None
     """Experience replay: earlier sequences are trained again beside the new ones."""

@@ -27,6 +27,9 @@ class Progress:
     step: int
     """Optimizer steps of the whole run."""
 
+    total_steps: int
+    """That the run will have at its end, at most: a phase may end early."""
+
     phase: int
     """0-based."""
 
@@ -242,6 +245,16 @@ class MethodContext(Protocol):
         """
         ...
 
+    def skip_update(self) -> None:
+        """In `after_backward`, on all ranks: the optimizer leaves these gradients alone. It stays a
+        step of the run; `after_step` comes with applied=False and `update_skipped`."""
+        ...
+
+    @property
+    def update_skipped(self) -> bool:
+        """In `after_step`: every gradient was finite, and a method wanted no update."""
+        ...
+
     # Sums over the model; replicas over tp count once.
 
     def dot(self, a: SliceTensors, b: SliceTensors) -> float:
@@ -273,6 +286,10 @@ class MethodContext(Protocol):
         zero where absent. Collective over the world."""
         ...
 
+    def joined(self, name: str, local: torch.Tensor) -> torch.Tensor:
+        """The global matrix [O, I] of which every tp rank passes its share. Collective over tp."""
+        ...
+
     def slice_of(self, name: str, matrix: torch.Tensor) -> torch.Tensor | None:
         """This rank's slice [numel] of a global parameter; None where it holds none."""
         ...
@@ -297,10 +314,24 @@ class MethodContext(Protocol):
         """Set the moments of the elements of `where` (as in `hold`) to zero."""
         ...
 
-    def rewire(self, name: str, drop: torch.Tensor, grow: torch.Tensor) -> None:
-        """Move live weights of this tp slice from `drop` to `grow`, flat indices int64 [K] into the
-        local matrix; weight and state of what has grown are zero. Collective over the world.
+    def rewire(self, name: str, drop: torch.Tensor, grow: torch.Tensor) -> torch.Tensor:
+        """Move live weights from `drop` to `grow`, flat indices int64 [K]; weight and state of what
+        has grown are zero. Collective over the world. To be called between steps.
 
-        Every dp rank passes equal indices. To be called between steps.
+        The indices go into the global matrix in masked storage, where all ranks pass the same; into
+        this tp slice of it in packed storage, where all ranks of dp do (sparse/rewire.py).
+
+        Returns:
+            What has grown, as a `where` of `hold`.
+        """
+        ...
+
+    def set_live(self, name: str, mask: torch.Tensor) -> torch.Tensor:
+        """Give a parameter in masked storage another live set, of any size: bool [O, I] of the
+        global matrix, the same on all ranks. What was dropped is zero from now on, with all state
+        of it; so is what has grown. To be called between steps.
+
+        Returns:
+            What has grown, as a `where` of `hold`.
         """
         ...

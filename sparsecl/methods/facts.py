@@ -27,6 +27,10 @@ FLAGS: dict[str, str] = {
 }
 
 
+AdamRestartKind = Literal["global", "per_weight"]
+"""From where Adam's bias correction counts for a weight that begins anew; see restart.py."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
     """What a method may ask of the run that it is to be part of; known before any work."""
@@ -36,6 +40,9 @@ class RunFacts:
 
     role: Literal["topology", "update"]
     storage: Literal["masked", "packed"]
+    tiled: bool = False
+    """A layer may multiply by tiles (topology.backend block), which live or are absent whole."""
+
     joint: bool
     """One phase trains all domains: there is no border between them."""
 
@@ -51,6 +58,9 @@ class RunFacts:
 
     others: tuple[str, ...]
     """Names of the other methods of the run."""
+
+    freezing: tuple[str, ...] = ()
+    """Those of them that freeze weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +107,15 @@ class MethodConfig:
     def stages(self) -> Sequence[StageConfig]:
         """How it divides every phase's own steps; empty: as phases.stages says."""
         return ()
+
+
+def check_adam_restart(kind: AdamRestartKind, run: RunFacts) -> None:
+    """Raise ValueError if the run has no Adam to be restarted."""
+    if kind == "per_weight" and run.optimizer not in ("adam", "adamw"):
+        raise ValueError(
+            f"adam_restart=per_weight is for Adam, and optimizer.kind is {run.optimizer}; use "
+            "global"
+        )
 
 
 def error_text(name: str, config: MethodConfig, error: ValueError) -> str:

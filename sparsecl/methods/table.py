@@ -6,6 +6,7 @@ from sparsecl.methods.cl.derpp import Derpp
 from sparsecl.methods.cl.ewc import Ewc
 from sparsecl.methods.cl.replay import Replay
 from sparsecl.methods.config import MethodsConfig
+from sparsecl.methods.dst.rigl import Rigl
 from sparsecl.methods.dst.set import Set
 from sparsecl.methods.plasticity.shrink_perturb import ShrinkPerturb
 from sparsecl.methods.several import Methods
@@ -15,6 +16,7 @@ _CLASSES: tuple[type[Method], ...] = (
     Ewc,
     OLora,
     Replay,
+    Rigl,
     Set,
     ShrinkPerturb,
 )

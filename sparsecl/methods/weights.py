@@ -16,6 +16,7 @@ from sparsecl.methods.context import SliceTensors
 from sparsecl.methods.several import Methods
 from sparsecl.optim.masking import MaskGuard
 from sparsecl.optim.moving import (
+    clear,
     joined,
     move_parameter,
     move_slices,
@@ -26,7 +27,7 @@ from sparsecl.optim.moving import (
 from sparsecl.optim.slices import Slice, Slices, is_counted
 from sparsecl.sparse.linear import SparseLinear
 from sparsecl.sparse.registry import SparseParameter, forget_expansions, sparse_parameters
-from sparsecl.sparse.rewire import rewire
+from sparsecl.sparse.rewire import IndexMap, rewire, set_live
 from sparsecl.sparse.tap import DenseTap
 
 
@@ -40,6 +41,7 @@ class WeightContext:
         self._changed = False
         self._taps: dict[str, DenseTap] = {}
         self._tap_scale = 1.0
+        self.skips, self.update_skipped = False, False
         if methods.overrides("after_update"):
             guard.edits.append(lambda items: methods.after_update(self.own(), items))
 
@@ -66,9 +68,11 @@ class WeightContext:
             self.slices.refresh_norms()
         self._changed = False
 
-    def after_step(self, *, applied: bool) -> None:
+    def after_step(self, *, applied: bool, skipped: bool = False) -> None:
         """Tell the methods what came of a step, and let go of what it has shown."""
+        self.update_skipped = skipped
         self.methods.after_step(self.own(), applied=applied)
+        self.skips, self.update_skipped = False, False
         self._take_off_taps()
         self._taps.clear()
 
@@ -111,6 +115,9 @@ class WeightContext:
             tap.total.div_(dist.dp_size() * self._tap_scale)
             tap.reduced = True
         return tap.total
+
+    def skip_update(self) -> None:
+        self.skips = True
 
     # Sums over the model.
 
@@ -156,7 +163,7 @@ class WeightContext:
         local, layer = self.whole(name, values), self._packed(name)
         if layer is not None and layer.index is not None:
             local = layer.index.expand(local)
-        return joined(local, self._split_dim(name))
+        return self.joined(name, local)
 
     def slice_of(self, name: str, matrix: torch.Tensor) -> torch.Tensor | None:
         item, layer = self.slices.find(name), self._packed(name)
@@ -164,6 +171,9 @@ class WeightContext:
             return None
         local = share(matrix, self._split_dim(name))
         return item.part(local if layer is None else layer.local_values(local))
+
+    def joined(self, name: str, local: torch.Tensor) -> torch.Tensor:
+        return joined(local, self._split_dim(name))
 
     def _packed(self, name: str) -> SparseLinear | None:
         entry = self.sparse.get(name)
@@ -203,10 +213,28 @@ class WeightContext:
             for moment in self.slices.moments(item).values():
                 moment.masked_fill_(chosen, 0.0)
 
-    def rewire(self, name: str, drop: torch.Tensor, grow: torch.Tensor) -> None:
+    def rewire(self, name: str, drop: torch.Tensor, grow: torch.Tensor) -> torch.Tensor:
         layer = self.sparse[name].layer
+        if not layer.packed:
+            return self._follow(name, rewire(layer, drop, grow))
+        # A hold names slots, and these shift.
+        assert self.guard.holds.find(name) is None, f"{name}: rewired while some of it is held"
         index_map = rewire(layer, drop, grow)
         move_parameter(self.slices, name, layer.weight, index_map.move)
         for tensors in self.methods.slice_tensors():
             move_slices(self.slices, name, layer.weight, tensors, index_map.move)
         self.guard.refresh()
+        return index_map.grown
+
+    def set_live(self, name: str, mask: torch.Tensor) -> torch.Tensor:
+        return self._follow(name, set_live(self.sparse[name].layer, mask.cpu()))
+
+    def _follow(self, name: str, index_map: IndexMap) -> torch.Tensor:
+        """Clear what was dropped or has grown, in place. Local."""
+        item, held = self.slices.find(name), self.guard.holds.find(name)
+        if item is not None and held is not None:
+            dropped = item.part(index_map.fresh & ~index_map.grown.view(-1)).to(held.device)
+            assert not (held & dropped).any(), f"{name}: what is held was dropped"
+        clear(self.slices, name, index_map.fresh, self.methods.slice_tensors())
+        self.guard.refresh()
+        return index_map.grown

@@ -3,13 +3,15 @@
 N = elements of the tp-local parameter in its storage's form.
 """
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
 import torch
 
 from sparsecl import dist
 from sparsecl.optim.slices import Slice, Slices
+
+SliceParts = Mapping[str, torch.Tensor]
 
 MoveFn = Callable[[torch.Tensor], torch.Tensor]
 """Old [N] -> new [N], elementwise or not."""
@@ -70,6 +72,25 @@ def move_slices(
     moved = move(whole(slices, item, tensors.get(name), numel))
     if item is not None and name in tensors:
         tensors[name].copy_(item.part(moved))
+
+
+@torch.no_grad()
+def clear(slices: Slices, name: str, where: torch.Tensor, others: Iterable[SliceParts]) -> None:
+    """Set elements of one parameter to zero: weight, master, moments, and what methods keep beside
+    its slice. Local.
+
+    Args:
+        where: bool, of the shape of the tp-local parameter.
+        others: tensors of methods, by parameter name.
+    """
+    param, item = slices.parameters()[name], slices.find(name)
+    if param.data.numel() == where.numel():  # not one that ZeRO-3 has cut up
+        param.data.masked_fill_(where.to(param.device).view(param.data.shape), 0.0)
+    if item is None:
+        return
+    kept = [tensors[name] for tensors in others if name in tensors]
+    for tensor in (item.weight, item.master, *slices.moments(item).values(), *kept):
+        tensor.masked_fill_(item.part(where).to(tensor.device), 0.0)
 
 
 def write_weight(param: Any, local: torch.Tensor, item: Slice | None) -> None:

@@ -154,6 +154,12 @@ class Slices:
         groups = self.optimizer.param_groups
         return next(g["lr"] for g in groups if any(p is item.stepped for p in g["params"]))
 
+    def num_updates(self, item: Slice) -> float:
+        """Steps that the optimizer has counted for a slice: what Adam's bias correction goes by."""
+        state = self.optimizer.state.get(item.stepped, {})
+        groups = self.optimizer.param_groups
+        return float(state.get("step", next((g["step"] for g in groups if "step" in g), 0)))
+
     @property
     def loss_scale(self) -> float:
         """What the gradients are multiplied by (fp16); 1.0 in other precisions."""

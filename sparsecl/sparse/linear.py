@@ -120,8 +120,8 @@ class SparseLinear(nn.Module):
         return backend + index + (0 if self.dead is None else self.dead.numel())
 
     def set_topology(self, topology: LayerTopology) -> None:
-        """Plan the products for a live set. A later one must have as many live weights in this
-        slice; the caller moves their values (rewire.py).
+        """Plan the products for a live set; the caller moves the values (rewire.py). In packed
+        storage a later one must have as many live weights in this slice.
 
         Raises:
             UserError: see `__init__`.
@@ -141,11 +141,12 @@ class SparseLinear(nn.Module):
             index = LiveIndex(mask)
             if index.num_live == 0:
                 raise UserError(
-                    f"topology.storage=packed: {self.shape.name} has no live weight on tensor-"
-                    f"parallel rank {self.tp_rank} of {self.tp_size}. Raise topology.density, or "
-                    "use storage masked."
+                    f"topology.storage={self.options.storage}: {self.shape.name} has no live "
+                    f"weight on tensor-parallel rank {self.tp_rank} of {self.tp_size}. Raise "
+                    "topology.density, or use storage masked with backend dense."
                 )
-            assert self.index is None or index.num_live == self.index.num_live, self.shape.name
+            if self.packed and self.index is not None:
+                assert index.num_live == self.index.num_live, self.shape.name
             backend = make_backend(self.options, index, mask, self.shape.name)
             self.index, self.backend = index.to(device), backend.to(device)
 

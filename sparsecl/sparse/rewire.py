@@ -1,9 +1,11 @@
-"""Moving live weights: a drop and a growth of equal size, for both storages.
+"""Moving live weights, for both storages.
 
-O = out_features, I = in_features, N = live weights, local to the tensor-parallel rank. Counts stay
-equal in every tp slice, not only in the whole matrix: the parameters, and with them the flat
-buffers of ZeRO, never change their size. So a graph that is rewired depends on the tp size, like
-every decision that is taken per slice.
+O = out_features, I = in_features, N = live weights; local where it says so.
+
+Masked storage has room for every weight: a rewire chooses over the whole global matrix, any number
+of weights may live afterwards, and the graph does not depend on the tensor-parallel size. In packed
+storage the parameters, and with them the flat buffers of ZeRO, never change their size: each slice
+chooses for itself and keeps its count, so a graph that is rewired depends on the tp size.
 """
 
 from dataclasses import dataclass
@@ -17,24 +19,38 @@ from sparsecl.sparse.linear import SparseLinear
 
 @dataclass(frozen=True, eq=False)
 class IndexMap:
-    """Where the elements of a rewired parameter come from, in the form of its storage."""
+    """Where the elements of a rewired parameter come from, in the form of its storage (local)."""
 
-    source: Tensor
-    """int64 [numel], the old place of each element; -1 = it begins at zero."""
+    fresh: Tensor
+    """bool [numel]: it begins at zero; in masked storage also what is absent from now on."""
+
+    grown: Tensor
+    """bool, of the parameter's shape: it lives from now on."""
+
+    source: Tensor | None
+    """int64 [numel], the old place of each element that is not fresh; None = where it is."""
 
     def move(self, old: Tensor) -> Tensor:
         """Old [numel] -> new [numel], of the parameter or of any state that has its form."""
-        source = self.source.to(old.device)
-        return torch.where(source >= 0, old.take(source.clamp(min=0)), 0.0)
+        moved = old if self.source is None else old.take(self.source.to(old.device))
+        return moved.masked_fill(self.fresh.to(old.device), 0.0)
+
+
+def choices(layer: SparseLinear) -> Tensor:
+    """What a rewire chooses over, bool, True = live, on the CPU: the global matrix [O, I] in masked
+    storage, this rank's slice of it in packed storage."""
+    assert layer.topology is not None
+    return layer.live_mask() if layer.packed else torch.from_numpy(layer.topology.mask())
 
 
 def rewire(layer: SparseLinear, drop: Tensor, grow: Tensor) -> IndexMap:
-    """Give the layer another topology. Collective over tp; equal indices on all dp ranks.
+    """Give the layer another topology with as many live weights. Equal indices on all dp ranks;
+    in masked storage on all ranks, in packed storage collective over tp.
 
     The weight and its state are not touched: the caller moves them along the map.
 
     Args:
-        drop: int64 [K], flat indices o * I + i into the local matrix, live.
+        drop: int64 [K], flat indices o * I + i into `choices`, live.
         grow: int64 [K], the same, absent. Grown weights start at zero, and so does their state.
 
     Returns:
@@ -44,20 +60,38 @@ def rewire(layer: SparseLinear, drop: Tensor, grow: Tensor) -> IndexMap:
         ValueError: if sizes differ, an index comes twice, a dropped weight is absent or a grown one
             is live.
     """
-    before = layer.live_mask().view(-1)
+    mask = choices(layer)
+    before = mask.view(-1)
     _check(before, drop, grow)
     after = before.clone()
     after[drop], after[grow] = False, True
+    if not layer.packed:
+        return set_live(layer, after.view(mask.shape))
     assert layer.topology is not None
     layer.set_topology(layer.topology.with_mask(_global_mask(layer, after).numpy()))
-    if not layer.packed:
-        source = torch.arange(before.numel())
-        source[drop], source[grow] = -1, -1
-        return IndexMap(source)
     # Slots are numbered by the live cells before them, so kept weights shift.
     slot = before.long().cumsum(0) - 1
-    slot[grow] = -1
-    return IndexMap(slot[after])
+    fresh = torch.zeros_like(before)
+    fresh[grow] = True
+    return IndexMap(fresh[after], fresh[after], slot[after].clamp(min=0))
+
+
+def set_live(layer: SparseLinear, mask: Tensor) -> IndexMap:
+    """Give a layer in masked storage any other topology. Local; equal masks on all ranks.
+
+    Args:
+        mask: bool [O, I] of the global matrix, True = live, on the CPU.
+
+    Raises:
+        ValueError: in packed storage.
+    """
+    if layer.packed:
+        raise ValueError(f"{layer.shape.name}: packed storage keeps its number of live weights")
+    assert layer.topology is not None
+    before = layer.live_mask()
+    layer.set_topology(layer.topology.with_mask(mask.numpy()))
+    after = layer.live_mask()
+    return IndexMap((before != after).view(-1), after & ~before, None)
 
 
 def _check(live: Tensor, drop: Tensor, grow: Tensor) -> None:

@@ -18,6 +18,7 @@ from tests.distributed.references.derpp import DerppReference
 from tests.distributed.references.ewc import EwcReference
 from tests.distributed.references.o_lora import OLoraReference
 from tests.distributed.references.replay import ReplayReference
+from tests.distributed.references.rewired import PerWeightReference, RiglReference, SetReference
 from tests.distributed.references.run import ReferenceRun, Trace
 from tests.distributed.references.shrink_perturb import ShrinkPerturbReference
 
@@ -45,6 +46,12 @@ CASES = {
     "derpp": Case(
         DerppReference,
         ("methods.derpp={sequences: 40, share: 0.5, alpha: 0.5, top: 5, rest: 0.3}",),
+    ),
+    "set": Case(SetReference, ("methods.set={every: 3, drop_fraction: 0.3}",)),
+    "rigl": Case(RiglReference, ("methods.rigl={every: 3, drop_fraction: 0.3}",)),
+    "per_weight": Case(
+        PerWeightReference,
+        ("methods.set={every: 3, drop_fraction: 0.3, adam_restart: per_weight}",),
     ),
     "replay": Case(ReplayReference, ("methods.replay={sequences: 64, share: 0.5}",)),
     "shrink_perturb": Case(

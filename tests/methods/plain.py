@@ -21,6 +21,7 @@ from tests.optim.by_hand import slices_of
 
 START = Progress(
     step=0,
+    total_steps=10,
     phase=0,
     phase_step=0,
     phase_steps=10,
@@ -84,7 +85,8 @@ class PlainContext(WeightContext):
     def step(self, optimizer: torch.optim.Optimizer, *, applied: bool = True) -> None:
         """The hooks around an update on the gradients that are there, and the update."""
         self.after_backward()
-        if applied:
+        skipped = applied and self.skips
+        if applied and not skipped:
             optimizer.step()
         progress = self.progress
         self.at(
@@ -93,4 +95,4 @@ class PlainContext(WeightContext):
             stage_step=progress.stage_step + 1,
             data_step=progress.data_step + 1,
         )
-        self.after_step(applied=applied)
+        self.after_step(applied=applied and not skipped, skipped=skipped)
