@@ -80,14 +80,21 @@ def header(
 
 
 def evaluation_line(
-    step: int, losses: Mapping[str, float], trained: str | None, *, border: bool = False
+    step: int,
+    losses: Mapping[str, float],
+    trained: str | None,
+    *,
+    border: bool = False,
+    told: bool = False,
 ) -> str:
     """Validation losses of all domains; the one in training stands in brackets.
 
     Args:
         border: a row of the result matrix, which stands on more text than scores inside a phase.
+        told: methods were told the domain.
     """
-    label = f"  step {step:>6}  {'border loss' if border else 'validation loss':<15} "
+    what = "told the domain" if told else "border loss" if border else "validation loss"
+    label = f"  step {step:>6}  {what:<15} "
     lines = [label]
     for name, loss in losses.items():
         part = f"[{name} {loss:.3f}]" if name == trained else f" {name} {loss:.3f} "

@@ -21,7 +21,7 @@ from sparsecl.engine.position import Position
 from sparsecl.engine.texts import TextName
 from sparsecl.errors import DataError
 from sparsecl.log import RunLog
-from sparsecl.metrics.records import RunRecords, read_records
+from sparsecl.metrics.records import WITH_IDENTITY, RunRecords, read_records
 from sparsecl.metrics.summary import summarize
 from sparsecl.seal import EMPTY, Extent
 
@@ -123,6 +123,18 @@ class Journal:
         self.say(evaluation_line(self.position.step, losses, trained, border=at != "during"))
         self._chart_bits(bits, self.plan.phases[max(0, phase) : phase + 1 + (at != "during")])
 
+    def evaluation_with_identity(
+        self, scores: Mapping[str, Mapping[TextName, Score]], *, at: str, phase: int
+    ) -> None:
+        """A row of the matrix again, scored by methods that are told which domain it is."""
+        losses = {name: found["ends"].loss for name, found in scores.items()}
+        for name, found in scores.items():
+            values = asdict(found["ends"])
+            self.record(WITH_IDENTITY, phase=phase, at=at, domain=name, **values)
+            self.scalars({f"validation_loss_with_identity/{name}": losses[name]})
+        trained = self.plan.domain_name(self.plan.phases[phase]) if phase >= 0 else None
+        self.say(evaluation_line(self.position.step, losses, trained, told=True))
+
     def _chart_bits(self, bits: Mapping[str, float], trained: Sequence[Phase]) -> None:
         """Draw all domains in one chart; at a border, `trained` is the old and the new phase."""
         if self.log is None:
@@ -170,9 +182,9 @@ class Journal:
             )
         return records
 
-    def audit(self, *, checks: int, nonzero: int) -> None:
-        """An audit of the absent weights."""
-        self.record("audit", checks=checks, nonzero=nonzero)
+    def audit(self, *, checks: int, nonzero: int, held: int) -> None:
+        """An audit of the absent and the held weights."""
+        self.record("audit", checks=checks, nonzero=nonzero, **({"held": held} if held else {}))
         self.scalars({"audit/nonzero_absent": nonzero})
 
     def saved(self, what: Saved, *, stall_seconds: float) -> None:

@@ -171,6 +171,7 @@ def _check_methods(config: RunConfig, micro: int, num_phases: int) -> None:
             layers=tuple(layer_shapes(config.model.resolved())),
             others=tuple(other for other in used if other != name),
             freezing=tuple(o for o, its in used.items() if o != name and "F" in its.flags),
+            rewires=config.methods.rewires,
         )
         try:
             block.check(facts)
@@ -191,8 +192,16 @@ def _own_stages(config: RunConfig) -> tuple[StageConfig, ...]:
     found = {name: stages for name, stages in found.items() if stages}
     if len(found) > 1:
         raise UserError(f"methods: {' and '.join(found)} both divide phases into stages; take one")
-    if found and config.phases.stages != PhasesConfig().stages:
-        raise UserError(f"phases.stages: methods.{next(iter(found))} divides phases itself")
+    for name in found:
+        phases = config.phases
+        if phases.stages != PhasesConfig().stages:
+            raise UserError(f"phases.stages: methods.{name} divides phases itself")
+        early = {"patience": phases.patience > 0, "until_loss": phases.until_loss is not None}
+        for key in (key for key, used in early.items() if used):
+            raise UserError(
+                f"phases.{key}: methods.{name} divides phases into stages, and a phase that ends "
+                "early would miss the last ones. Leave one of the two out."
+            )
     return next(iter(found.values()), ())
 
 
@@ -210,9 +219,11 @@ def _parts(config: RunConfig, tokens_per_step: int) -> tuple[tuple[int, int], ..
 def _phases(config: RunConfig, parts: tuple[tuple[int, int], ...]) -> tuple[Phase, ...]:
     if config.phases.joint:
         parts = ((JOINT, sum(steps for _, steps in parts)),)
-    stages = _own_stages(config) or config.phases.stages
+    own = _own_stages(config)
+    stages = own or config.phases.stages
+    way_out = "the steps of the phase" if own else "its share or the steps of the phase"
     return tuple(
-        Phase(index, domain, steps, _stages(stages, steps))
+        Phase(index, domain, steps, _stages(stages, steps, way_out))
         for index, (domain, steps) in enumerate(parts)
     )
 
@@ -231,15 +242,14 @@ def _steps(config: PhasesConfig, num_phases: int, tokens_per_step: int) -> Seque
     return [-(-tokens // tokens_per_step) for tokens in values]
 
 
-def _stages(configs: tuple[StageConfig, ...], num_steps: int) -> tuple[Stage, ...]:
+def _stages(configs: tuple[StageConfig, ...], num_steps: int, way_out: str) -> tuple[Stage, ...]:
     stages, begin, share = [], 0, 0.0
     for config in configs:
         share += config.share
         end = num_steps if config is configs[-1] else round(share * num_steps)
         if end <= begin:
             raise UserError(
-                f"phases.stages: stage {config.name!r} gets no step of {num_steps}; "
-                "raise its share or the steps of the phase"
+                f"phases.stages: stage {config.name!r} gets no step of {num_steps}; raise {way_out}"
             )
         stages.append(Stage(config.name, begin, end, config.lr_scale))
         begin = end

@@ -15,6 +15,7 @@ from sparsecl.engine.plan import Plan
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import UserError
 from sparsecl.files import write_json
+from sparsecl.methods.facts import error_text
 from sparsecl.model.build import linear_options
 from sparsecl.model.gpt import make_linear, split_dim
 from sparsecl.model.shapes import layer_shapes
@@ -32,15 +33,31 @@ def draw_topologies(config: RunConfig) -> dict[str, LayerTopology]:
 
     Raises:
         UserError: if a layer, or with packed storage a tensor-parallel slice of it, would be empty,
-            if a slice would cut tiles, or if a file of the topology is not what it must be. The
-            same on every rank, whichever slice it holds.
+            if a slice would cut tiles, if a file of the topology is not what it must be, or if a
+            layer is too small for a method. The same on every rank, whichever slice it holds.
     """
     shapes = layer_shapes(config.model.resolved())
     read = weight_reader()
     found = build_topologies(config.topology, shapes, seed=config.seed, read_checkpoint=read)
     for shape in shapes if found else ():
         _check_slices(config, shape, found[shape.name])
+    _check_live(config, found)
     return found
+
+
+def _check_live(config: RunConfig, topologies: Mapping[str, LayerTopology]) -> None:
+    """Let every method refuse layers that are too small for it."""
+    shapes = {shape.name: shape for shape in layer_shapes(config.model.resolved())}
+    live = {
+        name: topologies[name].num_live if topologies else shape.in_features * shape.out_features
+        for name, shape in shapes.items()
+    }
+    num_phases = len(config.phases.order or config.data.domains)
+    for name, block in config.methods.used().items():
+        try:
+            block.check_layers(live, num_phases)
+        except ValueError as error:
+            raise UserError(error_text(name, block, error)) from None
 
 
 def _check_slices(config: RunConfig, shape: LayerShape, topology: LayerTopology) -> None:

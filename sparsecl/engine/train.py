@@ -6,7 +6,8 @@ uninterrupted one bit for bit on the same layout.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from sparsecl.engine import state
 from sparsecl.engine.build import Built
 from sparsecl.engine.context import RunContext
 from sparsecl.engine.display import Progress
-from sparsecl.engine.evaluate import evaluate_domains
+from sparsecl.engine.evaluate import Score, evaluate_domains
 from sparsecl.engine.health import Health, RolledBack, Spike
 from sparsecl.engine.journal import Journal
 from sparsecl.engine.keeper import Keeper
@@ -35,7 +36,7 @@ from sparsecl.engine.run_config import RunConfig
 from sparsecl.engine.step import Looks, StepResult, take_step
 from sparsecl.engine.stop import StopRequest
 from sparsecl.engine.streams import Stream, phase_stream
-from sparsecl.engine.texts import evaluation_texts
+from sparsecl.engine.texts import TextName, evaluation_texts
 from sparsecl.errors import InvariantError, Preempted, StorageError
 from sparsecl.log import RunLog
 from sparsecl.methods.context import Batch
@@ -357,20 +358,36 @@ class Trainer:
     def _evaluate_all(self, at: str, *, phase: int) -> bool:
         """Score every domain. Returns True if the phase ends early."""
         faults.point("evaluate", step=self.step)
+        told: Mapping[str, Mapping[TextName, Score]] = {}
         with self.monitor.evaluation():
-            scores = evaluate_domains(
-                self.built.engine,
-                self.texts,
-                self.data.tokenizer.bytes_per_token,
-                ("inside",) if at == "during" else ("ends", "inside"),
-                around=lambda domain: self.methods.scoring(self.context, domain),
-                batch=self.config.eval.batch,
-                step=self.step,
-            )
+            texts: tuple[TextName, ...] = ("inside",) if at == "during" else ("ends", "inside")
+            scores = self._scores(texts, lambda domain: nullcontext())
+            if at != "during" and self.config.methods.told_domain:  # rows of the matrix only
+                told = self._scores(("ends",), self._scoring)
         self._check_data()
         self.journal.evaluation(scores, at=at, phase=phase)
+        if told:
+            self.journal.evaluation_with_identity(told, at=at, phase=phase)
         losses = {name: found["inside"].loss for name, found in scores.items()}
         return at == "during" and self._ends_early(losses)
+
+    def _scores(
+        self,
+        texts: tuple[TextName, ...],
+        around: Callable[[str], AbstractContextManager[None]],
+    ) -> dict[str, dict[TextName, Score]]:
+        return evaluate_domains(
+            self.built.engine,
+            self.texts,
+            self.data.tokenizer.bytes_per_token,
+            texts,
+            around=around,
+            batch=self.config.eval.batch,
+            step=self.step,
+        )
+
+    def _scoring(self, domain: str) -> AbstractContextManager[None]:
+        return self.methods.scoring(self.context, domain)
 
     def _record_plasticity(self, at: str, *, phase: int) -> None:
         """Measure the network's plasticity and write it down; see engine/plasticity.py."""
@@ -406,7 +423,7 @@ class Trainer:
         try:
             guard.audit(self.step)
         finally:  # a violation ends the run, and its record says so too
-            self.journal.audit(checks=guard.checks, nonzero=guard.nonzero)
+            self.journal.audit(checks=guard.checks, nonzero=guard.nonzero, held=guard.held)
         buffers = dict(self.built.engine.module.named_buffers())
         check_replicas(self.slices, buffers, self.step)
 

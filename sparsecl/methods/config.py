@@ -56,6 +56,12 @@ class MethodsConfig:
         """A method moves live weights."""
         return any(block.rewires for block in self.used().values())
 
+    @property
+    def told_domain(self) -> bool:
+        """A method is told the domain when it is tested (flag I): then every row of the matrix is
+        scored twice, without and with it."""
+        return any("I" in block.flags for block in self.used().values())
+
     def not_negative(self) -> Sequence[str]:
         """Names, as a checkpoint has them, of slice tensors that are never below zero."""
         blocks = self.used().items()

@@ -4,7 +4,8 @@ Gradients are unscaled here, whatever the precision; a slice tensor is this rank
 parameter, flat. Methods of the context are local unless they say otherwise.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -300,9 +301,20 @@ class MethodContext(Protocol):
         """
         ...
 
+    def hidden(self, where: Iterable[tuple[str, torch.Tensor]]) -> AbstractContextManager[None]:
+        """Around an evaluation (`scoring`): the forward pass sees zero at these elements, and
+        afterwards every bit is back. Collective over dp.
+
+        Args:
+            where: parameter name and bool of the shape of the tp-local parameter, equal on all dp
+                ranks; asked for one after the other.
+        """
+        ...
+
     def hold(self, name: str, where: torch.Tensor | None, *, owner: str) -> None:
         """From now on the elements of `where` keep their value bit for bit, and their moments stay
-        zero; audited like absent weights. None ends it.
+        zero; audited like absent weights. None ends it. What is held already keeps the value that
+        it is held at: to give it another one, let go before.
 
         Args:
             where: bool, of the shape of the tp-local parameter; equal on all dp ranks.

@@ -62,6 +62,9 @@ class RunFacts:
     freezing: tuple[str, ...] = ()
     """Those of them that freeze weights."""
 
+    rewires: bool = False
+    """A method of the run moves live weights."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AddedParameter:
@@ -97,6 +100,13 @@ class MethodConfig:
     def check(self, run: RunFacts) -> None:
         """Raise ValueError if the run lacks what the method needs, with the way out. A message
         that begins with one of the method's fields is about that field."""
+
+    def check_layers(self, live: Mapping[str, int], num_phases: int) -> None:
+        """The same as `check`, once the topologies are drawn.
+
+        Args:
+            live: global live weights by layer name, in the order of the model.
+        """
 
     def parameters(
         self, layers: Sequence[LayerShape], num_phases: int

@@ -4,7 +4,8 @@ Loss scale, norms for clipping, sharding, the copy to low precision and replicas
 here, once for all methods.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from sparsecl import dist
 from sparsecl.methods import noise
 from sparsecl.methods.context import SliceTensors
 from sparsecl.methods.several import Methods
+from sparsecl.optim.hiding import hidden_weights
 from sparsecl.optim.masking import MaskGuard
 from sparsecl.optim.moving import (
     clear,
@@ -201,6 +203,15 @@ class WeightContext:
             item.master.copy_(item.part(flat))
         write_weight(param, flat, item)
         forget_expansions(self.module)
+
+    @contextlib.contextmanager
+    def hidden(self, where: Iterable[tuple[str, torch.Tensor]]) -> Iterator[None]:
+        try:
+            with hidden_weights(self.slices, where):
+                forget_expansions(self.module)
+                yield
+        finally:
+            forget_expansions(self.module)
 
     def hold(self, name: str, where: torch.Tensor | None, *, owner: str) -> None:
         self.guard.hold(name, where, owner)

@@ -11,7 +11,7 @@ from sparsecl.metrics import transfer
 from sparsecl.metrics.forgetting import MIN_IMPROVEMENT, counted_shares, exposed_rows, mean
 from sparsecl.metrics.matrix import ResultMatrix
 from sparsecl.metrics.summary import forgetting_figures, matrix_of
-from sparsecl.metrics.table import WIDTH, clip, number
+from sparsecl.metrics.table import WIDTH, audit_finding, clip, number
 
 MAX_RUN_NAME = 28
 
@@ -160,8 +160,8 @@ def _notes(summaries: Sequence[dict[str, Any]], common: list[str]) -> list[str]:
             notes.append(f"{summary['name']}: not compared, absent elsewhere: {', '.join(dropped)}")
         notes += [f"{summary['name']}: {warning}" for warning in summary["warnings"]]
         if summary["audit"]["nonzero"]:
-            count = summary["audit"]["nonzero"]
-            notes.append(f"{summary['name']}: the audit found {count} nonzero absent entries")
+            found = audit_finding(summary["audit"])
+            notes.append(f"{summary['name']}: the audit found {found}")
     if any(len(summary["domains"]) > len(common) for summary in summaries):
         notes.append(f"compared over {len(common)} common domains: {', '.join(common)}")
     plans = {tuple(s["domains"][i] if i >= 0 else "" for i in s["order"]) for s in summaries}

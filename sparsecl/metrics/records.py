@@ -23,6 +23,8 @@ from sparsecl.opening import Opener, plain, plain_input
 from sparsecl.seal import Extent, sealed_lines
 
 SCALARS = "scalars.jsonl"
+WITH_IDENTITY = "eval_with_identity"
+_EVALS = ("eval", WITH_IDENTITY)
 START_PHASE = -1  # the phase written on evaluations that come before any training
 
 
@@ -122,11 +124,17 @@ class RunRecords:
     header: dict[str, Any]
     """The record of kind "run" as written: config, density, parameters, versions, digests."""
     evaluations: tuple[Evaluation, ...]
+    """Of the network as it stands: nobody is told which domain it is."""
     train: tuple[TrainPoint, ...]
     phases: tuple[PhaseMark, ...]
     plasticity: tuple[PlasticityPoint, ...] = ()
+    with_identity: tuple[Evaluation, ...] = ()
+    """The rows of the matrix again, scored by methods that are told the domain; empty if none
+    is."""
     audit_checks: int
     audit_nonzero: int
+    audit_held: int = 0
+    """Weights that were held at the last audit: by methods, or by role update."""
     seconds: float | None
     """Wall clock of the whole run; None until it has ended."""
     tokens_per_second: float | None
@@ -246,7 +254,7 @@ class _Reader:
             self.end = {key: _optional(record, key) for key in ("seconds", "tokens_per_second")}
             if "performance" in record:
                 self.performance = read_performance(record["performance"])
-        elif kind in ("train", "eval", "audit", "phase", "plasticity"):
+        elif kind in ("train", *_EVALS, "audit", "phase", "plasticity"):
             if self.header is None:
                 raise ValueError(f'kind "{kind}" comes before kind "run"')
             self._take_entry(kind, record)
@@ -263,7 +271,7 @@ class _Reader:
         step = _integer(record, "step")
         while self.entries and self.entries[-1][0] > step:
             self.entries.pop()
-        if kind == "eval":
+        if kind in _EVALS:
             entry = self._evaluation(record, step)
             slot = (kind, entry.phase, entry.at, entry.domain, step)
         elif kind == "train":
@@ -290,7 +298,8 @@ class _Reader:
             entry = self._plasticity(record, step)
             slot = (kind, entry.phase)
         else:
-            entry = (_integer(record, "checks"), _integer(record, "nonzero"))
+            held = _integer(record, "held") if "held" in record else 0
+            entry = (_integer(record, "checks"), _integer(record, "nonzero"), held)
             slot = (kind, step)
         self.entries.append((step, slot, entry))
 
@@ -329,19 +338,22 @@ class _Reader:
     def finish(self, warnings: list[str], *, extent: Extent, default_name: str) -> RunRecords:
         """Freeze. Of two records for one slot the later one is kept."""
         assert self.header is not None
-        entries = list({slot: entry for _, slot, entry in self.entries}.values())
+        last = {slot: entry for _, slot, entry in self.entries}
+        entries = list(last.values())
         audits = [entry for entry in entries if isinstance(entry, tuple)]
         return RunRecords(
             name=str(self.header.get("name") or default_name),
             domains=self.domains,
             order=self.order,
             header=self.header,
-            evaluations=tuple(e for e in entries if isinstance(e, Evaluation)),
+            evaluations=tuple(e for slot, e in last.items() if slot[0] == "eval"),
+            with_identity=tuple(e for slot, e in last.items() if slot[0] == WITH_IDENTITY),
             train=tuple(e for e in entries if isinstance(e, TrainPoint)),
             phases=tuple(e for e in entries if isinstance(e, PhaseMark)),
             plasticity=tuple(e for e in entries if isinstance(e, PlasticityPoint)),
             audit_checks=audits[-1][0] if audits else 0,
-            audit_nonzero=max((nonzero for _, nonzero in audits), default=0),
+            audit_nonzero=max((nonzero for _, nonzero, _ in audits), default=0),
+            audit_held=audits[-1][2] if audits else 0,
             seconds=self.end.get("seconds"),
             tokens_per_second=self.end.get("tokens_per_second"),
             performance=self.performance,

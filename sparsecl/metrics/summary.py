@@ -5,7 +5,7 @@ scalars.jsonl, so that a recomputed figure equals the stored one to the last bit
 """
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from sparsecl.errors import DataError
@@ -38,7 +38,8 @@ def summarize(records: RunRecords) -> dict[str, Any]:
             "domains": list(records.domains),
             "order": list(records.order),
             "phases": {"finished": matrix.num_phases, "planned": len(records.order)},
-            "matrix": {name: getattr(matrix, name).tolist() for name in (*SCORES, "perplexity")},
+            "matrix": _scores(matrix),
+            **_with_identity(records),
             "forgetting": {
                 **forgetting_figures(matrix.loss, matrix.order),
                 "per_domain": _by_name(matrix, forgetting.per_domain(matrix.loss, matrix.order)),
@@ -62,7 +63,11 @@ def summarize(records: RunRecords) -> dict[str, Any]:
             "averages": {name: _averages(getattr(matrix, name), matrix) for name in SCORES},
             "learning_speed": _learning_speed(records),
             "plasticity": plasticity_rows(records),
-            "audit": {"checks": records.audit_checks, "nonzero": records.audit_nonzero},
+            "audit": {
+                "checks": records.audit_checks,
+                "nonzero": records.audit_nonzero,
+                "held": records.audit_held,
+            },
             "entropy_rate": header.get("entropy_rate", {}),
             "overlap": header.get("overlap", {}),
             "density": header.get("density", {}),
@@ -79,6 +84,22 @@ def summarize(records: RunRecords) -> dict[str, Any]:
     )
 
 
+def _scores(matrix: ResultMatrix) -> dict[str, Any]:
+    return {name: getattr(matrix, name).tolist() for name in (*SCORES, "perplexity")}
+
+
+def _with_identity(records: RunRecords) -> dict[str, Any]:
+    """The matrix and its forgetting where methods are told the domain (flag I); nothing where none
+    is. Every other figure is of the matrix without it."""
+    if not records.with_identity:
+        return {}
+    told = ResultMatrix.from_records(replace(records, evaluations=records.with_identity))
+    return {
+        "matrix_with_identity": _scores(told),
+        "forgetting_with_identity": forgetting_figures(told.loss, told.order),
+    }
+
+
 def forgetting_figures(loss: FloatArray, order: tuple[int, ...]) -> dict[str, float | None]:
     """Every averaged definition by its name; lower is better."""
     return {
@@ -89,13 +110,13 @@ def forgetting_figures(loss: FloatArray, order: tuple[int, ...]) -> dict[str, fl
     }
 
 
-def matrix_of(summary: dict[str, Any]) -> ResultMatrix:
+def matrix_of(summary: dict[str, Any], key: str = "matrix") -> ResultMatrix:
     """The result matrix inside a summary, or inside a results.json; None becomes NaN."""
-    loss = summary["matrix"]["loss"]
+    loss = summary[key]["loss"]
     return ResultMatrix.from_arrays(
         summary["domains"],
         summary["order"][: len(loss) - 1],
-        *(summary["matrix"][name] for name in SCORES),
+        *(summary[key][name] for name in SCORES),
     )
 
 

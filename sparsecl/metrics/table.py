@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from sparsecl.metrics.forgetting import MIN_IMPROVEMENT, exposed_rows
-from sparsecl.metrics.matrix import OTHER_DOMAIN
+from sparsecl.metrics.matrix import OTHER_DOMAIN, ResultMatrix
 from sparsecl.metrics.passes import number_text
 from sparsecl.metrics.performance import performance_lines
 from sparsecl.metrics.summary import matrix_of
 
 WIDTH = 100
+TOLD = "matrix_with_identity"
 MAX_NAME = 12  # a column of the matrix; longer domain names are clipped
 
 # (key in the summary, meaning). One definition, one line, one direction.
@@ -30,6 +31,7 @@ def report(summary: dict[str, Any], width: int = WIDTH) -> str:
     parts = [
         "\n".join(_heading(summary, width)),
         matrix_table(summary, width),
+        matrix_table(summary, width, key=TOLD) if TOLD in summary else "",
         figures_table(summary),
         "\n".join(_speed_lines(summary)),
         audit_line(summary),
@@ -40,12 +42,15 @@ def report(summary: dict[str, Any], width: int = WIDTH) -> str:
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
-def matrix_table(summary: dict[str, Any], width: int = WIDTH) -> str:
+def matrix_table(summary: dict[str, Any], width: int = WIDTH, *, key: str = "matrix") -> str:
     """Losses, rows in time and columns by domain, split into blocks that fit `width`.
 
     Brackets mark the domain trained just before the row was measured.
+
+    Args:
+        key: "matrix", or TOLD for the one whose methods are told the domain.
     """
-    matrix = matrix_of(summary)
+    matrix = matrix_of(summary, key)
     labels = ["before training"]
     labels += [f"after {p} {clip(matrix.trained(p), MAX_NAME)}" for p in range(matrix.num_phases)]
     rows = [[number(loss) for loss in row] for row in matrix.loss.tolist()]
@@ -54,8 +59,13 @@ def matrix_table(summary: dict[str, Any], width: int = WIDTH) -> str:
             rows[phase + 1][index] = f"[{rows[phase + 1][index]}]"
     # A space keeps the digits of cells without brackets in line with the others.
     rows = [[cell if cell.endswith("]") else cell + " " for cell in row] for row in rows]
-    foot = _domain_lines(summary)
     title = "Validation loss, nats per token (lower is better). [ ] = the domain just trained."
+    if key == TOLD:
+        title = "The same, where a method is told which domain is tested (flag I)."
+        foot = _cells(_score_values(matrix))
+    else:
+        title += "\nNo method is told which domain is tested." if TOLD in summary else ""
+        foot = _domain_lines(summary)
     return "\n".join([title, "", *_blocks(matrix.domains, labels, rows, foot, width)])
 
 
@@ -64,6 +74,10 @@ def figures_table(summary: dict[str, Any]) -> str:
     values = {**summary["forgetting"], "BWT": summary["bwt"], "FWT": summary["fwt"]}
     lines = ["Forgetting and transfer, nats per token (NF: a share)", ""]
     lines += [f"  {name:<7}{number(values[name]):>8}   {meaning}" for name, meaning in FIGURES]
+    told = summary.get("forgetting_with_identity", {})
+    if told:
+        found = ", ".join(f"{name} {number(value)}" for name, value in told.items())
+        lines.append(f"  Where a method is told the domain: {found}")
     counted = summary["forgetting"].get("NF_domains")
     if counted and counted["counted"] < counted["of"]:
         lines.append(
@@ -74,11 +88,20 @@ def figures_table(summary: dict[str, Any]) -> str:
 
 
 def audit_line(summary: dict[str, Any]) -> str:
-    """How often absent weights were checked, and what was found."""
+    """How often absent and held weights were checked, and what was found."""
     audit = summary["audit"]
     if not audit["checks"]:
         return "audit: no checks were recorded"
-    return f"audit: {audit['checks']} checks, {audit['nonzero']} nonzero absent entries"
+    held = audit.get("held")  # earlier versions did not count them
+    last = f"; {held:,} weights held at the last one" if held else ""
+    return f"audit: {audit['checks']} checks, {audit_finding(audit)}{last}"
+
+
+def audit_finding(audit: dict[str, Any]) -> str:
+    """What the audits of a run found, in words."""
+    held = audit.get("held")
+    what = "moved entries of absent and held weights" if held else "nonzero absent entries"
+    return f"{audit['nonzero']} {what}"
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -129,10 +152,7 @@ def _settings(config: dict[str, Any]) -> list[str]:
 def _domain_lines(summary: dict[str, Any]) -> list[tuple[str, list[str]]]:
     """The rows under the matrix: what is known of each domain at the end."""
     matrix = matrix_of(summary)
-    lines = [
-        ("final bits per byte", matrix.bits_per_byte[-1].tolist()),
-        ("final accuracy", matrix.accuracy[-1].tolist()),
-    ]
+    lines = _score_values(matrix)
     counted = _text_lines(summary, matrix.domains)
     known = summary.get("entropy_rate") or {}
     if known:  # synthetic text, where nats per byte of the source itself are known
@@ -148,8 +168,7 @@ def _domain_lines(summary: dict[str, Any]) -> list[tuple[str, list[str]]]:
             values = summary["forgetting"][key]
             # "-" for the domain trained last: nothing came after it that could erase it.
             lines.append((label, [values[n] if n in names else None for n in matrix.domains]))
-    figures = [(label, [number(value) + " " for value in values]) for label, values in lines]
-    return [*figures, *counted]
+    return [*_cells(lines), *counted]
 
 
 def _text_lines(summary: dict[str, Any], domains: Sequence[str]) -> list[tuple[str, list[str]]]:
@@ -164,6 +183,17 @@ def _text_lines(summary: dict[str, Any], domains: Sequence[str]) -> list[tuple[s
         read = [f"{number_text(reading['passes'].get(name, 0.0))} " for name in domains]
         lines.append(("passes over its text", read))
     return lines
+
+
+def _score_values(matrix: ResultMatrix) -> list[tuple[str, list[Any]]]:
+    return [
+        ("final bits per byte", matrix.bits_per_byte[-1].tolist()),
+        ("final accuracy", matrix.accuracy[-1].tolist()),
+    ]
+
+
+def _cells(lines: list[tuple[str, list[Any]]]) -> list[tuple[str, list[str]]]:
+    return [(label, [number(value) + " " for value in values]) for label, values in lines]
 
 
 def _blocks(

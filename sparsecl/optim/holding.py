@@ -42,8 +42,10 @@ class Holds:
             self._union.pop(item.name, None)
             self._anchors.pop(item.name, None)
             return
-        # What is held already has its value: a copy of the masters is right for old and new.
-        self._union[item.name], self._anchors[item.name] = union, item.master.clone()
+        anchor = item.master.clone()
+        if item.name in self._union:  # what was held keeps its value, also one that has moved since
+            torch.where(self._union[item.name], self._anchors[item.name], anchor, out=anchor)
+        self._union[item.name], self._anchors[item.name] = union, anchor
 
     def release(self) -> None:
         """Every owner but the topology lets go."""
@@ -57,6 +59,10 @@ class Holds:
         for item, held, _ in self:
             if self._owned[item.name].keys() != {TOPOLOGY}:
                 yield item, held
+
+    def count(self, item: Slice) -> int:
+        """Held elements of a slice."""
+        return int(self._union[item.name].sum()) if item.name in self._union else 0
 
     def find(self, name: str) -> torch.Tensor | None:
         """Which elements of this rank's slice are held, bool [numel]; None = none."""

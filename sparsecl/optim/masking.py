@@ -25,7 +25,7 @@ import torch
 from sparsecl import dist
 from sparsecl.errors import InvariantError
 from sparsecl.optim.holding import Holds
-from sparsecl.optim.slices import Slice, Slices
+from sparsecl.optim.slices import Slice, Slices, is_counted
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,11 @@ class MaskGuard:
 
         self.checks = 0
         self.nonzero = 0
+        """Entries that were not what they must be, of absent and of held weights."""
+
+        self.held = 0
+        """Weights of the model that were held at the last audit."""
+
         self._grad_counts: dict[tuple[str, str], torch.Tensor] = {}
         self._dead, self._count_expansions = dead, count_expansions
         self.refresh()
@@ -173,6 +178,12 @@ class MaskGuard:
             if id(guarded.item.stepped) in stepped:
                 guarded.project(self.slices.moments(guarded.item))
 
+    def _num_held(self) -> int:
+        """Held weights that this rank counts: replicas over dp and tp count once."""
+        slices = self.slices
+        counts = slices.partitioned or dist.dp_rank() == 0
+        return sum(self.holds.count(i) for i in slices if counts and is_counted(i.param))
+
     @torch.no_grad()
     def audit_gradients(self) -> None:
         """Count nonzero gradients of absent and held weights, for the next `audit`. Local.
@@ -205,10 +216,11 @@ class MaskGuard:
             for key, moment in self.slices.moments(item).items():
                 counts[item.name, f"{mark}{key}"] = guarded.count(moment, anchored=False)
         counts |= {(name, "expansion"): n for name, n in self._count_expansions().items()}
-        total = torch.zeros(1, dtype=torch.int64, device=dist.device())
+        total = torch.zeros(2, dtype=torch.int64, device=dist.device())
         for count in counts.values():
-            total += count.to(total.device)
-        nonzero = int(dist.all_reduce(total))
+            total[0] += count.to(total.device)
+        total[1] = self._num_held()
+        nonzero, self.held = dist.all_reduce(total).tolist()
         self.checks += 1
         self.nonzero += nonzero
         if nonzero:

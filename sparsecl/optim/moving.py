@@ -30,7 +30,11 @@ def whole(
     result = torch.zeros(numel, device=dist.device())
     if item is not None and part is not None:
         item.part(result).copy_(part)
-    return dist.all_reduce(result, group=dist.dp_group()) if slices.partitioned else result
+    if slices.partitioned:
+        # Every element has one owner and is 0 elsewhere: a sum of bit patterns is that element, -0
+        # and NaN included, which a sum of floats is not.
+        dist.all_reduce(result.view(torch.int32), group=dist.dp_group())
+    return result
 
 
 def joined(local: torch.Tensor, dim: int) -> torch.Tensor:
@@ -100,5 +104,10 @@ def write_weight(param: Any, local: torch.Tensor, item: Slice | None) -> None:
         return
     if item is not None:
         item.weight.copy_(item.part(local))
-    if param.data.numel() == local.numel():  # a small parameter that ZeRO-3 keeps gathered
+    if is_gathered(param):
         param.data.copy_(local.view(param.data.shape))
+
+
+def is_gathered(param: Any) -> bool:
+    """ZeRO-3 keeps a small parameter whole beside its shards, and any other until it frees it."""
+    return hasattr(param, "ds_id") and param.data.numel() == param.ds_numel

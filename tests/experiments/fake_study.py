@@ -35,7 +35,14 @@ from sparsecl.metrics.interference import (
 )
 from sparsecl.metrics.records import read_records
 from sparsecl.metrics.summary import summarize
-from tests.metrics.fake_run import STEPS, TOKENS_PER_STEP, from_matrix, header, write_lines
+from tests.metrics.fake_run import (
+    STEPS,
+    TOKENS_PER_STEP,
+    from_matrix,
+    header,
+    with_identity,
+    write_lines,
+)
 
 DOMAINS = ("code", "math", "legal")
 
@@ -66,6 +73,8 @@ class FakeArm:
     """Changes of the header of its records."""
     interference: bool = False
     """Write an interference.json of cosine `forgets` between any two domains."""
+    told: float | None = None
+    """Losses where methods are told the domain, as a multiple of those where they are not."""
     plasticity: bool = False
     """Write a plasticity panel whose rank falls by 1 in each phase, from 100 * density."""
 
@@ -98,6 +107,8 @@ def run_records(arm: FakeArm, order: Sequence[int], domains: Sequence[str], seed
         **arm.extra,
     }
     records[0] = header(domains, order, **changes)
+    if arm.told is not None:
+        records = with_identity(records, arm.told)
     if arm.plasticity:
         records = with_panels(records, arm, len(domains))
     for record in records[1:]:

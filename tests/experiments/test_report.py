@@ -390,6 +390,17 @@ def test_what_the_methods_need_is_told_when_methods_are_compared(tmp_path):
     assert rows["set"][0] == "set"
 
 
+def test_the_page_tells_figures_with_identity_from_those_without(tmp_path):
+    arms = [ARMS[0], FakeArm(name="told", told=0.5)]
+    study = collect(write_study(tmp_path, arms, seeds=[0, 1]))
+    found = methods.told_table(study)
+    assert "without telling a method which domain" in found.caption
+    ((name, seeds, f_last, final, f_told, final_told),) = found.rows
+    assert (name, seeds) == ("told", 2)
+    assert f_told == pytest.approx(f_last / 2) and final_told == pytest.approx(final / 2)
+    assert f_last == pytest.approx(sum(study.values("told", "F_last").values()) / 2)
+
+
 def test_a_report_replaces_a_report_and_nothing_else(tmp_path, monkeypatch):
     study = collect(write_study(tmp_path / "study", ARMS[:1], seeds=[0]))
     monkeypatch.setattr(write, "study_figures", lambda *_: [])

@@ -57,7 +57,7 @@ def test_the_results_hold_what_scripts_rely_on(finished):
     for score in ("loss", "bits_per_byte", "accuracy"):
         assert [len(row) for row in results["matrix"][score]] == [2, 2, 2]
     # Audits at steps 5, 10, 12, 15, 20 and 24.
-    assert results["audit"] == {"checks": 6, "nonzero": 0}
+    assert results["audit"] == {"checks": 6, "nonzero": 0, "held": 0}
     assert results["density"]["masked"] == 0.25
     assert results["matrix"]["loss"][2][1] < results["matrix"]["loss"][0][1] - 1.0  # it learns
 

@@ -164,3 +164,14 @@ def run_records(
         )
     records.append({"kind": "end", "seconds": 321.5, "tokens_per_second": 9123.4})
     return records
+
+
+def with_identity(records: Sequence[dict[str, Any]], factor: float) -> list[dict[str, Any]]:
+    """After each score the same one, `factor` times the loss, where methods are told the domain."""
+    made = []
+    for record in records:
+        made.append(record)
+        if record["kind"] == "eval":
+            told = {"kind": "eval_with_identity", "loss_sum": factor * record["loss_sum"]}
+            made.append({**record, **told})
+    return made

@@ -3,13 +3,14 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from sparsecl.errors import DataError
 from sparsecl.metrics import comparison, table
 from sparsecl.metrics.records import read_records
 from sparsecl.metrics.summary import matrix_of, summarize
-from tests.metrics.fake_run import from_matrix, header, write_lines, write_run
+from tests.metrics.fake_run import from_matrix, header, with_identity, write_lines, write_run
 
 LOSS = [[4, 4, 4], [2, 3.9, 4], [2.5, 2, 3.8], [3, 2.4, 2]]
 DOMAINS = ["code", "math", "law"]
@@ -195,6 +196,43 @@ def test_the_audit_line(tmp_path):
     assert table.audit_line(summary) == "audit: 12 checks, 0 nonzero absent entries"
     summary = summary_of(tmp_path, records)
     assert table.audit_line(summary) == "audit: no checks were recorded"
+
+
+def test_what_is_held_is_counted_in_the_audit(tmp_path):
+    records = from_matrix(LOSS, DOMAINS, [0, 1, 2])
+    audits = [
+        {"kind": "audit", "step": step, "checks": step // 100, "nonzero": 0, **held}
+        for step, held in ((100, {}), (200, {"held": 7}), (300, {"held": 1234}))
+    ]
+    summary = summary_of(tmp_path, [*records, *audits])
+    assert summary["audit"] == {"checks": 3, "nonzero": 0, "held": 1234}
+    assert table.audit_line(summary) == (
+        "audit: 3 checks, 0 moved entries of absent and held weights; 1,234 weights held at the "
+        "last one"
+    )
+
+
+def test_what_is_scored_with_identity_stands_beside_and_changes_no_figure(tmp_path):
+    records = from_matrix(LOSS, DOMAINS, [0, 1, 2])
+    plain = summary_of(tmp_path, records)
+    assert "matrix_with_identity" not in plain
+    found = summary_of(tmp_path, with_identity(records, 0.5))
+    beside = found.pop("matrix_with_identity")
+    assert np.allclose(np.array(beside["loss"]) * 2, found["matrix"]["loss"])
+    forgetting = found.pop("forgetting_with_identity")
+    assert forgetting["F_last"] == pytest.approx(plain["forgetting"]["F_last"] / 2)
+    same = [key for key in found if key not in ("records", "name")]
+    assert {key: found[key] for key in same} == {key: plain[key] for key in same}
+
+
+def test_the_page_says_which_matrix_is_which(tmp_path):
+    records = from_matrix(LOSS, DOMAINS, [0, 1, 2])
+    text = table.report(summary_of(tmp_path, with_identity(records, 0.5)))
+    first, second = text.index("No method is told which"), text.index("a method is told which")
+    assert first < text.index("before training") < second < text.rindex("before training")
+    assert "Where a method is told the domain: F_last 0.350" in text
+    assert "is told" not in table.report(summary_of(tmp_path, records))
+    assert max(map(len, text.splitlines())) <= 100
 
 
 @pytest.mark.parametrize("num_domains", [1, 2, 5, 20])

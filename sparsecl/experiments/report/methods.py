@@ -1,6 +1,7 @@
 """What the compared methods need and cost, so that unlike is not taken for like."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from sparsecl import config as configs
 from sparsecl.engine.run_config import RunConfig
@@ -8,7 +9,10 @@ from sparsecl.errors import UserError
 from sparsecl.experiments.collect import Study
 from sparsecl.experiments.plan import arm_config
 from sparsecl.experiments.report.table import Cell, Column, Table
+from sparsecl.experiments.report.tables import mean_of
 from sparsecl.methods.facts import FLAGS
+from sparsecl.metrics.forgetting import finite
+from sparsecl.metrics.summary import matrix_of
 
 BASES = ("dense", "fixed sparse", "update")
 
@@ -47,6 +51,39 @@ def flags_table(study: Study) -> Table | None:
         rows.append((arm, " + ".join(names), *texts))
     caption = "; ".join(f"{flag}: {text}" for flag, text in FLAGS.items()) + "."
     return Table(name="methods", caption=caption, columns=columns, rows=tuple(rows))
+
+
+def told_table(study: Study) -> Table:
+    """What the arms reach whose methods are told the domain that is tested; no rows if none is."""
+    names = ("F_last", "final loss")
+    columns = (
+        Column(key="arm", heading="arm"),
+        Column(key="seeds", heading="seeds"),
+        *(Column(key=name, heading=name) for name in names),
+        *(Column(key=f"{name} told", heading=f"{name}, told") for name in names),
+    )
+    rows: list[tuple[Cell, ...]] = []
+    for arm in study.plan.arms:
+        done = [run.summary for run in study.done(arm.name) if run.summary is not None]
+        told = [summary for summary in done if "matrix_with_identity" in summary]
+        if told:
+            figures = [_figures(told, where) for where in ("", "_with_identity")]
+            rows.append((arm.name, len(told), *figures[0], *figures[1]))
+    caption = (
+        "Methods of flag I. All other figures of this report, and the first two here, are scored "
+        "without telling a method which domain is tested; the last two (nats per token) are the "
+        "matrix_with_identity of results.json, and no match for arms that are not told."
+    )
+    return Table(name="told", caption=caption, columns=columns, rows=tuple(rows))
+
+
+def _figures(summaries: list[dict[str, Any]], suffix: str) -> list[float | None]:
+    """Means over runs of F_last and of the mean loss of all domains at the end."""
+    last = [matrix_of(summary, f"matrix{suffix}").loss[-1] for summary in summaries]
+    return [
+        mean_of([summary[f"forgetting{suffix}"]["F_last"] for summary in summaries]),
+        mean_of([finite(float(row.mean())) for row in last]),
+    ]
 
 
 def _flag(methods: Iterable[Mapping[str, str]], flag: str) -> str:

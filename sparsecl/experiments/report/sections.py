@@ -7,7 +7,7 @@ from sparsecl.experiments.collect import Study, pairing_problems
 from sparsecl.experiments.compare import Comparison
 from sparsecl.experiments.measures import MEASURES
 from sparsecl.experiments.report import answer, results, setting, tables
-from sparsecl.experiments.report.methods import flags_table
+from sparsecl.experiments.report.methods import flags_table, told_table
 from sparsecl.experiments.report.page import Section, bullets, fold, paragraph
 from sparsecl.experiments.report.table import Table, as_html
 from sparsecl.experiments.trends import Trends
@@ -217,7 +217,7 @@ def _plasticity(m: Material) -> str:
 
 
 def _methods(m: Material) -> str:
-    return m.table(flags_table(m.study))
+    return m.table(flags_table(m.study)) + m.table(told_table(m.study))
 
 
 def _cost(m: Material) -> str:
