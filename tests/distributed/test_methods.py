@@ -65,11 +65,12 @@ CASES = {
 }
 
 STAGES = ("zero0", "zero1", "zero2", "zero3")
-FAST = {("zero1", 1, 2), ("zero2", 2, 1), ("zero3", 1, 2)}
+FAST = {("zero2", 2, 1), ("zero3", 1, 2)}
 LAYOUTS = [
     layout if layout in FAST else cases.slow(*layout)
     for layout in [
-        *((stage, tp, dp) for stage in STAGES for tp, dp in ((1, 1), (1, 2), (2, 1), (2, 2))),
+        *((stage, tp, dp) for stage in STAGES for tp, dp in ((1, 2), (2, 1))),
+        ("zero2", 2, 2),
         ("zero2_offload", 1, 2),
     ]
 ]
@@ -124,7 +125,9 @@ def test_a_method_does_something(shared_cache, references, name):
     assert max(apart) > 1e-3
 
 
-@pytest.mark.parametrize(("stage", "tp", "dp"), [("zero2", 1, 2), cases.slow("zero3", 1, 2)])
+@pytest.mark.parametrize(
+    ("stage", "tp", "dp"), [cases.slow("zero2", 1, 2), cases.slow("zero3", 1, 2)]
+)
 @pytest.mark.parametrize("name", CASES)
 def test_bf16_passes_its_audits(pool: Pool, shared_cache, tmp_path, name, stage, tp, dp):
     overrides = (*overrides_of(name, tp, dp), "precision=bf16")
@@ -143,7 +146,9 @@ def go_on(cache: str, stage: str, overrides: tuple[str, ...], folder: str, out: 
     return trainer.losses()
 
 
-@pytest.mark.parametrize(("stage", "tp", "dp"), [("zero2", 1, 2), cases.slow("zero3", 1, 2)])
+@pytest.mark.parametrize(
+    ("stage", "tp", "dp"), [cases.slow("zero2", 1, 2), cases.slow("zero3", 1, 2)]
+)
 @pytest.mark.parametrize("name", CASES)
 def test_a_resume_in_the_middle_is_no_stop(pool: Pool, shared_cache, tmp_path, name, stage, tp, dp):
     """From step 13, in the middle of the second phase, bit for bit."""
