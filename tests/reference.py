@@ -32,6 +32,9 @@ class ReferenceGPT:
                 state["embedding.weight"].detach()[:vocab_size].clone()
             )
         self.masks, self.heads = masks, heads
+        self.hidden: dict[int, Tensor] = {}
+        """What the GELU of each layer gave in the last pass."""
+
         self.layers = sum(name.endswith("attention.q.weight") for name in state)
 
     def linear(self, x: Tensor, name: str) -> Tensor:
@@ -60,6 +63,7 @@ class ReferenceGPT:
         for i in range(self.layers):
             x = x + self.attention(self.norm(x, f"layers.{i}.norm1"), f"layers.{i}.attention")
             hidden = F.gelu(self.linear(self.norm(x, f"layers.{i}.norm2"), f"layers.{i}.mlp.up"))
+            self.hidden[i] = hidden.detach()
             x = x + self.linear(hidden, f"layers.{i}.mlp.down")
         return self.norm(x, "norm") @ embedding.T
 

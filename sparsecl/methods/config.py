@@ -10,7 +10,7 @@ from sparsecl.methods.adapters.config import OLoraConfig
 from sparsecl.methods.cl.config import DerppConfig, EwcConfig, ReplayConfig
 from sparsecl.methods.dst.config import RiglConfig, SetConfig
 from sparsecl.methods.facts import AddedParameter, MethodConfig
-from sparsecl.methods.plasticity.config import ShrinkPerturbConfig
+from sparsecl.methods.plasticity.config import CbpConfig, ShrinkPerturbConfig
 from sparsecl.topology.layer import LayerShape
 
 
@@ -35,6 +35,9 @@ class MethodsConfig:
 
     o_lora: OLoraConfig | None = None
     """O-LoRA: a low-rank adapter for each domain, orthogonal to those before."""
+
+    cbp: CbpConfig | None = None
+    """Continual backpropagation: units that contribute least begin anew."""
 
     shrink_perturb: ShrinkPerturbConfig | None = None
     """Shrink and perturb: weights lose a little of themselves and gain a little noise."""

@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from sparsecl.methods.units import UnitFigures
 from sparsecl.optim.slices import Slice, Slices
 from sparsecl.sparse.linear import SparseLinear
 from sparsecl.sparse.registry import SparseParameter
+from sparsecl.sparse.units import UnitGroup
 
 SliceTensors = dict[str, torch.Tensor]
 """Parameter name -> flat tensor of this rank's slice of it."""
@@ -134,6 +136,11 @@ class ModelSide(Protocol):
 
     def linears(self) -> Mapping[str, SparseLinear]:
         """By layer name, for example layers.3.mlp.up; the same order on all ranks."""
+        ...
+
+    def units(self, *, gated: bool = False) -> Mapping[str, UnitGroup]:
+        """Hidden units, by the layer that they are in, for example layers.3.mlp; from now on the
+        model lets methods see them. `gated`: with a gate of ones, which costs a product."""
         ...
 
     def add(self, at: str, name: str, part: nn.Module) -> None:
@@ -256,6 +263,27 @@ class MethodContext(Protocol):
         """In `after_step`: every gradient was finite, and a method wanted no update."""
         ...
 
+    # Hidden units, where a method has asked for them in `attach`.
+
+    @property
+    def units(self) -> Mapping[str, UnitGroup]:
+        """The same order on all ranks."""
+        ...
+
+    def arm_units(self, centres: Mapping[str, torch.Tensor] | None = None) -> None:
+        """In `step_start`: let this step show `unit_figures`.
+
+        Args:
+            centres: fp32 [n] by group, to measure distances from; they are those of the last
+                caller.
+        """
+        ...
+
+    def unit_figures(self) -> Mapping[str, UnitFigures]:
+        """Means of every unit by group, over all tokens of a step that was armed, and over its
+        weights as they are now. In `after_step`. Collective over the world."""
+        ...
+
     # Sums over the model; replicas over tp count once.
 
     def dot(self, a: SliceTensors, b: SliceTensors) -> float:
@@ -291,13 +319,25 @@ class MethodContext(Protocol):
         """The global matrix [O, I] of which every tp rank passes its share. Collective over tp."""
         ...
 
+    def global_shape(self, name: str) -> torch.Size:
+        """Of a parameter over all tp ranks, as a matrix if it is packed."""
+        ...
+
+    def local_of(self, name: str, matrix: torch.Tensor) -> torch.Tensor:
+        """The tp-local parameter, in the form of its storage, out of a global one."""
+        ...
+
     def slice_of(self, name: str, matrix: torch.Tensor) -> torch.Tensor | None:
         """This rank's slice [numel] of a global parameter; None where it holds none."""
         ...
 
-    def write(self, name: str, value: torch.Tensor) -> None:
+    def write(self, name: str, value: torch.Tensor, where: torch.Tensor | None = None) -> None:
         """Set a parameter from its tp-local value: master and the copy that the forward pass uses.
         Every dp rank passes the same. Between steps only; in `after_update` change `item.master`.
+        What is held must keep its value.
+
+        Args:
+            where: bool of its shape: all else keeps its bits, and so does what is absent.
         """
         ...
 

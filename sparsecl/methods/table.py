@@ -8,6 +8,7 @@ from sparsecl.methods.cl.replay import Replay
 from sparsecl.methods.config import MethodsConfig
 from sparsecl.methods.dst.rigl import Rigl
 from sparsecl.methods.dst.set import Set
+from sparsecl.methods.plasticity.cbp import Cbp
 from sparsecl.methods.plasticity.shrink_perturb import ShrinkPerturb
 from sparsecl.methods.several import Methods
 
@@ -18,6 +19,7 @@ _CLASSES: tuple[type[Method], ...] = (
     Replay,
     Rigl,
     Set,
+    Cbp,
     ShrinkPerturb,
 )
 METHODS: dict[str, type[Method]] = {method.name: method for method in _CLASSES}

@@ -15,6 +15,7 @@ from sparsecl import dist
 from sparsecl.methods import noise
 from sparsecl.methods.context import SliceTensors
 from sparsecl.methods.several import Methods
+from sparsecl.methods.units import UnitFigures, unit_figures
 from sparsecl.optim.hiding import hidden_weights
 from sparsecl.optim.masking import MaskGuard
 from sparsecl.optim.moving import (
@@ -22,15 +23,18 @@ from sparsecl.optim.moving import (
     joined,
     move_parameter,
     move_slices,
+    put,
     share,
     whole,
     write_weight,
 )
 from sparsecl.optim.slices import Slice, Slices, is_counted
+from sparsecl.sparse.index import LiveIndex
 from sparsecl.sparse.linear import SparseLinear
 from sparsecl.sparse.registry import SparseParameter, forget_expansions, sparse_parameters
 from sparsecl.sparse.rewire import IndexMap, rewire, set_live
 from sparsecl.sparse.tap import DenseTap
+from sparsecl.sparse.units import UnitGroup, unit_groups
 
 
 class WeightContext:
@@ -40,6 +44,7 @@ class WeightContext:
         self, module: nn.Module, slices: Slices, guard: MaskGuard, methods: Methods
     ) -> None:
         self.module, self.slices, self.guard, self.methods = module, slices, guard, methods
+        self.units: Mapping[str, UnitGroup] = unit_groups(module)
         self._changed = False
         self._taps: dict[str, DenseTap] = {}
         self._tap_scale = 1.0
@@ -61,6 +66,8 @@ class WeightContext:
         """Call the methods on reduced gradients that are finite everywhere. Collective."""
         guard, methods = self.guard, self.methods
         self._take_off_taps()
+        for group in self.units.values():
+            group.disarm()
         held = guard.still()
         if methods.overrides("after_backward") and self._all_finite():
             methods.after_backward(self.own())
@@ -121,6 +128,15 @@ class WeightContext:
     def skip_update(self) -> None:
         self.skips = True
 
+    # Hidden units.
+
+    def arm_units(self, centres: Mapping[str, torch.Tensor] | None = None) -> None:
+        for name, group in self.units.items():
+            group.arm((centres or {}).get(name))
+
+    def unit_figures(self) -> Mapping[str, UnitFigures]:
+        return unit_figures(self, self.units)
+
     # Sums over the model.
 
     def dot(self, a: SliceTensors, b: SliceTensors) -> float:
@@ -144,8 +160,9 @@ class WeightContext:
         return {name: self._shape(name) for name in self.slices.parameters()}
 
     def noise(self, item: Slice, *names: str | int) -> torch.Tensor:
-        layer = self._packed(item.name) if hasattr(item.param, "dense_shape") else None
-        places = noise.places(item, layer and layer.index, self._split_dim(item.name))
+        packed = hasattr(item.param, "dense_shape")
+        index = self.live_index(item.name) if packed else None
+        places = noise.places(item, index, self.split_dim(item.name))
         key = self.own().generator("noise", *names, item.name).integers(2**63)
         drawn = noise.normal(int(key), places)
         real = getattr(item.param, "num_real", None)
@@ -167,21 +184,34 @@ class WeightContext:
             local = layer.index.expand(local)
         return self.joined(name, local)
 
+    def local_of(self, name: str, matrix: torch.Tensor) -> torch.Tensor:
+        local, layer = share(matrix, self.split_dim(name)), self._packed(name)
+        return local if layer is None else layer.local_values(local)
+
     def slice_of(self, name: str, matrix: torch.Tensor) -> torch.Tensor | None:
-        item, layer = self.slices.find(name), self._packed(name)
-        if item is None:
-            return None
-        local = share(matrix, self._split_dim(name))
-        return item.part(local if layer is None else layer.local_values(local))
+        item = self.slices.find(name)
+        return None if item is None else item.part(self.local_of(name, matrix))
+
+    def global_shape(self, name: str) -> torch.Size:
+        layer, dim = self._packed(name), self.split_dim(name)
+        shape = list(self._shape(name) if layer is None else layer.local_shape)
+        if dim >= 0:
+            shape[dim] *= dist.tp_size()
+        return torch.Size(shape)
+
+    def live_index(self, name: str) -> LiveIndex | None:
+        """Of a packed parameter."""
+        layer = self._packed(name)
+        return None if layer is None else layer.index
 
     def joined(self, name: str, local: torch.Tensor) -> torch.Tensor:
-        return joined(local, self._split_dim(name))
+        return joined(local, self.split_dim(name))
 
     def _packed(self, name: str) -> SparseLinear | None:
         entry = self.sparse.get(name)
         return entry.layer if entry is not None and entry.layer.packed else None
 
-    def _split_dim(self, name: str) -> int:
+    def split_dim(self, name: str) -> int:
         return int(getattr(self.slices.parameters()[name], "partition_dim", -1))
 
     def _whole(self, name: str, values: SliceTensors | None) -> torch.Tensor:
@@ -196,12 +226,16 @@ class WeightContext:
         return param.ds_shape if hasattr(param, "ds_id") else param.shape
 
     @torch.no_grad()
-    def write(self, name: str, value: torch.Tensor) -> None:
+    def write(self, name: str, value: torch.Tensor, where: torch.Tensor | None = None) -> None:
         param, item = self.slices.parameters()[name], self.slices.find(name)
-        flat = value.reshape(-1)
+        flat, entry = value.reshape(-1), self.sparse.get(name)
+        if where is not None:
+            where = where.reshape(-1)
+            if entry is not None and entry.dead is not None:
+                where = where & ~entry.dead.view(-1).to(where.device)
         if item is not None:
-            item.master.copy_(item.part(flat))
-        write_weight(param, flat, item)
+            put(item.master, item.part(flat), None if where is None else item.part(where))
+        write_weight(param, flat, item, where)
         forget_expansions(self.module)
 
     @contextlib.contextmanager

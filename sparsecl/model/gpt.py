@@ -32,6 +32,7 @@ from sparsecl.sparse.parallel import (
     spread_positions,
     summed_gradient,
 )
+from sparsecl.sparse.units import UnitGroup
 from sparsecl.topology.layer import LayerShape, LayerTopology
 
 
@@ -65,10 +66,12 @@ class Mlp(nn.Module):
         super().__init__()
         self.up, self.down = linears["up"], linears["down"]
         self.enter = enter_tensor_parallel
+        self.units: UnitGroup | None = None
 
     def forward(self, x: Tensor, spread: bool = False) -> Tensor:
         """[B, T, W] -> [B, T, W], or spread. Collective over tp."""
-        return self.down(F.gelu(self.up(self.enter(x, spread))), spread)
+        h = F.gelu(self.up(self.enter(x, spread)))
+        return self.down(h if self.units is None else self.units(h), spread)
 
 
 class Norm(nn.LayerNorm):

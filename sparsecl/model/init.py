@@ -65,6 +65,19 @@ def fill_linear(linear: SparseLinear, *, seed: int, std: float, corrected: bool)
         mask_and_correct(values, linear.topology, corrected=corrected)
     local = tp_slice(values, linear.partition_dim, linear.tp_rank, linear.tp_size)
     linear.fill(torch.from_numpy(local))
+    linear.init_std, linear.init_corrected = std, corrected
+
+
+def fresh_rows(
+    linear: SparseLinear, rows: NDArray[np.int64], rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """Values [k, I] as the global matrix's rows [k] might have begun with: another draw of the
+    same distribution, on the live weights of today."""
+    values = rng.standard_normal((len(rows), linear.shape.in_features), dtype=np.float32)
+    values *= np.float32(linear.init_std)
+    if linear.topology is not None and linear.options.role == "topology":
+        mask_rows(values, linear.topology.mask()[rows], corrected=linear.init_corrected)
+    return values
 
 
 def mask_and_correct(
@@ -76,10 +89,15 @@ def mask_and_correct(
     is then that of the dense layer at any density. The factor is exactly 1 for a full row, so an
     all-live mask gives the bits of a dense layer. A row without live weights stays 0.
     """
-    values[~topology.mask()] = 0.0
+    mask_rows(values, topology.mask(), corrected=corrected)
+
+
+def mask_rows(values: NDArray[np.float32], mask: NDArray[np.bool_], *, corrected: bool) -> None:
+    """The same for some rows [k, I] and their mask."""
+    values[~mask] = 0.0
     if corrected:
-        degrees = np.maximum(topology.row_degrees(), 1)
-        values *= np.sqrt(topology.in_features / degrees).astype(np.float32)[:, None]
+        degrees = np.maximum(mask.sum(axis=1, dtype=np.int64), 1)
+        values *= np.sqrt(mask.shape[1] / degrees).astype(np.float32)[:, None]
 
 
 def tp_slice(

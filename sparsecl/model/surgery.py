@@ -3,11 +3,14 @@
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from sparsecl import seeding
-from sparsecl.model.gpt import GPT
+from sparsecl.model.gpt import GPT, Block
+from sparsecl.model.init import fresh_rows
 from sparsecl.sparse.linear import SparseLinear
+from sparsecl.sparse.units import UnitGroup, unit_groups
 
 
 class GptSide:
@@ -20,6 +23,29 @@ class GptSide:
         """By layer name (layers.3.mlp.up), in the order of the model."""
         modules = self._model.named_modules()
         return {name: part for name, part in modules if isinstance(part, SparseLinear)}
+
+    def units(self, *, gated: bool = False) -> Mapping[str, UnitGroup]:
+        """The hidden units of each feed-forward part, by its name (layers.3.mlp)."""
+        linears = self.linears()
+
+        def fresh(
+            name: str, units: NDArray[np.int64], rng: np.random.Generator
+        ) -> NDArray[np.float32]:
+            return fresh_rows(linears[name.removesuffix(".weight")], units, rng)
+
+        for index, block in enumerate(self._model.layers):
+            assert isinstance(block, Block)
+            if block.mlp.units is None:
+                name = f"layers.{index}.mlp"
+                block.mlp.units = UnitGroup(
+                    block.mlp.up.shape.out_features,
+                    incoming=[f"{name}.up.weight"],
+                    outgoing=[f"{name}.down.weight"],
+                    fresh=fresh,
+                )
+            if gated:
+                block.mlp.units.add_gate()
+        return unit_groups(self._model)
 
     def add(self, at: str, name: str, part: nn.Module) -> None:
         """Add a part to the linear `at`."""

@@ -97,15 +97,27 @@ def clear(slices: Slices, name: str, where: torch.Tensor, others: Iterable[Slice
         tensor.masked_fill_(item.part(where).to(tensor.device), 0.0)
 
 
-def write_weight(param: Any, local: torch.Tensor, item: Slice | None) -> None:
-    """Set the forward pass's copy of a parameter from its whole tp-local value. Local."""
+def write_weight(
+    param: Any, local: torch.Tensor, item: Slice | None, where: torch.Tensor | None = None
+) -> None:
+    """Set the forward pass's copy of a parameter from its whole tp-local value, everywhere or
+    where `where`, bool of its shape, says. Local."""
     if not hasattr(param, "ds_id"):
-        param.data.copy_(local.view(param.shape))
+        put(param.data, local.view(param.shape), where)
         return
     if item is not None:
-        item.weight.copy_(item.part(local))
+        put(item.weight, item.part(local), None if where is None else item.part(where))
     if is_gathered(param):
-        param.data.copy_(local.view(param.data.shape))
+        put(param.data, local.view(param.data.shape), where)
+
+
+def put(old: torch.Tensor, new: torch.Tensor, where: torch.Tensor | None) -> None:
+    """Set a tensor, in place, from one of its shape; where `where` says, if it is given."""
+    new = new.to(device=old.device, dtype=old.dtype)
+    if where is None:
+        old.copy_(new)
+    else:
+        old.copy_(torch.where(where.view(old.shape).to(old.device), new, old))
 
 
 def is_gathered(param: Any) -> bool:

@@ -85,6 +85,8 @@ class SparseLinear(nn.Module):
         self.local_shape = torch.Size(size_local)
         self.shape, self.topology, self.options = shape, topology, options
         self.tp_rank, self.tp_size = tp_rank, tp_size
+        # How the matrix was drawn (model/init.py), for whoever draws some rows of it again.
+        self.init_std, self.init_corrected = 0.0, False
         self.index, self.backend, self.tap = None, None, None
         self.parts: nn.ModuleDict | None = None
         # Attributes, so that a compiled model can leave them out of its graphs (model/compiled.py).

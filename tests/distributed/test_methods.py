@@ -14,6 +14,7 @@ from sparsecl.engine import state
 from sparsecl.engine.position import Position
 from tests.distributed import cases
 from tests.distributed.pool import Pool
+from tests.distributed.references.cbp import CbpReference
 from tests.distributed.references.derpp import DerppReference
 from tests.distributed.references.ewc import EwcReference
 from tests.distributed.references.o_lora import OLoraReference
@@ -36,7 +37,11 @@ class Case:
     """Overrides of the run alone, which its reference knows nothing of."""
 
 
+CBP = "methods.cbp={rate: 0.1, maturity: 3, decay: 0.9}"
+
 CASES = {
+    "cbp": Case(CbpReference, (CBP,)),
+    "cbp, packed": Case(CbpReference, (CBP,), run=("topology.storage=packed",)),
     # The third phase is the first that an earlier adapter pushes away.
     "o_lora": Case(
         OLoraReference,

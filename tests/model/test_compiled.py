@@ -12,6 +12,7 @@ from sparsecl.model import compiled
 from sparsecl.model.build import build_gpt
 from sparsecl.model.compiled import compile_blocks
 from sparsecl.model.config import ModelConfig
+from sparsecl.model.surgery import GptSide
 from sparsecl.sparse.tap import DenseTap
 from sparsecl.topology.config import TopologyConfig
 
@@ -107,6 +108,25 @@ def test_a_block_with_a_tap_is_not_compiled_for_as_long_as_it_has_it(graphs):
         layer.tap = None
     passed(model)
     assert len(found) == 1  # the graph of the first pass serves the third
+
+
+def test_units_are_seen_from_within_the_graph(graphs):
+    """One graph for passes that are looked at, one for others, whatever the number of blocks."""
+    found, backend = graphs
+    plain, model = build("masked"), build("masked")
+    groups = [list(GptSide(m, 5).units(gated=True).values()) for m in (plain, model)]
+    compile_blocks(model, backend=backend)
+    for _ in range(2):
+        for group in (*groups[0], *groups[1]):
+            group.arm()
+        for mine, other in zip(passed(model), passed(plain), strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+        for mine, other in zip(*groups, strict=True):
+            torch.testing.assert_close(mine.sums, other.sums)
+            mine.disarm(), other.disarm()
+        passed(model)
+        assert all(group.sums[0, 0] == 48 for group in groups[1])
+    assert len(found) == 2
 
 
 @pytest.mark.slow

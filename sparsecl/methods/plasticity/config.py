@@ -1,11 +1,54 @@
 """Options of the methods that keep a network able to learn."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Le, Lt
 
-from sparsecl.methods.facts import MethodConfig
+from sparsecl.methods.facts import AdamRestartKind, MethodConfig, RunFacts, check_adam_restart
+
+
+@dataclass(frozen=True, kw_only=True)
+class CbpConfig(MethodConfig):
+    """Which hidden units begin anew, and how many."""
+
+    flags = {"C": "a little: sums over activations and weights"}
+
+    rate: Annotated[float, Ge(0.0), Le(1.0)] = 1.0e-4
+    """rho: share of the mature units of a layer that begins anew at each step."""
+
+    maturity: Annotated[int, Ge(0)] = 100
+    """m: steps that a unit is left alone after it has begun."""
+
+    decay: Annotated[float, Ge(0.0), Lt(1.0)] = 0.99
+    """eta of the running means."""
+
+    utility: Literal[
+        "contribution",
+        "zero_contribution",
+        "adaptable_contribution",
+        "feature_by_input",
+        "weight",
+        "adaptation",
+        "random",
+    ] = "contribution"
+    """What makes a unit worth keeping, in means: |h| |w_out|; |h - mean h| |w_out|; the same by
+    |w_in|; |h - mean h| by |w_in|; |w_out|; 1 by |w_in|; nothing."""
+
+    accumulate: bool = True
+    """Parts of a unit are saved up until they are one; otherwise one begins anew with their
+    probability."""
+
+    bias_transfer: bool = False
+    """What a unit gave on average is added to the biases behind it; a GPT has none."""
+
+    adam_restart: AdamRestartKind = "global"
+    """Adam's bias correction of what begins anew: with the run's count of steps, or its own."""
+
+    def check(self, run: RunFacts) -> None:
+        check_adam_restart(self.adam_restart, run)
+        if run.freezing:
+            raise ValueError(f"it writes to weights that {run.freezing[0]} freezes; take one")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,121 @@
+"""Hidden units of a network: what they do, who feeds them and whom they feed.
+
+n = units of a group, global; n_local = those of this tensor-parallel rank, a consecutive share.
+
+A group is a module that passes activations on. It is in a model only if a method asked for it
+before DeepSpeed took the model, and does nothing until it is armed or gated; both are tensor
+operations that torch.compile takes into its graphs.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sparsecl import dist
+
+FreshRows = Callable[[str, NDArray[np.int64], np.random.Generator], NDArray[np.float32]]
+"""(parameter, units [k], stream) -> their incoming weights as a model begins, [k, inputs] of the
+global matrix, zero where absent; [k] of a bias."""
+
+
+class UnitGroup(nn.Module):
+    """The units of one hidden layer, and a tap on what passes through it."""
+
+    gate: Tensor | None
+    """[n_local], 1 = open: multiplies the activations. None = all are open."""
+
+    def __init__(
+        self,
+        num_units: int,
+        *,
+        incoming: Sequence[str],
+        outgoing: Sequence[str],
+        fresh: FreshRows,
+        biases: Sequence[str] = (),
+    ) -> None:
+        """Describe the group. Local.
+
+        Args:
+            num_units: n; the tp size divides it.
+            incoming: names of the parameters whose rows belong to the units; biases may be among
+                them.
+            outgoing: names of the matrices whose columns do.
+            biases: what is added to the products of `outgoing`, in that order; empty if nothing is.
+        """
+        super().__init__()
+        assert num_units % dist.tp_size() == 0 and len(biases) in (0, len(outgoing))
+        self.num_units, self.fresh = num_units, fresh
+        self.incoming, self.outgoing, self.biases = (
+            tuple(names) for names in (incoming, outgoing, biases)
+        )
+        self.armed, self.centred = False, False
+        self.register_buffer("gate", None, persistent=False)
+        # No buffers: a cast of the model to bf16 would take the sums along.
+        shape = (len(SUMS), self.num_local)
+        self.sums = torch.zeros(shape, device=dist.device())
+        self.centre = torch.zeros(self.num_local, device=dist.device())
+
+    @property
+    def num_local(self) -> int:
+        return self.num_units // dist.tp_size()
+
+    @property
+    def local(self) -> slice:
+        """Where this rank's units are among all."""
+        first = dist.tp_rank() * self.num_local
+        return slice(first, first + self.num_local)
+
+    def add_gate(self) -> None:
+        """Before DeepSpeed has the model; an open gate changes no bit."""
+        if self.gate is None:
+            self.gate = torch.ones(self.num_local)
+
+    def arm(self, centre: Tensor | None = None) -> None:
+        """From now on add up what passes, until `disarm`. Local.
+
+        Args:
+            centre: fp32 [n] of the values that distances are measured from; None = no distances.
+        """
+        self.armed, self.centred = True, centre is not None
+        self.sums.zero_()
+        if centre is not None:
+            self.centre.copy_(centre[self.local])
+
+    def disarm(self) -> None:
+        """What passes from now on is not added; the sums stay."""
+        self.armed = False
+
+    def forward(self, h: Tensor) -> Tensor:
+        """[..., n_local], unchanged but for the gate."""
+        if self.gate is not None:
+            h = h * self.gate
+        if self.armed:
+            self._see(h.detach().flatten(0, -2))
+        return h
+
+    @torch.no_grad()
+    def _see(self, h: Tensor) -> None:
+        """h [tokens, n_local]. A pass that activation checkpointing makes again is seen again:
+        tokens and sums alike, so means stay what they are."""
+        self.sums[0].add_(h.shape[0])
+        self.sums[1].add_(h.sum(0, dtype=torch.float32))
+        self.sums[2].add_(h.abs().sum(0, dtype=torch.float32))
+        self.sums[3].add_((h > 0).sum(0))
+        if self.centred:
+            self.sums[4].add_((h - self.centre).abs().sum(0))
+
+
+SUMS = ("tokens", "h", "|h|", "h > 0", "|h - centre|")
+"""Rows of `UnitGroup.sums`."""
+
+
+def unit_groups(model: nn.Module) -> dict[str, UnitGroup]:
+    """The groups of a model in module order: layers.3.mlp for the module layers.3.mlp.units."""
+    return {
+        name.removesuffix(".units"): module
+        for name, module in model.named_modules()
+        if isinstance(module, UnitGroup)
+    }
