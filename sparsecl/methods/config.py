@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from sparsecl.methods.adapters.config import OLoraConfig
-from sparsecl.methods.cl.config import DerppConfig, EwcConfig, ReplayConfig
+from sparsecl.methods.cl.config import DerppConfig, EwcConfig, PackNetConfig, ReplayConfig
 from sparsecl.methods.dst.config import RiglConfig, SetConfig
 from sparsecl.methods.facts import AddedParameter, MethodConfig
 from sparsecl.methods.plasticity.config import CbpConfig, ShrinkPerturbConfig
@@ -32,6 +32,9 @@ class MethodsConfig:
 
     derpp: DerppConfig | None = None
     """DER++: replay, and the logits of earlier sequences are held where they were."""
+
+    packnet: PackNetConfig | None = None
+    """PackNet: each domain keeps its largest weights and leaves the rest free."""
 
     o_lora: OLoraConfig | None = None
     """O-LoRA: a low-rank adapter for each domain, orthogonal to those before."""

@@ -4,6 +4,7 @@ from sparsecl.methods.adapters.o_lora import OLora
 from sparsecl.methods.base import Method, Order
 from sparsecl.methods.cl.derpp import Derpp
 from sparsecl.methods.cl.ewc import Ewc
+from sparsecl.methods.cl.packnet import PackNet
 from sparsecl.methods.cl.replay import Replay
 from sparsecl.methods.config import MethodsConfig
 from sparsecl.methods.dst.rigl import Rigl
@@ -16,6 +17,7 @@ _CLASSES: tuple[type[Method], ...] = (
     Derpp,
     Ewc,
     OLora,
+    PackNet,
     Replay,
     Rigl,
     Set,

@@ -18,6 +18,7 @@ from tests.distributed.references.cbp import CbpReference
 from tests.distributed.references.derpp import DerppReference
 from tests.distributed.references.ewc import EwcReference
 from tests.distributed.references.o_lora import OLoraReference
+from tests.distributed.references.packnet import PackNetReference
 from tests.distributed.references.replay import ReplayReference
 from tests.distributed.references.rewired import PerWeightReference, RiglReference, SetReference
 from tests.distributed.references.run import ReferenceRun, Trace
@@ -58,6 +59,7 @@ CASES = {
         PerWeightReference,
         ("methods.set={every: 3, drop_fraction: 0.3, adam_restart: per_weight}",),
     ),
+    "packnet": Case(PackNetReference, ("methods.packnet={prune: [0.5, 0.25]}",)),
     "replay": Case(ReplayReference, ("methods.replay={sequences: 64, share: 0.5}",)),
     "shrink_perturb": Case(
         ShrinkPerturbReference, ("methods.shrink_perturb={shrink: 1.0, sigma: 0.001}",)

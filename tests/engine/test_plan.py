@@ -72,6 +72,26 @@ def test_micro_batch_fits_itself_to_the_ranks(world_size, tensor, micro, accumul
             1,
             "stage 'x' gets no step of 2",
         ),
+        (
+            ("phases.steps=1", "methods.packnet={}"),
+            1,
+            "stage 'retrain' gets no step of 1; raise the steps of the phase",
+        ),
+        (
+            ("phases.patience=2", "eval.every=5", "methods.packnet={}"),
+            1,
+            "phases.patience: methods.packnet divides phases into stages, and a phase that ends",
+        ),
+        (
+            ("phases.until_loss=[2]", "eval.every=5", "methods.packnet={}"),
+            1,
+            "phases.until_loss: methods.packnet divides phases into stages",
+        ),
+        (
+            ("phases.stages=[{name: x, share: 1.0}]", "methods.packnet={}"),
+            1,
+            "phases.stages: methods.packnet divides phases itself",
+        ),
     ],
 )
 def test_mistakes(overrides, world_size, message):

@@ -92,3 +92,10 @@ def test_nothing_to_choose():
         config = load(*overrides)
         plan = make_plan(config, world_size=1)
         assert choose_backends(config, plan, draw_topologies(config), None) == ({}, [])
+
+
+def test_a_layer_too_small_for_a_method_is_refused_before_any_work():
+    few = ("topology.density=0.01", "methods.packnet={prune: 0.97}")
+    assert draw_topologies(load("methods.packnet={prune: 0.97}"))
+    with pytest.raises(UserError, match=r"methods.packnet.prune=0.97: layers.0.attention.q has 10"):
+        draw_topologies(load(*few))

@@ -1,12 +1,14 @@
 """Options of the continual-learning methods for dense networks; they take a sparse one too."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
 from sparsecl.methods.facts import MethodConfig, RunFacts
+from sparsecl.optim.config import StageConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,3 +91,78 @@ class DerppConfig(ReplayConfig):
     @property
     def replayed_share(self) -> float:
         return self.share * sum(weight > 0.0 for weight in (self.alpha, self.beta))
+
+
+RETRAIN = "retrain"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackNetConfig(MethodConfig):
+    """How much each phase gives back, and how long it trains what it keeps."""
+
+    flags = {"I": "yes", "B": "yes", "F": "weights of earlier domains"}
+    not_negative = ("owner",)
+
+    prune: float | tuple[float, ...] = 0.5
+    """Share of its weights that a phase sets to zero and leaves to later ones, in [0, 1), layer by
+    layer; one number, or one per phase (0 for the last: nobody comes after it)."""
+
+    retrain: Annotated[float, Gt(0.0), Lt(1.0)] = 0.25
+    """Share of a phase's steps after pruning, with a learning-rate curve of their own."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        shares = self.prune if isinstance(self.prune, tuple) else (self.prune,)
+        for share in shares:
+            if not 0.0 <= share < 1.0:
+                raise ValueError(f"prune must be >= 0 and < 1, got {share}")
+
+    def share(self, phase: int) -> float:
+        """What a phase prunes of its own weights."""
+        return self.prune[phase] if isinstance(self.prune, tuple) else self.prune
+
+    def check(self, run: RunFacts) -> None:
+        if run.joint:
+            raise ValueError(
+                "it packs one domain after the other, and phases.joint trains all at once. Leave "
+                "out one of the two."
+            )
+        if isinstance(self.prune, tuple) and len(self.prune) != run.num_phases:
+            raise ValueError(
+                f"prune has {len(self.prune)} shares for {run.num_phases} phases; give one number, "
+                "or one per phase"
+            )
+        if not run.dense and run.role == "update":
+            raise ValueError(
+                "topology.role=update keeps weights that take part and belong to no phase. Use "
+                "role topology."
+            )
+        if run.freezing:
+            raise ValueError(
+                f"{' and '.join(run.freezing)} freezes weights too, and what both leave free is "
+                "not what either means. Take one of them."
+            )
+        if run.rewires:
+            raise ValueError(
+                "a method of the run moves live weights, and a weight that belongs to a phase "
+                f"stays. Leave out one of {', '.join(run.others)}."
+            )
+
+    def check_layers(self, live: Mapping[str, int], num_phases: int) -> None:
+        for name, free in live.items():
+            counts = [free]
+            for phase in range(num_phases):
+                counts.append(round(self.share(phase) * counts[-1]))
+                if counts[phase] == counts[phase + 1]:
+                    raise ValueError(
+                        f"prune={self.prune}: {name} has {free} live weights, of which phase "
+                        f"{phase} of {num_phases} would get none (free before each phase: "
+                        f"{', '.join(map(str, counts[:-1]))}). Raise topology.density, prune "
+                        "another share, or train fewer phases."
+                    )
+
+    def stages(self) -> Sequence[StageConfig]:
+        return (
+            StageConfig(name="train", share=1.0 - self.retrain),
+            StageConfig(name=RETRAIN, share=self.retrain),
+        )

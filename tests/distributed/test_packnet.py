@@ -1,0 +1,151 @@
+"""PackNet forgets nothing: what a domain scores, told which it is, stays to the last bit."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparsecl.engine import rollback, state
+from sparsecl.engine.health import RolledBack, Spike
+from sparsecl.engine.position import Position
+from sparsecl.engine.train import Trainer
+from sparsecl.errors import UserError
+from tests.distributed import cases
+
+pytestmark = pytest.mark.dist
+
+# Stages of each phase: steps 0..7 and 8..9. The third phase takes domain a up again.
+PACKNET = (*cases.TWO_DOMAINS, "phases.order=[a, b, a]", "methods.packnet={prune: 0.5}")
+SPLIT = "parallel.tensor=2"
+BF16 = "precision=bf16"
+
+
+def scores(trainer: Any) -> dict[str, dict[Any, float]]:
+    """Summed losses by (phase, domain), of the network as it stands and told the domain."""
+    found: dict[str, dict[Any, float]] = {"eval": {}, "eval_with_identity": {}}
+    for record in trainer.records:
+        if record["kind"] in found and record["at"] != "during":
+            found[record["kind"]][record["phase"], record["domain"]] = record["loss_sum"]
+    return found
+
+
+def train(cache: str, stage: str, overrides: tuple[str, ...], folder: str) -> Any:
+    trainer, _, built = cases.assemble(cases.load(cache, overrides), stage, folder)
+    trainer.run()
+    return scores(trainer), built.guard.nonzero, built.guard.held
+
+
+def assert_nothing_is_forgotten(found: dict[str, dict[Any, float]]) -> None:
+    plain, told = found["eval"], found["eval_with_identity"]
+    assert told[0, "a"] == told[1, "a"] and told[1, "b"] == told[2, "b"]
+    assert plain[0, "a"] != plain[1, "a"] and plain[1, "b"] != plain[2, "b"]
+    assert told[2, "a"] == plain[2, "a"]  # the last phase uses all that there is
+    # A domain that is not trained yet is scored with the network as it stands.
+    for untrained in ((-1, "a"), (-1, "b"), (0, "b")):
+        assert told[untrained] == plain[untrained]
+    assert told[0, "a"] < plain[-1, "a"] and told[1, "b"] < plain[0, "b"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "tp", "dp", "extra"),
+    [
+        ("zero0", 1, 1, ("topology.kind=dense",)),
+        cases.slow("zero0", 1, 2, (BF16,)),
+        cases.slow("zero0", 2, 1, ()),
+        cases.slow("zero1", 1, 2, ()),
+        ("zero1", 2, 1, (BF16,)),
+        cases.slow("zero1", 1, 2, (BF16, "topology.storage=packed")),
+        cases.slow("zero2", 2, 2, ()),
+        cases.slow("zero2", 1, 2, (BF16,)),
+        cases.slow("zero2", 2, 1, (BF16, "topology.kind=dense")),
+        cases.slow("zero2_offload", 1, 2, ()),
+        cases.slow("zero3", 1, 2, ("topology.storage=packed",)),
+        ("zero3", 1, 2, (BF16,)),
+        cases.slow("zero3", 2, 1, ()),
+        cases.slow("zero3", 2, 2, (BF16,)),
+    ],
+)
+def test_nothing_is_forgotten_to_the_last_bit(pool, shared_cache, tmp_path, stage, tp, dp, extra):
+    layout = (f"parallel.tensor={tp}", f"batch.micro={8 // dp // 2}")
+    overrides = (*PACKNET, *extra, *layout)
+    ranks = pool.run(train, tp * dp, str(shared_cache), stage, overrides, str(tmp_path))
+    for found, nonzero, held in ranks:
+        assert nonzero == 0 and held == ranks[0][2]
+        assert_nothing_is_forgotten(found)
+
+
+def go_on(cache: str, overrides: tuple[str, ...], folder: str, out: str, step: int) -> Any:
+    trainer, _, built = cases.assemble(cases.load(cache, overrides), "zero2", out)
+    saved = state.restore(Path(folder) / f"step_{step}", built, trainer.methods)
+    trainer.position.take(Position(**saved["position"]))
+    trainer.stream = trainer._stream()
+    trainer.methods.resumed(trainer.context)
+    trainer.run()
+    return trainer.losses(), scores(trainer)
+
+
+def test_a_resume_at_a_border_and_within_a_stage_is_no_stop(pool, shared_cache, tmp_path):
+    every = (*PACKNET, "batch.micro=2", "checkpoint={every: 1, keep: 40}")
+    run = cases.train, 2, str(shared_cache), "zero2", every
+    losses = pool.run(*run, str(tmp_path / "whole"))[0]["losses"]
+    once = cases.masters(tmp_path / "whole")
+    # After pruning, at the border of stages, at that of phases.
+    for step in (9, 18, 20):
+        out = tmp_path / str(step)
+        args = (str(shared_cache), every, str(tmp_path / "whole"), str(out), step)
+        found, rows = pool.run(go_on, 2, *args)[0]
+        assert found == losses[step:]
+        twice = cases.masters(out)
+        assert all(once[name].equal(twice[name]) for name in once)
+        assert rows["eval_with_identity"][2, "a"] == rows["eval"][2, "a"]
+
+
+def rolled_back(cache: str, folder: str, at: int) -> Any:
+    """After step `at` back to the checkpoint before it, once."""
+    overrides = (*PACKNET, "batch.micro=2", "checkpoint={every: 4, keep: 40}")
+    trainer, _, built = cases.assemble(cases.load(cache, overrides), "zero2", folder)
+    step, back = Trainer._step_and_watch, list[int]()
+
+    def watched(phase: Any, progress: Any) -> bool:
+        stopped = step(trainer, phase, progress)
+        if trainer.step == at and not back:
+            try:
+                trainer._roll_back(Spike(9.0, 1.0))
+            except RolledBack:
+                back.append(trainer.step)
+                raise
+        return stopped
+
+    trainer._step_and_watch = watched
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rollback, "check_lawful", lambda folder: None)
+        trainer.run()
+    return back, scores(trainer), built.guard.nonzero
+
+
+@pytest.mark.parametrize("at", [17, cases.slow(19)])
+def test_a_rollback_gives_back_what_a_phase_has_taken(pool, shared_cache, tmp_path, at):
+    """From the second stage of the second phase to its first, and to the border of the two."""
+    back, found, nonzero = pool.run(rolled_back, 2, str(shared_cache), str(tmp_path), at)[0]
+    assert back == [14 if at == 17 else 18] and nonzero == 0
+    assert_nothing_is_forgotten(found)
+
+
+def forgotten(cache: str, folder: str, out: str) -> Any:
+    """A resume in the second phase that begins methods anew."""
+    trainer, _, built = cases.assemble(cases.load(cache, PACKNET), "zero2", out)
+    saved = state.restore(Path(folder) / "step_13", built, trainer.methods, weights_only=True)
+    trainer.position.take(Position(**saved["position"]))
+    trainer.stream = trainer._stream()
+    try:
+        trainer.run()
+    except UserError as error:
+        return str(error)
+
+
+def test_a_resume_without_its_state_is_refused(pool, shared_cache, tmp_path):
+    overrides = (*PACKNET, "checkpoint={every: 3, keep: 9}")
+    folder = str(tmp_path / "whole")
+    pool.run(cases.train, 1, str(shared_cache), "zero2", overrides, folder)
+    said = pool.run(forgotten, 1, str(shared_cache), folder, str(tmp_path / "rest"))[0]
+    assert "methods.packnet: which weights belong to which phase is not known" in said
