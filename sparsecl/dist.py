@@ -5,10 +5,12 @@ functions work in a single process without a process group (tp and dp are then o
 """
 
 import datetime
+import json
 import os
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,11 +19,16 @@ from megatron.core import parallel_state
 from torch.distributed import distributed_c10d
 
 from sparsecl import place
+from sparsecl.config import differences
+from sparsecl.config_nodes import one_line
 from sparsecl.errors import PeerLostError, UserError, shortage
 from sparsecl.files import out_of_reach
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)  # data preparation of a rank may take long
 POLL_SECONDS = 0.5  # between two questions of ranks that wait: for each other, for rank 0's work
+SHOWN = 3  # differences of a rank that are named
+TELL_SECONDS = 10.0  # that ranks have to read why they end
+_STARTED_AS, _OTHERWISE, _TOLD = (f"sparsecl/{x}" for x in ("started_as", "otherwise", "told"))
 SILENT_LOOKS = 60  # of rank 0, without a sign of a rank that waits as well
 
 
@@ -56,7 +63,9 @@ def check_sizes(tensor: int) -> None:
         )
 
 
-def init(tensor: int = 1, *, join_seconds: float = 600.0) -> None:
+def init(
+    tensor: int = 1, *, join_seconds: float = 600.0, started_as: Mapping[str, Any] | None = None
+) -> None:
     """Join the process group and form the tp and dp groups. Collective over the world.
 
     The place comes from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as every launcher sets them;
@@ -64,9 +73,11 @@ def init(tensor: int = 1, *, join_seconds: float = 600.0) -> None:
 
     Args:
         join_seconds: how long to wait for the other ranks.
+        started_as: what this rank was asked to do, as JSON can hold it; it must be the same on all.
 
     Raises:
         PeerLostError: naming the ranks that did not come.
+        UserError: on all ranks, if one is asked to do something else than rank 0.
     """
     check_sizes(tensor)
     os.environ.setdefault("RANK", "0")
@@ -90,7 +101,7 @@ def init(tensor: int = 1, *, join_seconds: float = 600.0) -> None:
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         torch_dist.init_process_group(
             backend,
-            store=_meet(join_seconds),
+            store=_meet(join_seconds, json.dumps(started_as or {})),
             rank=rank(),
             world_size=world_size(),
             timeout=COLLECTIVE_TIMEOUT,
@@ -108,8 +119,12 @@ def shutdown() -> None:
         torch_dist.destroy_process_group()
 
 
-def _meet(seconds: float) -> Any:
+def _meet(seconds: float, started_as: str) -> Any:
     """The store that the ranks find each other by, once all of them are there. Collective.
+
+    A rank that was started with another config would train along, with its own learning rate on its
+    own text: a file that differs on its machine, or a rank of another job with the same port. So
+    before anything else each rank compares its JSON `started_as` with that of rank 0.
 
     Ranks wait in Python, not in torch, so that they hear signals, and end soon without a rank that
     is lost: one of this machine that was seen and is gone, one that has come and then falls silent
@@ -120,8 +135,9 @@ def _meet(seconds: float) -> Any:
     try:
         if rank() > 0:
             _wait_for_port(end)
-        store = _store(max(10.0, end - time.monotonic()), serve=rank() == 0)
-        missing = _gather(store, end)
+        store = _store(max(10.0, seconds), serve=True) if rank() == 0 else _connect(end)
+        missing = _gather(store, end, started_as)
+        otherwise = "" if missing else _otherwise(store)
     except (OSError, torch_dist.DistError) as error:
         text = str(error).splitlines()[0]
         if limit := shortage(error):
@@ -137,7 +153,31 @@ def _meet(seconds: float) -> Any:
             f"{world_size()} ranks are to meet at {where}; rank {', '.join(missing)} did not come "
             f"within {seconds:g} s. Look at what those ranks (or their nodes) say."
         )
+    if otherwise:
+        raise UserError(otherwise)
     return distributed_c10d.PrefixStore("sparsecl/group", store)
+
+
+def _connect(end: float) -> Any:
+    """The store of rank 0. torch would wait for ever for a listener that says nothing."""
+    found: list[Any] = []
+
+    def work() -> None:
+        try:
+            found.append(_store(max(10.0, end - time.monotonic()), serve=False))
+        except Exception as error:
+            found.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        _check_siblings()
+        if time.monotonic() > end:
+            raise TimeoutError("who listens there does not answer, and is no rank 0")
+        thread.join(POLL_SECONDS)
+    if isinstance(found[0], Exception):
+        raise found[0]
+    return found[0]
 
 
 def _wait_for_port(end: float) -> None:
@@ -154,16 +194,22 @@ def _wait_for_port(end: float) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _gather(store: Any, end: float) -> list[str]:
-    """Wait until all ranks have come. Returns those that have not at the time `end`."""
+def _gather(store: Any, end: float, started_as: str) -> list[str]:
+    """Wait until all ranks have come and compared. Returns those that have not come at `end`."""
     keys = [f"sparsecl/here/{other}" for other in range(world_size())]
+    compared = [f"sparsecl/compared/{other}" for other in range(world_size())]
+    if rank() == 0:
+        store.set(_STARTED_AS, started_as)
     beats: dict[str, bytes] = {}
     silent: dict[str, int] = dict.fromkeys(keys, 0)
     num_looks = 0
     while True:
         num_looks += 1
         store.set(keys[rank()], str(num_looks))
-        if store.check(keys):
+        if store.check([_STARTED_AS]) and not store.check([compared[rank()]]):
+            _compare(store, started_as)
+            store.set(compared[rank()], "yes")
+        if store.check([*keys, *compared]):
             return []
         _check_siblings()
         if rank() == 0:
@@ -176,6 +222,30 @@ def _gather(store: Any, end: float) -> list[str]:
         if time.monotonic() > end:
             return [str(other) for other, key in enumerate(keys) if not store.check([key])]
         time.sleep(POLL_SECONDS)
+
+
+def _compare(store: Any, mine: str) -> None:
+    """Leave a line for all ranks if rank 0 was started as something else."""
+    first = store.get(_STARTED_AS).decode()
+    lines = differences(json.loads(first), json.loads(mine))
+    if lines:
+        more = f" and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
+        text = f"rank {rank()} was not started as rank 0: {'; '.join(lines[:SHOWN])}{more}. Give "
+        text += "all ranks one config, DeepSpeed JSON and command line. If they are the same, "
+        text += "another job uses the port: deepspeed --master_port PORT gives this one its own."
+        store.set(_OTHERWISE, one_line(text))
+
+
+def _otherwise(store: Any) -> str:
+    """That line, if one was left. Rank 0, with whom the store ends, is the last to know it."""
+    if not store.check([_OTHERWISE]):
+        return ""
+    found: str = store.get(_OTHERWISE).decode()
+    store.add(_TOLD, 1)
+    end = time.monotonic() + TELL_SECONDS
+    while rank() == 0 and store.add(_TOLD, 0) < world_size() and time.monotonic() < end:
+        time.sleep(POLL_SECONDS)
+    return found
 
 
 def _check_siblings() -> None:

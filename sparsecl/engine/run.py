@@ -6,7 +6,7 @@ Order matters: everything that a user can get wrong is checked before the run fo
 import contextlib
 import shlex
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from sparsecl.data.prepare import PreparedData, find_inputs, prepare
 from sparsecl.engine import board, display, ds_config, state
 from sparsecl.engine.build import Built, build, check_precision
 from sparsecl.engine.devices import be_deterministic
-from sparsecl.engine.environment import check_environment
+from sparsecl.engine.environment import check_environment, versions
 from sparsecl.engine.keeper import saved_records
 from sparsecl.engine.plan import Plan, make_plan, rank_layout
 from sparsecl.engine.position import Position
@@ -188,7 +188,18 @@ def _run(
     config = prepared.config
     if config.speed.deterministic:
         be_deterministic()
-    dist.init(config.parallel.tensor, join_seconds=config.health.join_seconds)
+    dist.init(
+        config.parallel.tensor,
+        join_seconds=config.health.join_seconds,
+        started_as={
+            "config": configs.to_dict(config),
+            "ds_config": prepared.deepspeed.config,
+            "run_dir": str(prepared.run_dir),
+            "resume": resume,
+            "allowed": asdict(allowed),
+            "versions": versions(),
+        },
+    )
     folder = _claim(prepared.run_dir, resume)
     try:
         if dist.agree(lambda: folder is not None and _is_finished(folder, config), only_first=True):
@@ -200,6 +211,7 @@ def _run(
             lambda: _prepare_data(prepared, check_sources=check_sources).stamps
         )
         data: PreparedData = dist.agree(lambda: _prepare_data(prepared, known=known))
+        _check_same_text(data)
         trainer = _assemble(prepared, data, folder, resume, allowed, stop)
         with _watched(config.health.hang_seconds):
             trainer.run()
@@ -212,6 +224,19 @@ def _run(
     finally:
         if folder is not None:
             folder.close()
+
+
+def _check_same_text(data: PreparedData) -> None:
+    """All ranks must have found the same text, each on its machine. Collective."""
+    prints = dist.gather_objects((data.fingerprint, data.tokenizer.digest))
+    other = next((rank for rank, found in enumerate(prints) if found != prints[0]), None)
+    if other is not None:
+        error = DataError(
+            f"rank {other} has other text or another tokenizer than rank 0: the files that "
+            "data.domains names are not the same on its machine. Make them so, or share one disk."
+        )
+        error.agreed = True
+        raise error
 
 
 @contextlib.contextmanager

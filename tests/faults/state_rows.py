@@ -1,7 +1,8 @@
-"""Faults of the state that a checkpoint says a run is in."""
+"""Faults of the state that a checkpoint, or another rank, says a run is in."""
 
 from tests.faults.row import LAUNCH, SAVES, Row
 
+MEETING = f"{LAUNCH}meeting.py::test_"
 SAVED = "tests/engine/test_saved.py::test_"
 
 STATES_OF_RUNS: tuple[Row, ...] = (
@@ -41,5 +42,16 @@ STATES_OF_RUNS: tuple[Row, ...] = (
             f"{SAVES}hostile.py::test_the_digest_is_checked_before_anything_else",
         ),
         "65; never removed, replaced or counted",
+    ),
+    Row(
+        "S5",
+        "ranks of two jobs, with two configs or with two texts meet",
+        (
+            f"{MEETING}a_rank_that_was_started_as_something_else_does_not_train_along",
+            f"{MEETING}a_rank_that_finds_other_text_does_not_train_along",
+            f"{MEETING}a_listener_that_says_nothing_is_not_waited_for",
+        ),
+        "64 or 65 on all ranks, before anything is done",
+        "code that was edited on one machine is told by no version",
     ),
 )

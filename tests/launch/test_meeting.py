@@ -5,12 +5,14 @@ import signal
 import socket
 import subprocess
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch.distributed as torch_dist
 
 from sparsecl import dist, place, signals
-from sparsecl.errors import PeerLostError, Preempted
+from sparsecl.engine import run
+from sparsecl.errors import DataError, PeerLostError, Preempted
 from tests.events import free_port, wait_for
 from tests.launch.starter import Done, Job, Starter
 
@@ -74,7 +76,7 @@ def test_a_rank_that_came_and_fell_silent_is_named(starter, monkeypatch):
     store = torch_dist.HashStore()
     store.set("sparsecl/here/2", "7")
     with pytest.raises(PeerLostError, match="rank 2 has ended, or does not run"):
-        dist._gather(store, end=time.monotonic() + 600)
+        dist._gather(store, time.monotonic() + 600, "{}")
 
 
 def test_rank_0_hears_signals_while_it_waits(starter):
@@ -95,7 +97,7 @@ def test_the_others_hear_signals_while_they_wait_for_rank_0(monkeypatch):
     signals.answer_by(signals.leave)
     try:
         with pytest.raises(Preempted, match="SIGTERM before the first step"):
-            dist._meet(600.0)
+            dist._meet(600.0, "{}")
     finally:
         signals.forget()
 
@@ -119,3 +121,35 @@ def test_an_address_where_nobody_is(starter):
     done = start(starter, 1, port)
     assert done.code == 76, done.err
     assert f"rank 1 cannot reach rank 0 at 127.0.0.1:{port}" in done.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--set", "optimizer.lr=0.5"), "config.optimizer.lr: 0.003 -> 0.5"),
+        (("--set", "parallel.tensor=2"), "config.parallel.tensor: 1 -> 2"),
+        (("--weights_only",), "allowed.new_optimizer: false -> true"),
+    ],
+)
+def test_a_rank_that_was_started_as_something_else_does_not_train_along(starter, more, said):
+    port = free_port()
+    jobs = [begin(starter, 0, port), begin(starter, 1, port, *more)]
+    first, other = (job.wait() for job in jobs)
+    assert (first.code, other.code) == (64, 64), first.err + other.err
+    assert (
+        first.line.startswith("sparsecl: rank 1 was not started as rank 0: ") and said in first.line
+    )
+    assert "--master_port" in first.line and not (starter.folder / "run").exists()
+
+
+def test_a_listener_that_says_nothing_is_not_waited_for(starter):
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        done = start(starter, 1, mute.getsockname()[1])
+    assert done.code == 76 and "who listens there does not answer" in done.line
+
+
+def test_a_rank_that_finds_other_text_does_not_train_along(monkeypatch):
+    found = SimpleNamespace(fingerprint="a", tokenizer=SimpleNamespace(digest="b"))
+    monkeypatch.setattr(dist, "gather_objects", lambda mine: [mine, mine, ("c", "b")])
+    with pytest.raises(DataError, match="rank 2 has other text or another tokenizer than rank 0"):
+        run._check_same_text(found)
