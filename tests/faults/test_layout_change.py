@@ -11,6 +11,7 @@ from sparsecl.data.batches import PhaseStream
 from sparsecl.data.prepare import prepare
 from sparsecl.engine import state
 from sparsecl.engine.position import Position
+from sparsecl.methods.context import Batch
 from tests.distributed import cases
 
 pytestmark = pytest.mark.dist
@@ -40,10 +41,10 @@ def read_part(
         trainer.stream = trainer._stream()
     read: dict[int, list[bytes]] = {}
 
-    def batch(_: object, rows: np.ndarray) -> np.ndarray:
-        seen = [row.tobytes() for row in rows] if dist.tp_rank() == 0 else []
+    def batch(_: object, taken: Batch) -> Batch:
+        seen = [row.tobytes() for row in taken.rows] if dist.tp_rank() == 0 else []
         read.setdefault(trainer.step, []).extend(seen)
-        return rows
+        return taken
 
     trainer.methods.batch = batch
     while trainer.step < stop:
