@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from sparsecl.checkpoint.manifest import FOLDER_NAME, MANIFEST
+from sparsecl.checkpoint.published import PUBLISHED
 from sparsecl.errors import CannotCreateError
 from sparsecl.files import fsync_folder, temporary_folder, writing
 from sparsecl.opening import plain
@@ -38,6 +40,7 @@ def new_file(out: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _published(out: Path) -> Iterator[Path]:
+    _check_outside(out)
     # Another folder each time: two conversions to one OUT must not mix their files.
     _check_absent(out)
     with temporary_folder(out) as folder, writing(out):
@@ -45,6 +48,20 @@ def _published(out: Path) -> Iterator[Path]:
         _check_absent(out)  # rename would replace a file, or an empty folder, without a word
         os.rename(folder / out.name, out)
         fsync_folder(out.parent)
+
+
+def _check_outside(out: Path) -> None:
+    """Refuse a place inside a checkpoint, whose manifest does not name it, or among those of a run.
+
+    The checkpoint would be bad from then on, or what is made here taken for a newer one.
+    """
+    folder = out.absolute().parent.resolve()
+    for parent in (folder, *folder.parents):
+        named = parent == folder or FOLDER_NAME.fullmatch(parent.name)
+        if named and (parent / MANIFEST).is_file():
+            raise CannotCreateError(f"{out}: lies inside checkpoint {parent}; choose another place")
+    if (folder / PUBLISHED).is_file():
+        raise CannotCreateError(f"{out}: lies among the checkpoints of a run; choose another place")
 
 
 def _check_absent(out: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from sparsecl import config as configs
+from sparsecl.checkpoint.publish import candidates
 from sparsecl.engine.run_config import RunConfig
 from tests.analysis import made_run
 from tests.checkpoint import made
@@ -98,6 +99,19 @@ def test_consolidate_and_sparse_export(capsys, run, tmp_path, shared_cache):
     assert f", {kept / dense:.3g} of the dense model's 150.1 kB" in text
     code, _, err = ask(capsys, "sparse-export", run, tmp_path / "x.safetensors")
     assert code == 73 and "is there already" in err
+
+
+@pytest.mark.parametrize("place", ["step_{}/x", "step_{}/a/x", "step_99"])
+@pytest.mark.parametrize("command", ["reshard", "consolidate", "sparse-export", "hf-export"])
+def test_no_checkpoint_is_spoiled_by_what_is_made_of_it(capsys, run, command, place):
+    """A file that its manifest does not name makes it bad; a folder beside it looks like one."""
+    newest = candidates(run / "checkpoints")[0]
+    before = sorted(run.rglob("*"))
+    out = newest.parent / place.format(newest.name.removeprefix("step_"))
+    more = ("--tensor", "1") if command == "reshard" else ()
+    code, _, err = ask(capsys, command, run, out, *more)
+    assert code == 73 and " lies " in err and "choose another place" in err
+    assert sorted(run.rglob("*")) == before
 
 
 def test_a_checkpoint_that_stands_alone(capsys, tmp_path):
