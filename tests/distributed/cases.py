@@ -1,5 +1,6 @@
 """Small runs through the real engine, as functions that a pool worker can call."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ from sparsecl import config as configs
 from sparsecl import dist
 from sparsecl.checkpoint.reader import Reader
 from sparsecl.data.prepare import PreparedData, prepare
-from sparsecl.engine import ds_config
+from sparsecl.engine import ds_config, rollback, state
 from sparsecl.engine.build import Built, attach
+from sparsecl.engine.health import RolledBack, Spike
 from sparsecl.engine.journal import Journal
 from sparsecl.engine.plan import Plan, make_plan
+from sparsecl.engine.position import Position
 from sparsecl.engine.run import run_numbers
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.engine.train import Trainer
@@ -76,6 +79,39 @@ class RecordingTrainer(Trainer):
     @property
     def records(self) -> list[dict[str, Any]]:
         return self.journal.records
+
+    def take_up(self, folder: Path, *, weights_only: bool = False) -> None:
+        """Go to where a checkpoint was saved. Collective over the world."""
+        saved = state.restore(folder, self.built, self.methods, weights_only=weights_only)
+        self.position.take(Position(**saved["position"]))
+        self.stream = self._stream()
+        if not weights_only:
+            self.methods.resumed(self.context)
+
+    def run_with_rollback(self, at: int, look: Callable[[], Any]) -> list[Any]:
+        """Train to the end, and once, after step `at`, go back to the checkpoint before it.
+
+        Returns:
+            What `look` gave right after the rollback, in a list; empty if there was none.
+        """
+        step, seen = self._step_and_watch, list[Any]()
+
+        def watched(phase: Any, progress: Any) -> bool:
+            stopped = step(phase, progress)
+            if self.step == at and not seen:
+                try:
+                    self._roll_back(Spike(9.0, 1.0))
+                except RolledBack:
+                    seen.append(look())
+                    raise
+            return stopped
+
+        self._step_and_watch = watched
+        # The checkpoints of these tests name no run that they are of.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(rollback, "check_lawful", lambda folder: None)
+            self.run()
+        return seen
 
     def losses(self) -> list[float]:
         return [record["loss"] for record in self.records if record["kind"] == "train"]

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-from sparsecl.engine import state
-from sparsecl.engine.position import Position
 from tests.distributed import cases
 from tests.distributed.pool import Pool
 from tests.distributed.references.cbp import CbpReference
@@ -144,11 +142,8 @@ def test_bf16_passes_its_audits(pool: Pool, shared_cache, tmp_path, name, stage,
 
 def go_on(cache: str, stage: str, overrides: tuple[str, ...], folder: str, out: str) -> Any:
     """From a checkpoint in `folder` to the end; losses, and the weights in `out`."""
-    trainer, _, built = cases.assemble(cases.load(cache, overrides), stage, out)
-    saved = state.restore(Path(folder) / "step_13", built, trainer.methods)
-    trainer.position.take(Position(**saved["position"]))
-    trainer.stream = trainer._stream()
-    trainer.methods.resumed(trainer.context)
+    trainer, *_ = cases.assemble(cases.load(cache, overrides), stage, out)
+    trainer.take_up(Path(folder) / "step_13")
     trainer.run()
     return trainer.losses()
 

@@ -5,10 +5,6 @@ from typing import Any
 
 import pytest
 
-from sparsecl.engine import rollback, state
-from sparsecl.engine.health import RolledBack, Spike
-from sparsecl.engine.position import Position
-from sparsecl.engine.train import Trainer
 from sparsecl.errors import UserError
 from tests.distributed import cases
 
@@ -75,11 +71,8 @@ def test_nothing_is_forgotten_to_the_last_bit(pool, shared_cache, tmp_path, stag
 
 
 def go_on(cache: str, overrides: tuple[str, ...], folder: str, out: str, step: int) -> Any:
-    trainer, _, built = cases.assemble(cases.load(cache, overrides), "zero2", out)
-    saved = state.restore(Path(folder) / f"step_{step}", built, trainer.methods)
-    trainer.position.take(Position(**saved["position"]))
-    trainer.stream = trainer._stream()
-    trainer.methods.resumed(trainer.context)
+    trainer, *_ = cases.assemble(cases.load(cache, overrides), "zero2", out)
+    trainer.take_up(Path(folder) / f"step_{step}")
     trainer.run()
     return trainer.losses(), scores(trainer)
 
@@ -104,22 +97,7 @@ def rolled_back(cache: str, folder: str, at: int) -> Any:
     """After step `at` back to the checkpoint before it, once."""
     overrides = (*PACKNET, "batch.micro=2", "checkpoint={every: 4, keep: 40}")
     trainer, _, built = cases.assemble(cases.load(cache, overrides), "zero2", folder)
-    step, back = Trainer._step_and_watch, list[int]()
-
-    def watched(phase: Any, progress: Any) -> bool:
-        stopped = step(trainer, phase, progress)
-        if trainer.step == at and not back:
-            try:
-                trainer._roll_back(Spike(9.0, 1.0))
-            except RolledBack:
-                back.append(trainer.step)
-                raise
-        return stopped
-
-    trainer._step_and_watch = watched
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rollback, "check_lawful", lambda folder: None)
-        trainer.run()
+    back = trainer.run_with_rollback(at, lambda: trainer.step)
     return back, scores(trainer), built.guard.nonzero
 
 
@@ -133,10 +111,8 @@ def test_a_rollback_gives_back_what_a_phase_has_taken(pool, shared_cache, tmp_pa
 
 def forgotten(cache: str, folder: str, out: str) -> Any:
     """A resume in the second phase that begins methods anew."""
-    trainer, _, built = cases.assemble(cases.load(cache, PACKNET), "zero2", out)
-    saved = state.restore(Path(folder) / "step_13", built, trainer.methods, weights_only=True)
-    trainer.position.take(Position(**saved["position"]))
-    trainer.stream = trainer._stream()
+    trainer, *_ = cases.assemble(cases.load(cache, PACKNET), "zero2", out)
+    trainer.take_up(Path(folder) / "step_13", weights_only=True)
     try:
         trainer.run()
     except UserError as error:

@@ -9,7 +9,6 @@ import torch
 from sparsecl.checkpoint.publish import newest_valid
 from sparsecl.checkpoint.reader import Reader
 from sparsecl.engine import state
-from sparsecl.engine.position import Position
 from sparsecl.errors import DataError
 from tests.distributed import cases
 
@@ -45,9 +44,7 @@ def go_on(cache: str, stage: str, overrides: tuple[str, ...], folder: str) -> di
     trainer, _, built = cases.assemble(cases.load(cache, overrides), stage, folder)
     found, _ = newest_valid(Path(folder))
     assert found is not None
-    saved = state.restore(found, built, trainer.methods)
-    trainer.position.take(Position(**saved["position"]))
-    trainer.stream = trainer._stream()
+    trainer.take_up(found)
     built.guard.audit(trainer.step)
     trainer.keeper.saver.root = Path(folder) / "again"
     trainer._save()

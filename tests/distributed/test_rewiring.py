@@ -9,7 +9,6 @@ import torch
 from sparsecl.checkpoint.publish import newest_valid
 from sparsecl.checkpoint.reader import Reader
 from sparsecl.engine import state
-from sparsecl.engine.position import Position
 from sparsecl.sparse.registry import sparse_parameters
 from tests.distributed import cases
 
@@ -126,9 +125,7 @@ def go_on(cache: str, stage: str, overrides: tuple[str, ...], folder: str, out: 
     """Go on after step 10 from a checkpoint whose topology is not the config's."""
     trainer, _, built = cases.assemble(cases.load(cache, overrides), stage, out)
     first = {name: entry.topology.digest for name, entry in trainer.context.sparse.items()}
-    saved = state.restore(Path(folder) / "step_10", built, trainer.methods)
-    trainer.position.take(Position(**saved["position"]))
-    trainer.stream = trainer._stream()
+    trainer.take_up(Path(folder) / "step_10")
     now = {name: entry.topology.digest for name, entry in trainer.context.sparse.items()}
     assert all(now[name] != digest for name, digest in first.items())
     built.guard.audit(trainer.step)

@@ -7,8 +7,6 @@ import pytest
 import torch
 
 from sparsecl.checkpoint.reader import Reader
-from sparsecl.engine import state
-from sparsecl.engine.position import Position
 from sparsecl.methods.base import Method
 from tests.distributed import cases
 
@@ -55,11 +53,9 @@ def run(cache: str, stage: str, overrides: tuple[str, ...], folder: str, start: 
     trainer.methods.rewires = True
     if start:
         try:
-            saved = state.restore(Path(start), built, trainer.methods)
+            trainer.take_up(Path(start))
         except Exception as error:
             return str(error)
-        trainer.position.take(Position(**saved["position"]))
-        trainer.stream = trainer._stream()
         built.guard.audit(trainer.step)
     trainer.run()
     assert built.guard.checks >= 2 and built.guard.nonzero == 0

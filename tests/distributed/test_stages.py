@@ -7,10 +7,6 @@ from typing import Any
 import pytest
 
 from sparsecl import dist, faults
-from sparsecl.engine import rollback, state
-from sparsecl.engine.health import RolledBack, Spike
-from sparsecl.engine.position import Position
-from sparsecl.engine.train import Trainer
 from sparsecl.methods.base import Method
 from sparsecl.methods.context import MethodContext
 from sparsecl.methods.several import Methods
@@ -67,9 +63,8 @@ def whole(cache: str, folder: str) -> Any:
 def from_step(cache: str, folder: str, out: str, step: int) -> Any:
     """The stages that had begun in a checkpoint, and at the end of the run that goes on from it."""
     trainer, probe = probed(cache, out)
-    saved = state.restore(Path(folder) / f"step_{step}", trainer.built, trainer.methods)
-    trainer.position.take(Position(**saved["position"]))
-    trainer.stream, before = trainer._stream(), list(probe.begun)
+    trainer.take_up(Path(folder) / f"step_{step}")
+    before = list(probe.begun)
     trainer.run()
     return before, probe.begun
 
@@ -78,23 +73,7 @@ def rolled_back(cache: str, folder: str, at: int) -> Any:
     """Back to the last checkpoint once, after step `at`; the stages that had begun there, and at
     the end of the run."""
     trainer, probe = probed(cache, folder)
-    step, seen = Trainer._step_and_watch, list[Any]()
-
-    def watched(phase: Any, progress: Any) -> bool:
-        stopped = step(trainer, phase, progress)
-        if trainer.step == at and not seen:
-            try:
-                trainer._roll_back(Spike(9.0, 1.0))
-            except RolledBack:
-                seen.append((trainer.position.phase_step, list(probe.begun)))
-                raise
-        return stopped
-
-    trainer._step_and_watch = watched
-    # The checkpoints of these tests name no run that they are of.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rollback, "check_lawful", lambda folder: None)
-        trainer.run()
+    seen = trainer.run_with_rollback(at, lambda: (trainer.position.phase_step, list(probe.begun)))
     return seen[0], probe.begun
 
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-from sparsecl.engine import state
 from sparsecl.engine.plasticity import (
     Panel,
     PhaseSums,
@@ -23,7 +22,6 @@ from sparsecl.engine.plasticity import (
     scalars,
     weight_figures,
 )
-from sparsecl.engine.position import Position
 from sparsecl.engine.run_config import PlasticityConfig
 from sparsecl.optim.slices import Slice
 from sparsecl.sparse.linear import ColumnParallelSparseLinear
@@ -186,9 +184,8 @@ def train(cache: str, stage: str, overrides: tuple[str, ...], folder: str) -> di
 
 def go_on(cache: str, stage: str, overrides: tuple[str, ...], folder: str) -> dict[str, Any]:
     """The rest of a run after its step 4, in the middle of phase 0."""
-    trainer, _, built = cases.assemble(cases.load(cache, overrides), stage, folder + "/again")
-    saved = state.restore(Path(folder) / "step_4", built, trainer.methods)
-    trainer.position.take(Position(**saved["position"]))
+    trainer, *_ = cases.assemble(cases.load(cache, overrides), stage, folder + "/again")
+    trainer.take_up(Path(folder) / "step_4")
     assert trainer.position.plasticity.num_looks == 2
     trainer.run()
     return outcome(trainer)

@@ -9,8 +9,6 @@ from sparsecl import dist
 from sparsecl.checkpoint.publish import newest_valid
 from sparsecl.data.batches import PhaseStream
 from sparsecl.data.prepare import prepare
-from sparsecl.engine import state
-from sparsecl.engine.position import Position
 from sparsecl.methods.context import Batch
 from tests.distributed import cases
 
@@ -36,9 +34,7 @@ def read_part(
     trainer, _, built = cases.assemble(config, stage, folder)
     found, _ = newest_valid(Path(folder))
     if found is not None:
-        saved = state.restore(found, built, trainer.methods)
-        trainer.position.take(Position(**saved["position"]))
-        trainer.stream = trainer._stream()
+        trainer.take_up(found)
     read: dict[int, list[bytes]] = {}
 
     def batch(_: object, taken: Batch) -> Batch:

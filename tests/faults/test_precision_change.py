@@ -10,7 +10,6 @@ import torch
 from sparsecl.checkpoint.publish import newest_valid
 from sparsecl.checkpoint.reader import Reader
 from sparsecl.engine import state
-from sparsecl.engine.position import Position
 from tests.distributed import cases
 from tests.faults import fp16
 
@@ -46,8 +45,7 @@ def go_on(cache: str, stage: str, precision: str, folder: str) -> dict[str, Any]
         trainer, built = assemble(cache, stage, precision, folder)
         found, _ = newest_valid(Path(folder))
         assert found is not None
-        saved = state.restore(found, built, trainer.methods)
-        trainer.position.take(Position(**saved["position"]))
+        trainer.take_up(found)
         scale = built.slices.loss_scale
         trainer.keeper.saver.root = Path(folder) / "again"
         trainer._save()

@@ -6,6 +6,7 @@ packed storage each tensor-parallel slice keeps its count and chooses for itself
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -69,7 +70,7 @@ def cosine(step: int, end: int) -> float:
     return (1.0 + math.cos(math.pi * min(step / max(end, 1), 1.0))) / 2.0
 
 
-class DropAndGrow(Method):
+class DropAndGrow(Method, ABC):
     """The skeleton; `drop` and `grow` are what a relative means."""
 
     config: RewireConfig
@@ -78,14 +79,14 @@ class DropAndGrow(Method):
         super().__init__(config)
         self.restart = AdamRestart(config.adam_restart)
 
+    @abstractmethod
     def drop(self, context: MethodContext, choice: Choice) -> Tensor:
         """Which live weights go: int64 [K] into `choice.values`, the first first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def grow(self, context: MethodContext, choice: Choice, dropped: Tensor) -> Tensor:
         """Which cells live instead: int64, as many as `dropped` [K], or fewer if there is no room.
         A cell that was just dropped may be among them; it stays as it is then."""
-        raise NotImplementedError
 
     def rewire(self, context: MethodContext, names: Iterable[str] | None = None) -> None:
         """Drop and grow in every layer. Collective over the world."""
