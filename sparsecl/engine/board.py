@@ -122,5 +122,5 @@ def flat_hparams(config: RunConfig) -> dict[str, Any]:
         "lr": config.optimizer.lr,
         "optimizer": config.optimizer.kind,
         "precision": config.precision,
-        "methods": " ".join(config.methods.used()),
+        "methods": " ".join(config.methods.used()) or "none",
     }
