@@ -178,7 +178,7 @@ def test_what_is_missing_is_found_without_reading_text(monkeypatch):
     good = write_corpus("one")
     find_inputs(config(good), BYTES, seed=0)
     gone = DomainConfig(name="two", source="files", train=("two.jsonl",))
-    with pytest.raises(MissingInputError, match="domain two: train: two.jsonl: two.jsonl: No such"):
+    with pytest.raises(MissingInputError, match="domain two: train: two.jsonl: No such"):
         find_inputs(config(good, gone), BYTES, seed=0)
     with pytest.raises(MissingInputError, match="tokenizer.model=no.model: No such file"):
         find_inputs(config(good), TokenizerConfig(model="no.model"), seed=0)

@@ -130,7 +130,8 @@ def _expand(
                 inside = "" if os.path.isabs(pattern) else f" in {os.getcwd()}"
                 raise MissingInputError(f"{where}: the glob matches no file{inside}")
         for match in matches:
-            file = _checked(match, where, suffixes, known, is_glob)
+            at = where if where.endswith(f": {match}") else f"{where}: {match}"  # never twice
+            file = _checked(match, at, suffixes, known, is_glob)
             if file.path not in found or not is_glob:
                 found[file.path] = file
     return list(found.values())
@@ -141,18 +142,18 @@ def _checked(
 ) -> LocalFile:
     path = Path(name)
     if path.is_dir():
-        raise MissingInputError(f"{where}: {path} is a folder; write a glob such as {path}/*.jsonl")
+        raise MissingInputError(f"{where} is a folder; write a glob such as {path}/*.jsonl")
     try:
         with open(path, "rb", opener=plain_input) as file:
             empty = not file.read(1)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise MissingInputError(f"{where}: {path}: {reason}") from error
+        raise MissingInputError(f"{where}: {reason}") from error
     if empty and not from_glob:
-        raise DataError(f"{where}: {path} is empty")
+        raise DataError(f"{where} is empty")
     kinds = [suffix for suffix in suffixes if name.lower().endswith(suffix)]
     if not kinds:
-        raise DataError(f"{where}: {path} is of an unknown kind; known are {known}")
+        raise DataError(f"{where} is of an unknown kind; known are {known}")
     return LocalFile(path.resolve(), name, max(kinds, key=len), from_glob)
 
 
