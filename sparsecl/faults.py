@@ -254,7 +254,7 @@ class _Armed:
             self.passages[name] = self.passages.get(name, 0) + 1
             place = f"passage {self.passages[name]} of {name}"
             due = [
-                (fault, *_plan(fault, draws, objects))
+                (fault, *_aim(fault, draws, objects))
                 for key, (fault, draws) in enumerate(self.faults)
                 if name in fault.points and self._due(key, fault, draws, objects.get("step"))
             ]
@@ -321,7 +321,7 @@ def _points(spec: str, name: str, pattern: str) -> frozenset[str]:
     return named & possible
 
 
-def _plan(
+def _aim(
     fault: Fault, draws: np.random.Generator, objects: Mapping[str, Any]
 ) -> tuple[str, Callable[[], Any]]:
     """What will happen, in words, and the function that does it."""

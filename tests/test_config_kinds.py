@@ -6,10 +6,10 @@ import pytest
 
 from sparsecl import config as configs
 from sparsecl.config_kinds import DEEPSPEED, RUN, STUDY
-from sparsecl.engine.ds_keys import ALLOWED, REFUSED
+from sparsecl.engine.deepspeed.ds_keys import ALLOWED, REFUSED
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import UserError
-from sparsecl.experiments.study import StudyConfig, read_study
+from sparsecl.experiments.study.study_file import StudyConfig, read_study
 from tests.test_command import ROOT
 
 DEMO = ROOT / "launch/configs/demo.yaml"

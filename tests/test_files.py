@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BY_NAME = {
     "checkpoint/hf_tokenizer.py",  # in a folder that was just made
     "experiments/report/write.py",  # the same
-    "experiments/slurm.py",  # scripts of the project
+    "experiments/running/slurm.py",  # scripts of the project
     "place.py",  # what /proc says of processes
     "sparse/kernels.py",  # in a folder that was just made
 }

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GROUND = (
     "allocator",
     "bounds",
+    "checkout",
     "command",
     "config",
     "config_kinds",
@@ -55,16 +56,57 @@ FLOORS: dict[str, tuple[int, tuple[str, ...]]] = {
         ("topology", "metrics", "data", "sparse", "optim", "model", "methods", "checkpoint"),
     ),
     "experiments": (6, ("engine.run_config", "methods.facts", "analysis", "metrics")),
+    "conversions": (6, ("topology", "data", "model", "checkpoint", "engine")),
+    "benchmarks": (
+        6,
+        ("topology", "sparse", "optim", "model", "methods", "checkpoint", "engine"),
+    ),
+    "planning": (7, ("topology", "metrics", "data", "model", "engine", "experiments")),
+    "programs": (
+        8,
+        (
+            "topology",
+            "metrics",
+            "data",
+            "model",
+            "checkpoint",
+            "engine",
+            "analysis",
+            "experiments",
+            "conversions",
+            "benchmarks",
+            "planning",
+        ),
+    ),
+}
+
+# part -> its folder -> other folders of the part that it may import. Files of the part beside its
+# folders may use all of them.
+FOLDERS: dict[str, dict[str, tuple[str, ...]]] = {
+    "engine": {
+        "deepspeed": (),
+        "observe": ("deepspeed",),
+        "resume": ("deepspeed", "observe"),
+        "loop": ("deepspeed", "observe", "resume"),
+    },
+    "experiments": {
+        "study": (),
+        "findings": ("study",),
+        "running": ("study", "findings"),
+        "plots": ("study", "findings"),
+        "report": ("study", "findings", "plots"),
+    },
 }
 
 # Third party -> number of files of sparsecl/ that may import it.
 DOORS = {"deepspeed": 3, "megatron": 3, "datasets": 1}
-# Third party -> the only folder of sparsecl/ whose files may import it.
-ROOMS = {"matplotlib": "sparsecl.experiments.plots"}
+# Third party -> the only folders and files of sparsecl/ that may import it.
+ROOMS = {"matplotlib": ("sparsecl.experiments.plots", "sparsecl.benchmarks.plot")}
 # Of megatron only the core: the training loop is ours.
 FORBIDDEN = ("megatron.training", "megatron.legacy", "deepspeed.compression")
 WITHOUT_TORCH = ("metrics", "experiments")  # figures can be redrawn on any laptop
 SCRIPTS = ("launch", "tools", "tests")  # the top floor: nobody imports a script
+MAX_SCRIPT_LINES = 30  # a script finds the package and starts one of sparsecl/programs/
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 100
 
 
@@ -145,6 +187,22 @@ def check_floors(sources: dict[str, Source]) -> list[str]:
     return problems
 
 
+def check_folders(sources: dict[str, Source]) -> list[str]:
+    """Imports between the folders of a part that the table does not allow."""
+    problems = []
+    for source in sources.values():
+        table = FOLDERS.get(source.part, {})
+        folder = (source.module.split(".") + ["", ""])[2]
+        if folder not in table:
+            continue
+        for line, name in source.imports:
+            top, part, other, *_ = [*name.split("."), "", "", ""]
+            mine = (top, part) == ("sparsecl", source.part) and other in table
+            if mine and other not in (folder, *table[folder]):
+                problems.append(f"{source.path}:{line}: {source.part}/{folder} -> {name}")
+    return problems
+
+
 def allowed(part: str, name: str) -> bool:
     """May a file of `part` import the module `name` of ours?"""
     target = name.removeprefix("sparsecl").removeprefix(".")
@@ -193,9 +251,9 @@ def check_doors(sources: dict[str, Source]) -> list[str]:
             problems.append(f"{package}: {len(users)} files, {limit} allowed: {', '.join(users)}")
     for source in sources.values():
         for line, name in source.imports:
-            room = ROOMS.get(name.split(".")[0])
-            if room and not f"{source.module}.".startswith(f"{room}."):
-                problems.append(f"{source.path}:{line}: {name} is for {room} only")
+            rooms = ROOMS.get(name.split(".")[0], ())
+            if rooms and not any(f"{source.module}.".startswith(f"{room}.") for room in rooms):
+                problems.append(f"{source.path}:{line}: {name} is for {', '.join(rooms)} only")
             if source.part in WITHOUT_TORCH and name.split(".")[0] == "torch":
                 problems.append(f"{source.path}:{line}: {source.part} must not import torch")
             if any(name == bad or name.startswith(f"{bad}.") for bad in FORBIDDEN):
@@ -210,6 +268,8 @@ def check_sizes(root: Path, folders: Sequence[str] = ("sparsecl", "launch", "too
         text = path.read_text()
         where = path.relative_to(root)
         num_lines = len(text.splitlines())
+        if where.parts[0] in SCRIPTS and num_lines > MAX_SCRIPT_LINES:
+            problems.append(f"{where}: {num_lines} lines, a script has {MAX_SCRIPT_LINES}")
         if num_lines > MAX_FILE_LINES:
             problems.append(f"{where}: {num_lines} lines, {MAX_FILE_LINES} allowed")
         for node in ast.walk(ast.parse(text, str(path))):
@@ -225,6 +285,7 @@ def check_all(root: Path) -> list[str]:
     sources = read_sources(root)
     return [
         *check_floors(sources),
+        *check_folders(sources),
         *check_cycles(sources),
         *check_doors(sources),
         *check_sizes(root),
@@ -235,6 +296,7 @@ def test_sparsecl_keeps_its_floors():
     sources = read_sources(ROOT)
     assert "sparsecl.errors" in sources and "sparsecl.metrics.records" in sources
     assert check_floors(sources) == []
+    assert check_folders(sources) == []
 
 
 def test_sparsecl_has_no_import_cycles():
@@ -314,6 +376,11 @@ def test_a_clean_tree_has_no_problems(tmp_path):
         ("experiments/plots_a.py", "import matplotlib.figure", "is for sparsecl.experiments.plots"),
         ("engine/a.py", "from megatron import training", "megatron.training is not used"),
         ("engine/a.py", "import deepspeed.compression.x", "deepspeed.compression.x is not used"),
+        (
+            "engine/observe/a.py",
+            "import sparsecl.engine.loop.b",
+            "engine/observe -> ",
+        ),
         ("data/a.py", "x = 1\n" * 501, "a.py: 501 lines, 500 allowed"),
         ("data/a.py", "def f():\n" + "    x = 1\n" * 100, "a.py:1: f has 101 lines"),
     ],
@@ -326,12 +393,25 @@ def test_each_violation_is_reported(tmp_path, file, text, problem):
     assert len(problems) == 1 and problem in problems[0]
 
 
+def test_folders_of_a_part_have_an_order(tmp_path):
+    files = {
+        "sparsecl/engine/loop/a.py": "from sparsecl.engine.observe import b\n",
+        "sparsecl/engine/observe/b.py": "from sparsecl.engine import c\n",
+        "sparsecl/engine/observe/d.py": "from ..loop import a\n",
+        "sparsecl/engine/c.py": "",
+    }
+    assert check_folders(read_sources(plant(tmp_path, files))) == [
+        "sparsecl/engine/observe/d.py:1: engine/observe -> sparsecl.engine.loop.a"
+    ]
+
+
 def test_sizes_are_checked_in_scripts_too(tmp_path):
     long = "@decorator\nclass A:\n    async def f(self):\n" + "        x = 1\n" * 100
-    root = plant(tmp_path, {"launch/a.py": long, "tools/b.py": "x = 1\n" * 501})
+    root = plant(tmp_path, {"launch/a.py": long, "tools/b.py": "x = 1\n" * 31})
     assert check_sizes(root) == [
+        "launch/a.py: 103 lines, a script has 30",
         "launch/a.py:3: f has 101 lines",
-        "tools/b.py: 501 lines, 500 allowed",
+        "tools/b.py: 31 lines, a script has 30",
     ]
 
 

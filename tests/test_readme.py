@@ -16,11 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from launch import train
+from sparsecl.programs import bench, metrics, train
 from tests.events import HANG, free_port
 from tests.experiments.fake_study import FakeArm, write_study
 from tests.launch.starter import run_script
-from tools import bench, metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -51,7 +51,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class StateLaws:
-    """What whoever writes the `state` of manifests knows of it: engine/saved.py."""
+    """What whoever writes the `state` of manifests knows of it: engine/resume/saved.py."""
 
     problems: Callable[[Manifest], Iterator[str]]
     """What is wrong with it, a line each."""

@@ -24,7 +24,7 @@ from sparsecl.errors import DataError
 from sparsecl.files import atomic_open, fsync_folder, sha256_file, sha256_text
 from sparsecl.opening import read_plain
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "manifest.json"
 FOLDER_NAME = re.compile(r"step_(\d{1,18})", re.ASCII)
 MAX_BYTES = 1 << 29
@@ -90,7 +90,7 @@ class Manifest:
     parameters: dict[str, ParameterEntry]
     pieces: tuple[Piece, ...]
     state: dict[str, Any]
-    """Position, counters, scaler, method values, digests, config: see engine/state.py."""
+    """Position, counters, scaler, method values, digests, config: see engine/resume/state.py."""
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

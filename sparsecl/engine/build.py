@@ -58,7 +58,7 @@ def build(
     """Build this rank's share of the run. Collective over the world; `dist.init` has run.
 
     Args:
-        ds_config: resolved (engine/ds_config.py): no "auto" is left in it.
+        ds_config: resolved (engine/deepspeed/ds_config.py): no "auto" is left in it.
         topologies: drawn before; None = draw them here.
         backends: by layer name, for topology.backend auto.
         methods: may add parts to the model, for `num_phases` phases.

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsecl.engine import ds_config
-from sparsecl.engine.plan import make_plan
+from sparsecl.engine.deepspeed import ds_config
 from sparsecl.engine.run import run_numbers, vocabulary
 from sparsecl.engine.run_config import RunConfig
+from sparsecl.engine.schedule import make_schedule
 from sparsecl.engine.topology import draw_topologies
 from sparsecl.model.flops import ParameterCounts, count_parameters, training_flops_per_token
 
@@ -46,17 +46,17 @@ def price(
     Raises:
         UserError: what a run with this config would say before any work.
     """
-    plan = make_plan(config, world_size=config.parallel.tensor)
-    ds_config.resolve(ds_path, run_numbers(config, plan))
+    schedule = make_schedule(config, world_size=config.parallel.tensor)
+    ds_config.resolve(ds_path, run_numbers(config, schedule))
     counts = (count or _draw_and_count)(config)
-    flops = training_flops_per_token(plan.shape, counts, role=config.topology.role)
+    flops = training_flops_per_token(schedule.shape, counts, role=config.topology.role)
     return Price(
         live=counts.live,
         total=counts.total,
         density=counts.density_masked,
         flops_per_token=flops.useful,
-        steps=plan.num_steps,
-        tokens=plan.num_steps * plan.tokens_per_step,
+        steps=schedule.num_steps,
+        tokens=schedule.num_steps * schedule.tokens_per_step,
     )
 
 

@@ -18,24 +18,26 @@ from sparsecl.config_nodes import read_text
 from sparsecl.data.held_file import Stamp
 from sparsecl.data.known import known_tokens
 from sparsecl.data.prepare import PreparedData, find_inputs, prepare
-from sparsecl.engine import board, display, ds_config, state
 from sparsecl.engine.build import Built, build, check_precision
+from sparsecl.engine.deepspeed import ds_config
 from sparsecl.engine.devices import be_deterministic
-from sparsecl.engine.environment import check_environment, versions
-from sparsecl.engine.keeper import saved_records
-from sparsecl.engine.plan import Plan, make_plan, rank_layout
+from sparsecl.engine.loop.stop import StopRequest
+from sparsecl.engine.loop.train import Trainer
+from sparsecl.engine.observe import board, display
 from sparsecl.engine.position import Position
 from sparsecl.engine.reading import planned_tokens, reading_text
-from sparsecl.engine.resume import NOTHING, Allowed, check_config, check_identity
+from sparsecl.engine.resume import state
+from sparsecl.engine.resume.changes import NOTHING, Allowed, check_config, check_identity
+from sparsecl.engine.resume.environment import check_environment, versions
+from sparsecl.engine.resume.keeper import saved_records
+from sparsecl.engine.resume.run_folder import RunFolder
+from sparsecl.engine.resume.saved import check_lawful
 from sparsecl.engine.run_config import RunConfig
-from sparsecl.engine.run_folder import RunFolder
 from sparsecl.engine.run_start import RunStart
-from sparsecl.engine.saved import check_lawful
+from sparsecl.engine.schedule import Schedule, make_schedule, rank_layout
 from sparsecl.engine.speed_config import check_speed
-from sparsecl.engine.stop import StopRequest
 from sparsecl.engine.texts import all_text, evaluation_texts, text_digest
 from sparsecl.engine.topology import choose_backends, draw_topologies
-from sparsecl.engine.train import Trainer
 from sparsecl.errors import (
     CannotCreateError,
     DataError,
@@ -65,7 +67,7 @@ class Prepared:
     """A checked run, before any work."""
 
     config: RunConfig
-    plan: Plan
+    schedule: Schedule
     deepspeed: ds_config.Resolved
     run_dir: Path
     topologies: Mapping[str, LayerTopology]
@@ -81,24 +83,24 @@ def check(config: RunConfig, ds_path: Path, run_dir: Path | None) -> Prepared:
     Raises:
         UserError: one line.
     """
-    plan = make_plan(config, world_size=dist.world_size())
-    resolved = ds_config.resolve(ds_path, run_numbers(config, plan))
+    schedule = make_schedule(config, world_size=dist.world_size())
+    resolved = ds_config.resolve(ds_path, run_numbers(config, schedule))
     check_precision(config)
     check_speed(config.speed, stage=resolved.stage)
     warnings = check_environment(resolved, config)
     topologies = draw_topologies(config)
     folder = run_dir or default_run_dir(config, ds_path)
-    return Prepared(config, plan, resolved, folder, topologies, tuple(warnings))
+    return Prepared(config, schedule, resolved, folder, topologies, tuple(warnings))
 
 
-def run_numbers(config: RunConfig, plan: Plan) -> ds_config.RunNumbers:
+def run_numbers(config: RunConfig, schedule: Schedule) -> ds_config.RunNumbers:
     """The numbers of a run that also stand in a DeepSpeed JSON."""
     beta1, beta2 = config.optimizer.betas
     return ds_config.RunNumbers(
         precision=config.precision,
         sequences=config.batch.sequences,
-        micro=plan.micro,
-        dp_size=plan.dp_size,
+        micro=schedule.micro,
+        dp_size=schedule.dp_size,
         clip=config.optimizer.clip,
         lr=config.optimizer.lr,
         betas=(beta1, beta2),
@@ -124,27 +126,27 @@ def dry_run(prepared: Prepared) -> str:
     Raises:
         UserError: a file that the run would read is not there.
     """
-    config, plan = prepared.config, prepared.plan
+    config, schedule = prepared.config, prepared.schedule
     find_inputs(config.data, config.tokenizer, seed=config.seed)
     if config.init_from is not None and not candidates(prepared.run_dir / "checkpoints"):
         _check_folder(Path(config.init_from))
     vocab = vocabulary(config)
-    counts = count_parameters(plan.shape, vocab, prepared.topologies)
-    layout = rank_layout(config, plan, prepared.deepspeed, gpu=_on_gpu())
+    counts = count_parameters(schedule.shape, vocab, prepared.topologies)
+    layout = rank_layout(config, schedule, prepared.deepspeed, gpu=_on_gpu())
     sizes = known_tokens(config.data, config.tokenizer, seed=config.seed)
     train_tokens = {name: train for name, (train, _) in sizes.items()}
-    warnings = pass_warnings(planned_tokens(config, plan), train_tokens)
+    warnings = pass_warnings(planned_tokens(config, schedule), train_tokens)
     head = display.header(
         config,
-        plan,
+        schedule,
         counts,
         prepared.topologies,
         layout=layout,
         world_size=dist.world_size(),
-        data=", ".join(plan.domains),
-        reading=reading_text(config, plan, train_tokens),
+        data=", ".join(schedule.domains),
+        reading=reading_text(config, schedule, train_tokens),
     )
-    price = display.costs(config, plan, counts, prepared.topologies, vocab=vocab, layout=layout)
+    price = display.costs(config, schedule, counts, prepared.topologies, vocab=vocab, layout=layout)
     graph = [table(prepared.topologies)] if prepared.topologies else []
     place = f"  Run folder: {prepared.run_dir}"
     warned = [f"  warning: {warning}" for warning in warnings]
@@ -290,7 +292,7 @@ def _prepare_data(
     return prepare(
         config.data,
         config.tokenizer,
-        context=prepared.plan.shape.context,
+        context=prepared.schedule.shape.context,
         seed=config.seed,
         show_progress=dist.rank() == 0,
         known=known,
@@ -307,9 +309,9 @@ def _assemble(
     stop: StopRequest,
 ) -> Trainer:
     """Build everything and put it where the last checkpoint left it."""
-    config, plan = prepared.config, prepared.plan
+    config, schedule = prepared.config, prepared.schedule
     methods = build_methods(config.methods)
-    texts = evaluation_texts(config.eval, data.domains, context=plan.shape.context)
+    texts = evaluation_texts(config.eval, data.domains, context=schedule.shape.context)
     identity = {
         "config": configs.to_dict(config),
         "data": data.fingerprint,
@@ -331,7 +333,7 @@ def _assemble(
             saved["windows"] = identity["windows"]  # earlier versions read all of so short a text
         changes = check_identity(found, saved, identity, allowed)
         notes += changes
-    backends, lines = choose_backends(config, plan, prepared.topologies, saved.get("backends"))
+    backends, lines = choose_backends(config, schedule, prepared.topologies, saved.get("backends"))
     notes += lines
     identity["backends"] = backends
     built = build(
@@ -341,16 +343,16 @@ def _assemble(
         topologies=prepared.topologies,
         backends=backends,
         methods=methods,
-        num_phases=len(plan.phases),
+        num_phases=len(schedule.phases),
     )
-    position, records = None, None
+    position, records, observers = None, None, None
     if found is not None:
         anew = allowed.new_optimizer
         dist.agree(lambda: state.restore(found, built, methods, weights_only=anew))
         if config.init_from is not None:  # what is held was loaded then
             built.guard.holds.anchor()
             built.guard.refresh()
-        position = Position(**saved["position"])
+        position, observers = Position(**saved["position"]), saved["observers"]
         records = saved_records(saved)
         # A checkpoint with a revived weight ends here, before anything is written.
         built.guard.audit(position.step)
@@ -359,7 +361,7 @@ def _assemble(
     elif config.init_from is not None:
         identity["init_from"] = _begin_from(Path(config.init_from), built, methods)
         notes.append(f"weights of {config.init_from}")
-    tokens = position.step * plan.tokens_per_step if position else 0
+    tokens = position.step * schedule.tokens_per_step if position else 0
     opened: list[RunLog] = []
 
     def open_log() -> None:
@@ -368,8 +370,8 @@ def _assemble(
             folder.describe(configs.dump(config), prepared.deepspeed.config)
             opened.append(log)
             warnings = (*prepared.deepspeed.warnings, *prepared.warnings)
-            layout = rank_layout(config, plan, prepared.deepspeed, gpu=_on_gpu())
-            start = RunStart(config, plan, data, texts, built, backends, layout, warnings)
+            layout = rank_layout(config, schedule, prepared.deepspeed, gpu=_on_gpu())
+            start = RunStart(config, schedule, data, texts, built, backends, layout, warnings)
             start.write(log, new=records is None)
             for note in notes:
                 opened[0].say(f"  {note}")
@@ -379,7 +381,7 @@ def _assemble(
     dist.agree(open_log, only_first=True)
     trainer = Trainer(
         config,
-        plan,
+        schedule,
         data,
         built,
         methods,
@@ -387,6 +389,7 @@ def _assemble(
         checkpoints=prepared.run_dir / "checkpoints",
         identity=identity,
         position=position,
+        observers=observers,
         stop=stop,
     )
     trainer.journal.matrix = saved.get("matrix")

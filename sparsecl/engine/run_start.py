@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from sparsecl import config as configs
 from sparsecl import dist
 from sparsecl.data.prepare import PreparedData
-from sparsecl.engine import board, display
 from sparsecl.engine.build import Built
 from sparsecl.engine.devices import attention_kernel
-from sparsecl.engine.environment import versions
-from sparsecl.engine.plan import Plan
+from sparsecl.engine.observe import board, display
 from sparsecl.engine.reading import planned_tokens, reading_text
+from sparsecl.engine.resume.environment import versions
 from sparsecl.engine.run_config import RunConfig
+from sparsecl.engine.schedule import Schedule
 from sparsecl.engine.texts import EvaluationText, Scored, text_digest, text_sizes
 from sparsecl.engine.topology import DTYPES
 from sparsecl.log import RunLog
@@ -28,7 +28,7 @@ class RunStart:
     """All parts of a run, assembled."""
 
     config: RunConfig
-    plan: Plan
+    schedule: Schedule
     data: PreparedData
     texts: Mapping[str, EvaluationText]
     built: Built
@@ -39,7 +39,9 @@ class RunStart:
     def write(self, log: RunLog, *, new: bool) -> None:
         """Print the header and, in a new run, write it everywhere. Local, on rank 0."""
         config, built = self.config, self.built
-        counts = count_parameters(self.plan.shape, self.data.tokenizer.vocab_size, built.topologies)
+        counts = count_parameters(
+            self.schedule.shape, self.data.tokenizer.vocab_size, built.topologies
+        )
         eot_id = self.data.tokenizer.eot_id
         scored = {name: text_sizes(text, eot_id) for name, text in self.texts.items()}
         head = self._header(counts, scored)
@@ -48,7 +50,7 @@ class RunStart:
         log.say(display.overlap_line(overlap))
         if built.topologies:
             log.say(table(built.topologies))
-        planned = planned_tokens(config, self.plan)
+        planned = planned_tokens(config, self.schedule)
         train_tokens = {d.name: d.train.num_tokens for d in self.data.domains}
         for warning in (*self.warnings, *pass_warnings(planned, train_tokens)):
             log.say(f"  warning: {warning}")
@@ -61,8 +63,8 @@ class RunStart:
             "run",
             sealed=True,
             name=config.name,
-            domains=list(self.plan.domains),
-            order=self.plan.order,
+            domains=list(self.schedule.domains),
+            order=self.schedule.order,
             density=density,
             parameters={"live": counts.live, "total": counts.total},
             versions=versions() | {"attention": self._attention()},
@@ -94,19 +96,19 @@ class RunStart:
         kind = f"{self.config.tokenizer.kind} vocabulary {self.data.tokenizer.vocab_size}"
         return display.header(
             self.config,
-            self.plan,
+            self.schedule,
             counts,
             self.built.topologies,
             layout=self.layout,
             world_size=dist.world_size(),
             data=display.data_line(sizes, kind),
-            reading=reading_text(self.config, self.plan, train),
+            reading=reading_text(self.config, self.schedule, train),
             scored=scored,
             backends=self.backends,
         )
 
     def _attention(self) -> str:
         """The kernel of this rank's attention; it decides how gradients round on a GPU."""
-        shape = self.plan.shape
+        shape = self.schedule.shape
         heads = shape.heads // self.config.parallel.tensor
         return attention_kernel(heads, shape.head_width, DTYPES[self.config.precision])

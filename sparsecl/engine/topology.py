@@ -11,8 +11,8 @@ import torch
 
 from sparsecl import dist
 from sparsecl.checkpoint.reader import weight_reader
-from sparsecl.engine.plan import Plan
 from sparsecl.engine.run_config import RunConfig
+from sparsecl.engine.schedule import Schedule
 from sparsecl.errors import UserError
 from sparsecl.files import write_json
 from sparsecl.methods.facts import error_text
@@ -83,7 +83,7 @@ def _check_slices(config: RunConfig, shape: LayerShape, topology: LayerTopology)
 
 def choose_backends(
     config: RunConfig,
-    plan: Plan,
+    schedule: Schedule,
     topologies: Mapping[str, LayerTopology],
     saved: Mapping[str, BackendName] | None,
 ) -> tuple[dict[str, BackendName], list[str]]:
@@ -103,25 +103,27 @@ def choose_backends(
         return {}, []
     if saved:
         return dict(saved), ["backends as in the checkpoint"]
-    return dist.agree(lambda: _measure(config, plan, topologies), only_first=True)
+    return dist.agree(lambda: _measure(config, schedule, topologies), only_first=True)
 
 
 def _measure(
-    config: RunConfig, plan: Plan, topologies: Mapping[str, LayerTopology]
+    config: RunConfig, schedule: Schedule, topologies: Mapping[str, LayerTopology]
 ) -> tuple[dict[str, BackendName], list[str]]:
     cache = Path(config.data.cache_dir) / "backends.json"
     known: dict[str, Any] = _read_cache(cache)
-    shapes = {shape.name: shape for shape in layer_shapes(plan.shape)}
+    shapes = {shape.name: shape for shape in layer_shapes(schedule.shape)}
     found: dict[str, Choice] = {}
     names: dict[str, BackendName] = {}
     lines: list[str] = []
     for name, topology in topologies.items():
         options = linear_options(config.topology, name, {name: "dense"})
-        key = _key(config, plan, shapes[name], topology, options)
+        key = _key(config, schedule, shapes[name], topology, options)
         if key not in found:
             remembered = key in known
             found[key] = (
-                Choice(**known[key]) if remembered else _time(config, plan, shapes[name], topology)
+                Choice(**known[key])
+                if remembered
+                else _time(config, schedule, shapes[name], topology)
             )
             lines.append(_line(shapes[name], topology, found[key], remembered))
         names[name] = found[key].backend
@@ -134,13 +136,15 @@ def _measure(
     return names, lines
 
 
-def _time(config: RunConfig, plan: Plan, shape: LayerShape, topology: LayerTopology) -> Choice:
+def _time(
+    config: RunConfig, schedule: Schedule, shape: LayerShape, topology: LayerTopology
+) -> Choice:
     return choose(
         lambda options: make_linear(
             shape, topology, options, tp_rank=dist.tp_rank(), tp_size=dist.tp_size()
         ),
         linear_options(config.topology, shape.name, {shape.name: "dense"}),
-        batch=(plan.micro, plan.shape.context),
+        batch=(schedule.micro, schedule.shape.context),
         dtype=DTYPES[config.precision],
         device=dist.device(),
     )
@@ -148,7 +152,7 @@ def _time(config: RunConfig, plan: Plan, shape: LayerShape, topology: LayerTopol
 
 def _key(
     config: RunConfig,
-    plan: Plan,
+    schedule: Schedule,
     shape: LayerShape,
     topology: LayerTopology,
     options: LinearOptions,
@@ -157,7 +161,7 @@ def _key(
     facts = {
         "shape": [shape.out_features, shape.in_features, split_dim(shape), dist.tp_size()],
         "density": float(f"{topology.density:.1e}"),
-        "tokens": [plan.micro, plan.shape.context],
+        "tokens": [schedule.micro, schedule.shape.context],
         "precision": config.precision,
         "storage": [options.storage, options.keep_expansion, options.block_size],
         "machine": [platform.machine(), os.cpu_count(), torch.backends.cpu.get_cpu_capability()]

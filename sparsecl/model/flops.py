@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from sparsecl.model.config import ModelShape
 from sparsecl.model.shapes import layer_shapes
@@ -48,8 +48,15 @@ class ParameterCounts:
         return self.live / self.total
 
 
+class Counted(Protocol):
+    """A topology, or what is known of one before it is drawn."""
+
+    @property
+    def num_live(self) -> int: ...
+
+
 def count_parameters(
-    shape: ModelShape, vocab_size: int, topologies: Mapping[str, LayerTopology]
+    shape: ModelShape, vocab_size: int, topologies: Mapping[str, Counted]
 ) -> ParameterCounts:
     """Count the weights of the global model; a layer without a topology is dense."""
     total = live = 0

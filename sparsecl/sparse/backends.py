@@ -46,7 +46,7 @@ ValueError if it cannot work on this mask."""
 def make_backend(
     options: LinearOptions, index: LiveIndex, mask: NDArray[np.bool_], name: str
 ) -> Backend:
-    """Plan the products of one layer.
+    """Prepare the products of one layer.
 
     Args:
         index: of `mask`.

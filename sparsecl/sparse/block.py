@@ -57,7 +57,7 @@ class BlockBackend(Backend):
     """[tiles], live tiles of its tile row: the tile's rows lie widths * b values apart."""
 
     def __init__(self, mask: NDArray[np.bool_], size: int) -> None:
-        """Plan the products of a local mask [O, I], True = live.
+        """Prepare the products of a local mask [O, I], True = live.
 
         Args:
             size: side of the tiles that the mask is made of.
@@ -70,7 +70,7 @@ class BlockBackend(Backend):
         self.size = _kernel_size(size)
         tiles = _live_tiles(mask, size)
         tiles = tiles.repeat(size // self.size, 0).repeat(size // self.size, 1)
-        for name, index in _plan(tiles, self.size).items():
+        for name, index in _prepare(tiles, self.size).items():
             buffer = torch.from_numpy(index.astype(np.int32))
             self.register_buffer(name, buffer, persistent=False)
 
@@ -190,7 +190,7 @@ def _kernel_size(size: int) -> int:
     return power if power >= MIN_KERNEL_SIZE else size
 
 
-def _plan(tiles: NDArray[np.bool_], size: int) -> dict[str, NDArray[np.int64]]:
+def _prepare(tiles: NDArray[np.bool_], size: int) -> dict[str, NDArray[np.int64]]:
     """The indices of BlockBackend from the live tiles [R, C]."""
     rows, columns = np.nonzero(tiles)
     widths = tiles.sum(1)

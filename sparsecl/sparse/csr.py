@@ -42,7 +42,7 @@ class CsrBackend(Backend):
     """int32 [N], where an entry of W^T lies among the values."""
 
     def __init__(self, mask: NDArray[np.bool_]) -> None:
-        """Plan the products of a local mask [O, I]."""
+        """Prepare the products of a local mask [O, I]."""
         super().__init__()
         self.out_features, self.in_features = mask.shape
         rows, columns = np.nonzero(mask)

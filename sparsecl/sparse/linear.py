@@ -122,7 +122,7 @@ class SparseLinear(nn.Module):
         return backend + index + (0 if self.dead is None else self.dead.numel())
 
     def set_topology(self, topology: LayerTopology) -> None:
-        """Plan the products for a live set; the caller moves the values (rewire.py). In packed
+        """Prepare the products for a live set; the caller moves the values (rewire.py). In packed
         storage a later one must have as many live weights in this slice.
 
         Raises:

@@ -16,7 +16,7 @@ from sparsecl.sparse.tap import DenseTap
 
 
 class Backend(nn.Module, ABC):
-    """How a layer multiplies. Made once for a topology (its plan), used in each step.
+    """How a layer multiplies. Prepared once for a topology, used in each step.
 
     Its tensors are integer buffers. Products work on folded activations, x [..., I] and dy [..., O]
     in the form of `fold`, with any strides. What is not abstract here suits products on row-major

@@ -10,7 +10,12 @@ from sparsecl import config as configs
 from sparsecl.checkpoint.manifest import ParameterEntry, Piece
 from sparsecl.checkpoint.publish import publish
 from sparsecl.data.prepare import PreparedData, prepare
+from sparsecl.engine.observe.clock import Times
+from sparsecl.engine.observe.early_end import Best
+from sparsecl.engine.observe.health import Seen
+from sparsecl.engine.observe.plasticity import PhaseSums
 from sparsecl.engine.position import Position
+from sparsecl.engine.resume.saved import Observed
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.model.build import build_gpt
 from sparsecl.model.gpt import GPT
@@ -85,6 +90,9 @@ def make_run(folder: Path, config: RunConfig, *, step: int = 3, model: GPT | Non
         "topology": {n.removesuffix(".weight"): found.digest for n, found in topologies.items()},
         "backends": {},
         "position": asdict(Position(phase_step=step, step=step, started=True)),
+        "observers": Observed(
+            clock=Times(), health=Seen(), early_end=Best(), plasticity=PhaseSums()
+        ).model_dump(),
         "scalars_bytes": 0,
         "scalars_sha256": EMPTY.sha256,
         "audit_checks": 0,

@@ -23,9 +23,9 @@ from sparsecl.data.tokenizer import BytesTokenizer, SentencePieceTokenizer
 from sparsecl.errors import DataError, MissingInputError, UserError
 from sparsecl.model.gpt import split_dim
 from sparsecl.model.shapes import layer_shapes
+from sparsecl.programs.convert import main
 from tests.analysis.made_run import load, make_run
 from tests.data.test_tokenizer import HARD
-from tools.convert import main
 
 PREFIX = "transformer."
 

@@ -104,7 +104,7 @@ PIECE = [SHARD, "master", "norm", 0, 0, 3]
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (put("format", 4), "made by a newer version"),
+        (put("format", 5), "made by a newer version"),
         (put("format", 2), "made by an older version"),
         (put("format", "2"), "no version ever wrote that"),
         (put("format", True), "no version ever wrote that"),
@@ -183,9 +183,9 @@ def test_a_manifest_is_read_only_up_to_a_size(folder, monkeypatch):
 def test_the_digest_is_checked_before_anything_else(folder):
     """But for the number of a newer format: its digest may be made in another way."""
     text = (folder / MANIFEST).read_text()
-    (folder / MANIFEST).write_text(text.replace('"format": 3', '"format": 2'))
+    (folder / MANIFEST).write_text(text.replace('"format": 4', '"format": 2'))
     refused(folder, "sha256 does not match")
-    (folder / MANIFEST).write_text(text.replace('"format": 3', '"format": 4'))
+    (folder / MANIFEST).write_text(text.replace('"format": 4', '"format": 5'))
     refused(folder, "made by a newer version")
 
 

@@ -11,15 +11,16 @@ from sparsecl import config as configs
 from sparsecl import dist
 from sparsecl.checkpoint.reader import Reader
 from sparsecl.data.prepare import PreparedData, prepare
-from sparsecl.engine import ds_config, rollback, state
 from sparsecl.engine.build import Built, attach
-from sparsecl.engine.health import RolledBack, Spike
-from sparsecl.engine.journal import Journal
-from sparsecl.engine.plan import Plan, make_plan
+from sparsecl.engine.deepspeed import ds_config
+from sparsecl.engine.loop.train import Trainer
+from sparsecl.engine.observe.health import RolledBack, Spike
+from sparsecl.engine.observe.journal import Journal
 from sparsecl.engine.position import Position
+from sparsecl.engine.resume import rollback, state
 from sparsecl.engine.run import run_numbers
 from sparsecl.engine.run_config import RunConfig
-from sparsecl.engine.train import Trainer
+from sparsecl.engine.schedule import Schedule, make_schedule
 from sparsecl.methods.table import build_methods
 from sparsecl.model.build import build_gpt
 from sparsecl.model.surgery import GptSide
@@ -83,7 +84,7 @@ class RecordingTrainer(Trainer):
     def take_up(self, folder: Path, *, weights_only: bool = False) -> None:
         """Go to where a checkpoint was saved. Collective over the world."""
         saved = state.restore(folder, self.built, self.methods, weights_only=weights_only)
-        self.position.take(Position(**saved["position"]))
+        self._take_up(Position(**saved["position"]), saved["observers"])
         self.stream = self._stream()
         if not weights_only:
             self.methods.resumed(self.context)
@@ -127,10 +128,10 @@ def load(cache: str, overrides: tuple[str, ...]) -> RunConfig:
 
 
 def resolve(
-    config: RunConfig, plan: Plan, stage: str, json_overrides: dict[str, Any] | None = None
+    config: RunConfig, schedule: Schedule, stage: str, json_overrides: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """The DeepSpeed config of `ds_configs/<stage>.json`, with blocks replaced."""
-    numbers = run_numbers(config, plan)
+    numbers = run_numbers(config, schedule)
     found = ds_config.resolve(ROOT / "ds_configs" / f"{stage}.json", numbers).config
     for key, value in (json_overrides or {}).items():
         if isinstance(value, dict):
@@ -148,11 +149,11 @@ def assemble(
 ) -> tuple[RecordingTrainer, PreparedData, Built]:
     """A trainer on this rank. Collective over the world."""
     dist.init(config.parallel.tensor)
-    plan = make_plan(config, world_size=dist.world_size())
+    schedule = make_schedule(config, world_size=dist.world_size())
     data = prepare(
         config.data,
         config.tokenizer,
-        context=plan.shape.context,
+        context=schedule.shape.context,
         seed=config.seed,
         show_progress=False,
     )
@@ -164,11 +165,11 @@ def assemble(
         sequence=config.parallel.sequence,
     )
     methods = build_methods(config.methods)
-    methods.attach(GptSide(model, config.seed), len(plan.phases))
-    built = attach(model, config, resolve(config, plan, stage, json_overrides))
+    methods.attach(GptSide(model, config.seed), len(schedule.phases))
+    built = attach(model, config, resolve(config, schedule, stage, json_overrides))
     trainer = RecordingTrainer(
         config,
-        plan,
+        schedule,
         data,
         built,
         methods,

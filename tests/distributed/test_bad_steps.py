@@ -37,7 +37,7 @@ def one_bad_step(
 ) -> dict[str, Any]:
     """Steps 1-2, a bad step 3, step 4; what changed in step 3 and in step 4."""
     trainer, _, built = cases.assemble(cases.load(cache, overrides), stage, folder)
-    phase = trainer.plan.phases[0]
+    phase = trainer.schedule.phases[0]
     trainer._begin_phase(phase)
     faults.arm([spec], seed=0, rank=dist.rank())
     taken = []
@@ -90,9 +90,9 @@ def patience_by_step(cache: str, folder: str) -> list[float]:
     allowed = []
     trainer._evaluate_all("start", phase=-1)
     allowed.append(dog.allowed)
-    trainer._begin_phase(trainer.plan.phases[0])
+    trainer._begin_phase(trainer.schedule.phases[0])
     for _ in range(2):
-        trainer._step_and_watch(trainer.plan.phases[0], _Silent())
+        trainer._step_and_watch(trainer.schedule.phases[0], _Silent())
         allowed.append(dog.allowed)
     faults.disarm()
     dog.close()
@@ -131,7 +131,7 @@ def flip_and_audit(
     """One bit flips after step 2; the error of the audit that follows."""
     trainer, _, built = cases.assemble(cases.load(cache, overrides), stage, folder)
     faults.arm([spec], seed=3, rank=dist.rank())
-    phase = trainer.plan.phases[0]
+    phase = trainer.schedule.phases[0]
     trainer._begin_phase(phase)
     trainer._audit()
     trainer._step_and_watch(phase, _Silent())

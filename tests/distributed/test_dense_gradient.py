@@ -38,7 +38,7 @@ def look(cache: str, stage: str, overrides: tuple[str, ...], folder: str) -> dic
     trainer, _, _ = cases.assemble(cases.load(cache, overrides), stage, folder)
     probe = Probe()
     trainer.methods.methods.append(probe)
-    phase = trainer.plan.phases[0]
+    phase = trainer.schedule.phases[0]
     trainer._begin_phase(phase)
     for _ in range(2):
         trainer._step_and_watch(phase, _Silent())

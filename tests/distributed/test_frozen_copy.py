@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparsecl.engine.outputs import forward
+from sparsecl.engine.loop.outputs import forward
 from tests.distributed import cases
 from tests.distributed.pool import Pool
 

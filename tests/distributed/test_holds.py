@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sparsecl import dist
-from sparsecl.engine.evaluate import evaluate_domains
-from sparsecl.engine.train import Trainer
+from sparsecl.engine.loop.evaluate import evaluate_domains
+from sparsecl.engine.loop.train import Trainer
 from sparsecl.errors import InvariantError
 from sparsecl.optim.moving import is_gathered
 from tests.distributed import cases

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from sparsecl.engine import state
-from sparsecl.engine.evaluate import evaluate_domains
-from sparsecl.engine.keeper import INITIAL
+from sparsecl.engine.loop.evaluate import evaluate_domains
+from sparsecl.engine.resume import state
+from sparsecl.engine.resume.keeper import INITIAL
 from tests.distributed import cases
 
 pytestmark = pytest.mark.dist

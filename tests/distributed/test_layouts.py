@@ -9,7 +9,7 @@ import torch
 from sparsecl import dist
 from sparsecl.data.batches import PhaseStream, sample_indices
 from sparsecl.data.prepare import prepare
-from sparsecl.engine.plan import make_plan
+from sparsecl.engine.schedule import make_schedule
 from sparsecl.sparse.registry import sparse_parameters
 from tests.distributed import cases
 from tests.distributed.test_adversarial import live_masks
@@ -163,9 +163,9 @@ def test_plan_of_stages_and_tokens():
             "lr_scale: 0.1}]}",
         ),
     )
-    plan = make_plan(config, world_size=1)
-    phase = plan.phases[0]
-    assert plan.tokens_per_step == 8 * 16
+    schedule = make_schedule(config, world_size=1)
+    phase = schedule.phases[0]
+    assert schedule.tokens_per_step == 8 * 16
     assert phase.num_steps == 8  # 1000 / 128, rounded up
     assert [(s.name, s.begin, s.end) for s in phase.stages] == [("a", 0, 4), ("b", 4, 8)]
     assert dist.world_size() == 1

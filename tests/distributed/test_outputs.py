@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sparsecl import dist
-from sparsecl.engine.outputs import ForwardOutputs, forward
+from sparsecl.engine.loop.outputs import ForwardOutputs, forward
 from tests.distributed import cases
 from tests.distributed.pool import Pool
 

@@ -9,7 +9,7 @@ import torch
 
 from sparsecl.checkpoint.publish import newest_valid
 from sparsecl.checkpoint.reader import Reader
-from sparsecl.engine import state
+from sparsecl.engine.resume import state
 from sparsecl.sparse.registry import sparse_parameters
 from tests.distributed import cases
 from tests.distributed.pool import Pool

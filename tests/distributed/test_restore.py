@@ -8,7 +8,7 @@ import torch
 
 from sparsecl.checkpoint.publish import newest_valid
 from sparsecl.checkpoint.reader import Reader
-from sparsecl.engine import state
+from sparsecl.engine.resume import state
 from sparsecl.errors import DataError
 from tests.distributed import cases
 
@@ -24,7 +24,7 @@ def train_part(
     trainer, _, _ = cases.assemble(cases.load(cache, overrides), stage, folder)
     trainer.position.started = True
     while trainer.position.step < stop:
-        phase = trainer.plan.phases[trainer.position.phase]
+        phase = trainer.schedule.phases[trainer.position.phase]
         if trainer.position.phase_step == 0:
             trainer._begin_phase(phase)
         progress = _Silent()

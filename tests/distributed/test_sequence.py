@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from sparsecl import dist
-from sparsecl.engine.resume import changes
+from sparsecl.benchmarks import wire
+from sparsecl.engine.resume.changes import changes
 from sparsecl.model.build import build_gpt
 from sparsecl.model.config import ModelConfig
 from sparsecl.model.memory import Layout, memory_per_rank
 from sparsecl.model.shapes import layer_shapes
+from sparsecl.planning.traffic import Exchange, Flow, flows
 from sparsecl.topology.build import build_topologies
 from sparsecl.topology.config import TopologyConfig
 from tests.distributed import cases
@@ -20,8 +22,6 @@ from tests.distributed.references.ewc import EwcReference
 from tests.distributed.references.run import ReferenceRun, Trace
 from tests.distributed.test_parity import TOLERANCE
 from tests.distributed.test_restore import assert_equal_states, go_on, train_part
-from tools.benchmarks import wire
-from tools.planning.traffic import Exchange, Flow, flows
 
 pytestmark = pytest.mark.dist
 

@@ -32,7 +32,7 @@ def some_steps(cache: str, stage: str, overrides: tuple[str, ...], folder: str) 
     trainer, _, built = cases.assemble(cases.load(cache, overrides), stage, folder)
     skipper = Skipper()
     trainer.methods.methods.append(skipper)
-    phase = trainer.plan.phases[0]
+    phase = trainer.schedule.phases[0]
     trainer._begin_phase(phase)
     changed = []
     for _ in range(4):
@@ -47,7 +47,7 @@ def some_steps(cache: str, stage: str, overrides: tuple[str, ...], folder: str) 
         "records": [r["kind"] for r in trainer.records if r["kind"] in ("train", "discarded")],
         "counters": (built.engine.global_steps, built.engine.skipped_steps),
         "updates": built.slices.num_updates(item),
-        "bad_steps": trainer.position.bad_steps,
+        "bad_steps": trainer.health.kept.bad_steps,
     }
 
 

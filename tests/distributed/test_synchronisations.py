@@ -46,7 +46,7 @@ def one_step(cache: str, stage: str, folder: str, overrides: tuple[str, ...]) ->
 
     quiet = ("log.every=100", "audit.every=100", "batch.micro=1", *overrides)
     trainer, _, _ = cases.assemble(cases.load(cache, quiet), stage, folder)
-    phase = trainer.plan.phases[0]
+    phase = trainer.schedule.phases[0]
     trainer._begin_phase(phase)
     counter: Counter[str] = Counter(synchronize=0)
     for _ in range(2):

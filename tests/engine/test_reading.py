@@ -1,12 +1,12 @@
-"""How many tokens a plan reads of each domain, by hand."""
+"""How many tokens a run reads of each domain, by hand."""
 
 import numpy as np
 import pytest
 
 from sparsecl import config as configs
-from sparsecl.engine.plan import make_plan
 from sparsecl.engine.reading import planned_tokens, reading_text
 from sparsecl.engine.run_config import RunConfig
+from sparsecl.engine.schedule import make_schedule
 from sparsecl.methods.cl.reservoir import Reservoir
 
 DOMAINS = "data.domains=[{name: a, source: synthetic}, {name: b, source: synthetic}]"
@@ -15,7 +15,7 @@ SMALL = ("batch.sequences=8", "model.context=16")  # 128 tokens a step
 
 def made(*overrides):
     config = configs.load(RunConfig, None, [DOMAINS, *SMALL, *overrides])
-    return config, make_plan(config, world_size=1)
+    return config, make_schedule(config, world_size=1)
 
 
 def test_each_phase_reads_its_domain():
@@ -31,9 +31,9 @@ def test_a_joint_phase_reads_them_all():
 
 
 def test_a_phase_that_may_end_early_counts_in_full():
-    config, plan = made("phases={steps: 10, until_loss: [2.0]}", "eval.every=2")
-    assert planned_tokens(config, plan) == [{"a": 1280}, {"b": 1280}]
-    assert reading_text(config, plan, {"a": 128, "b": 128}).startswith("at most a 10.0, b 10.0")
+    config, schedule = made("phases={steps: 10, until_loss: [2.0]}", "eval.every=2")
+    assert planned_tokens(config, schedule) == [{"a": 1280}, {"b": 1280}]
+    assert reading_text(config, schedule, {"a": 128, "b": 128}).startswith("at most a 10.0, b 10.0")
 
 
 def test_replayed_tokens_go_to_the_domains_that_they_are_of():

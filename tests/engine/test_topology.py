@@ -7,8 +7,8 @@ import pytest
 from sparsecl import config as configs
 from sparsecl import dist
 from sparsecl.engine import topology as module
-from sparsecl.engine.plan import make_plan
 from sparsecl.engine.run_config import RunConfig
+from sparsecl.engine.schedule import make_schedule
 from sparsecl.engine.topology import choose_backends, draw_topologies
 from sparsecl.errors import UserError
 from sparsecl.sparse.auto import Choice
@@ -50,16 +50,16 @@ def test_tiles_that_a_split_would_cut_are_refused():
 def test_auto_measures_each_shape_once_and_remembers(tmp_path, monkeypatch):
     calls = []
 
-    def fake(config, plan, shape, topology):
+    def fake(config, schedule, shape, topology):
         calls.append(shape.kind)
         backend = "csr" if shape.kind in ("up", "down") else "dense"
         return Choice(backend, {"dense": 2.0, "csr": 1.0})
 
     monkeypatch.setattr(module, "_time", fake)
     config = load("topology.backend=auto", f"data.cache_dir={tmp_path}")
-    plan = make_plan(config, world_size=1)
+    schedule = make_schedule(config, world_size=1)
     graphs = draw_topologies(config)
-    names, lines = choose_backends(config, plan, graphs, None)
+    names, lines = choose_backends(config, schedule, graphs, None)
     # q, k and v have one shape; o has it too, but is split the other way.
     assert calls == ["q", "o", "up", "down"]
     assert {name.rsplit(".")[-1]: choice for name, choice in names.items()} == {
@@ -67,31 +67,31 @@ def test_auto_measures_each_shape_once_and_remembers(tmp_path, monkeypatch):
     }  # fmt: skip
     assert len(lines) == 4 and "32 -> 128 at density 0.25: csr (ms: dense 2000" in lines[2]
 
-    again, lines = choose_backends(config, plan, graphs, None)
+    again, lines = choose_backends(config, schedule, graphs, None)
     assert len(calls) == 4 and again == names
     assert all("cached" in line for line in lines)
     other = load("topology.backend=auto", f"data.cache_dir={tmp_path}", "precision=bf16")
-    choose_backends(other, plan, graphs, None)
+    choose_backends(other, schedule, graphs, None)
     assert len(calls) == 8
     (tmp_path / "backends.json").write_text("{")  # a damaged cache is measured again
-    choose_backends(config, plan, graphs, None)
+    choose_backends(config, schedule, graphs, None)
     assert len(calls) == 12
     assert len(json.loads((tmp_path / "backends.json").read_text())) == 4
 
 
 def test_a_resumed_run_keeps_its_backends(tmp_path):
     config = load("topology.backend=auto", f"data.cache_dir={tmp_path}")
-    plan, graphs = make_plan(config, world_size=1), draw_topologies(config)
+    schedule, graphs = make_schedule(config, world_size=1), draw_topologies(config)
     saved = dict.fromkeys(graphs, "csr")
-    assert choose_backends(config, plan, graphs, saved)[0] == saved
+    assert choose_backends(config, schedule, graphs, saved)[0] == saved
     assert not (tmp_path / "backends.json").exists()
 
 
 def test_nothing_to_choose():
     for overrides in (["topology.backend=csr"], ["topology.kind=dense", "topology.backend=auto"]):
         config = load(*overrides)
-        plan = make_plan(config, world_size=1)
-        assert choose_backends(config, plan, draw_topologies(config), None) == ({}, [])
+        schedule = make_schedule(config, world_size=1)
+        assert choose_backends(config, schedule, draw_topologies(config), None) == ({}, [])
 
 
 def test_a_layer_too_small_for_a_method_is_refused_before_any_work():

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsecl.experiments.plan import (
+from sparsecl.experiments.study.study_plan import (
     AnalysisConfig,
     Arm,
     Role,

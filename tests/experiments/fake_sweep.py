@@ -9,10 +9,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from sparsecl.experiments import runner  # noqa: E402
-from sparsecl.experiments.local import LocalPlace  # noqa: E402
-from sparsecl.experiments.plan import read_plan  # noqa: E402
-from sparsecl.experiments.runner import Runner, python_script  # noqa: E402
+from sparsecl.experiments.running import runner  # noqa: E402
+from sparsecl.experiments.running.local import LocalPlace  # noqa: E402
+from sparsecl.experiments.running.runner import Runner, python_script  # noqa: E402
+from sparsecl.experiments.study.study_plan import read_plan  # noqa: E402
 
 runner.TICK = 0.02  # the runs are over in a moment
 

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 
 from sparsecl.errors import CannotCreateError
-from sparsecl.experiments.collect import collect
-from sparsecl.experiments.compare import compare
-from sparsecl.experiments.measures import MEASURES
-from sparsecl.experiments.plan import AnalysisConfig
+from sparsecl.experiments.findings.collect import collect
+from sparsecl.experiments.findings.compare import compare
+from sparsecl.experiments.findings.trends import Trends, crossovers, trends
 from sparsecl.experiments.plots import lines, points, style
 from sparsecl.experiments.plots.study import study_figures
 from sparsecl.experiments.report import answer, methods, setting, write, write_report
 from sparsecl.experiments.report.page import STYLE
 from sparsecl.experiments.report.results import interference_table
 from sparsecl.experiments.report.table import Column, Table, as_csv, as_html, as_latex, shown
-from sparsecl.experiments.trends import Trends, crossovers, trends
+from sparsecl.experiments.study.measures import MEASURES
+from sparsecl.experiments.study.study_plan import AnalysisConfig
 from sparsecl.metrics.records import read_records
 from sparsecl.metrics.summary import summarize
 from tests.experiments.fake_study import FakeArm, last_forgetting, scores, write_study

@@ -44,7 +44,7 @@ def read_part(
 
     trainer.methods.batch = batch
     while trainer.step < stop:
-        trainer._step_and_watch(trainer.plan.phases[0], _Silent())
+        trainer._step_and_watch(trainer.schedule.phases[0], _Silent())
     trainer._save()
     return read
 

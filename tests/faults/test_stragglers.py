@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sparsecl import dist, faults
-from sparsecl.engine.stragglers import Stragglers
+from sparsecl.engine.observe.stragglers import Stragglers
 from tests.distributed import cases
 
 SLOW = "health/slowest_rank_ratio"

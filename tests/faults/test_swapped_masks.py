@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from sparsecl.checkpoint.manifest import read_manifest, write_manifest
 from sparsecl.checkpoint.topologies import TOPOLOGY_FILE
-from sparsecl.engine import state
+from sparsecl.engine.resume import state
 from sparsecl.errors import DataError
 from sparsecl.files import sha256_file
 from tests.distributed import cases

@@ -57,7 +57,7 @@ def test_a_rank_that_hangs_is_named(starter, fault, text):
     assert end.code == 76
     assert "sparsecl: rank 0: nothing has happened for" in end.err
     assert text in end.err and "since: step 9" in end.err
-    assert "stacks of all threads" in end.err and "engine/train.py" in end.err
+    assert "stacks of all threads" in end.err and "engine/loop/train.py" in end.err
     if fault == "stop":
         jobs[1].kill()
         assert jobs[1].wait().code == -9
@@ -110,8 +110,9 @@ def test_a_spike_is_rolled_back_and_its_data_left_out(starter):
     assert back["loss"] > 100 * back["usual"]
     steps = [entry["step"] for entry in found if entry["kind"] == "train"]
     assert steps == list(range(1, 41))
-    state = read_manifest(candidates(folder / "checkpoints")[0]).state["position"]
-    assert (state["rollbacks"], state["data_shift"]) == (1, 0)  # the next phase has its own data
+    state = read_manifest(candidates(folder / "checkpoints")[0]).state
+    back = state["observers"]["health"]["rollbacks"]
+    assert (back, state["position"]["data_shift"]) == (1, 0)  # the next phase has its own data
     # The steps after the checkpoint have read other text than a run without the spike.
     assert max(entry["loss"] for entry in found if entry["kind"] == "train") < 10
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sparsecl.engine.run_folder import FILES, FOLDERS, RunFolder
+from sparsecl.engine.resume.run_folder import FILES, FOLDERS, RunFolder
 from sparsecl.errors import CannotCreateError
 from sparsecl.locks import LOCK
 from tests.launch.starter import Starter

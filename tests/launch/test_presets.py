@@ -14,10 +14,10 @@ import yaml
 
 from sparsecl import config as configs
 from sparsecl.data.tokenizer_training import train
-from sparsecl.engine import ds_config
-from sparsecl.engine.plan import learning_rate, make_plan
+from sparsecl.engine.deepspeed import ds_config
 from sparsecl.engine.run import run_numbers, vocabulary
 from sparsecl.engine.run_config import RunConfig
+from sparsecl.engine.schedule import learning_rate, make_schedule
 from sparsecl.metrics.records import read_records
 from sparsecl.model.config import ModelShape, check_tensor_parallel, padded_vocabulary
 from sparsecl.model.flops import count_parameters
@@ -100,24 +100,24 @@ def test_its_commands_run_the_same_batches_on_1_8_and_64_gpus(name, monkeypatch)
         config = configs.load(RunConfig, paths, option(arguments, "--set"))
         assert paths[0] == Path(f"launch/configs/{name}.yaml")
         assert [domain.source for domain in config.data.domains] == ["hf"] * 5
-        plan = make_plan(config, world_size=num_gpus)
-        assert plan.micro * plan.accumulation * plan.dp_size == config.batch.sequences
-        assert plan.tokens_per_step == make_plan(load(name), world_size=1).tokens_per_step
+        schedule = make_schedule(config, world_size=num_gpus)
+        assert schedule.micro * schedule.accumulation * schedule.dp_size == config.batch.sequences
+        assert schedule.tokens_per_step == make_schedule(load(name), world_size=1).tokens_per_step
         path = Path(option(arguments, "--ds_config")[0])
-        resolved = ds_config.resolve(path, run_numbers(config, plan))
+        resolved = ds_config.resolve(path, run_numbers(config, schedule))
         assert resolved.config["bf16"]["enabled"] is True
         assert resolved.config["train_batch_size"] == config.batch.sequences
-        assert resolved.config["gradient_accumulation_steps"] == plan.accumulation
+        assert resolved.config["gradient_accumulation_steps"] == schedule.accumulation
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_its_length_and_schedule(name):
     config = load(name)
-    plan = make_plan(config, world_size=8)
+    schedule = make_schedule(config, world_size=8)
     total = SHAPES[name][-1]
     # Twenty tokens for each parameter of the dense model, over five domains.
-    assert 18 < plan.num_steps * plan.tokens_per_step / total < 22
-    phase = plan.phases[0]
+    assert 18 < schedule.num_steps * schedule.tokens_per_step / total < 22
+    phase = schedule.phases[0]
     warmup = round(config.schedule.warmup * phase.num_steps)
     rates = [learning_rate(config, phase, step) for step in (0, warmup, phase.num_steps - 1)]
     assert rates[0] < 0.05 * rates[1]

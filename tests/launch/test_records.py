@@ -14,7 +14,7 @@ from sparsecl.checkpoint.laws import check_laws
 from sparsecl.checkpoint.manifest import read_manifest
 from sparsecl.checkpoint.publish import candidates
 from sparsecl.engine import run
-from sparsecl.engine.keeper import saved_records
+from sparsecl.engine.resume.keeper import saved_records
 from sparsecl.errors import DataError
 from sparsecl.log import RecordFile
 from sparsecl.metrics.records import read_records

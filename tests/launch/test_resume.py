@@ -15,7 +15,7 @@ from sparsecl.checkpoint.manifest import read_manifest, verify, write_manifest
 from sparsecl.checkpoint.publish import candidates
 from sparsecl.checkpoint.published import PUBLISHED
 from sparsecl.checkpoint.topologies import TOPOLOGY_FILE
-from sparsecl.engine.run_folder import RunFolder
+from sparsecl.engine.resume.run_folder import RunFolder
 from sparsecl.errors import DataError
 from sparsecl.files import sha256_file
 from tests.launch import outcome
@@ -283,7 +283,7 @@ LIES: list[tuple[Callable[[Path], None], str]] = [
     (lie("position", "step", value=-5), "its position of step -5"),
     (lie("position", "phase", value=9), "the run has 2 phases"),
     (lie("position", "phase_step", value=1), "is step 1 of the run"),
-    (lie("position", "train_seconds", value=9.0), PUBLISHED),
+    (lie("observers", "clock", "train_seconds", value=9.0), PUBLISHED),
     (lie("position", "data_shift", value=2), "without a rollback"),
     (lie("optimizer", "counters", "micro_steps", value=3), "counters.micro_steps"),
     (lie("optimizer", "scalars", "step", "value", value=3.0), "12 steps were applied"),
@@ -310,7 +310,7 @@ def test_no_lawful_checkpoint_is_no_reason_to_begin_anew(starter, folder):
 def test_a_newer_version_s_checkpoint_is_neither_passed_over_nor_touched(starter, folder, mode):
     newest = candidates(folder / "checkpoints")[0]
     path = newest / "manifest.json"
-    path.write_text(path.read_text().replace('"format": 3', '"format": 4'))
+    path.write_text(path.read_text().replace('"format": 4', '"format": 5'))
     refused(starter, folder, 65, str(path), "format 4, this version reads 3", mode=mode)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from sparsecl import place, signals
 from sparsecl.checkpoint.publish import candidates, newest_valid
-from sparsecl.engine.stop import StopRequest
+from sparsecl.engine.loop.stop import StopRequest
 from sparsecl.errors import Preempted
 from tests.events import wait_for
 from tests.launch import outcome

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch import sweep
 from sparsecl import signals
-from sparsecl.experiments.collect import collect
+from sparsecl.experiments.findings.collect import collect
+from sparsecl.programs import sweep
 from tests.events import HANG
 
 ROOT = Path(__file__).resolve().parents[2]

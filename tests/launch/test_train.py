@@ -10,7 +10,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from sparsecl.engine import board
+from sparsecl.engine.observe import board
 from sparsecl.metrics.records import read_records
 from tests.events import HANG
 from tests.launch import outcome

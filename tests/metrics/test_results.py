@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from sparsecl.errors import DataError
-from sparsecl.experiments.collect import collect, status_of
-from sparsecl.experiments.plan import run_folder
+from sparsecl.experiments.findings.collect import collect, status_of
+from sparsecl.experiments.study.study_plan import run_folder
 from sparsecl.files import write_json
 from sparsecl.metrics.records import read_records
 from sparsecl.metrics.results import RESULTS, has_ended, read_ended

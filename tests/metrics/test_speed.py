@@ -2,7 +2,7 @@
 
 import pytest
 
-from sparsecl.experiments.measures import learned_losses
+from sparsecl.experiments.study.measures import learned_losses
 from sparsecl.metrics import speed
 from sparsecl.metrics.matrix import ResultMatrix
 from sparsecl.metrics.records import read_records

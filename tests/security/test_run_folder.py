@@ -10,9 +10,9 @@ import pytest
 
 from sparsecl.engine import run
 from sparsecl.errors import UserError
-from sparsecl.experiments.collect import collect, status_text
+from sparsecl.experiments.findings.collect import collect, status_text
 from sparsecl.experiments.report import write, write_report
-from sparsecl.experiments.runner import steps_done
+from sparsecl.experiments.running.runner import steps_done
 from sparsecl.metrics.records import read_records
 from sparsecl.metrics.summary import summarize
 from sparsecl.metrics.table import report

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from sparsecl import config as configs
-from sparsecl.engine.ds_json import read_json
+from sparsecl.engine.deepspeed.ds_json import read_json
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import UserError
-from sparsecl.experiments.plan import PLAN, read_plan
-from sparsecl.experiments.study import read_study
+from sparsecl.experiments.study.study_file import read_study
+from sparsecl.experiments.study.study_plan import PLAN, read_plan
 from tests.experiments.fake_study import FakeArm, write_study
 from tests.security.canary import JSONS, YAMLS, Canary, refused
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import sweep
+from sparsecl.programs import sweep
 from tests.events import wait_for
 from tests.launch import outcome
 from tests.launch.starter import Starter

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 from sparsecl import dist
+from sparsecl.benchmarks import memory, process, wire
 from sparsecl.engine.build import Built, build
-from sparsecl.engine.plan import Plan
 from sparsecl.engine.run import Prepared, check
+from sparsecl.engine.schedule import Schedule
 from sparsecl.optim.build import set_lr
 from tests.distributed import cases
-from tools.benchmarks import memory, process, wire
 
 
 def measure(cache: str, overrides: tuple[str, ...], names: list[tuple[str, str]]) -> list[Any]:
@@ -33,15 +33,15 @@ def measure_one(prepared: Prepared) -> dict[str, Any]:
 
     ZeRO-1 keeps whole gradients from one micro-batch to the next, so the largest counts.
     """
-    config, plan = prepared.config, prepared.plan
+    config, schedule = prepared.config, prepared.schedule
     built = build(config, prepared.deepspeed.config, vocab_size=257, topologies=prepared.topologies)
     set_lr(built.slices.optimizer, config.optimizer.lr)
-    take_step(built, plan)
+    take_step(built, schedule)
     counter, gradients = wire.make_counter(), []
     with counter:
-        take_step(built, plan, lambda: gradients.append(gradient_bytes(built.engine)))
+        take_step(built, schedule, lambda: gradients.append(gradient_bytes(built.engine)))
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in built.engine.module.parameters())
-    state = memory.state_bytes(built, plan, 257, plan.shape.context)
+    state = memory.state_bytes(built, schedule, 257, schedule.shape.context)
     process.drop(built.engine)
     return {
         "state": {**state, "gradients": max(gradients)},
@@ -51,10 +51,12 @@ def measure_one(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def take_step(built: Built, plan: Plan, after_backward: Callable[[], None] = lambda: None) -> None:
+def take_step(
+    built: Built, schedule: Schedule, after_backward: Callable[[], None] = lambda: None
+) -> None:
     """One optimizer step on any tokens."""
-    for _ in range(plan.accumulation):
-        tokens = torch.zeros(plan.micro, plan.shape.context + 1, dtype=torch.int64)
+    for _ in range(schedule.accumulation):
+        tokens = torch.zeros(schedule.micro, schedule.shape.context + 1, dtype=torch.int64)
         losses, _ = built.engine(tokens[:, :-1], tokens[:, 1:])
         built.engine.backward(losses.mean())
         after_backward()

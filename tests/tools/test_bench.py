@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sparsecl.programs import bench
 from tests.events import HANG
 from tests.launch.starter import run_script
-from tools import bench
 
 ROOT = Path(__file__).resolve().parents[2]
 ARMS = ["dense", "masked", "packed", "all_live"]

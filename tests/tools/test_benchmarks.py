@@ -10,17 +10,17 @@ import pytest
 import torch
 
 from sparsecl import dist
+from sparsecl.benchmarks import checkpoints, growth, layers, memory, process, wire
+from sparsecl.benchmarks.plot import draw
+from sparsecl.benchmarks.probe import PeakBytes
+from sparsecl.benchmarks.ratios import log_slope
+from sparsecl.benchmarks.tables import as_table
+from sparsecl.checkout import ROOT
 from sparsecl.checkpoint import publish
 from sparsecl.engine.run import check
 from sparsecl.files import write_json
+from sparsecl.programs import bench
 from tests.events import wait_for
-from tools import bench
-from tools.benchmarks import checkpoints, growth, layers, memory, process, wire
-from tools.benchmarks.plot import draw
-from tools.benchmarks.probe import PeakBytes
-from tools.benchmarks.process import ROOT
-from tools.benchmarks.ratios import log_slope
-from tools.benchmarks.tables import as_table
 
 SIZES = "--layers 2 --width 32 --heads 2 --context 16 --vocab 128 --sequences 2 --micro 1"
 ROUNDS = "--rounds 2 --warmup 0"

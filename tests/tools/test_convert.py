@@ -9,9 +9,9 @@ import yaml
 from sparsecl import config as configs
 from sparsecl.checkpoint.publish import candidates
 from sparsecl.engine.run_config import RunConfig
+from sparsecl.programs import convert as tool
 from tests.analysis import made_run
 from tests.checkpoint import made
-from tools import convert as tool
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ from sparsecl.checkpoint.manifest import verify, write_manifest
 from sparsecl.checkpoint.reader import Reader
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.engine.topology import draw_topologies
+from sparsecl.programs.convert import main
 from tests.analysis.made_run import load, make_run
 from tests.events import free_port
 from tests.launch.starter import ROOT, run_script
-from tools.convert import main
 
 STEP_0 = Path("checkpoints") / "step_0"
 

@@ -2,9 +2,9 @@
 
 import pytest
 
+from sparsecl.benchmarks import gpu_table
 from sparsecl.errors import UserError
-from tools import bench
-from tools.benchmarks import gpu_table
+from sparsecl.programs import bench
 
 
 def options(*flags):

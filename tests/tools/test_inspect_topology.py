@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sparsecl.programs import inspect_topology as tool
 from sparsecl.topology.layer import LayerTopology
 from tests.events import HANG
-from tools import inspect_topology as tool
 
 ROOT = Path(__file__).resolve().parents[2]
 

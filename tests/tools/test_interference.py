@@ -6,10 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from sparsecl.experiments.plan import AnalysisConfig, Arm, Run, StudyPlan, run_folder, write_plan
+from sparsecl.experiments.study.study_plan import (
+    AnalysisConfig,
+    Arm,
+    Run,
+    StudyPlan,
+    run_folder,
+    write_plan,
+)
 from sparsecl.metrics.interference import INTERFERENCE, read_interference
+from sparsecl.programs import interference as tool
 from tests.analysis import made_run
-from tools import interference as tool
 
 FAST = ("--sequences", "2", "--weights", "2")
 

@@ -12,18 +12,18 @@ from sparsecl.engine.topology import draw_topologies
 from sparsecl.model.build import build_gpt
 from sparsecl.model.config import ModelShape, padded_vocabulary
 from sparsecl.model.memory import parameter_sizes
+from sparsecl.planning import costs, roofline
+from sparsecl.planning.estimate import Estimate, estimate
+from sparsecl.planning.machines import MACHINES
+from sparsecl.planning.roofline import Work
+from sparsecl.planning.scaling import Faults, Row, own_batch, simulate_goodput, young_interval
+from sparsecl.planning.subjects import Counter, Subject
+from sparsecl.planning.text import memory_rows, run_text
+from sparsecl.planning.traffic import Flow, Place
+from sparsecl.programs import plan
 from tests.distributed import cases
 from tests.metrics.fake_run import from_matrix, write_lines
 from tests.tools import plan_cases
-from tools import plan
-from tools.planning import costs, roofline
-from tools.planning.estimate import Estimate, estimate
-from tools.planning.machines import MACHINES
-from tools.planning.roofline import Work
-from tools.planning.scaling import Faults, Row, own_batch, simulate_goodput, young_interval
-from tools.planning.subjects import Counter, Subject
-from tools.planning.text import memory_rows, run_text
-from tools.planning.traffic import Flow, Place
 
 H200 = MACHINES["h200"]
 SIZES = ("model.width=64", "model.layers=1", "batch.micro=1")
@@ -190,10 +190,10 @@ def test_evaluations_and_saves_by_hand():
     assert made.cost.evaluations == 4
     assert made.cost.saves == 2
     # Twice 40 tokens, three windows of 16, one forward call of 16 windows; twice 300: two calls.
-    tokens = costs.evaluation_tokens(made.subject.config, made.plan, {})
+    tokens = costs.evaluation_tokens(made.subject.config, made.schedule, {})
     assert tokens == (2 * 1 + 2 * 2) * 16 * 16
     # Of 100 tokens there is one call, whatever the cap.
-    short = costs.evaluation_tokens(made.subject.config, made.plan, {"a": 100})
+    short = costs.evaluation_tokens(made.subject.config, made.schedule, {"a": 100})
     assert short == 4 * 16 * 16
 
 
@@ -258,7 +258,7 @@ def compare(stage: str, storage: str, tensor: int, ranks: list) -> None:
     measured = max(ranks, key=lambda rank: rank["parameters"])
     config = made.subject.config
     sizes = parameter_sizes(
-        made.plan.shape, 257, made.subject.topologies, config.topology, tp_size=tensor
+        made.schedule.shape, 257, made.subject.topologies, config.topology, tp_size=tensor
     )
     assert sum(sizes) == measured["parameters"], case
     for part in ("weights", "gradients", "master", "moments", "indices"):
@@ -309,7 +309,7 @@ def test_the_largest_micro_batch_is_the_last_that_fits():
 
 def test_a_batch_that_does_not_divide_is_planned_beside_a_warning():
     made = planned("batch.sequences=8", gpus=3)
-    assert made.plan.accumulation * made.plan.micro * 3 == 9
+    assert made.schedule.accumulation * made.schedule.micro * 3 == 9
     assert made.warnings[0].startswith("batch.sequences=8 is not a multiple of")
     assert not planned("batch.sequences=9", gpus=3).warnings
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from sparsecl.experiments.collect import collect
+from sparsecl.experiments.findings.collect import collect
 from sparsecl.experiments.report import write, write_report
+from sparsecl.programs import report
 from tests.events import HANG
 from tests.experiments.fake_study import FakeArm, write_study
 from tests.tools.test_metrics import WITHOUT_TORCH
-from tools import report
 
 ROOT = Path(__file__).resolve().parents[2]
 ARMS = (FakeArm(name="dense", kind="dense", density=1.0), FakeArm(name="er", forgets=0.2))

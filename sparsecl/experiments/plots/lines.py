@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from sparsecl.experiments.collect import Study
-from sparsecl.experiments.curves import (
+from sparsecl.experiments.findings.collect import Study
+from sparsecl.experiments.findings.curves import (
     Curve,
     domain_curve,
     domains_of,
@@ -19,9 +19,9 @@ from sparsecl.experiments.curves import (
     plasticity_names,
     round_curve,
 )
-from sparsecl.experiments.plan import Arm
+from sparsecl.experiments.findings.trends import ArmCrossover
 from sparsecl.experiments.plots.style import GRID, INK, clean, line_style, plain
-from sparsecl.experiments.trends import ArmCrossover
+from sparsecl.experiments.study.study_plan import Arm
 
 WIDTH = 10.0
 """Inches; all figures of a report are equally wide."""

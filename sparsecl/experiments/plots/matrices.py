@@ -8,9 +8,9 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from sparsecl.experiments.plan import Arm
 from sparsecl.experiments.plots.lines import WIDTH
 from sparsecl.experiments.plots.style import INK, plain
+from sparsecl.experiments.study.study_plan import Arm
 from sparsecl.metrics.matrix import FloatArray
 
 MAX_WRITTEN_ROWS = 16

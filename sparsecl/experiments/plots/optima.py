@@ -7,9 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullFormatter
 
-from sparsecl.experiments.collect import Study
-from sparsecl.experiments.compare import Comparison
-from sparsecl.experiments.optima import SizeTrend
+from sparsecl.experiments.findings.collect import Study
+from sparsecl.experiments.findings.compare import Comparison
+from sparsecl.experiments.findings.optima import SizeTrend
 from sparsecl.experiments.plots.lines import WIDTH
 from sparsecl.experiments.plots.points import axis_label
 from sparsecl.experiments.plots.style import COLOURS, INK, clean, plain

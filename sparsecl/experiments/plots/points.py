@@ -7,14 +7,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
 
-from sparsecl.experiments.collect import Study
-from sparsecl.experiments.compare import Comparison
-from sparsecl.experiments.compare import Figure as Values
-from sparsecl.experiments.measures import MEASURES
-from sparsecl.experiments.plan import Arm
+from sparsecl.experiments.findings.collect import Study
+from sparsecl.experiments.findings.compare import Comparison
+from sparsecl.experiments.findings.compare import Figure as Values
+from sparsecl.experiments.findings.trends import INTERFERENCE_FIGURES, DensityTrend, Front, Trends
 from sparsecl.experiments.plots.lines import WIDTH, arm_style
 from sparsecl.experiments.plots.style import COLOURS, FAINT, INK, MARKERS, clean, plain
-from sparsecl.experiments.trends import INTERFERENCE_FIGURES, DensityTrend, Front, Trends
+from sparsecl.experiments.study.measures import MEASURES
+from sparsecl.experiments.study.study_plan import Arm
 
 
 def arms_figure(

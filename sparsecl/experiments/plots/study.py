@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from sparsecl.experiments.collect import Study
-from sparsecl.experiments.compare import Comparison, sequential
-from sparsecl.experiments.curves import domains_of, mean_matrix, num_phases, order_of
-from sparsecl.experiments.measures import MEASURES
-from sparsecl.experiments.plan import Arm
+from sparsecl.experiments.findings.collect import Study
+from sparsecl.experiments.findings.compare import Comparison, sequential
+from sparsecl.experiments.findings.curves import domains_of, mean_matrix, num_phases, order_of
+from sparsecl.experiments.findings.trends import Trends
 from sparsecl.experiments.plots import lines, matrices, optima, points
 from sparsecl.experiments.plots.style import freeze
-from sparsecl.experiments.trends import Trends
+from sparsecl.experiments.study.measures import MEASURES
+from sparsecl.experiments.study.study_plan import Arm
 from sparsecl.metrics.bootstrap import MIN_SEEDS
 
 MAX_LINES = 7

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from sparsecl.experiments.collect import Study, nf_notes, pairing_problems
-from sparsecl.experiments.compare import Comparison, Contrast
-from sparsecl.experiments.measures import MEASURES
+from sparsecl.experiments.findings.collect import Study, nf_notes, pairing_problems
+from sparsecl.experiments.findings.compare import Comparison, Contrast
+from sparsecl.experiments.findings.trends import Stop, Trends
 from sparsecl.experiments.report.results import verdict
-from sparsecl.experiments.trends import Stop, Trends
+from sparsecl.experiments.study.measures import MEASURES
 from sparsecl.metrics.bootstrap import MIN_SEEDS
 from sparsecl.metrics.table import number
 

@@ -6,10 +6,10 @@ from typing import Any
 from sparsecl import config as configs
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import UserError
-from sparsecl.experiments.collect import Study
-from sparsecl.experiments.plan import arm_config
+from sparsecl.experiments.findings.collect import Study
 from sparsecl.experiments.report.table import Cell, Column, Table
 from sparsecl.experiments.report.tables import mean_of
+from sparsecl.experiments.study.study_plan import arm_config
 from sparsecl.methods.facts import FLAGS
 from sparsecl.metrics.forgetting import finite
 from sparsecl.metrics.summary import matrix_of

@@ -1,9 +1,10 @@
 """Tables of a report: tests, controls, and what the trends show."""
 
-from sparsecl.experiments.collect import Study
-from sparsecl.experiments.compare import Comparison, Contrast, Family
-from sparsecl.experiments.curves import plasticity_names
-from sparsecl.experiments.optima import SizeTrend
+from sparsecl.experiments.findings.collect import Study
+from sparsecl.experiments.findings.compare import Comparison, Contrast, Family
+from sparsecl.experiments.findings.curves import plasticity_names
+from sparsecl.experiments.findings.optima import SizeTrend
+from sparsecl.experiments.findings.trends import INTERFERENCE_FIGURES, Trends
 from sparsecl.experiments.report.table import Cell, Column, Table
 from sparsecl.experiments.report.tables import (
     ARM,
@@ -14,7 +15,6 @@ from sparsecl.experiments.report.tables import (
     level_text,
     mean_of,
 )
-from sparsecl.experiments.trends import INTERFERENCE_FIGURES, Trends
 from sparsecl.metrics.crossover import STRETCH
 
 

@@ -3,14 +3,14 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from sparsecl.experiments.collect import Study, pairing_problems
-from sparsecl.experiments.compare import Comparison
-from sparsecl.experiments.measures import MEASURES
+from sparsecl.experiments.findings.collect import Study, pairing_problems
+from sparsecl.experiments.findings.compare import Comparison
+from sparsecl.experiments.findings.trends import Trends
 from sparsecl.experiments.report import answer, results, setting, tables
 from sparsecl.experiments.report.methods import flags_table, told_table
 from sparsecl.experiments.report.page import Section, bullets, fold, paragraph
 from sparsecl.experiments.report.table import Table, as_html
-from sparsecl.experiments.trends import Trends
+from sparsecl.experiments.study.measures import MEASURES
 from sparsecl.metrics.bootstrap import MIN_BOOTSTRAP, MIN_SEEDS
 from sparsecl.metrics.forgetting import MIN_IMPROVEMENT
 from sparsecl.metrics.reading import planned_often

@@ -5,10 +5,10 @@ import json
 from collections import Counter
 from typing import Any
 
-from sparsecl.experiments.collect import Study
-from sparsecl.experiments.plan import arm_config
+from sparsecl.experiments.findings.collect import Study
 from sparsecl.experiments.report.page import bullets, facts, listing, paragraph
 from sparsecl.experiments.report.table import Cell, Column, Table
+from sparsecl.experiments.study.study_plan import arm_config
 from sparsecl.opening import read_plain
 
 SHOWN_DIGITS = 16

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sparsecl.experiments.collect import Study
-from sparsecl.experiments.compare import Comparison, sequential
-from sparsecl.experiments.curves import domains_of, mean_matrix, order_of
-from sparsecl.experiments.measures import MEASURES
-from sparsecl.experiments.plan import Arm
+from sparsecl.experiments.findings.collect import Study
+from sparsecl.experiments.findings.compare import Comparison, sequential
+from sparsecl.experiments.findings.curves import domains_of, mean_matrix, order_of
 from sparsecl.experiments.report.table import Cell, Column, Table, file_name
+from sparsecl.experiments.study.measures import MEASURES
+from sparsecl.experiments.study.study_plan import Arm
 from sparsecl.metrics.bootstrap import MIN_SEEDS, Interval
 from sparsecl.metrics.header import COUNTS
 

@@ -9,15 +9,15 @@ import os
 from pathlib import Path
 
 from sparsecl.errors import CannotCreateError
-from sparsecl.experiments.collect import Study
-from sparsecl.experiments.compare import compare
+from sparsecl.experiments.findings.collect import Study
+from sparsecl.experiments.findings.compare import compare
+from sparsecl.experiments.findings.trends import trends
 from sparsecl.experiments.plots.study import StudyFigure, study_figures
 from sparsecl.experiments.plots.style import save_pdf, save_png, svg
 from sparsecl.experiments.report.page import page, plot
 from sparsecl.experiments.report.sections import Material, sections
 from sparsecl.experiments.report.setting import banner
 from sparsecl.experiments.report.table import Table, as_csv, as_latex
-from sparsecl.experiments.trends import trends
 from sparsecl.files import temporary_folder, writing
 from sparsecl.opening import is_folder
 

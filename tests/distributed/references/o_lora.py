@@ -21,7 +21,7 @@ class OLoraReference(ReferenceRun):
             return y
 
         self.model.linear = linear
-        total = self.options.rank * (len(self.plan.phases) - 1)
+        total = self.options.rank * (len(self.schedule.phases) - 1)
         for name in [n.removesuffix(".weight") for n in self.masks]:
             if name.split(".")[-1] in self.options.kinds:
                 outputs, inputs = self.params[f"{name}.weight"].shape

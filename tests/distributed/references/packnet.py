@@ -16,7 +16,7 @@ class PackNetReference(ReferenceRun):
         self.mine = 0
 
     def loss(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        stage = self.plan.phases[self.phase].stage(self.phase_step)
+        stage = self.schedule.phases[self.phase].stage(self.phase_step)
         if stage.name == "retrain" and stage.begin == self.phase_step:
             self.take()
         return super().loss(rows)

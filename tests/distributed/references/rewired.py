@@ -52,7 +52,7 @@ class RiglReference(Rewired):
         return super().loss(rows)
 
     def after_backward(self) -> bool:
-        options, total = self.config.methods.rigl, sum(p.num_steps for p in self.plan.phases)
+        options, total = self.config.methods.rigl, sum(p.num_steps for p in self.schedule.phases)
         end = int(options.end * total)
         if self.step % options.every or self.step > end:
             return True

@@ -11,7 +11,7 @@ import torch
 
 from sparsecl.data.batches import PhaseStream
 from sparsecl.data.prepare import prepare
-from sparsecl.engine.plan import learning_rate, make_plan
+from sparsecl.engine.schedule import learning_rate, make_schedule
 from sparsecl.model.build import build_gpt
 from sparsecl.sparse.registry import sparse_parameters
 from tests.distributed import cases
@@ -32,7 +32,7 @@ class ReferenceRun:
 
     def __init__(self, cache: str, overrides: tuple[str, ...]) -> None:
         self.config = cases.load(cache, overrides)
-        self.plan = make_plan(self.config, world_size=1)
+        self.schedule = make_schedule(self.config, world_size=1)
         self.data = prepare(self.config.data, self.config.tokenizer, context=16, seed=0)
         model = build_gpt(
             self.config.model, self.config.topology, vocab_size=257, seed=self.config.seed
@@ -51,7 +51,7 @@ class ReferenceRun:
 
     def stream(self, phase: int) -> PhaseStream:
         """Training sequences of a phase."""
-        domain = self.data.domains[self.plan.phases[phase].domain]
+        domain = self.data.domains[self.schedule.phases[phase].domain]
         return PhaseStream(
             domain.train, context=16, seed=self.config.seed, phase=phase, domain_name=domain.name
         )
@@ -85,7 +85,7 @@ class ReferenceRun:
 
     def train(self) -> Trace:
         trace, size = Trace(), self.config.batch.sequences
-        for phase in self.plan.phases:
+        for phase in self.schedule.phases:
             self.phase = phase.index
             self.phase_start()
             for self.phase_step in range(phase.num_steps):

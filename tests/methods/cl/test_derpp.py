@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparsecl.engine.outputs import ForwardOutputs, Logits, weighted_mean
+from sparsecl.engine.loop.outputs import ForwardOutputs, Logits, weighted_mean
 from sparsecl.methods.cl.config import DerppConfig
 from sparsecl.methods.cl.derpp import Derpp
 from sparsecl.methods.cl.reservoir import Reservoir

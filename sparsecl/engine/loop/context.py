@@ -1,0 +1,107 @@
+"""What methods see of a run: see methods/context.py."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from sparsecl import dist, seeding
+from sparsecl.engine.build import Built
+from sparsecl.engine.loop.evaluate import mean_gradients
+from sparsecl.engine.loop.outputs import forward
+from sparsecl.engine.loop.phase_data import Stream
+from sparsecl.engine.position import Position
+from sparsecl.engine.run_config import RunConfig
+from sparsecl.engine.schedule import Schedule
+from sparsecl.methods.context import Outputs, Progress, SliceTensors
+from sparsecl.methods.several import Methods
+from sparsecl.methods.weights import WeightContext
+from sparsecl.model.frozen_copy import frozen_copy
+
+# Keeps fp16 gradients of single sequences clear of underflow, and of overflow by the scale alone.
+FISHER_SCALE = 1024.0
+
+
+class RunContext(WeightContext):
+    """The context of one run on this rank; implements MethodContext."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        schedule: Schedule,
+        built: Built,
+        position: Position,
+        methods: Methods,
+        stream_of: Callable[[int], Stream],
+    ) -> None:
+        """`stream_of`: the training sequences of a phase."""
+        super().__init__(built.engine.module, built.slices, built.guard, methods)
+        self.config, self.schedule, self.built = config, schedule, built
+        self.position, self._stream_of = position, stream_of
+        self.micro_step = 0
+
+    # Where the run is.
+
+    @property
+    def progress(self) -> Progress:
+        position = self.position
+        # After the last phase the last one is shown.
+        phase = self.schedule.phases[min(position.phase, len(self.schedule.phases) - 1)]
+        stage = phase.stage(min(position.phase_step, phase.num_steps - 1))
+        return Progress(
+            step=position.step,
+            total_steps=sum(phase.num_steps for phase in self.schedule.phases),
+            phase=position.phase,
+            phase_step=position.phase_step,
+            phase_steps=phase.num_steps,
+            stage=stage.name,
+            stage_step=position.phase_step - stage.begin,
+            stage_steps=stage.end - stage.begin,
+            data_step=position.phase_step + position.data_shift,
+            micro_step=self.micro_step,
+            num_micro_steps=self.schedule.accumulation,
+        )
+
+    @property
+    def domain(self) -> str:
+        return self.schedule.domain_name(self.schedule.phases[self.position.phase])
+
+    @property
+    def batch_sequences(self) -> int:
+        return self.config.batch.sequences
+
+    def rows(self, phase: int, indices: np.ndarray) -> np.ndarray:
+        return self._stream_of(phase).rows(indices)
+
+    def generator(self, *names: str | int) -> np.random.Generator:
+        return seeding.stream(self.config.seed, *names)
+
+    def mean_gradients(
+        self,
+        rows: np.ndarray,
+        *,
+        each: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> SliceTensors:
+        found = mean_gradients(
+            self.built.engine,
+            rows,
+            each=each,
+            micro=self.schedule.micro,
+            scale=min(self.slices.loss_scale, FISHER_SCALE),
+        )
+        return {item.name: item.part(found[item.name]).clone() for item in self.slices}
+
+    @torch.no_grad()
+    def frozen_copy(self, masters: SliceTensors | None = None) -> Callable[[np.ndarray], Outputs]:
+        # At every stage and precision the weights of the forward pass are the masters, rounded.
+        weights = {
+            name: self.whole(name, masters).to(param.dtype)
+            for name, param in self.slices.parameters().items()
+        }
+        model = frozen_copy(self.module, weights)
+
+        @torch.no_grad()
+        def teacher(rows: np.ndarray) -> Outputs:
+            return forward(model, torch.from_numpy(rows).to(dist.device()), with_logits=True)
+
+        return teacher

@@ -1,0 +1,261 @@
+"""What a person sees on the terminal: header, costs, evaluations, progress."""
+
+import contextlib
+import shlex
+import sys
+import textwrap
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from tqdm import tqdm
+
+from sparsecl.engine.run_config import RunConfig
+from sparsecl.engine.schedule import Schedule
+from sparsecl.engine.texts import Scored
+from sparsecl.model.flops import (
+    ParameterCounts,
+    multiplied_weights,
+    training_flops_per_token,
+)
+from sparsecl.model.memory import Layout, RankMemory, memory_per_rank
+from sparsecl.sparse.backends import BackendName
+from sparsecl.topology.layer import LayerTopology
+from sparsecl.topology.report import describe
+
+WIDTH = 100  # columns of a terminal
+
+
+def watch(folder: Path) -> str:
+    """The command that shows the curves of a run, ready for a shell."""
+    return f"tensorboard --logdir {shlex.quote(str(folder))}"
+
+
+def header(
+    config: RunConfig,
+    schedule: Schedule,
+    counts: ParameterCounts,
+    topologies: Mapping[str, LayerTopology],
+    *,
+    layout: Layout,
+    world_size: int,
+    data: str,
+    reading: str,
+    scored: Mapping[str, Scored] | None = None,
+    backends: Mapping[str, BackendName] | None = None,
+) -> str:
+    """What is about to be trained, in a few aligned lines.
+
+    Args:
+        layout: as `rank_layout` of plan.py gives it.
+        reading: planned passes over the training text, from reading.py.
+        scored: by domain, how much text is behind its scores; None = not known yet.
+        backends: what topology.backend auto has chosen, by layer name; None = not known yet.
+    """
+    shape = schedule.shape
+    role = " (role update)" if config.topology.role == "update" and topologies else ""
+    vocab = counts.embedding // shape.width
+    memory = memory_per_rank(shape, vocab, topologies, config.topology, layout, backends=backends)
+    lines = {
+        "run": f"{config.name}, seed {config.seed}",
+        "model": f"GPT {shape.layers} layers x {shape.width} wide, {shape.heads} heads, "
+        f"context {shape.context}",
+        "parameters": f"{counts.live:,} live of {counts.total:,} (density "
+        f"{counts.density_model:.3f}; masked matrices {counts.density_masked:.3f})",
+        "topology": describe(config.topology, topologies) + role,
+        "layout": f"{world_size} process{'es' if world_size > 1 else ''}: tp "
+        f"{layout.tp_size}{' (positions spread)' if layout.sequence and layout.tp_size > 1 else ''}"
+        f" x dp {layout.dp_size}, ZeRO {layout.zero_stage}, {config.precision}",
+        "memory": f"{_bytes(memory.total)} per rank: "
+        + ", ".join(f"{part} {_bytes(size)}" for part, size in _memory_parts(memory).items()),
+        "batch": f"{config.batch.sequences} sequences = {schedule.tokens_per_step:,} tokens per "
+        f"step, {schedule.accumulation} x {schedule.micro} per rank",
+        "data": data,
+        "phases": ", ".join(
+            f"{schedule.domain_name(phase)} {phase.num_steps}" for phase in schedule.phases
+        )
+        + " steps",
+        "passes": reading,
+        **_scored_lines(config, scored),
+    }
+    return "\n".join(_wrap(f"  {key:<11} ", value) for key, value in lines.items())
+
+
+def evaluation_line(
+    step: int,
+    losses: Mapping[str, float],
+    trained: str | None,
+    *,
+    border: bool = False,
+    told: bool = False,
+) -> str:
+    """Validation losses of all domains; the one in training stands in brackets.
+
+    Args:
+        border: a row of the result matrix, which stands on more text than scores inside a phase.
+        told: methods were told the domain.
+    """
+    what = "told the domain" if told else "border loss" if border else "validation loss"
+    label = f"  step {step:>6}  {what:<15} "
+    lines = [label]
+    for name, loss in losses.items():
+        part = f"[{name} {loss:.3f}]" if name == trained else f" {name} {loss:.3f} "
+        if len(lines[-1]) + len(part) > WIDTH:
+            lines.append(" " * len(label))
+        lines[-1] += part
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def costs(
+    config: RunConfig,
+    schedule: Schedule,
+    counts: ParameterCounts,
+    topologies: Mapping[str, LayerTopology],
+    *,
+    vocab: int,
+    layout: Layout,
+    backends: Mapping[str, BackendName] | None = None,
+) -> str:
+    """FLOPs of training and bytes per rank, for --dry_run. Arguments as for `header`."""
+    backend = config.topology.backend if topologies else "dense"
+    chosen = dict.fromkeys(topologies, backend) if backend != "auto" else dict(backends or {})
+    flops = training_flops_per_token(
+        schedule.shape,
+        counts,
+        role=config.topology.role,
+        multiplied=multiplied_weights(schedule.shape, topologies, chosen),
+    )
+    memory = memory_per_rank(
+        schedule.shape, vocab, topologies, config.topology, layout, backends=backends
+    )
+    by = f"by backend {backend}" if topologies else "by a dense model"
+    if topologies and backend == "auto" and backends is None:
+        by = "at most; backend auto is measured when the run starts"
+    tokens = schedule.num_steps * schedule.tokens_per_step
+    storage = f"{config.topology.storage} storage" if topologies else "dense model"
+    return "\n".join(
+        [
+            f"  FLOPs per token: {flops.useful:.3e} useful (live weights), "
+            f"{flops.executed:.3e} executed ({by})",
+            f"  Tokens: {tokens:,}; training: {tokens * flops.executed:.3e} FLOPs executed",
+            f"  Memory per rank, {storage}: {_bytes(memory.total)} (buffers of DeepSpeed come on "
+            "top)",
+            *(f"    {part:<12}{_bytes(size):>12}" for part, size in _memory_parts(memory).items()),
+        ]
+    )
+
+
+def _scored_lines(config: RunConfig, scored: Mapping[str, Scored] | None) -> dict[str, str]:
+    """How much validation text is behind rows of the matrix, and behind scores inside a phase."""
+    if scored is None:
+        cap = config.eval.cap_at_ends
+        most = "all validation text" if cap is None else f"up to {cap:,} validation tokens"
+        return {"scored": f"before training and after each phase: {most} of each domain"}
+    return {
+        "scored": "before training and after each phase: " + _text_of(scored, "ends"),
+        **({"  in phases": _text_of(scored, "inside")} if config.eval.every else {}),
+    }
+
+
+def _text_of(scored: Mapping[str, Scored], text: str) -> str:
+    parts = []
+    for name, sizes in scored.items():
+        of = sizes[text]
+        parts.append(
+            f"{name} {of['documents']:,} of {sizes['all']['documents']:,} documents, "
+            f"{of['windows']:,} windows, {of['tokens']:,} tokens"
+        )
+    return "; ".join(parts)
+
+
+def _memory_parts(memory: RankMemory) -> dict[str, int]:
+    """The parts of the ledger that are not empty, in its order."""
+    return {name: size for name, size in asdict(memory).items() if size}
+
+
+def data_line(domains: Mapping[str, tuple[int, int]], tokenizer: str) -> str:
+    """Training and validation tokens of each domain in one line."""
+    parts = [
+        f"{name} {_count(train)}+{_count(validation)}"
+        for name, (train, validation) in domains.items()
+    ]
+    return f"{', '.join(parts)} tokens (train+validation), {tokenizer}"
+
+
+def overlap_line(overlap: Mapping[str, float | None]) -> str:
+    """How much of each domain's validation text is in training text; None: not known."""
+    parts = [
+        f"{name} {'-' if share is None else f'{share:.1%}'}" for name, share in overlap.items()
+    ]
+    return _wrap(
+        f"  {'overlap':<11} ", f"13-grams of validation also in training: {', '.join(parts)}"
+    )
+
+
+class Progress:
+    """A tqdm bar for one phase on stderr; silent on ranks other than 0."""
+
+    def __init__(self, label: str, *, total: int, done: int, show: bool) -> None:
+        """`done` steps of `total` lie behind (resume)."""
+        # A log file gets a line every 15 seconds, a terminal ten updates a second.
+        terminal = sys.stderr.isatty()
+        self._bar = tqdm(
+            desc=label,
+            total=total,
+            initial=done,
+            unit="step",
+            disable=not show,
+            mininterval=0.1 if terminal else 15.0,
+            dynamic_ncols=terminal,
+            ncols=None if terminal else WIDTH,
+            file=None if terminal else _Lines(),
+        )
+
+    def advance(self, **figures: str) -> None:
+        """One step more, with figures to show."""
+        if figures:
+            self._bar.set_postfix(figures, refresh=False)
+        self._bar.update()
+
+    def close(self) -> None:
+        """Leave the finished bar on the screen."""
+        self._bar.close()
+
+
+class _Lines:
+    """A stream for tqdm where there is no terminal: whole lines instead of one rewritten line."""
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            with contextlib.suppress(OSError):  # no bar is worth a run
+                sys.stderr.write(text.strip() + "\n")
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+
+
+def _wrap(label: str, value: str) -> str:
+    """`label` and `value` in lines of at most WIDTH columns, the value's aligned."""
+    return textwrap.fill(
+        value,
+        WIDTH,
+        initial_indent=label,
+        subsequent_indent=" " * len(label),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _count(number: int) -> str:
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return str(number)
+
+
+def _bytes(number: int) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if number >= size:
+            return f"{number / size:.2f} {unit}"
+    return f"{number} B"

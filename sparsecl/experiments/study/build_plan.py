@@ -1,0 +1,248 @@
+"""From a study at one of its sizes to a plan: arms, controls, runs, and what sets them apart."""
+
+import json
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from sparsecl import config as configs
+from sparsecl.config_nodes import read_text
+from sparsecl.engine.run_config import RunConfig
+from sparsecl.errors import UserError
+from sparsecl.experiments.study import pairing
+from sparsecl.experiments.study.controls import Control, Price, controls, own_references
+from sparsecl.experiments.study.measures import MEASURES
+from sparsecl.experiments.study.study_file import ScaledStudy, Setting
+from sparsecl.experiments.study.study_plan import (
+    PARTS,
+    PLAN,
+    Arm,
+    Run,
+    StudyPlan,
+    arm_config,
+    check_study,
+    read_plan,
+    write_plan,
+)
+from sparsecl.files import atomic_open, remove_leftovers, sha256_text, writing
+from sparsecl.metrics.significance import reach
+from sparsecl.opening import make_folder
+
+
+def make_plan(
+    study: ScaledStudy,
+    price: Callable[[RunConfig], Price],
+    *,
+    threads: int,
+    command: Sequence[str],
+) -> tuple[StudyPlan, dict[str, RunConfig]]:
+    """The plan, and the config of every arm for the first seed.
+
+    Args:
+        price: checks a config and counts its cost; called once for each arm, and more often for
+            narrower models.
+        threads: CPU threads of each run.
+        command: the command line, for the report.
+
+    Raises:
+        UserError: what is wrong with the study, before any work.
+    """
+    settings = [_seeded(setting, study.seeds[0]) for setting in study.settings]
+    analysis = study.config.analysis
+    made = list(controls(study.config.controls, settings, analysis.reference, price))
+    all_of_them = [*settings, *(control.setting for control in made)]
+    references = own_references(settings, analysis.reference)
+    for setting in settings:
+        pairing.check_scored(setting.name, setting.config, references[setting.size].config)
+    roles = {control.setting.name: control for control in made}
+    arms = tuple(
+        _arm(
+            setting,
+            references[setting.size],
+            roles.get(setting.name),
+            study,
+            price(setting.config),
+        )
+        for setting in all_of_them
+    )
+    by_name = {setting.name: setting.config for setting in all_of_them}
+    plan = StudyPlan(
+        name=study.config.name,
+        question=study.config.question,
+        scale=study.scale,
+        seeds=study.seeds,
+        analysis=analysis,
+        arms=arms,
+        runs=tuple(_runs(arms, roles, study.seeds)),
+        ds_config=str(study.ds_config),
+        threads=threads,
+        command=shlex.join(command),
+        digest=_digest(by_name, study),
+    )
+    _check_analysis(plan, by_name)
+    pairing.check_contrasts(plan, by_name)
+    return plan, by_name
+
+
+def open_study(folder: Path, plan: StudyPlan, arm_configs: dict[str, RunConfig]) -> StudyPlan:
+    """Write a new study folder, or find the same study in an old one; it is locked.
+
+    Returns:
+        The plan to go on with: that of the folder, if there is one.
+
+    Raises:
+        UserError: if the folder holds another study.
+        CannotCreateError, StorageError: if it cannot be written.
+    """
+    check_study(folder, plan)
+    remove_leftovers(folder)
+    for part in PARTS:
+        with writing(folder / part):
+            make_folder(folder / part)
+        remove_leftovers(folder / part)
+    if (folder / PLAN).exists():
+        return _same_study(folder, plan)
+    for name, config in arm_configs.items():
+        with atomic_open(arm_config(folder, name)) as file:
+            file.write(configs.dump(config))
+    write_plan(folder, plan)  # last: a folder with a plan is complete
+    return plan
+
+
+def _same_study(folder: Path, plan: StudyPlan) -> StudyPlan:
+    old = read_plan(folder)
+    if old.digest != plan.digest:
+        before, now = ({arm.name for arm in p.arms} for p in (old, plan))
+        changes = [
+            *(f"arm {name} is gone" for name in sorted(before - now)),
+            *(f"arm {name} is new" for name in sorted(now - before)),
+            *([f"seeds {old.seeds} -> {plan.seeds}"] if old.seeds != plan.seeds else []),
+        ]
+        what = "; ".join(changes) or "the run configs differ"
+        raise UserError(
+            f"--study_dir {folder}: holds another study ({what}). Give another folder, or go on "
+            "with the study as it was."
+        )
+    if old.analysis != plan.analysis:
+        changes = configs.differences(*(configs.to_dict(p.analysis) for p in (old, plan)))
+        raise UserError(
+            f"--study_dir {folder}: was planned with another analysis ({changes[0]}), and what is "
+            "compared is fixed before the runs begin. Give another folder, or go on as it was."
+        )
+    if old.threads != plan.threads:
+        raise UserError(
+            f"--threads {plan.threads}: the study was begun with {old.threads}, and another number "
+            f"rounds differently. Use --threads {old.threads}, or another --study_dir."
+        )
+    return replace(plan, command=old.command)
+
+
+def _seeded(setting: Setting, seed: int) -> Setting:
+    return replace(setting, config=replace(setting.config, seed=seed, name=setting.name))
+
+
+def _arm(
+    setting: Setting, reference: Setting, control: Control | None, study: ScaledStudy, cost: Price
+) -> Arm:
+    lines = configs.differences(configs.to_dict(reference.config), configs.to_dict(setting.config))
+    if control is not None and control.needs_losses:
+        lines.append(f"phases.until_loss: null -> the losses of {control.of} after each phase")
+    label = study.config.labels.get(setting.name, setting.name)
+    if control is not None:
+        of = study.config.labels.get(control.of, control.of)
+        rest = setting.name.removeprefix(f"{control.of}.").replace("_", " ").replace(".", " ")
+        label = f"{of}: {rest}"
+    return Arm(
+        name=setting.name,
+        label=label,
+        role=control.role if control else "arm",
+        of=control.of if control else None,
+        size=setting.size,
+        levels=setting.levels,
+        differences=tuple(line for line in lines if not line.startswith("name:")),
+        stream=pairing.stream(setting.config),
+        kind=setting.config.topology.kind,
+        density=cost.density,
+        live=cost.live,
+        total=cost.total,
+        flops_per_token=cost.flops_per_token,
+        steps=cost.steps,
+        tokens=cost.tokens,
+    )
+
+
+def _runs(arms: Sequence[Arm], roles: dict[str, Control], seeds: Sequence[int]) -> list[Run]:
+    """Seed by seed: a study that is stopped half-way has whole pairs."""
+    runs = []
+    for seed in seeds:
+        for arm in arms:
+            control = roles.get(arm.name)
+            needs = f"{arm.of}/seed{seed}" if control and control.needs_losses else None
+            name = f"{arm.name}/seed{seed}"
+            runs.append(Run(name=name, arm=arm.name, seed=seed, needs=needs))
+    return runs
+
+
+def _check_analysis(plan: StudyPlan, by_name: Mapping[str, RunConfig]) -> None:
+    """Names in the analysis that are not there."""
+    domains = [domain.name for domain in by_name[plan.analysis.reference].data.domains]
+    if plan.analysis.core not in (None, *domains):
+        raise UserError(
+            f"analysis.core: there is no domain {plan.analysis.core}; there are "
+            f"{', '.join(domains)}"
+        )
+    names = [arm.name for arm in plan.arms]
+    for name in (*plan.analysis.metrics, *plan.analysis.margins):
+        if name not in MEASURES:
+            raise UserError(
+                f"analysis: there is no measure {name}; there are {', '.join(MEASURES)}"
+            )
+    for contrast in plan.analysis.contrasts:
+        for name in (contrast.arm, contrast.against):
+            if name not in names:
+                raise UserError(
+                    f"analysis.contrasts: there is no arm {name}; there are {', '.join(names)}"
+                )
+
+
+def _digest(by_name: dict[str, RunConfig], study: ScaledStudy) -> str:
+    parts = {
+        "arms": {name: configs.digest(config) for name, config in by_name.items()},
+        "seeds": list(study.seeds),
+        "ds_config": read_text(study.ds_config),
+    }
+    return sha256_text(json.dumps(parts, sort_keys=True))
+
+
+def plan_text(plan: StudyPlan) -> str:
+    """What will run, as a table for people."""
+    left = max(3, *(len(arm.name) for arm in plan.arms))
+    lines = [
+        f"{plan.name} ({plan.scale}): {len(plan.arms)} arms x {len(plan.seeds)} seeds = "
+        f"{len(plan.runs)} runs",
+        "",
+        f"{'arm':<{left}}  {'density':>8} {'live':>13} {'FLOPs/token':>12} {'tokens':>14} "
+        f"{'steps':>7}",
+    ]
+    lines += [
+        f"{arm.name:<{left}}  {arm.density:>8.4f} {arm.live:>13,} {arm.flops_per_token:>12.3e} "
+        f"{arm.tokens:>14,} {arm.steps:>7,}"
+        for arm in plan.arms
+    ]
+    tokens = sum(plan.arm(run.arm).tokens for run in plan.runs)
+    work = sum(plan.arm(run.arm).tokens * plan.arm(run.arm).flops_per_token for run in plan.runs)
+    lines.append(f"{'in all':<{left}}  {'':>8} {'':>13} {work:>12.3e} {tokens:>14,}")
+    lines.append("(in all: FLOPs and tokens of all runs; FLOPs by live weights)")
+    planned, alpha = plan.contrasts(), plan.analysis.alpha
+    if planned:
+        lines += [
+            "",
+            f"planned contrasts on {plan.analysis.metrics[0]} (Holm over {len(planned)}):",
+        ]
+        lines += [f"  {line}" for line in pairing.contrast_lines(plan)]
+        paired = any(map(plan.paired, planned))
+        sizes = (len(plan.seeds),) if paired else (len(plan.seeds),) * 2
+        short = reach(*sizes, alpha=alpha, num_contrasts=len(planned))
+        lines += [f"  note: {short}"] if short else []
+    return "\n".join(lines)

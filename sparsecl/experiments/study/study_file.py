@@ -1,0 +1,320 @@
+"""A study file: the base config, what the arms change in it, controls, seeds, analysis.
+
+Everything under `base`, `scales.NAME.run`, `arms.NAME` and the levels of an axis is a piece of a
+run config (engine/run_config.py); later pieces are laid over earlier ones, and an unknown key is
+an error that names its line.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import product
+from pathlib import Path
+from typing import Literal
+
+from yaml.nodes import MappingNode, Node
+
+from sparsecl import config as configs
+from sparsecl.config_nodes import empty_mapping, fail, join, override
+from sparsecl.engine.run_config import RunConfig
+from sparsecl.errors import UserError
+from sparsecl.experiments.study.study_plan import AnalysisConfig, at_size
+
+GIVEN = {
+    "seed": "a study gives every run its seed; list them under seeds, or use --seeds",
+    "name": "a study names its runs, by arm and seed; leave it out",
+}
+"""Keys of a run config that would have no effect in a study."""
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,80}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleConfig:
+    """One size at which a study can run."""
+
+    run: Node | None = None
+    """What it changes in the base config."""
+
+    sizes: dict[str, Node] = field(default_factory=dict)
+    """Sizes of the model -> what each changes in the base config. Every arm and control is run at
+    every size, as SIZE-ARM, and compared within its size; else the study has one size."""
+
+    seeds: int | tuple[int, ...] | None = None
+    """In place of the study's."""
+
+    ds_config: str | None = None
+    """In place of the study's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridConfig:
+    """Arms made of axes; the first level of every axis is its centre."""
+
+    design: Literal["one_at_a_time", "factorial"]
+    """one_at_a_time: the centre, and every other level alone; factorial: every combination."""
+
+    axes: dict[str, dict[str, Node]]
+    """Axis -> level -> what it changes in the base config."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlsConfig:
+    """Controls, each with the names of its arms; "all_sparse" stands for all that are not dense."""
+
+    equal_parameters: tuple[str, ...] = ()
+    """A dense model with as many parameters as the arm has live ones: narrower, within 1 %."""
+
+    stopped_early: tuple[str, ...] = ()
+    """The reference, each phase ended at the arm's loss on its domain right after that phase."""
+
+    update_only: tuple[str, ...] = ()
+    """All weights exist, those of the arm's topology are trained."""
+
+    equal_flops: tuple[str, ...] = ()
+    """The arm, trained longer: as many FLOPs as the reference."""
+
+    joint: tuple[str, ...] = ()
+    """All domains at once: the upper bound."""
+
+    alone: tuple[str, ...] = ()
+    """Each domain alone from the initial weights: the reference for learning speed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """A study as it is written."""
+
+    name: str
+    """Names its folder."""
+
+    question: str = ""
+    """For the report: what the study asks, in a sentence or two."""
+
+    base: Node | None = None
+    """What all arms share."""
+
+    scales: dict[str, ScaleConfig] = field(default_factory=dict)
+    """Sizes by name; --scale picks one, else the first."""
+
+    seeds: int | tuple[int, ...] = 6
+    """Number of seeds, from 0 on, or the seeds themselves."""
+
+    ds_config: str = "ds_configs/zero2.json"
+    """DeepSpeed JSON, relative to the current folder."""
+
+    arms: dict[str, Node] = field(default_factory=dict)
+    """Name -> what the arm changes in the base config."""
+
+    labels: dict[str, str] = field(default_factory=dict)
+    """Arm -> text for tables and legends; else its name."""
+
+    grids: tuple[GridConfig, ...] = ()
+    """More arms."""
+
+    controls: ControlsConfig = field(default_factory=ControlsConfig)
+    analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
+
+    def __post_init__(self) -> None:
+        for key, names in (("name", [self.name]), ("arms", self.arms), ("scales", self.scales)):
+            for name in names:
+                if not NAME.fullmatch(name):
+                    raise ValueError(
+                        f"{key}: {name!r} must be letters, digits, _ - . (81 at most, not - or . "
+                        "first), for it names files"
+                    )
+        if not self.arms and not self.grids:
+            raise ValueError("arms is missing: a study needs arms, or grids that make them")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One arm before it is planned."""
+
+    name: str
+    config: RunConfig
+    levels: dict[str, str] = field(default_factory=dict)
+    size: str | None = None
+    """Of a study of several sizes."""
+
+
+@dataclass(frozen=True)
+class ScaledStudy:
+    """A study at one of its sizes."""
+
+    config: StudyConfig
+    scale: str
+    ds_config: Path
+    seeds: tuple[int, ...]
+    settings: tuple[Setting, ...]
+
+
+def read_study(
+    path: Path,
+    *,
+    scale: str | None = None,
+    base: Path | None = None,
+    overrides: Sequence[str] = (),
+    seeds: int | None = None,
+) -> ScaledStudy:
+    """Read a study file and lay out its arms.
+
+    Args:
+        scale: name of one of its scales; None = the first.
+        base: one more run config laid over the base, for example with other data.
+        overrides: "a.b=value" texts laid over it last.
+        seeds: number of seeds in place of the study's.
+
+    Raises:
+        UserError: one line with the place and the key.
+    """
+    study = configs.load(StudyConfig, path)
+    scale, size = _scale(study, scale, path)
+    config = RunConfig()
+    for node, key in ((study.base, "base"), (size.run, f"scales.{scale}.run")):
+        if node is not None:
+            config = _laid(config, node, key)
+    if base is not None:  # a run config as it stands, which may have a name
+        config = _laid(config, configs.read_nodes(base, RunConfig), "", allowed=("name",))
+    if overrides:
+        root = empty_mapping("defaults")
+        for text in overrides:
+            override(root, text)
+        config = _laid(config, root, "")
+    settings = _settings(study, config, path)
+    if size.sizes:
+        study, settings = _at_sizes(study, size.sizes, config, scale, path)
+    return ScaledStudy(
+        config=study,
+        scale=scale,
+        ds_config=Path(size.ds_config or study.ds_config),
+        seeds=_seeds(seeds or size.seeds or study.seeds),
+        settings=tuple(settings),
+    )
+
+
+def _at_sizes(
+    study: StudyConfig, sizes: dict[str, Node], base: RunConfig, scale: str, path: Path
+) -> tuple[StudyConfig, list[Setting]]:
+    """The study as it would be written with all its arms spelled out at every size."""
+    settings = []
+    for size, node in sizes.items():
+        key = f"scales.{scale}.sizes"
+        if not NAME.fullmatch(size):
+            raise UserError(f"{path}: {key}: {size!r} must be letters, digits, _ - .")
+        config = _laid(base, node, f"{key}.{size}")
+        settings += [
+            replace(setting, name=at_size(setting.name, size), size=size)
+            for setting in _settings(study, config, path)
+        ]
+
+    def all_sizes(names: Sequence[str]) -> tuple[str, ...]:
+        special = [name for name in names if name.startswith("all_")]
+        others = [name for name in names if name not in special]
+        return (*special, *(at_size(name, size) for size in sizes for name in others))
+
+    controls = {f.name: all_sizes(getattr(study.controls, f.name)) for f in fields(study.controls)}
+    analysis = replace(
+        study.analysis,
+        reference=at_size(study.analysis.reference, next(iter(sizes))),
+        contrasts=tuple(
+            replace(pair, arm=at_size(pair.arm, size), against=at_size(pair.against, size))
+            for size in sizes
+            for pair in study.analysis.contrasts
+        ),
+    )
+    names = {setting.name.removeprefix(f"{setting.size}-") for setting in settings}
+    labels = {
+        at_size(name, size): f"{size}, {study.labels.get(name, name)}"
+        for size in sizes
+        for name in names
+    }
+    controls = ControlsConfig(**controls)
+    return replace(study, analysis=analysis, controls=controls, labels=labels), settings
+
+
+def _laid(base: RunConfig, node: Node, key: str, allowed: Sequence[str] = ()) -> RunConfig:
+    """`base` with a piece of a run config laid over it; what the study sets itself is refused."""
+    pairs = node.value if isinstance(node, MappingNode) else ()
+    for key_node, _ in pairs:
+        if key_node.value in GIVEN and key_node.value not in allowed:
+            fail(key_node, join(key, key_node.value), GIVEN[key_node.value])
+    return configs.overlay(base, node, key)
+
+
+def _scale(study: StudyConfig, name: str | None, path: Path) -> tuple[str, ScaleConfig]:
+    if not study.scales and name is None:
+        return "base", ScaleConfig()
+    name = name or next(iter(study.scales))
+    if name not in study.scales:
+        known = ", ".join(study.scales) or "none"
+        raise UserError(f"--scale {name}: {path} has no such scale; it has {known}")
+    return name, study.scales[name]
+
+
+def _seeds(given: int | tuple[int, ...]) -> tuple[int, ...]:
+    seeds = tuple(range(given)) if isinstance(given, int) else given
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise UserError(f"seeds: must be at least one, >= 0 and distinct, got {given}")
+    return seeds
+
+
+def _settings(study: StudyConfig, base: RunConfig, path: Path) -> list[Setting]:
+    """Arms as written, then those of the grids; of two equal ones the first is kept."""
+    found = [Setting(name, _laid(base, node, f"arms.{name}")) for name, node in study.arms.items()]
+    written: dict[str, str] = {}
+    for setting in found:
+        twin = written.setdefault(configs.digest(setting.config), setting.name)
+        if twin != setting.name:
+            raise UserError(f"{path}: arms.{setting.name}: is the same as {twin}; leave one out")
+    for number, grid in enumerate(study.grids):
+        found += _grid(grid, base, f"grids.{number}")
+    kept: dict[str, Setting] = {}
+    for setting in found:
+        digest = configs.digest(setting.config)
+        if digest in kept:
+            old = kept[digest]
+            kept[digest] = replace(old, levels={**setting.levels, **old.levels})
+        else:
+            kept[digest] = setting
+    names = [setting.name for setting in kept.values()]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{path}: two arms are named {name}; rename an arm, an axis or a level")
+    for name in study.labels:
+        if name not in names:
+            raise UserError(f"{path}: labels: there is no arm {name}; there are {', '.join(names)}")
+    return list(kept.values())
+
+
+def _grid(grid: GridConfig, base: RunConfig, key: str) -> list[Setting]:
+    for axis, levels in grid.axes.items():
+        for name in (axis, *levels):
+            if not NAME.fullmatch(name):
+                raise UserError(f"{key}.axes: {name!r} must be letters, digits, _ - .")
+        if not levels:
+            raise UserError(f"{key}.axes.{axis}: needs at least one level")
+    centre = {axis: next(iter(levels)) for axis, levels in grid.axes.items()}
+    if grid.design == "factorial":
+        combinations = [
+            dict(zip(grid.axes, levels, strict=True)) for levels in product(*grid.axes.values())
+        ]
+    else:
+        combinations = [centre] + [
+            {**centre, axis: level}
+            for axis, levels in grid.axes.items()
+            for level in levels
+            if level != centre[axis]
+        ]
+    return [_cell(grid, base, chosen, centre, key) for chosen in combinations]
+
+
+def _cell(
+    grid: GridConfig, base: RunConfig, chosen: dict[str, str], centre: dict[str, str], key: str
+) -> Setting:
+    """One combination of levels; its name tells what is off the centre."""
+    config = base
+    for axis, level in chosen.items():
+        config = _laid(config, grid.axes[axis][level], f"{key}.axes.{axis}.{level}")
+    moved = [f"{axis}_{level}" for axis, level in chosen.items() if level != centre[axis]]
+    return Setting("-".join(moved) or "centre", config, chosen)

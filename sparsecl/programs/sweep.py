@@ -1,0 +1,207 @@
+"""Run a study: many runs from one file, a few at a time, then one table and a report.
+
+    python launch/sweep.py launch/experiments/exp1_density.yaml
+    python launch/sweep.py launch/experiments/exp2_topology.yaml --scale 100m --jobs 8 --dry_run
+    python launch/sweep.py launch/experiments/exp2_topology.yaml --scale 100m --where slurm
+
+It may be stopped (Ctrl-C, kill) and started again with the same command: what is done stays done,
+and runs that were going on continue from their last checkpoint. With --where slurm it submits what
+is neither done nor in the queue, and returns at once.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from sparsecl import command, signals
+from sparsecl.checkout import ROOT
+from sparsecl.engine.run_config import RunConfig
+from sparsecl.errors import UserError
+from sparsecl.experiments.findings.collect import collect, status_text
+from sparsecl.experiments.findings.study_table import study_table
+from sparsecl.experiments.running.local import LocalPlace, visible_gpus
+from sparsecl.experiments.running.overview import Overview
+from sparsecl.experiments.running.runner import Runner, python_script
+from sparsecl.experiments.study.build_plan import make_plan, open_study, plan_text
+from sparsecl.experiments.study.study_file import read_study
+from sparsecl.experiments.study.study_plan import PLAN, StudyPlan
+from sparsecl.locks import lock_folder
+
+TRAIN = ROOT / "launch" / "train.py"
+INTERFERENCE = ROOT / "tools" / "interference.py"
+RUN_FAILED = 1  # exit code: the study is finished as far as it can be, but a run has failed
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = command.Parser(description=__doc__)
+    parser.add_argument("study", type=Path, help="study file (YAML)")
+    parser.add_argument("--scale", help="one of its scales; default: the first")
+    parser.add_argument("--base", type=Path, help="run config laid over the study's base")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides"
+    )
+    parser.add_argument("--seeds", type=int, help="number of seeds, in place of the study's")
+    parser.add_argument(
+        "--study_dir", type=Path, help="study folder; default studies/<name>-<scale>-<digest>"
+    )
+    parser.add_argument("--where", choices=("local", "slurm"), default="local")
+    parser.add_argument(
+        "--site",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="over the settings of slurm/site.env",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        help="runs at the same time; default: one per core, GPU; in Slurm, no limit of ours",
+    )
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each run; default 1")
+    parser.add_argument("--dry_run", action="store_true", help="show what would run, then stop")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code; see sparsecl/errors.py."""
+    options = parse(arguments)
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    warnings.filterwarnings("ignore")
+
+    def work() -> int:
+        signals.answer_by(_interrupt)
+        return sweep(options)
+
+    return command.report(work)
+
+
+def _interrupt(name: str) -> None:
+    raise KeyboardInterrupt(name)
+
+
+def sweep(options: argparse.Namespace) -> int:
+    """Plan, run, show."""
+    if options.threads < 1 or (options.jobs is not None and options.jobs < 1):
+        raise UserError("--jobs and --threads must be >= 1")
+    from sparsecl import dist
+
+    # DeepSpeed warns on stderr when it has to find this out by itself.
+    os.environ.setdefault("DS_ACCELERATOR", dist.device().type)
+    from sparsecl.engine.price import price
+
+    study = read_study(
+        options.study,
+        scale=options.scale,
+        base=options.base,
+        overrides=options.set,
+        seeds=options.seeds,
+    )
+    plan, configs = make_plan(
+        study,
+        lambda config: price(config, study.ds_config),
+        threads=options.threads,
+        command=["python", "launch/sweep.py", *sys.argv[1:]],
+    )
+    folder = options.study_dir or Path("studies") / f"{plan.name}-{plan.scale}-{plan.digest[:8]}"
+    if options.dry_run:
+        print(plan_text(plan))
+        print(f"\nStudy folder: {folder}")
+        if (folder / PLAN).exists():
+            print(status_text(folder, plan))
+        if options.where == "slurm":
+            on_slurm(folder, plan, options)
+        return 0
+    with lock_folder(folder, "--study_dir"):
+        plan = open_study(folder, plan, configs)
+        print(plan_text(plan))
+        print(f"\nStudy folder: {folder}\n", flush=True)
+        prepare_data(configs, plan)
+        if options.where == "slurm":
+            return 0 if not on_slurm(folder, plan, options) or show(folder) else RUN_FAILED
+        try:
+            finished = run(folder, plan, options)
+        except KeyboardInterrupt:
+            print("\nstopped; the same command goes on from here", file=sys.stderr)
+            return command.INTERRUPTED
+        measured = not (finished and plan.analysis.interference) or measure_interference(folder)
+        return 0 if show(folder) and measured else RUN_FAILED
+
+
+def prepare_data(configs: dict[str, RunConfig], plan: StudyPlan) -> None:
+    """Tokenise once, before runs that would all wait for each other. Seeds count where text is
+    drawn from them."""
+    from dataclasses import replace
+
+    from sparsecl.data.prepare import prepare
+
+    done = set()
+    for config in configs.values():
+        drawn = any(domain.source == "synthetic" for domain in config.data.domains)
+        for seed in plan.seeds if drawn else plan.seeds[:1]:
+            key = (config.data, config.tokenizer, seed)
+            if key not in done:
+                done.add(key)
+                prepare(
+                    replace(config.data),
+                    config.tokenizer,
+                    context=config.model.resolved().context,
+                    seed=seed,
+                    show_progress=sys.stderr.isatty(),
+                    verify=False,  # each run does it
+                )
+
+
+def run(folder: Path, plan: StudyPlan, options: argparse.Namespace) -> bool:
+    """All runs that are not done. Returns True if every run is done in the end."""
+    import torch
+
+    gpus = visible_gpus(torch.cuda.device_count())
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    slots = options.jobs or len(gpus) or max(1, (cores or 1) // options.threads)
+    place = LocalPlace(slots=slots, threads=options.threads, gpus=gpus)
+    return Runner(folder, plan, place, train=python_script(TRAIN), watch=Overview()).run()
+
+
+def on_slurm(folder: Path, plan: StudyPlan, options: argparse.Namespace) -> bool:
+    """Say where the runs stand, and submit what is missing. Returns True if every run is done."""
+    from sparsecl.experiments.running import slurm
+
+    place = slurm.SlurmPlace(ROOT, limit=options.jobs, site=options.site)
+    queued = slurm.queue(folder)
+    found = slurm.standings(folder, plan, queued)
+    print(slurm.standing_text(folder, plan, found), flush=True)
+    runs = slurm.missing(plan, found)
+    if options.dry_run:
+        jobs = place.jobs(folder, plan, runs, (array for array, _ in queued)) if runs else []
+        print(f"\n{slurm.preview(folder, jobs)}" if jobs else "\nnothing to submit")
+    elif runs:
+        print("\n".join(place.submit(folder, plan, runs)), flush=True)
+    return all(standing == "done" for standing in found.values())
+
+
+def measure_interference(folder: Path) -> bool:
+    """On the last checkpoint of every run. Returns True if it worked everywhere."""
+    return subprocess.run([*python_script(INTERFERENCE), str(folder)]).returncode == 0
+
+
+def show(folder: Path) -> bool:
+    """The table and the report. Returns True if every run is done."""
+    from sparsecl.experiments.report import write_report
+
+    study = collect(folder)
+    print(f"\n{study_table(study)}")
+    print(f"\nReport     {write_report(study, folder / 'report')}")
+    return study.counts()["done"] == len(study.results)
+
+
+def start() -> NoReturn:
+    """Be the whole process, as a script or a command."""
+    signals.listen()
+    command.start(main, output_counts=False)
