@@ -104,6 +104,18 @@ DOORS = {"deepspeed": 3, "megatron": 3, "datasets": 1}
 ROOMS = {"matplotlib": ("sparsecl.experiments.plots", "sparsecl.benchmarks.plot")}
 # Of megatron only the core: the training loop is ours.
 FORBIDDEN = ("megatron.training", "megatron.legacy", "deepspeed.compression")
+# What DeepSpeed's interface does not promise, and the only folder that may know it.
+PRIVATE = frozenset(
+    """
+    ds_id ds_tensor ds_shape ds_numel _hp_mapping _index_in_param_group get_param_id grad_position
+    averaged_gradients norm_for_param_grads basic_optimizer loss_scale_config loss_scaler cur_scale
+    fp16_groups fp32_groups fp32_groups_flat fp32_groups_flat_partition fp32_groups_gradients
+    fp32_groups_gradient_dict fp32_partitioned_groups_flat single_partition_of_fp32_groups
+    round_robin_bit16_groups round_robin_bit16_offsets micro_steps
+    """.split()
+)
+PRIVATE_ROOM = "sparsecl/optim/deepspeed"
+ASKING = ("getattr", "hasattr", "setattr")
 WITHOUT_TORCH = ("metrics", "experiments")  # figures can be redrawn on any laptop
 SCRIPTS = ("launch", "tools", "tests")  # the top floor: nobody imports a script
 MAX_SCRIPT_LINES = 30  # a script finds the package and starts one of sparsecl/programs/
@@ -261,6 +273,24 @@ def check_doors(sources: dict[str, Source]) -> list[str]:
     return problems
 
 
+def check_private_names(root: Path) -> list[str]:
+    """Names of DeepSpeed's insides that are read, or asked for as text, beside their room."""
+    problems = []
+    for path in sorted((root / "sparsecl").rglob("*.py")):
+        where = path.relative_to(root)
+        if where.is_relative_to(PRIVATE_ROOM):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(), str(path))):
+            name = None
+            if isinstance(node, ast.Attribute):
+                name = node.attr
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) in ASKING and node.args[1:]:
+                name = getattr(node.args[1], "value", None)
+            if name in PRIVATE:
+                problems.append(f"{where}:{node.lineno}: {name} is for {PRIVATE_ROOM} only")
+    return problems
+
+
 def check_sizes(root: Path, folders: Sequence[str] = ("sparsecl", "launch", "tools")) -> list[str]:
     """Files and functions (docstring and decorators counted) that are too long."""
     problems = []
@@ -305,6 +335,19 @@ def test_sparsecl_has_no_import_cycles():
 
 def test_third_parties_come_in_by_few_doors():
     assert check_doors(read_sources(ROOT)) == []
+
+
+def test_deepspeeds_insides_are_known_in_one_folder():
+    assert check_private_names(ROOT) == []
+
+
+def test_private_names_are_reported(tmp_path):
+    text = "x.ds_tensor\nhasattr(x, 'ds_id')\ndef f(ds_id): return ds_id\n"
+    root = plant(tmp_path, {"sparsecl/a.py": text, f"{PRIVATE_ROOM}/b.py": text})
+    assert check_private_names(root) == [
+        f"sparsecl/a.py:{line}: {name} is for {PRIVATE_ROOM} only"
+        for line, name in ((1, "ds_tensor"), (2, "ds_id"))
+    ]
 
 
 def test_files_and_functions_stay_short():

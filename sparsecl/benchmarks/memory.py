@@ -206,10 +206,12 @@ def kept_matrices(model: Any) -> "list[Tensor]":
 
 def _weight_tensors(parameter: Any) -> "Iterator[Tensor]":
     """The parameter, and under ZeRO-3 this rank's part of it."""
+    from sparsecl.optim.deepspeed.parameters import is_cut, shard
+
     if parameter.data.numel():
         yield parameter.data
-    if hasattr(parameter, "ds_id"):
-        yield parameter.ds_tensor
+    if is_cut(parameter):
+        yield shard(parameter)
 
 
 def _indices(model: Any) -> "Iterator[Tensor]":
@@ -222,11 +224,12 @@ def _indices(model: Any) -> "Iterator[Tensor]":
 
 def _gradients(engine: Any) -> "Iterator[Tensor]":
     """Of the parameters, and those that a ZeRO wrapper holds for its optimizer."""
+    from sparsecl.optim.deepspeed.wrappers import find_wrapper
+
     for parameter in engine.module.parameters():
         if parameter.grad is not None:
             yield parameter.grad
-    for name in ("averaged_gradients", "fp32_groups_gradients"):
-        yield from _tensors(getattr(engine.optimizer, name, None))
+    yield from _tensors(find_wrapper(engine).sums)
 
 
 def _tensors(value: Any) -> "Iterator[Tensor]":

@@ -121,6 +121,7 @@ def count_case(case: Case) -> dict[str, Any]:
     from sparsecl.engine.build import build
     from sparsecl.engine.run import check
     from sparsecl.optim.build import set_lr
+    from sparsecl.optim.deepspeed.parameters import num_elements
 
     if not dist.is_initialized():
         dist.init()
@@ -145,7 +146,7 @@ def count_case(case: Case) -> dict[str, Any]:
         with counter:
             engine.backward(loss)
         engine.step()
-    sizes = [getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters()]
+    sizes = [num_elements(p) for p in engine.module.parameters()]
     # ZeRO-3 gives every rank an equal part of every parameter and fills the last one up.
     fill = sum(-size % dist.dp_size() for size in sizes) if case.stage == 3 else 0
     element = 4 if case.config.precision == "fp32" else 2

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 
 from sparsecl.methods.context import Batch, MethodContext, ModelSide, Outputs, SliceTensors
-from sparsecl.optim.slices import Slice
+from sparsecl.optim.slice import Slice
 
 
 class Order(IntEnum):

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from sparsecl.methods.units import UnitFigures
-from sparsecl.optim.slices import Slice, Slices
+from sparsecl.optim.slice import Slice
+from sparsecl.optim.slices import Slices
 from sparsecl.sparse.linear import SparseLinear
 from sparsecl.sparse.registry import SparseParameter
 from sparsecl.sparse.units import UnitGroup

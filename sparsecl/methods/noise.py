@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sparsecl import dist
-from sparsecl.optim.slices import Slice
+from sparsecl.optim.slice import Slice
 from sparsecl.sparse.index import LiveIndex
 
 # Elements at a time: on a CPU what fits its cache is 3 times faster, a GPU wants large launches.

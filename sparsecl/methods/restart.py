@@ -19,7 +19,7 @@ from torch import Tensor
 from sparsecl.errors import UserError
 from sparsecl.methods.context import MethodContext, SliceTensors
 from sparsecl.methods.facts import AdamRestartKind
-from sparsecl.optim.slices import Slice
+from sparsecl.optim.slice import Slice
 
 
 class AdamRestart:

@@ -9,7 +9,7 @@ import torch
 
 from sparsecl.methods.base import Method
 from sparsecl.methods.context import Batch, MethodContext, ModelSide, Outputs, SliceTensors
-from sparsecl.optim.slices import Slice
+from sparsecl.optim.slice import Slice
 
 
 class Methods(Method):

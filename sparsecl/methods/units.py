@@ -15,7 +15,8 @@ from torch import Tensor
 
 from sparsecl import dist
 from sparsecl.methods.noise import places
-from sparsecl.optim.slices import Slice, is_counted
+from sparsecl.optim.slice import Slice
+from sparsecl.optim.slices import is_counted
 from sparsecl.sparse.units import SUMS, UnitGroup
 
 

@@ -16,6 +16,7 @@ from sparsecl.methods import noise
 from sparsecl.methods.context import SliceTensors
 from sparsecl.methods.several import Methods
 from sparsecl.methods.units import UnitFigures, unit_figures
+from sparsecl.optim.deepspeed.parameters import local_shape
 from sparsecl.optim.hiding import hidden_weights
 from sparsecl.optim.masking import MaskGuard
 from sparsecl.optim.moving import (
@@ -28,7 +29,8 @@ from sparsecl.optim.moving import (
     whole,
     write_weight,
 )
-from sparsecl.optim.slices import Slice, Slices, is_counted
+from sparsecl.optim.slice import Slice
+from sparsecl.optim.slices import Slices, is_counted
 from sparsecl.sparse.index import LiveIndex
 from sparsecl.sparse.linear import SparseLinear
 from sparsecl.sparse.registry import SparseParameter, forget_expansions, sparse_parameters
@@ -222,8 +224,7 @@ class WeightContext:
         return whole(self.slices, item, part, self._shape(name).numel())
 
     def _shape(self, name: str) -> torch.Size:
-        param: Any = self.slices.parameters()[name]
-        return param.ds_shape if hasattr(param, "ds_id") else param.shape
+        return local_shape(self.slices.parameters()[name])
 
     @torch.no_grad()
     def write(self, name: str, value: torch.Tensor, where: torch.Tensor | None = None) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from sparsecl.optim.moving import is_gathered, whole
+from sparsecl.optim.deepspeed.parameters import is_cut, is_gathered
+from sparsecl.optim.moving import whole
 from sparsecl.optim.slices import Slices
 
 
@@ -46,7 +47,7 @@ def _hide(slices: Slices, name: str, where: torch.Tensor) -> torch.Tensor:
     copy = _copy(slices, name)
     before = copy.clone()
     param, item = slices.parameters()[name], slices.find(name)
-    if not hasattr(param, "ds_id"):
+    if not is_cut(param):
         copy.masked_fill_(where.to(copy.device).view(copy.shape), 0.0)
     elif item is not None:
         copy.masked_fill_(item.part(where).to(copy.device), 0.0)
@@ -58,6 +59,6 @@ def _hide(slices: Slices, name: str, where: torch.Tensor) -> torch.Tensor:
 def _copy(slices: Slices, name: str) -> torch.Tensor:
     """What this rank keeps of a parameter for the forward pass: all of it, its shard in ZeRO 3."""
     param, item = slices.parameters()[name], slices.find(name)
-    if not hasattr(param, "ds_id"):
+    if not is_cut(param):
         return param.data
     return item.weight if item is not None else param.data.new_empty(0)

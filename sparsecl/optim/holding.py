@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import torch
 
-from sparsecl.optim.slices import Slice, Slices
+from sparsecl.optim.slice import Slice
+from sparsecl.optim.slices import Slices
 
 TOPOLOGY = "topology"
 """Owner of what role `update` holds; the layer's backward pass removes the gradient of these."""

@@ -25,7 +25,8 @@ import torch
 from sparsecl import dist
 from sparsecl.errors import InvariantError
 from sparsecl.optim.holding import Holds
-from sparsecl.optim.slices import Slice, Slices, is_counted
+from sparsecl.optim.slice import Slice
+from sparsecl.optim.slices import Slices, is_counted
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from sparsecl import dist
-from sparsecl.optim.slices import Slice, Slices
+from sparsecl.optim.deepspeed.parameters import is_cut, is_gathered, num_elements
+from sparsecl.optim.slice import Slice
+from sparsecl.optim.slices import Slices
 
 SliceParts = Mapping[str, torch.Tensor]
 
@@ -57,7 +59,7 @@ def share(matrix: torch.Tensor, dim: int) -> torch.Tensor:
 def move_parameter(slices: Slices, name: str, param: Any, move: MoveFn) -> None:
     """Send weight, master and moments of one parameter to new places. Collective over dp."""
     item = slices.find(name)
-    numel = param.ds_numel if hasattr(param, "ds_id") else param.numel()
+    numel = num_elements(param)
     states = {"master": item.master, **slices.moments(item)} if item is not None else {}
     for key in ("master", *slices.moment_names()):
         moved = move(whole(slices, item, states.get(key), numel))
@@ -72,7 +74,7 @@ def move_slices(
 ) -> None:
     """The same for a tensor that a method keeps beside each slice. Collective over dp."""
     item = slices.find(name)
-    numel = param.ds_numel if hasattr(param, "ds_id") else param.numel()
+    numel = num_elements(param)
     moved = move(whole(slices, item, tensors.get(name), numel))
     if item is not None and name in tensors:
         tensors[name].copy_(item.part(moved))
@@ -102,7 +104,7 @@ def write_weight(
 ) -> None:
     """Set the forward pass's copy of a parameter from its whole tp-local value, everywhere or
     where `where`, bool of its shape, says. Local."""
-    if not hasattr(param, "ds_id"):
+    if not is_cut(param):
         put(param.data, local.view(param.shape), where)
         return
     if item is not None:
@@ -118,8 +120,3 @@ def put(old: torch.Tensor, new: torch.Tensor, where: torch.Tensor | None) -> Non
         old.copy_(new)
     else:
         old.copy_(torch.where(where.view(old.shape).to(old.device), new, old))
-
-
-def is_gathered(param: Any) -> bool:
-    """ZeRO-3 keeps a small parameter whole beside its shards, and any other until it frees it."""
-    return hasattr(param, "ds_id") and param.data.numel() == param.ds_numel

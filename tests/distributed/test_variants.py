@@ -91,7 +91,7 @@ def sum_of_micro_batches(
                 expected[name] = expected[name] + gradient.float()
         for number, row in enumerate(rows[:, None]):
             losses, _ = engine(row[:, :-1], row[:, 1:])
-            engine.backward(losses.mean() * slices.missing_scale)
+            engine.backward(losses.mean() * slices.wrapper.missing_scale)
             if number < 15:
                 engine.step()
         pairs = [(slices.grad(item), item.part(expected[item.name])) for item in slices]

@@ -17,6 +17,7 @@ from sparsecl import dist, watchdog
 from sparsecl.engine.build import Built
 from sparsecl.engine.outcomes import StepResult
 from sparsecl.errors import InvariantError
+from sparsecl.optim.deepspeed.numbers import count_skipped
 
 Hook = Callable[[], None]
 
@@ -54,7 +55,7 @@ def take_step(
         last = micro_step + 1 == accumulation
         losses.append(loss.detach())
         watchdog.beat(f"{name}, backward of micro-batch {micro_step}")
-        engine.backward(whole * slices.missing_scale)
+        engine.backward(whole * slices.wrapper.missing_scale)
         if last:
             for hook in before_step:
                 hook()
@@ -78,7 +79,7 @@ def _step(built: Built, skips: bool) -> bool:
     with _without_update(built.slices.optimizer):
         fit = _finite_step(built)
     if fit:  # else it is counted already
-        built.engine.skipped_steps += 1
+        count_skipped(built.engine)
     return fit
 
 
@@ -95,7 +96,7 @@ def _finite_step(built: Built) -> bool:
         return True
     with _without_update(engine.optimizer):
         engine.step()
-    engine.skipped_steps += 1
+    count_skipped(engine)
     return False
 
 
@@ -118,8 +119,7 @@ def _scaled_step(built: Built) -> bool:
         raise InvariantError(at_minimum) from None
     applied = bool(built.engine.was_step_applied())
     # Stage 0 says nothing: it would discard every step from here on.
-    scaling = getattr(built.slices.wrapper, "loss_scale_config", None)
-    if not applied and scaling is not None and scale == scaling.min_loss_scale:
+    if not applied and scale == built.slices.wrapper.least_scale:
         raise InvariantError(at_minimum)
     return applied
 

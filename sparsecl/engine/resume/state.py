@@ -20,14 +20,15 @@ from sparsecl.checkpoint.reader import Reader
 from sparsecl.engine.build import Built
 from sparsecl.errors import DataError
 from sparsecl.methods.several import Methods
+from sparsecl.optim.deepspeed.numbers import counters, scale_state, set_counters, set_scale_state
+from sparsecl.optim.deepspeed.parameters import local_shape
 from sparsecl.optim.moving import write_weight
-from sparsecl.optim.slices import Slice, Slices, is_counted
+from sparsecl.optim.slice import Slice
+from sparsecl.optim.slices import Slices, is_counted
 from sparsecl.sparse.registry import SparseParameter, forget_expansions, sparse_parameters
 from sparsecl.topology.layer import LayerTopology
 
 MASTER = "master"
-SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 
 
 def save(
@@ -174,8 +175,7 @@ def _parameters(built: Built) -> dict[str, ParameterEntry]:
     sparse = sparse_parameters(built.engine.module)
     entries = {}
     for name, param in built.engine.module.named_parameters():
-        own = param.ds_shape if hasattr(param, "ds_id") else param.shape
-        shape = list(getattr(param, "dense_shape", own))
+        shape = list(getattr(param, "dense_shape", local_shape(param)))
         dim = _partition_dim(param)
         if dim >= 0:
             shape[dim] *= dist.tp_size()
@@ -248,17 +248,12 @@ def _optimizer_state(built: Built) -> dict[str, Any]:
             elif value.dim() == 0:
                 scalars[key] = {"value": value.item(), "tensor": True}
         break
-    scaler = _scaler(built)
     return {
         "moments": built.slices.moment_names(),
         "scalars": scalars,
         "group_step": next((g["step"] for g in optimizer.param_groups if "step" in g), None),
-        "scaler": {
-            key: getattr(scaler, key)
-            for key in SCALER_FIELDS
-            if _is_dynamic(scaler) and hasattr(scaler, key)
-        },
-        "counters": {key: getattr(built.engine, key) for key in COUNTERS},
+        "scaler": scale_state(built.slices.wrapper.scaler),
+        "counters": counters(built.engine),
     }
 
 
@@ -283,24 +278,5 @@ def _restore_numbers(built: Built, numbers: Mapping[str, Any]) -> None:
     if numbers["group_step"] is not None:
         for group in built.slices.optimizer.param_groups:
             group["step"] = numbers["group_step"]
-    scaler = _scaler(built)
-    for key in SCALER_FIELDS:
-        if key in numbers["scaler"] and _is_dynamic(scaler) and hasattr(scaler, key):
-            setattr(scaler, key, numbers["scaler"][key])
-    for key in COUNTERS:
-        setattr(built.engine, key, numbers["counters"][key])
-    # DeepSpeed finds the end of an accumulation by counting micro-batches; another layout may have
-    # taken another number of them per step.
-    accumulation = built.engine.gradient_accumulation_steps()
-    built.engine.micro_steps = built.engine.global_steps * accumulation
-
-
-def _is_dynamic(scaler: Any) -> bool:
-    """Only a scale that moves is state. A fixed one follows from the precision and the DeepSpeed
-    JSON, which may have changed since: 65536 is as wrong for bf16 as 1 is for fp16."""
-    return bool(getattr(scaler, "dynamic_loss_scale", getattr(scaler, "dynamic", False)))
-
-
-def _scaler(built: Built) -> Any:
-    wrapper = built.engine.optimizer
-    return getattr(wrapper, "loss_scaler", None) or getattr(wrapper, "loss_scale_config", None)
+    set_scale_state(built.slices.wrapper.scaler, numbers["scaler"])
+    set_counters(built.engine, numbers["counters"])

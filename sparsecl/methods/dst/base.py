@@ -18,7 +18,7 @@ from sparsecl.methods.base import Method
 from sparsecl.methods.context import MethodContext, SliceTensors
 from sparsecl.methods.dst.config import RewireConfig
 from sparsecl.methods.restart import AdamRestart
-from sparsecl.optim.slices import Slice
+from sparsecl.optim.slice import Slice
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,7 +33,7 @@ from sparsecl.methods.context import MethodContext, ModelSide, SliceTensors
 from sparsecl.methods.plasticity.config import CbpConfig
 from sparsecl.methods.restart import AdamRestart
 from sparsecl.methods.units import UnitFigures, begin_anew
-from sparsecl.optim.slices import Slice
+from sparsecl.optim.slice import Slice
 from sparsecl.sparse.units import UnitGroup
 
 

@@ -15,7 +15,7 @@ from collections.abc import Collection
 from sparsecl.methods.base import Method
 from sparsecl.methods.context import MethodContext
 from sparsecl.methods.plasticity.config import ShrinkPerturbConfig
-from sparsecl.optim.slices import Slice
+from sparsecl.optim.slice import Slice
 
 
 class ShrinkPerturb(Method):

@@ -22,7 +22,7 @@ from sparsecl.engine.observe.plasticity import (
     weight_figures,
 )
 from sparsecl.engine.run_config import PlasticityConfig
-from sparsecl.optim.slices import Slice
+from sparsecl.optim.slice import Slice
 from sparsecl.sparse.linear import ColumnParallelSparseLinear
 from sparsecl.topology.layer import LayerShape, LayerTopology
 from tests.distributed import cases
