@@ -276,7 +276,7 @@ def _store(seconds: float, *, serve: bool) -> Any:
 
 
 class StoreBoard:
-    """A line of every rank, for the watchdogs; see watchdog.Board.
+    """A line of every rank, for the watchdogs; see watchdog.NoticeBoard.
 
     It has a connection of its own: the group's may be in use by a thread that hangs.
     """

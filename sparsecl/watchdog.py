@@ -34,7 +34,7 @@ _CLOSED = "the end"  # where a rank is whose watchdog does not write any more
 GRACE = 10.0  # times the longest time between two beats; times `seconds` at the start
 
 
-class Board(Protocol):
+class NoticeBoard(Protocol):
     """Where ranks leave a line for the others."""
 
     def post(self, line: str) -> None:
@@ -49,7 +49,7 @@ class Watchdog:
     """Watches this process from `start` to `close`."""
 
     def __init__(
-        self, seconds: float, *, rank: int = 0, board: Board | None = None, poll: float = 1.0
+        self, seconds: float, *, rank: int = 0, board: NoticeBoard | None = None, poll: float = 1.0
     ) -> None:
         """Args:
         seconds: patience, see above.

@@ -37,7 +37,7 @@ DEFAULT_SIZES = {"layers": 4, "width": 768, "heads": 12, "context": 512}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arm:
+class BenchArm:
     """One of the things that are compared; arms differ in their topology only."""
 
     name: str
@@ -46,7 +46,7 @@ class Arm:
 
 def make_arms(
     density: float, names: Sequence[str], *, kind: str = "er_fixed", block: int | None = None
-) -> tuple[Arm, ...]:
+) -> tuple[BenchArm, ...]:
     """The baseline and the named arms, in the order of ARMS.
 
     Args:
@@ -57,14 +57,14 @@ def make_arms(
         ValueError: with the field that is wrong first.
     """
     tiles = BlockConfig(size=block) if block else None
-    found = [Arm(name=BASELINE, topology=TopologyConfig(kind="dense"))]
+    found = [BenchArm(name=BASELINE, topology=TopologyConfig(kind="dense"))]
     for name, settings in SPARSE_ARMS.items():
         graph: dict[str, Any] = {"kind": kind, "density": density, "block": tiles}
         if name in names:
-            found.append(Arm(name=name, topology=TopologyConfig(**graph, **settings)))
+            found.append(BenchArm(name=name, topology=TopologyConfig(**graph, **settings)))
     for name, settings in FULL_ARMS.items():
         if name in names:
-            found.append(Arm(name=name, topology=TopologyConfig(density=1.0, **settings)))
+            found.append(BenchArm(name=name, topology=TopologyConfig(density=1.0, **settings)))
     return tuple(found)
 
 

@@ -139,9 +139,9 @@ def take_turns(
     Returns:
         The order of the names in the rounds that count; the warm-up comes before them.
     """
-    from sparsecl.engine.observe.display import Progress
+    from sparsecl.engine.observe.display import ProgressBar
 
-    progress = Progress(label, total=(warmup + rounds) * len(names), done=0, show=True)
+    progress = ProgressBar(label, total=(warmup + rounds) * len(names), done=0, show=True)
     orders = [rotated(names, index) for index in range(warmup + rounds)]
     for index, order in enumerate(orders):
         for name in order:

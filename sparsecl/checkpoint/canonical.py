@@ -33,7 +33,7 @@ class _About(Protocol):
     def state(self) -> dict[str, Any]: ...
 
 
-class Source(Protocol):
+class TensorSource(Protocol):
     """Whole tensors by (state, name). `sparsecl.checkpoint.reader.Reader` is one."""
 
     @property
@@ -64,7 +64,7 @@ class Source(Protocol):
         ...
 
 
-def keys(source: Source) -> list[tuple[str, str]]:
+def keys(source: TensorSource) -> list[tuple[str, str]]:
     """All (state, name), parameter by parameter."""
     states = source.states()
     return [
@@ -75,7 +75,7 @@ def keys(source: Source) -> list[tuple[str, str]]:
     ]
 
 
-def num_bytes(source: Source, wanted: Sequence[tuple[str, str]]) -> int:
+def num_bytes(source: TensorSource, wanted: Sequence[tuple[str, str]]) -> int:
     """Bytes of these tensors as `read` gives them: what a progress bar counts to."""
     shapes = source.manifest.parameters
     return sum(4 * math.prod(shapes[name].shape) for _, name in wanted)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 import yaml
 
-from sparsecl.checkpoint.canonical import MASTER, Advance, Source, num_bytes
+from sparsecl.checkpoint.canonical import MASTER, Advance, TensorSource, num_bytes
 from sparsecl.checkpoint.new_output import new_folder
 from sparsecl.checkpoint.stream_file import Spec, TensorFileWriter
 from sparsecl.data.tokenizer import Tokenizer
@@ -28,7 +28,7 @@ PARTS = ("model", "topology", "tokenizer")
 
 
 def consolidate(
-    source: Source,
+    source: TensorSource,
     out: Path,
     *,
     dtype: Dtype = "fp32",
@@ -68,7 +68,7 @@ def consolidate(
             tokenizer.save(folder)
 
 
-def _copy(source: Source, name: str, dtype: torch.dtype, writer: TensorFileWriter) -> None:
+def _copy(source: TensorSource, name: str, dtype: torch.dtype, writer: TensorFileWriter) -> None:
     """A function of its own, so that no two tensors are ever held."""
     if not source.has(MASTER, name):
         raise DataError(f"the checkpoint holds no weights of {name}")

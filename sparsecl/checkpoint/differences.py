@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sparsecl.checkpoint.canonical import Advance, Source, keys
+from sparsecl.checkpoint.canonical import Advance, TensorSource, keys
 from sparsecl.topology.layer import LayerTopology
 
 
@@ -69,7 +69,7 @@ class LiveDifference:
 
 
 def compare_tensors(
-    a: Source, b: Source, *, tolerance: float = 0.0, advance: Advance | None = None
+    a: TensorSource, b: TensorSource, *, tolerance: float = 0.0, advance: Advance | None = None
 ) -> Iterator[TensorDifference]:
     """One result for each (state, name) of either checkpoint, in the order of `a`.
 
@@ -87,7 +87,7 @@ def compare_tensors(
             advance(4 * math.prod(a.manifest.parameters[name].shape))
 
 
-def compare_live(a: Source, b: Source) -> list[LiveDifference]:
+def compare_live(a: TensorSource, b: TensorSource) -> list[LiveDifference]:
     """One result for each matrix on a topology in either checkpoint."""
     names = dict.fromkeys([*a.topologies, *b.topologies])
     return [_live(name, a.topologies.get(name), b.topologies.get(name)) for name in names]
@@ -110,7 +110,9 @@ def total(parts: list[TensorDifference], state: str) -> TensorDifference:
     )
 
 
-def _compare(a: Source, b: Source, state: str, name: str, tolerance: float) -> TensorDifference:
+def _compare(
+    a: TensorSource, b: TensorSource, state: str, name: str, tolerance: float
+) -> TensorDifference:
     """A function of its own: its tensors are gone when the next ones are read."""
     first, second = a.read(state, name), b.read(state, name)
     if first.shape != second.shape:

@@ -37,7 +37,7 @@ BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorPlace:
     """Where one of our parameters lies in a GPT-2."""
 
     key: str
@@ -50,14 +50,14 @@ class Place:
     """Conv1D keeps it transposed."""
 
 
-def place(name: str) -> Place:
+def place(name: str) -> TensorPlace:
     """Of the parameter `name` of our GPT."""
     if name in _OUTSIDE:
-        return Place(_OUTSIDE[name], None, False)
+        return TensorPlace(_OUTSIDE[name], None, False)
     found = _BLOCK_NAME.fullmatch(name)
     assert found, name
     module, third = _INSIDE[found[2]]
-    return Place(f"h.{found[1]}.{module}.weight", third, not found[2].startswith("norm"))
+    return TensorPlace(f"h.{found[1]}.{module}.weight", third, not found[2].startswith("norm"))
 
 
 def entries(shape: ModelShape, rows: int, live: frozenset[str]) -> dict[str, ParameterEntry]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from sparsecl.checkpoint.canonical import MASTER, Advance, Source
+from sparsecl.checkpoint.canonical import MASTER, Advance, TensorSource
 from sparsecl.checkpoint.gpt2_names import EMBEDDING, entries, gpt2_biases, place
 from sparsecl.checkpoint.stream_file import Spec, TensorFileWriter
 from sparsecl.checkpoint.topologies import TOPOLOGY_FILE, save_topologies
@@ -31,7 +31,7 @@ NORM_EPS = 1e-5  # nn.LayerNorm's default, which gpt.py uses
 
 
 def export_weights(
-    source: Source,
+    source: TensorSource,
     shape: ModelShape,
     folder: Path,
     *,
@@ -99,7 +99,7 @@ def gpt2_config(
     }
 
 
-def _check_is_gpt(source: Source, shape: ModelShape, vocab_size: int) -> None:
+def _check_is_gpt(source: TensorSource, shape: ModelShape, vocab_size: int) -> None:
     found = source.manifest.parameters
     rows = found[EMBEDDING].shape[0] if EMBEDDING in found else 0
     wanted = entries(shape, rows, frozenset())
@@ -114,7 +114,7 @@ def _check_is_gpt(source: Source, shape: ModelShape, vocab_size: int) -> None:
 
 
 def _write_weights(
-    source: Source,
+    source: TensorSource,
     shape: ModelShape,
     path: Path,
     vocab_size: int,
@@ -137,7 +137,7 @@ def _write_weights(
             file.write(PREFIX + key, torch.zeros(size, dtype=dtype))
 
 
-def _spec(source: Source, names: list[str], vocab_size: int, dtype: torch.dtype) -> Spec:
+def _spec(source: TensorSource, names: list[str], vocab_size: int, dtype: torch.dtype) -> Spec:
     """Shape of the tensor that `names` are joined to."""
     rows, *rest = source.manifest.parameters[names[0]].shape
     sizes = (vocab_size if names[0] == EMBEDDING else len(names) * rows, *rest)
@@ -145,7 +145,7 @@ def _spec(source: Source, names: list[str], vocab_size: int, dtype: torch.dtype)
 
 
 def _write_one(
-    source: Source,
+    source: TensorSource,
     names: list[str],
     file: TensorFileWriter,
     key: str,

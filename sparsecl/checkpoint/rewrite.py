@@ -13,7 +13,7 @@ import torch
 from sparsecl.checkpoint.arrays import METHODS_FILE
 from sparsecl.checkpoint.canonical import (
     Advance,
-    Source,
+    TensorSource,
     config_part,
     keys,
     live_mask,
@@ -30,7 +30,9 @@ from sparsecl.files import sha256_file
 from sparsecl.model.config import ModelConfig
 
 
-def reshard(source: Source, out: Path, *, tp_size: int, advance: Advance | None = None) -> Manifest:
+def reshard(
+    source: TensorSource, out: Path, *, tp_size: int, advance: Advance | None = None
+) -> Manifest:
     """Write `source` as the new checkpoint folder `out`, cut for `tp_size` ranks.
 
     Law: every state of every parameter reads back bit for bit, and step, parameters, live sets and
@@ -68,7 +70,7 @@ def reshard(source: Source, out: Path, *, tp_size: int, advance: Advance | None 
     return manifest
 
 
-def check_divides(source: Source, tp_size: int) -> None:
+def check_divides(source: TensorSource, tp_size: int) -> None:
     """Raise UserError, with the numbers, unless `tp_size` divides all that it would split."""
     split = {"attention heads": heads} if (heads := _num_heads(source)) else {}
     for name, entry in source.manifest.parameters.items():
@@ -84,7 +86,7 @@ def check_divides(source: Source, tp_size: int) -> None:
             )
 
 
-def _num_heads(source: Source) -> int | None:
+def _num_heads(source: TensorSource) -> int | None:
     """Attention heads, which no rank may hold a part of; None if the config is not there."""
     model = config_part(source.manifest.state, "model")
     if not model:
@@ -95,7 +97,7 @@ def _num_heads(source: Source) -> int | None:
         raise DataError(f"the config in the checkpoint has no readable model: {error}") from None
 
 
-def _pieces(source: Source, tp_size: int) -> list[Piece]:
+def _pieces(source: TensorSource, tp_size: int) -> list[Piece]:
     """Everything that will be written: one piece for each slice of each tensor."""
     result = []
     counts: dict[str, list[int]] = {}
@@ -115,7 +117,7 @@ def _pieces(source: Source, tp_size: int) -> list[Piece]:
 
 
 def _write_pieces(
-    source: Source, folder: Path, tp_size: int, pieces: list[Piece], advance: Advance | None
+    source: TensorSource, folder: Path, tp_size: int, pieces: list[Piece], advance: Advance | None
 ) -> None:
     specs: dict[str, dict[str, Spec]] = {}
     for piece in pieces:
@@ -132,7 +134,7 @@ def _write_pieces(
 
 
 def _write_tensor(
-    source: Source, state: str, name: str, tp_size: int, writers: dict[str, TensorFileWriter]
+    source: TensorSource, state: str, name: str, tp_size: int, writers: dict[str, TensorFileWriter]
 ) -> None:
     """Read one tensor and write its slices. A function of its own: it returns before the next
     tensor is read, so no two are ever held."""
@@ -149,7 +151,12 @@ def _write_tensor(
 
 
 def _kept(
-    source: Source, name: str, entry: ParameterEntry, part: torch.Tensor, tp_rank: int, size: int
+    source: TensorSource,
+    name: str,
+    entry: ParameterEntry,
+    part: torch.Tensor,
+    tp_rank: int,
+    size: int,
 ) -> torch.Tensor:
     """What a checkpoint keeps of one slice: all of it, or its live weights in row-major order."""
     if not entry.live:

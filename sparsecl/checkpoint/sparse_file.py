@@ -29,7 +29,7 @@ from pathlib import Path
 
 import torch
 
-from sparsecl.checkpoint.canonical import MASTER, Advance, Source, live_mask, num_bytes
+from sparsecl.checkpoint.canonical import MASTER, Advance, TensorSource, live_mask, num_bytes
 from sparsecl.checkpoint.new_output import new_file
 from sparsecl.checkpoint.stream_file import Spec, TensorFileWriter
 from sparsecl.errors import DataError
@@ -52,7 +52,7 @@ class Sizes:
     """Bytes of all parameters, dense, in fp32."""
 
 
-def export_sparse(source: Source, out: Path, *, advance: Advance | None = None) -> Sizes:
+def export_sparse(source: TensorSource, out: Path, *, advance: Advance | None = None) -> Sizes:
     """Write the masters of a checkpoint as the new file `out`; see the module for its form.
 
     Args:
@@ -80,7 +80,7 @@ def export_sparse(source: Source, out: Path, *, advance: Advance | None = None) 
     )
 
 
-def _specs(source: Source) -> dict[str, Spec]:
+def _specs(source: TensorSource) -> dict[str, Spec]:
     specs = {}
     for name, entry in source.manifest.parameters.items():
         if not source.has(MASTER, name):
@@ -97,7 +97,9 @@ def _specs(source: Source) -> dict[str, Spec]:
     return specs
 
 
-def _copy(source: Source, name: str, writer: TensorFileWriter, specs: dict[str, Spec]) -> None:
+def _copy(
+    source: TensorSource, name: str, writer: TensorFileWriter, specs: dict[str, Spec]
+) -> None:
     """A function of its own, so that no two tensors are ever held."""
     master = source.read(MASTER, name)
     if name not in source.topologies:

@@ -37,7 +37,7 @@ class About:
 
 
 class WeightsSource:
-    """Weights as canonical tensors: `sparsecl.checkpoint.canonical.Source`."""
+    """Weights as canonical tensors: `sparsecl.checkpoint.canonical.TensorSource`."""
 
     def __init__(
         self,

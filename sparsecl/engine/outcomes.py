@@ -1,4 +1,4 @@
-"""What a step and an evaluation give, for those who record and judge it."""
+"""What a step gives, for those who record and judge it."""
 
 from dataclasses import dataclass
 
@@ -33,23 +33,3 @@ class StepResult:
     def loss(self) -> torch.Tensor:
         """Mean loss of this rank's tokens."""
         return torch.stack(self.losses).mean()
-
-
-@dataclass(frozen=True)
-class Score:
-    """Sums over the predicted tokens of one domain's validation text, over all ranks."""
-
-    loss_sum: float
-    """nats"""
-
-    num_tokens: int
-    num_bytes: int
-    """UTF-8 bytes that the predicted tokens stand for."""
-
-    num_correct: int
-    """Tokens whose prediction of highest probability was right."""
-
-    @property
-    def loss(self) -> float:
-        """nats per token"""
-        return self.loss_sum / self.num_tokens

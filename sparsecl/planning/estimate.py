@@ -23,7 +23,7 @@ from sparsecl.planning.fit import Buffers, Fit, buffers, fit, largest_micro
 from sparsecl.planning.machines import Machine
 from sparsecl.planning.roofline import StepTime, Work, step_time
 from sparsecl.planning.subjects import Subject
-from sparsecl.planning.traffic import Exchange, Flow, Place, flows
+from sparsecl.planning.traffic import Exchange, Flow, Wiring, flows
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def estimate(subject: Subject, machine: Machine, gpus: int, *, disk: float) -> E
     exchange = _exchange(schedule, layout, zero, sizes)
     traffic = flows(exchange)
     work = _work(subject, schedule, layout, sizes, resolved.offload, backends)
-    place = Place(machine, layout.tp_size, layout.dp_size)
+    place = Wiring(machine, layout.tp_size, layout.dp_size)
     time = step_time(work, machine, place, traffic, overlap=overlap)
     multiplied = multiplied_weights(schedule.shape, subject.topologies, backends)  # type: ignore
     flops = training_flops_per_token(

@@ -41,7 +41,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Compared:
     """One figure, planned and measured."""
 
     planned: float
@@ -80,9 +80,9 @@ def compare(planned: Estimate, measured: Measured) -> dict[str, Any]:
     # What tensors take is not what the driver shows: no context there.
     memory = planned.fit.needed - (context if on_gpu else 0)
     rows = {
-        "memory_bytes": Comparison(memory, measured.memory_bytes),
-        "step_seconds": Comparison(planned.time.step, measured.step_seconds),
-        "tokens_per_second": Comparison(
+        "memory_bytes": Compared(memory, measured.memory_bytes),
+        "step_seconds": Compared(planned.time.step, measured.step_seconds),
+        "tokens_per_second": Compared(
             planned.tokens_per_second, planned.schedule.tokens_per_step / measured.step_seconds
         ),
     }

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sparsecl.model.config import ModelShape
 from sparsecl.model.flops import Precision
 from sparsecl.planning.machines import Machine
-from sparsecl.planning.traffic import Flow, Place
+from sparsecl.planning.traffic import Flow, Wiring
 
 # Elements that one block reads and writes forward: two norms (in, out), two residual sums (two in,
 # one out), and two copies around attention are of width W; the GELU (in, out) is of its own.
@@ -126,7 +126,7 @@ class StepTime:
 
 
 def step_time(
-    work: Work, machine: Machine, place: Place, traffic: list[Flow], *, overlap: bool
+    work: Work, machine: Machine, place: Wiring, traffic: list[Flow], *, overlap: bool
 ) -> StepTime:
     """The roofline.
 

@@ -39,7 +39,7 @@ class Flow:
         factor = 2 if self.collective == "all_reduce" else 1
         return factor * (ranks - 1) / ranks * self.handed
 
-    def seconds(self, ranks: int, place: "Place") -> float:
+    def seconds(self, ranks: int, place: "Wiring") -> float:
         """Expected time of all calls in a group of `ranks`."""
         if ranks == 1:
             return 0.0
@@ -49,7 +49,7 @@ class Flow:
 
 
 @dataclass(frozen=True)
-class Place:
+class Wiring:
     """How the groups lie in nodes: tp within one, as ranks are numbered tp first."""
 
     machine: Machine

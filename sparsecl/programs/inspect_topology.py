@@ -96,7 +96,7 @@ class Findings:
 
 
 @dataclass
-class Progress:
+class StatusLine:
     """A line on stderr when nothing was said for `patience` seconds."""
 
     patience: float = 5.0
@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def work(options: argparse.Namespace) -> None:
     """Measure, print, write, draw."""
     check_flags(options)
-    progress = Progress()
+    progress = StatusLine()
     sides = ask_sides(options, progress)
     check_shown(options.show, sides)
     tags = ("A", "B") if len(sides) == 2 else ("",)
@@ -184,7 +184,7 @@ def check_flags(options: argparse.Namespace) -> None:
         raise UserError(f"--show {options.show[0]}: has an effect with --plot FILE.png only")
 
 
-def ask_sides(options: argparse.Namespace, progress: Progress) -> list[Side]:
+def ask_sides(options: argparse.Namespace, progress: StatusLine) -> list[Side]:
     """The sides in the order A, B."""
     asked: list[tuple[Path, list[str]]] = [(path, []) for path in options.sides]
     if options.config is not None or not asked:
@@ -192,7 +192,9 @@ def ask_sides(options: argparse.Namespace, progress: Progress) -> list[Side]:
     return [load_side(path, overrides, progress) for path, overrides in asked]
 
 
-def load_side(path: Path, overrides: Sequence[str] = (), progress: Progress | None = None) -> Side:
+def load_side(
+    path: Path, overrides: Sequence[str] = (), progress: StatusLine | None = None
+) -> Side:
     """Read a run folder or a config, and its masks: those of the folder's newest checkpoint, which
     a method may have moved, or else as the config draws them.
 
@@ -245,7 +247,7 @@ def check_shown(names: Sequence[str], sides: Sequence[Side]) -> None:
 # ---- what is measured ------------------------------------------------------------------------
 
 
-def inspect(side: Side, tag: str, max_spectra: int | None, progress: Progress) -> Findings:
+def inspect(side: Side, tag: str, max_spectra: int | None, progress: StatusLine) -> Findings:
     """Measure one side."""
     progress.say(f"{side.name}: degrees")
     layers = summarize(side.topologies)

@@ -81,7 +81,7 @@ USED = ("seed:", "model.", "tokenizer.", "topology.")
 
 
 @dataclass(frozen=True)
-class Job:
+class Asked:
     """One folder to look at."""
 
     path: Path
@@ -101,8 +101,8 @@ def work(options: argparse.Namespace) -> int:
     """Measure what can be measured, print. Returns the code of the first that failed."""
     settings = settings_of(options)
     jobs = list(find_jobs(options.paths))
-    found: list[tuple[Job, Interference]] = []
-    failed: list[tuple[Job, UserError | InvariantError]] = []
+    found: list[tuple[Asked, Interference]] = []
+    failed: list[tuple[Asked, UserError | InvariantError]] = []
     for job in jobs:
         try:
             found.append((job, result_of(job, settings)))
@@ -154,24 +154,24 @@ def settings_of(options: argparse.Namespace) -> InterferenceSettings:
         raise UserError(f"--{error}") from None
 
 
-def find_jobs(paths: Sequence[Path]) -> Iterator[Job]:
+def find_jobs(paths: Sequence[Path]) -> Iterator[Asked]:
     """Every folder to look at; of a study those of its finished runs."""
     for path in paths:
         if not (path / PLAN).is_file():
-            yield Job(path, str(path), in_study=False)
+            yield Asked(path, str(path), in_study=False)
             continue
         plan = read_plan(path)
         done = [run for run in plan.runs if has_ended(run_folder(path, run))]
         if not done:
             raise MissingInputError(f"{path}: none of its {len(plan.runs)} runs is finished")
         for run in done:
-            yield Job(run_folder(path, run), run.name, in_study=True)
+            yield Asked(run_folder(path, run), run.name, in_study=True)
 
 
 # ---- one run ---------------------------------------------------------------------------------
 
 
-def result_of(job: Job, settings: InterferenceSettings) -> Interference:
+def result_of(job: Asked, settings: InterferenceSettings) -> Interference:
     """Measure and write; in a study only what is not there yet."""
     if job.in_study:
         kept = up_to_date(job.path, settings)
@@ -197,7 +197,7 @@ def up_to_date(run: Path, settings: InterferenceSettings) -> Interference | None
     return found if same else None
 
 
-def measure_run(job: Job, settings: InterferenceSettings) -> Interference:
+def measure_run(job: Asked, settings: InterferenceSettings) -> Interference:
     """Load a checkpoint and its domains, measure, write the file into the run folder.
 
     Raises:
@@ -284,7 +284,7 @@ def write_out(path: Path, found: Sequence[Interference]) -> None:
 # ---- what is said ----------------------------------------------------------------------------
 
 
-def show(found: Sequence[tuple[Job, Interference]]) -> None:
+def show(found: Sequence[tuple[Asked, Interference]]) -> None:
     """The whole report of each run that was named, and a line for each if there are several."""
     parts = [as_text(one) for job, one in found if not job.in_study]
     if len(found) > 1 or any(job.in_study for job, _ in found):

@@ -19,7 +19,7 @@ from sparsecl.planning.roofline import Work
 from sparsecl.planning.scaling import Faults, Row, own_batch, simulate_goodput, young_interval
 from sparsecl.planning.subjects import Counter, Subject
 from sparsecl.planning.text import memory_rows, run_text
-from sparsecl.planning.traffic import Flow, Place
+from sparsecl.planning.traffic import Flow, Wiring
 from sparsecl.programs import plan
 from tests.distributed import cases
 from tests.metrics.fake_run import from_matrix, write_lines
@@ -83,7 +83,7 @@ PLAIN = replace(
 
 def test_roofline_by_hand():
     flow = Flow("gradients", "dp", "all_reduce", handed=1_000_000, calls=1)
-    found = roofline.step_time(WORK, PLAIN, Place(PLAIN, 1, 4), [flow], overlap=False)
+    found = roofline.step_time(WORK, PLAIN, Wiring(PLAIN, 1, 4), [flow], overlap=False)
     assert found.products == pytest.approx(4 * 6 * 1e6 * 1000 / 1e12)
     # 12 L W context for the square, half of it below the diagonal.
     assert found.attention == pytest.approx(4 * 6 * 2 * 100 * 10 * 1000 / 1e12)
@@ -96,13 +96,13 @@ def test_roofline_by_hand():
     parts = (found.products, found.attention, found.elementwise, found.logits, found.optimizer)
     assert found.step == pytest.approx(sum(parts) + 1.5e-3) and found.gaps == 0.0
     half = PLAIN.changed(reached=0.5)
-    slower = roofline.step_time(WORK, half, Place(PLAIN, 1, 4), [flow], overlap=False)
+    slower = roofline.step_time(WORK, half, Wiring(PLAIN, 1, 4), [flow], overlap=False)
     assert slower.step == pytest.approx(2 * sum(parts) + 1.5e-3)
 
 
 def test_gradients_hide_behind_the_last_backward_pass():
     flow = Flow("gradients", "dp", "all_reduce", handed=10_000_000, calls=1)
-    found = roofline.step_time(WORK, PLAIN, Place(PLAIN, 1, 4), [flow], overlap=True)
+    found = roofline.step_time(WORK, PLAIN, Wiring(PLAIN, 1, 4), [flow], overlap=True)
     backward = (found.products + found.attention) * 2 / 3 / 4
     assert found.communication == pytest.approx(15e-3)
     assert found.exposed == pytest.approx(15e-3 - backward) and backward > 0
@@ -110,7 +110,7 @@ def test_gradients_hide_behind_the_last_backward_pass():
 
 def test_small_models_wait_for_their_kernels():
     slow = replace(PLAIN, launch=1.0)
-    found = roofline.step_time(WORK, slow, Place(slow, 1, 1), [], overlap=False)
+    found = roofline.step_time(WORK, slow, Wiring(slow, 1, 1), [], overlap=False)
     assert found.step - found.optimizer == pytest.approx(4 * roofline.num_kernels(WORK))
 
 
@@ -149,12 +149,12 @@ def test_spread_positions_move_other_bytes_of_equal_number():
 
 
 def test_groups_reach_over_links_and_network():
-    inside, outside = Place(H200, 2, 4), Place(H200, 2, 8)
+    inside, outside = Wiring(H200, 2, 4), Wiring(H200, 2, 8)
     assert inside.reach("dp")[0] == outside.reach("tp")[0] == pytest.approx(0.8 * 450e9)
     # Four of a node's eight GPUs are in the group, with a 50 GB/s port each.
     assert outside.reach("dp")[0] == pytest.approx(0.8 * 200e9)
     slower = H200.changed(network=10.0)
-    assert Place(slower, 2, 8).reach("dp")[0] == pytest.approx(0.8 * 40e9)
+    assert Wiring(slower, 2, 8).reach("dp")[0] == pytest.approx(0.8 * 40e9)
 
 
 def test_rings_send_what_they_must():

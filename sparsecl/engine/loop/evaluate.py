@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from sparsecl import dist, watchdog
 from sparsecl.data.batches import NO_TARGET, EvaluationWindows
-from sparsecl.engine.outcomes import Score
 from sparsecl.engine.texts import EvaluationText, TextName
 from sparsecl.errors import InvariantError
+from sparsecl.metrics.records import Score
 
-SUMS = ("loss_sum", "num_tokens", "num_bytes", "num_correct")
+NUM_SUMS = 4
+"""Loss, tokens, bytes and right predictions."""
 
 
 def evaluate_domains(
@@ -81,7 +82,7 @@ def evaluate(
     windows, members = _united(texts)
     device = dist.device()
     per_call = batch * dist.dp_size()
-    sums = torch.zeros(len(texts), len(SUMS), dtype=torch.float64, device=device)
+    sums = torch.zeros(len(texts), NUM_SUMS, dtype=torch.float64, device=device)
     engine.eval()
     for first in range(0, len(windows), per_call):
         watchdog.beat(f"evaluation, window {first} of {len(windows)}")
@@ -103,7 +104,10 @@ def evaluate(
         sums += torch.where(counted[:, :, None], by_window, 0.0).sum(dim=1)
     engine.train()
     dist.all_reduce(sums, group=dist.dp_group())
-    return [Score(loss, *(int(count) for count in counts)) for loss, *counts in sums.tolist()]
+    return [
+        Score(loss_sum=loss, num_tokens=int(tokens), num_bytes=int(read), num_correct=int(right))
+        for loss, tokens, read, right in sums.tolist()
+    ]
 
 
 def _united(texts: Sequence[EvaluationWindows]) -> tuple[EvaluationWindows, NDArray[np.bool_]]:

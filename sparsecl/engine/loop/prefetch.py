@@ -27,7 +27,7 @@ from sparsecl.engine.loop.phase_data import Stream
 from sparsecl.engine.schedule import Schedule
 
 
-class Place(NamedTuple):
+class BatchPlace(NamedTuple):
     """Where a micro-batch of this rank stands in the order of the run."""
 
     phase: int
@@ -36,7 +36,7 @@ class Place(NamedTuple):
 
     micro_step: int
 
-    def next(self, accumulation: int) -> "Place":
+    def next(self, accumulation: int) -> "BatchPlace":
         """The place after this one in the same phase."""
         if self.micro_step + 1 < accumulation:
             return self._replace(micro_step=self.micro_step + 1)
@@ -44,7 +44,7 @@ class Place(NamedTuple):
 
 
 @dataclass
-class Batch:
+class ReadRows:
     """The rows of one place, and their copy on the device if there is one already."""
 
     rows: np.ndarray
@@ -57,7 +57,7 @@ class Batch:
 
 def row_reader(
     schedule: Schedule, sequences: int, stream_of: Callable[[int], Stream]
-) -> Callable[[Place], np.ndarray]:
+) -> Callable[[BatchPlace], np.ndarray]:
     """What reads the rows of one place for this rank, int64 [micro, context + 1].
 
     Args:
@@ -65,13 +65,13 @@ def row_reader(
         stream_of: the sequences of a phase.
     """
 
-    def read(place: Place) -> np.ndarray:
+    def read(place: BatchPlace) -> np.ndarray:
         return stream_of(place.phase).rows(place_indices(schedule, sequences, place))
 
     return read
 
 
-def place_indices(schedule: Schedule, sequences: int, place: Place) -> np.ndarray:
+def place_indices(schedule: Schedule, sequences: int, place: BatchPlace) -> np.ndarray:
     """Numbers in their phase of this rank's sequences of a micro-batch, int64 [micro]. Local."""
     return sample_indices(
         place.step,
@@ -91,7 +91,7 @@ class Prefetcher:
 
     def __init__(
         self,
-        read: Callable[[Place], np.ndarray],
+        read: Callable[[BatchPlace], np.ndarray],
         *,
         accumulation: int,
         ahead: int,
@@ -107,14 +107,14 @@ class Prefetcher:
         self._side = torch.cuda.Stream(self._device) if cuda and ahead else None
         # One thread, which ends with this object; a disk is not read faster by several.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch") if ahead else None
-        self._pending: deque[tuple[Place, Future[Batch]]] = deque()
+        self._pending: deque[tuple[BatchPlace, Future[ReadRows]]] = deque()
         self.wait_seconds = 0.0
         """What the loop has waited for rows so far, in this process."""
 
         self.num_unforeseen = 0
         """Places that had not been asked for in advance."""
 
-    def take(self, place: Place) -> Batch:
+    def take(self, place: BatchPlace) -> ReadRows:
         """The micro-batch of one place; reading of those after it begins.
 
         Raises:
@@ -124,12 +124,12 @@ class Prefetcher:
         found = self._foreseen(place)
         if found is None and self._pool is not None:
             self.num_unforeseen += 1
-        batch = Batch(self._read(place)) if found is None else found.result()
+        batch = ReadRows(self._read(place)) if found is None else found.result()
         self._look_ahead(place)
         self.wait_seconds += time.perf_counter() - begin
         return batch
 
-    def tokens(self, batch: Batch, rows: np.ndarray) -> torch.Tensor:
+    def tokens(self, batch: ReadRows, rows: np.ndarray) -> torch.Tensor:
         """`rows` on the device, int64 [sequences, context + 1].
 
         Args:
@@ -150,12 +150,12 @@ class Prefetcher:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _foreseen(self, place: Place) -> "Future[Batch] | None":
+    def _foreseen(self, place: BatchPlace) -> "Future[ReadRows] | None":
         while self._pending and self._pending[0][0] != place:
             self._pending.popleft()[1].cancel()
         return self._pending.popleft()[1] if self._pending else None
 
-    def _look_ahead(self, place: Place) -> None:
+    def _look_ahead(self, place: BatchPlace) -> None:
         if self._pool is None:
             return
         last = self._pending[-1][0] if self._pending else place
@@ -163,17 +163,17 @@ class Prefetcher:
             last = last.next(self._accumulation)
             self._pending.append((last, self._pool.submit(self._load, last)))
 
-    def _load(self, place: Place) -> Batch:
+    def _load(self, place: BatchPlace) -> ReadRows:
         rows = self._read(place)
         if self._side is None:
-            return Batch(rows)
+            return ReadRows(rows)
         pinned = torch.from_numpy(rows).pin_memory()
         with torch.cuda.stream(self._side):
             # The allocator keeps `pinned` until the copy is done.
             copy = pinned.to(self._device, non_blocking=True)
             ready = torch.cuda.Event()
             ready.record(self._side)
-        return Batch(rows, copy, ready)
+        return ReadRows(rows, copy, ready)
 
     def _drop(self) -> None:
         while self._pending:

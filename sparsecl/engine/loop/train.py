@@ -21,10 +21,10 @@ from sparsecl.engine.loop.context import RunContext
 from sparsecl.engine.loop.evaluate import evaluate_domains
 from sparsecl.engine.loop.outputs import forward, weighted_mean
 from sparsecl.engine.loop.phase_data import Stream, phase_stream
-from sparsecl.engine.loop.prefetch import Place, Prefetcher, place_indices, row_reader
+from sparsecl.engine.loop.prefetch import BatchPlace, Prefetcher, place_indices, row_reader
 from sparsecl.engine.loop.step import Looks, take_step
 from sparsecl.engine.loop.stop import StopRequest
-from sparsecl.engine.observe.display import Progress
+from sparsecl.engine.observe.display import ProgressBar
 from sparsecl.engine.observe.early_end import EarlyEnd
 from sparsecl.engine.observe.health import Health, RolledBack, Spike
 from sparsecl.engine.observe.journal import Journal
@@ -32,7 +32,7 @@ from sparsecl.engine.observe.monitor import Monitor
 from sparsecl.engine.observe.observer import Observer
 from sparsecl.engine.observe.plasticity import Panel
 from sparsecl.engine.observe.profile import StepProfile
-from sparsecl.engine.outcomes import Score, StepResult
+from sparsecl.engine.outcomes import StepResult
 from sparsecl.engine.position import Position
 from sparsecl.engine.resume import state
 from sparsecl.engine.resume.keeper import Keeper
@@ -44,6 +44,7 @@ from sparsecl.errors import InvariantError, Preempted, StorageError
 from sparsecl.log import RunLog
 from sparsecl.methods.context import Batch
 from sparsecl.methods.several import Methods
+from sparsecl.metrics.records import Score
 from sparsecl.optim.build import set_lr
 from sparsecl.optim.replicas import check_replicas
 from sparsecl.optim.slices import Slices
@@ -181,7 +182,7 @@ class Trainer:
         if self.position.phase_step == 0:
             self._begin_phase(phase)
         self.monitor.begin_phase()
-        progress = Progress(
+        progress = ProgressBar(
             f"phase {phase.index} {self.domain}",
             total=phase.num_steps,
             done=self.position.phase_step,
@@ -220,7 +221,7 @@ class Trainer:
         if position.phase < len(self.schedule.phases):  # else the end is nearer than a restart
             self._stop_if_asked()
 
-    def _step_and_watch(self, phase: Phase, progress: Progress) -> bool:
+    def _step_and_watch(self, phase: Phase, progress: ProgressBar) -> bool:
         """One step with everything that may follow it. Returns True if the phase ends early."""
         config, position = self.config, self.position
         last = position.phase_step + 1 == phase.num_steps
@@ -296,7 +297,7 @@ class Trainer:
             watchdog.beat(f"step {self.step + 1}, data of micro-batch {micro_step}")
             with self.monitor.stragglers.data():
                 faults.point("batch", step=self.step + 1)
-                place = Place(self.position.phase, self.context.progress.data_step, micro_step)
+                place = BatchPlace(self.position.phase, self.context.progress.data_step, micro_step)
                 read = self.loader.take(place)
                 batch = self.methods.batch(self.context, self._batch(place, read.rows))
                 tokens = self.loader.tokens(read, batch.rows)
@@ -312,7 +313,7 @@ class Trainer:
             yield loss, loss if extra is None else loss + extra
             self.panel.see(tokens, loss)
 
-    def _batch(self, place: Place, rows: np.ndarray) -> Batch:
+    def _batch(self, place: BatchPlace, rows: np.ndarray) -> Batch:
         """The new sequences of a micro-batch, as methods see them. Local."""
         indices = place_indices(self.schedule, self.config.batch.sequences, place)
         origin = np.stack([np.full_like(indices, place.phase), indices], axis=1)

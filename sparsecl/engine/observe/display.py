@@ -192,7 +192,7 @@ def overlap_line(overlap: Mapping[str, float | None]) -> str:
     )
 
 
-class Progress:
+class ProgressBar:
     """A tqdm bar for one phase on stderr; silent on ranks other than 0."""
 
     def __init__(self, label: str, *, total: int, done: int, show: bool) -> None:

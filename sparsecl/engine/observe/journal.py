@@ -15,13 +15,12 @@ from sparsecl.engine.observe.board import CHART, IN_TRAINING, forgetting_scalars
 from sparsecl.engine.observe.clock import Clock
 from sparsecl.engine.observe.display import evaluation_line
 from sparsecl.engine.observe.plasticity import scalars
-from sparsecl.engine.outcomes import Score
 from sparsecl.engine.position import Position
 from sparsecl.engine.schedule import JOINT, Phase, Schedule
 from sparsecl.engine.texts import TextName
 from sparsecl.errors import DataError
 from sparsecl.log import RunLog
-from sparsecl.metrics.records import WITH_IDENTITY, RunRecords, read_records
+from sparsecl.metrics.records import WITH_IDENTITY, RunRecords, Score, read_records
 from sparsecl.metrics.summary import summarize
 from sparsecl.seal import EMPTY, Extent
 

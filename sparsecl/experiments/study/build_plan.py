@@ -11,7 +11,7 @@ from sparsecl.config_nodes import read_text
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import UserError
 from sparsecl.experiments.study import pairing
-from sparsecl.experiments.study.controls import Control, Price, controls, own_references
+from sparsecl.experiments.study.controls import Control, Priced, controls, own_references
 from sparsecl.experiments.study.measures import MEASURES
 from sparsecl.experiments.study.study_file import ScaledStudy, Setting
 from sparsecl.experiments.study.study_plan import (
@@ -32,7 +32,7 @@ from sparsecl.opening import make_folder
 
 def make_plan(
     study: ScaledStudy,
-    price: Callable[[RunConfig], Price],
+    price: Callable[[RunConfig], Priced],
     *,
     threads: int,
     command: Sequence[str],
@@ -143,7 +143,7 @@ def _seeded(setting: Setting, seed: int) -> Setting:
 
 
 def _arm(
-    setting: Setting, reference: Setting, control: Control | None, study: ScaledStudy, cost: Price
+    setting: Setting, reference: Setting, control: Control | None, study: ScaledStudy, cost: Priced
 ) -> Arm:
     lines = configs.differences(configs.to_dict(reference.config), configs.to_dict(setting.config))
     if control is not None and control.needs_losses:

@@ -25,7 +25,7 @@ SPARSE = "all_sparse"
 """In a list of arms: all that are not dense."""
 
 
-class Price(Protocol):
+class Priced(Protocol):
     """What a run costs before it starts; engine/price.py."""
 
     @property
@@ -57,7 +57,7 @@ def controls(
     config: ControlsConfig,
     settings: list[Setting],
     reference: str,
-    price: Callable[[RunConfig], Price],
+    price: Callable[[RunConfig], Priced],
 ) -> Iterator[Control]:
     """All controls that a study asks for, arm by arm.
 
@@ -119,7 +119,7 @@ def equal_parameters(
     name: str,
     arm: RunConfig,
     reference: RunConfig,
-    price: Callable[[RunConfig], Price],
+    price: Callable[[RunConfig], Priced],
 ) -> RunConfig:
     """The reference made narrower until it has as many parameters as `arm` has live ones.
 

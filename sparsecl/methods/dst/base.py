@@ -22,7 +22,7 @@ from sparsecl.optim.slice import Slice
 
 
 @dataclass(frozen=True, eq=False)
-class Choice:
+class LayerView:
     """One layer as a rewire sees it, flat: a whole matrix, or this rank's slice in packed storage.
     N = live weights. On the CPU, the same on all ranks that decide together."""
 
@@ -47,20 +47,20 @@ class Choice:
         return (~self.live).nonzero().view(-1)
 
 
-def look(context: MethodContext, name: str) -> Choice:
+def look(context: MethodContext, name: str) -> LayerView:
     """What a rewire of one layer chooses over. Collective over dp, in masked storage also tp."""
     layer = context.sparse[name].layer
     if layer.packed:
         live, values = layer.live_mask().view(-1), context.live_values(name).cpu()
-        return Choice(name, layer.tp_rank, live, values)
+        return LayerView(name, layer.tp_rank, live, values)
     assert layer.topology is not None
     live = torch.from_numpy(layer.topology.mask()).view(-1)
-    return Choice(name, 0, live, context.matrix(name).cpu().view(-1)[live])
+    return LayerView(name, 0, live, context.matrix(name).cpu().view(-1)[live])
 
 
 def as_chosen(context: MethodContext, name: str, local: Tensor) -> Tensor:
-    """A tp-local matrix [O_local, I_local] in the form of `Choice.live`, [cells]. In masked storage
-    collective over tp."""
+    """A tp-local matrix [O_local, I_local] in the form of `LayerView.live`, [cells]. In masked
+    storage collective over tp."""
     packed = context.sparse[name].layer.packed
     return (local if packed else context.joined(name, local)).reshape(-1)
 
@@ -80,11 +80,11 @@ class DropAndGrow(Method, ABC):
         self.restart = AdamRestart(config.adam_restart)
 
     @abstractmethod
-    def drop(self, context: MethodContext, choice: Choice) -> Tensor:
+    def drop(self, context: MethodContext, choice: LayerView) -> Tensor:
         """Which live weights go: int64 [K] into `choice.values`, the first first."""
 
     @abstractmethod
-    def grow(self, context: MethodContext, choice: Choice, dropped: Tensor) -> Tensor:
+    def grow(self, context: MethodContext, choice: LayerView, dropped: Tensor) -> Tensor:
         """Which cells live instead: int64, as many as `dropped` [K], or fewer if there is no room.
         A cell that was just dropped may be among them; it stays as it is then."""
 

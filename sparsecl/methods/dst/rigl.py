@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from sparsecl.methods.context import MethodContext, Progress, SliceTensors
-from sparsecl.methods.dst.base import Choice, DropAndGrow, as_chosen, cosine
+from sparsecl.methods.dst.base import DropAndGrow, LayerView, as_chosen, cosine
 from sparsecl.methods.dst.config import RiglConfig
 
 
@@ -65,12 +65,12 @@ class Rigl(DropAndGrow):
             self.rewire(context)
             self.last = self._now
 
-    def drop(self, context: MethodContext, choice: Choice) -> Tensor:
+    def drop(self, context: MethodContext, choice: LayerView) -> Tensor:
         """The weakest, whatever their sign."""
         num = int(choice.values.numel() * self._fraction)
         return choice.values.abs().argsort(stable=True)[:num]
 
-    def grow(self, context: MethodContext, choice: Choice, dropped: Tensor) -> Tensor:
+    def grow(self, context: MethodContext, choice: LayerView, dropped: Tensor) -> Tensor:
         """Where the dense gradient is largest, among all that is not kept."""
         score = as_chosen(context, choice.name, context.dense_gradient(choice.name)).abs()
         kept = choice.live.clone()

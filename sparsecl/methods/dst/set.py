@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sparsecl.methods.context import MethodContext
-from sparsecl.methods.dst.base import Choice, DropAndGrow
+from sparsecl.methods.dst.base import DropAndGrow, LayerView
 from sparsecl.methods.dst.config import SetConfig
 
 
@@ -26,7 +26,7 @@ class Set(DropAndGrow):
         if applied and context.progress.step % self.config.every == 0:
             self.rewire(context)
 
-    def drop(self, context: MethodContext, choice: Choice) -> Tensor:
+    def drop(self, context: MethodContext, choice: LayerView) -> Tensor:
         """The weakest of each sign."""
         chosen = []
         for sign in (1.0, -1.0):
@@ -36,7 +36,7 @@ class Set(DropAndGrow):
             chosen.append(of_sign[weakest])
         return torch.cat(chosen)
 
-    def grow(self, context: MethodContext, choice: Choice, dropped: Tensor) -> Tensor:
+    def grow(self, context: MethodContext, choice: LayerView, dropped: Tensor) -> Tensor:
         """Uniformly among the cells that were absent before."""
         absent = choice.absent
         rng = context.generator(self.name, choice.name, context.progress.step, choice.part)

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from sparsecl.engine.loop.prefetch import Place, Prefetcher
+from sparsecl.engine.loop.prefetch import BatchPlace, Prefetcher
 from sparsecl.errors import DataError
 from tests.distributed import cases
 
@@ -26,12 +26,12 @@ class Rows:
 
 
 def walk(loader, *places):
-    return [loader.take(Place(*place)).rows.tolist() for place in places]
+    return [loader.take(BatchPlace(*place)).rows.tolist() for place in places]
 
 
 def test_the_place_after_the_last_micro_batch_is_in_the_next_step():
-    assert Place(1, 4, 0).next(2) == (1, 4, 1)
-    assert Place(1, 4, 1).next(2) == (1, 5, 0)
+    assert BatchPlace(1, 4, 0).next(2) == (1, 4, 1)
+    assert BatchPlace(1, 4, 1).next(2) == (1, 5, 0)
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 3])
@@ -57,19 +57,19 @@ def test_it_reads_in_order_and_ahead():
 
 def test_an_error_comes_at_its_own_place_only():
     rows = Rows()
-    rows.bad = Place(0, 1, 0)
+    rows.bad = BatchPlace(0, 1, 0)
     loader = Prefetcher(rows, accumulation=1, ahead=2)
     assert walk(loader, (0, 0, 0), (0, 5, 0)) == [[[0, 0, 0]], [[0, 5, 0]]]  # bad was foreseen
     walk(loader, (0, 0, 0))
     with pytest.raises(DataError, match="is bad"):
-        loader.take(Place(0, 1, 0))
+        loader.take(BatchPlace(0, 1, 0))
     assert walk(loader, (0, 2, 0)) == [[[0, 2, 0]]]
     loader.close()
 
 
 def test_changed_rows_are_what_trains():
     loader = Prefetcher(Rows(), accumulation=1, ahead=1)
-    batch = loader.take(Place(0, 7, 0))
+    batch = loader.take(BatchPlace(0, 7, 0))
     assert loader.tokens(batch, batch.rows).tolist() == [[0, 7, 0]]
     replayed = np.concatenate([batch.rows, batch.rows])
     assert loader.tokens(batch, replayed).tolist() == [[0, 7, 0], [0, 7, 0]]

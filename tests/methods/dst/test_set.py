@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparsecl.methods.dst.base import Choice
+from sparsecl.methods.dst.base import LayerView
 from sparsecl.methods.dst.config import SetConfig
 from sparsecl.methods.dst.set import Set
 from sparsecl.methods.facts import RunFacts
@@ -16,7 +16,7 @@ NO_CONTEXT: Any = None
 
 
 def dropped(values: torch.Tensor, **options: Any) -> list[int]:
-    choice = Choice("w", 0, torch.ones(len(values), dtype=torch.bool), values)
+    choice = LayerView("w", 0, torch.ones(len(values), dtype=torch.bool), values)
     return Set(SetConfig(**options)).drop(NO_CONTEXT, choice).tolist()
 
 
@@ -51,7 +51,7 @@ def context(step: int) -> Any:
 
 
 def grown(step: int, live: torch.Tensor, num: int) -> torch.Tensor:
-    choice = Choice("w", 0, live, torch.zeros(int(live.sum())))
+    choice = LayerView("w", 0, live, torch.zeros(int(live.sum())))
     return Set(SetConfig()).grow(context(step), choice, torch.arange(num))
 
 
