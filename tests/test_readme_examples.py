@@ -259,7 +259,7 @@ def training() -> None:
     words = ["--ds_config", "ds_configs/zero2.json", "--config", "own.yaml", "--run_dir", "run"]
     sys.argv = ["launch/train.py", *words, "--set", *SMALL]
     train = runpy.run_path("launch/train.py")
-    assert train["main"]() == 0
+    assert train["train"].main() == 0
     summary = json.loads(Path("run/results.json").read_text())
     assert summary["domains"] == ["notes", "lessons"]
     assert summary["phases"] == {"finished": 2, "planned": 2}

@@ -27,7 +27,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # F.gelu without an approximation, as in our Mlp; "gelu_new" would be the tanh form.
 ACTIVATION = "gelu"
-NORM_EPS = 1e-5  # nn.LayerNorm's default, which gpt.py uses
+NORM_EPS = 1e-5  # nn.LayerNorm's default, which model/gpt.py uses
 
 
 def export_weights(

@@ -164,7 +164,7 @@ def _notes(summaries: Sequence[dict[str, Any]], common: list[str]) -> list[str]:
             notes.append(f"{summary['name']}: the audit found {found}")
     if any(len(summary["domains"]) > len(common) for summary in summaries):
         notes.append(f"compared over {len(common)} common domains: {', '.join(common)}")
-    plans = {tuple(s["domains"][i] if i >= 0 else "" for i in s["order"]) for s in summaries}
-    if len(plans) > 1:
+    orders = {tuple(s["domains"][i] if i >= 0 else "" for i in s["order"]) for s in summaries}
+    if len(orders) > 1:
         notes.append("the runs do not train the same domains in the same order")
     return notes

@@ -21,8 +21,8 @@ SCORES = ("loss", "bits_per_byte", "accuracy")
 def summarize(records: RunRecords) -> dict[str, Any]:
     """Compute everything; a value that is undefined or not finite is None.
 
-    `order` is the whole plan; `phases.finished` says how many of its phases the matrix has. All
-    figures are those of a run that ends with the last finished phase.
+    `order` is that of all planned phases; `phases.finished` says how many of them the matrix has.
+    All figures are those of a run that ends with the last finished phase.
 
     Raises:
         DataError: if the run has no evaluation of the matrix at all.

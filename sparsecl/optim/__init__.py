@@ -1,1 +1,1 @@
-"""The optimizer side: slices of parameters, masked state, schedule."""
+"""The optimizer side: slices of parameters, masked state, learning rate."""

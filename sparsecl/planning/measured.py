@@ -1,8 +1,8 @@
 """An estimate beside the run that it was made for: how far its memory and its times are off.
 
 The run says what it measured in its last record (`performance` in results.json). What its roofline
-lacks on this machine is the number that --reached takes, so one short run makes the plans of all
-others better.
+lacks on this machine is the number that --reached takes, so one short run makes the estimates
+of all others better.
 """
 
 from dataclasses import asdict, dataclass

@@ -9,7 +9,8 @@ Counts are exact: topologies whose density does not tell them are drawn, as a ru
 follow the formulas of model/memory.py and planning/traffic.py in sparsecl/, which tests compare
 with measurements. Times are a roofline (planning/roofline.py) on the numbers of
 planning/machines.py, stretched to what published runs reach of it; --reached takes the share of
-your own, which the plan of a finished run's folder shows. Nothing is trained, and no GPU is needed.
+your own, which the estimate of a finished run's folder shows. Nothing is trained, and no GPU is
+needed.
 """
 
 import argparse

@@ -46,7 +46,7 @@ TINY = (
     "eval.tokens=160",
     "audit.every=5",
     "log.every=1",
-    "speed.sample_every=0",  # tests/engine/test_monitor.py has samples
+    "speed.sample_every=0",  # tests/engine/observe/test_monitor.py has samples
 )
 
 

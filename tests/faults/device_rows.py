@@ -3,7 +3,7 @@
 from tests.faults.row import RANKS, Row
 
 DEVICE = "tests/engine/test_devices.py::test_"
-JSON = "tests/engine/test_ds_config.py::test_"
+JSON = "tests/engine/deepspeed/test_ds_config.py::test_"
 
 DEVICES: tuple[Row, ...] = (
     Row(
@@ -60,8 +60,8 @@ DEVICES: tuple[Row, ...] = (
         "G7",
         "a study that was given some GPUs of a machine",
         (
-            "tests/experiments/test_runner.py::test_a_study_stays_in_its_gpus",
-            "tests/experiments/test_runner.py::"
+            "tests/experiments/running/test_runner.py::test_a_study_stays_in_its_gpus",
+            "tests/experiments/running/test_runner.py::"
             "test_a_slot_is_a_gpu_and_foreign_ranks_are_forgotten",
         ),
         "stays in them",

@@ -57,7 +57,7 @@ CHECKPOINTS = (
         (
             f"{FAULTS}swapped_masks.py::test_other_masks_are_refused",
             f"{LAUNCH}resume.py::test_a_moved_weight_is_found",
-            "tests/engine/test_resume.py::test_another_topology_is_never_allowed",
+            "tests/engine/resume/test_changes.py::test_another_topology_is_never_allowed",
         ),
         "65",
     ),

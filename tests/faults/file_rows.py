@@ -5,7 +5,7 @@ from tests.faults.row import LAUNCH, SAVES, Row
 PLANTED = f"{LAUNCH}planted.py::"
 DISK = f"{LAUNCH}disks.py::"
 UNIT = "tests/test_files.py::"
-STUDY = "tests/experiments/test_study_folder.py::"
+STUDY = "tests/experiments/study/test_study_folder.py::"
 
 FILES: tuple[Row, ...] = (
     Row(

@@ -10,7 +10,7 @@ CONFIGS = (
             f"{LAUNCH}bad_input.py::test_an_unknown_key_names_the_nearest",
             f"{LAUNCH}bad_input.py::test_a_wrong_deepspeed_json",
             "tests/test_config.py::test_a_mistake_gets_one_line",
-            "tests/engine/test_ds_config.py::test_a_mistake_gets_one_line",
+            "tests/engine/deepspeed/test_ds_config.py::test_a_mistake_gets_one_line",
         ),
         "64",
     ),
@@ -20,7 +20,7 @@ CONFIGS = (
         (
             f"{LAUNCH}bad_input.py::test_broken_yaml_names_the_place",
             "tests/test_config.py::test_a_mistake_gets_one_line",
-            "tests/engine/test_ds_config.py::test_a_mistake_gets_one_line",
+            "tests/engine/deepspeed/test_ds_config.py::test_a_mistake_gets_one_line",
         ),
         "64",
     ),
@@ -54,7 +54,7 @@ CONFIGS = (
         "numbers of the two configs that disagree",
         (
             f"{LAUNCH}bad_input.py::test_a_layout_is_checked_before_any_rank_waits",
-            "tests/engine/test_ds_config.py::test_a_mistake_gets_one_line",
+            "tests/engine/deepspeed/test_ds_config.py::test_a_mistake_gets_one_line",
         ),
         "64, with the equation",
     ),
@@ -65,7 +65,7 @@ CONFIGS = (
             f"{LAUNCH}resume.py::test_another_config_is_refused",
             f"{LAUNCH}resume.py::test_settings_that_change_no_result_may_change",
             f"{LAUNCH}changes.py::test_another_config_needs_permission_and_leaves_a_mark",
-            "tests/engine/test_resume.py::test_what_no_permission_covers",
+            "tests/engine/resume/test_changes.py::test_what_no_permission_covers",
         ),
         "64, or --allow_config_change",
     ),
@@ -135,7 +135,7 @@ TEXT = (
             f"{LAUNCH}bad_input.py::test_tokens_of_another_tokenizer",
             f"{LAUNCH}resume.py::test_another_tokenizer_is_refused",
             f"{DATA}tokenizer.py::test_a_swapped_model_is_refused",
-            "tests/engine/test_resume.py::test_other_text_needs_its_own_permission",
+            "tests/engine/resume/test_changes.py::test_other_text_needs_its_own_permission",
         ),
         "65",
     ),
@@ -144,7 +144,7 @@ TEXT = (
         "the text changed between two starts",
         (
             f"{LAUNCH}resume.py::test_other_data_is_refused",
-            "tests/engine/test_resume.py::test_other_text_needs_its_own_permission",
+            "tests/engine/resume/test_changes.py::test_other_text_needs_its_own_permission",
         ),
         "65, or --allow_data_change",
     ),
@@ -152,7 +152,7 @@ TEXT = (
         "T8",
         "domains missing, repeated or in another order; a kill at a border",
         (
-            "tests/engine/test_resume.py::"
+            "tests/engine/resume/test_changes.py::"
             "test_other_domains_are_refused_with_and_without_permission",
             f"{LAUNCH}changes.py::test_a_stop_between_two_domains_goes_on_with_the_second",
             f"{LAUNCH}borders.py::test_a_kill_at_the_end_of_a_domain_and_another_time_zone",

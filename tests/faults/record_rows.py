@@ -49,7 +49,7 @@ RECORDS: tuple[Row, ...] = (
         "R4",
         "attempts.jsonl or config.yaml of a run changed",
         (
-            "tests/engine/test_goodput.py::"
+            "tests/engine/observe/test_goodput.py::"
             "test_a_changed_file_gives_no_goodput_rather_than_another",
             "tests/tools/test_interference.py::"
             "test_a_config_that_is_not_the_checkpoints_is_refused",

@@ -4,7 +4,8 @@ from tests.faults.row import LAUNCH, Row
 
 COMMAND, PLACE = "tests/test_command.py::test_", "tests/test_place.py::test_"
 STOP, MEET = f"{LAUNCH}stop.py::test_", f"{LAUNCH}meeting.py::test_"
-RUNNER, SLURM = "tests/experiments/test_runner.py::test_", "tests/slurm/test_scripts.py::test_"
+RUNNER = "tests/experiments/running/test_runner.py::test_"
+SLURM = "tests/slurm/test_scripts.py::test_"
 
 SIGNALS: tuple[Row, ...] = (
     Row(

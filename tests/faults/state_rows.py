@@ -3,7 +3,7 @@
 from tests.faults.row import LAUNCH, SAVES, Row
 
 MEETING = f"{LAUNCH}meeting.py::test_"
-SAVED = "tests/engine/test_saved.py::test_"
+SAVED = "tests/engine/resume/test_saved.py::test_"
 
 STATES_OF_RUNS: tuple[Row, ...] = (
     Row(

@@ -1,6 +1,6 @@
 """Scores of a domain: exact token-weighted sums, whatever the batch size or layout.
 
-At a phase end, and before training, one pass scores both texts of a domain (texts.py).
+At a phase end, and before training, one pass scores both texts of a domain (engine/texts.py).
 """
 
 import math

@@ -47,8 +47,8 @@ def header(
     """What is about to be trained, in a few aligned lines.
 
     Args:
-        layout: as `rank_layout` of plan.py gives it.
-        reading: planned passes over the training text, from reading.py.
+        layout: as `rank_layout` of engine/schedule.py gives it.
+        reading: planned passes over the training text, from engine/reading.py.
         scored: by domain, how much text is behind its scores; None = not known yet.
         backends: what topology.backend auto has chosen, by layer name; None = not known yet.
     """

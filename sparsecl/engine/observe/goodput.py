@@ -1,7 +1,7 @@
 """Where the wall time of a run went, over all its starts: attempts.jsonl in the run folder.
 
 Goodput = useful step seconds / wall seconds since the first start. Useful is what stands in the
-last checkpoint (observe/clock.py): a step that was lost to a kill and taken again counts
+last checkpoint (engine/observe/clock.py): a step that was lost to a kill and taken again counts
 once, so lost work, starts, evaluations, checkpoints and the time between attempts all count
 against it. A queue is not the fault of the trainer, so there is a second figure without the time
 between attempts.

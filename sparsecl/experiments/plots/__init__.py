@@ -1,4 +1,4 @@
-"""All pictures; the only folder that knows matplotlib."""
+"""All pictures; beside benchmarks/plot.py nothing else knows matplotlib."""
 
 from sparsecl.experiments.plots.runs import comparison_plot, forgetting_plot
 from sparsecl.experiments.plots.topology import MaskPicture, ReachPicture, topology_plot
