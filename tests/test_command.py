@@ -5,12 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from sparsecl import command, errors
 from sparsecl.errors import DataError, InvariantError, PeerLostError, shortage
+from sparsecl.programs import train
 from tests.events import HANG
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,10 +45,33 @@ def shell(line, **more):
 
 @pytest.mark.parametrize("script", dict.fromkeys(script for script, _ in PROGRAMS))
 def test_help_shows_the_examples_as_they_are_written(script):
-    text = ast.get_docstring(ast.parse((ROOT / script).read_text()))
+    program = ROOT / "sparsecl" / "programs" / Path(script).name
+    text = ast.get_docstring(ast.parse(program.read_text()))
     done = shell(f"$PYTHON {script} --help")
     assert text is not None and f"\n{text}\n" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 100
+
+
+def test_every_program_has_a_script_and_a_command():
+    programs = {path.stem: path for path in ROOT.glob("sparsecl/programs/[!_]*.py")}
+    scripts = [path.stem for path in (*ROOT.glob("launch/*.py"), *ROOT.glob("tools/*.py"))]
+    assert sorted(scripts) == sorted(programs)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {
+        f"sparsecl-{name.replace('_', '-')}": f"sparsecl.programs.{name}:start" for name in programs
+    }
+    for path in programs.values():
+        tree = ast.parse(path.read_text())
+        assert "start" in [n.name for n in tree.body if isinstance(n, ast.FunctionDef)], path
+
+
+def test_without_a_checkout_a_config_must_be_given(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "DEMO", tmp_path / "launch" / "configs" / "demo.yaml")
+    options = train.parse(["--ds_config", "zero2.json"])
+    assert command.report(lambda: train.train(options)) == 66
+    said = capsys.readouterr().err
+    assert said.endswith("demo.yaml: no such file; without a checkout give --config FILE\n")
+    assert said.count("\n") == 1
 
 
 def arguments():

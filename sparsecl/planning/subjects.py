@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsecl import config as configs
-from sparsecl.checkout import ZERO2
+from sparsecl.checkout import ZERO2, beside
 from sparsecl.engine.price import Price, price
 from sparsecl.engine.run import vocabulary
 from sparsecl.engine.run_config import RunConfig
@@ -155,7 +155,7 @@ def read_subjects(
 
 def default_ds_path() -> Path:
     """ds_configs/zero2.json of this checkout."""
-    return ZERO2
+    return beside(ZERO2, "without a checkout give --ds_config FILE")
 
 
 def _study(study: ScaledStudy, ds_path: Path | None, counter: Counter) -> Subjects:

@@ -28,7 +28,7 @@ from sparsecl import command
 from sparsecl import config as configs
 
 # None of these imports torch.
-from sparsecl.checkout import DEMO, ROOT
+from sparsecl.checkout import DEMO, ROOT, beside
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import MissingInputError, UserError
 from sparsecl.files import write_json
@@ -188,7 +188,8 @@ def ask_sides(options: argparse.Namespace, progress: StatusLine) -> list[Side]:
     """The sides in the order A, B."""
     asked: list[tuple[Path, list[str]]] = [(path, []) for path in options.sides]
     if options.config is not None or not asked:
-        asked.append((options.config or DEMO, options.set))
+        config = options.config or beside(DEMO, "without a checkout give --config FILE")
+        asked.append((config, options.set))
     return [load_side(path, overrides, progress) for path, overrides in asked]
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from sparsecl import command, signals
-from sparsecl.checkout import ROOT
+from sparsecl.checkout import ROOT, beside
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import UserError
 from sparsecl.experiments.findings.collect import collect, status_text
@@ -118,6 +118,7 @@ def sweep(options: argparse.Namespace) -> int:
         if options.where == "slurm":
             on_slurm(folder, plan, options)
         return 0
+    beside(TRAIN, "runs of a study need a checkout")
     with lock_folder(folder, "--study_dir"):
         plan = open_study(folder, plan, configs)
         print(plan_text(plan))

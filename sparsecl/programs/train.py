@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from sparsecl import command, place, signals
 from sparsecl import config as configs
-from sparsecl.checkout import DEMO
+from sparsecl.checkout import DEMO, beside
 from sparsecl.errors import PeerLostError, Preempted, UserError
 
 
@@ -121,6 +121,8 @@ def train(args: argparse.Namespace) -> None:
     # The config is read before torch is imported, so a typo costs a second.
     from sparsecl.engine.run_config import RunConfig
 
+    if args.config == [DEMO]:
+        beside(DEMO, "without a checkout give --config FILE")
     config = configs.load(RunConfig, args.config, args.set)
 
     from sparsecl import faults
