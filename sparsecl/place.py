@@ -26,6 +26,11 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def world_size() -> int:
+    """Number of processes; 1 without a launcher. Checked by `check`."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def check(variables: Mapping[str, str] = os.environ) -> None:
     """Raise UserError unless the launcher's variables give this process a place, or it is alone."""
     if "RANK" not in variables and "WORLD_SIZE" not in variables:

@@ -28,6 +28,7 @@ GROUND = (
     "files",
     "locks",
     "log",
+    "meeting",
     "opening",
     "place",
     "seal",

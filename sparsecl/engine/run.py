@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sparsecl import config as configs
-from sparsecl import dist
+from sparsecl import dist, meeting
 from sparsecl.checkpoint.manifest import MANIFEST, read_manifest
 from sparsecl.checkpoint.publish import candidates, newest_valid
 from sparsecl.config_nodes import read_text
@@ -247,7 +247,7 @@ def _watched(seconds: float) -> Iterator[None]:
     if not seconds:
         yield
         return
-    board = dist.StoreBoard() if dist.world_size() > 1 else None
+    board = meeting.StoreNoticeBoard() if dist.world_size() > 1 else None
     watchdog = Watchdog(seconds, rank=dist.rank(), board=board)
     watchdog.start()
     try:

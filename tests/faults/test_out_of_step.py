@@ -21,13 +21,13 @@ def take_part(rank: int, port: int, fault: str, folder: str) -> None:
     os.environ.update(zip(RANK_VARIABLES, map(str, place), strict=True))
     import torch
 
-    from sparsecl import dist, watchdog
+    from sparsecl import dist, meeting, watchdog
 
     dist.init(join_seconds=HANG)
     dist.barrier()
     # The rank whose sum meets nobody is the one that its watchdog ends.
     patience = HANG if fault == "skipped" and rank == 1 else 0.5
-    dog = watchdog.Watchdog(patience, rank=rank, board=dist.StoreBoard(), poll=0.1)
+    dog = watchdog.Watchdog(patience, rank=rank, board=meeting.StoreNoticeBoard(), poll=0.1)
     dog.start()
     try:
         for number in range(3):

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch.distributed as torch_dist
 
-from sparsecl import dist, place, signals
+from sparsecl import dist, meeting, place, signals
 from sparsecl.engine import run
 from sparsecl.errors import DataError, PeerLostError, Preempted
 from tests.events import free_port, wait_for
@@ -67,8 +67,8 @@ def test_a_rank_that_dies_before_it_has_come_is_named_soon(starter, number):
 
 def test_a_rank_that_came_and_fell_silent_is_named(starter, monkeypatch):
     """As rank 0 sees a rank of another machine, whose processes it cannot see."""
-    monkeypatch.setattr(dist, "SILENT_LOOKS", 3)
-    monkeypatch.setattr(dist, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(meeting, "SILENT_LOOKS", 3)
+    monkeypatch.setattr(meeting, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(place, "lost_siblings", list)
     for name, value in variables(0, free_port()).items():
         monkeypatch.setenv(name, value)
@@ -76,7 +76,7 @@ def test_a_rank_that_came_and_fell_silent_is_named(starter, monkeypatch):
     store = torch_dist.HashStore()
     store.set("sparsecl/here/2", "7")
     with pytest.raises(PeerLostError, match="rank 2 has ended, or does not run"):
-        dist._gather(store, time.monotonic() + 600, "{}")
+        meeting._gather(store, time.monotonic() + 600, "{}")
 
 
 def test_rank_0_hears_signals_while_it_waits(starter):
@@ -92,12 +92,12 @@ def test_rank_0_hears_signals_while_it_waits(starter):
 def test_the_others_hear_signals_while_they_wait_for_rank_0(monkeypatch):
     for name, value in variables(1, free_port()).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(dist.time, "sleep", lambda _: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(meeting.time, "sleep", lambda _: signal.raise_signal(signal.SIGTERM))
     signals.listen()
     signals.answer_by(signals.leave)
     try:
         with pytest.raises(Preempted, match="SIGTERM before the first step"):
-            dist._meet(600.0, "{}")
+            meeting.meet(600.0, "{}")
     finally:
         signals.forget()
 

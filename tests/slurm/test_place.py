@@ -10,7 +10,7 @@ import pytest
 from sparsecl.errors import DataError, UserError
 from sparsecl.experiments.running import slurm, slurm_task
 from sparsecl.experiments.study.study_plan import failure_file, read_plan, run_folder
-from tests.experiments.test_runner import write_study
+from tests.experiments.running.test_runner import write_study
 from tests.slurm.test_scripts import HOSTILE, ROOT
 
 # Takes notice of its words, and answers with the next number.

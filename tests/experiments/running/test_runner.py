@@ -29,7 +29,7 @@ from tests.events import HANG, wait_for
 from tests.experiments import fake_train
 from tests.experiments.fake_sweep import make_runner
 
-SWEEP = Path(__file__).with_name("fake_sweep.py")
+SWEEP = Path(__file__).parents[1] / "fake_sweep.py"
 
 
 def write_study(folder, arms=("dense", "sparse"), seeds=(0, 1), needs=None):

@@ -9,7 +9,7 @@ import pytest
 from sparsecl.data.prepare import prepare
 from sparsecl.engine.loop.phase_data import phase_stream
 from sparsecl.engine.price import price
-from sparsecl.engine.schedule import make_plan as engine_plan
+from sparsecl.engine.schedule import make_schedule
 from sparsecl.errors import UserError
 from sparsecl.experiments.study.build_plan import make_plan, open_study, plan_text
 from sparsecl.experiments.study.study_file import read_study
@@ -184,7 +184,7 @@ def test_arms_of_a_seed_read_the_same_and_start_the_same(planned, tmp_path):
     for name in ("dense", "sparse"):
         config = arms[name]
         data = prepare(config.data, config.tokenizer, context=16, seed=config.seed)
-        plan = engine_plan(config, world_size=1)
+        plan = make_schedule(config, world_size=1)
         rows.append([phase_stream(config, plan, data, p).rows(np.arange(40)) for p in (0, 1)])
         model = build_gpt(config.model, config.topology, vocab_size=257, seed=config.seed)
         states.append({key: value.numpy() for key, value in model.state_dict().items()})
