@@ -34,11 +34,11 @@ from sparsecl.errors import MissingInputError, UserError
 from sparsecl.files import write_json
 from sparsecl.model.shapes import layer_shapes
 from sparsecl.topology.build import build_topologies
+from sparsecl.topology.inspection import NUM_VALUES, measure, shared_weights
 from sparsecl.topology.layer import LayerShape, LayerTopology
 from sparsecl.topology.reach import (
     BlockReach,
     ReachCurve,
-    block_reach,
     reach_table,
 )
 from sparsecl.topology.report import (
@@ -48,7 +48,6 @@ from sparsecl.topology.report import (
     describe,
     group,
     kind_of,
-    summarize,
     topology_digest,
 )
 from sparsecl.topology.spectrum import (
@@ -58,9 +57,6 @@ from sparsecl.topology.spectrum import (
     layer_spectrum,
     spectrum_table,
 )
-
-NUM_VALUES = 32
-"""Singular values per spectrum: two for the table, the rest for the file and the picture."""
 
 LONG_CELLS = 10**8
 """Weights from which drawing all masks takes long enough to be announced."""
@@ -126,7 +122,7 @@ def work(options: argparse.Namespace) -> None:
         inspect(side, tag, options.max_spectra, progress)
         for tag, side in zip(tags, sides, strict=True)
     ]
-    common = shared_weights(*sides) if len(sides) == 2 else {}
+    common = shared(*sides) if len(sides) == 2 else {}
     print(as_text(found, common, by_layer=options.layers))
     if options.out:
         write(options.out, as_json(found, common))
@@ -250,48 +246,18 @@ def check_shown(names: Sequence[str], sides: Sequence[Side]) -> None:
 
 def inspect(side: Side, tag: str, max_spectra: int | None, progress: StatusLine) -> Findings:
     """Measure one side."""
-    progress.say(f"{side.name}: degrees")
-    layers = summarize(side.topologies)
-    picked = pick_layers(list(side.topologies), max_spectra)
-    spectra = {}
-    for i, name in enumerate(picked):
-        progress.say(f"{side.name}: spectrum {i + 1} of {len(picked)}, {name}")
-        spectra[name] = layer_spectrum(side.topologies[name], num_values=NUM_VALUES)
-    progress.say(f"{side.name}: reach")
-    reach = block_reach(side.topologies, side.shapes)
-    in_order = {name: spectra[name] for name in side.topologies if name in spectra}
-    return Findings(tag, side, layers, in_order, reach)
+    found = measure(
+        side.topologies,
+        side.shapes,
+        max_spectra=max_spectra,
+        say=lambda what: progress.say(f"{side.name}: {what}"),
+    )
+    return Findings(tag, side, found.layers, found.spectra, found.reach)
 
 
-def pick_layers(names: Sequence[str], limit: int | None) -> list[str]:
-    """Layers whose spectra are computed, most wanted first.
-
-    One layer per kind of the first block, then of the last, of the middle one, and of all others;
-    None stops after the middle one.
-    """
-    kinds: dict[str, list[str]] = {}
-    for name in names:
-        kinds.setdefault(kind_of(name), []).append(name)
-    depth = max(map(len, kinds.values()), default=0)
-    ends = list(dict.fromkeys([0, depth - 1, depth // 2]))
-    blocks = ends + [i for i in range(depth) if i not in ends and limit is not None]
-    picked = [column[i] for i in blocks for column in kinds.values() if i < len(column)]
-    return picked[:limit]
-
-
-def shared_weights(a: Side, b: Side) -> dict[str, float]:
-    """Share of the live weights of A that are live in B too, for layers that both have."""
-    shares = {}
-    for name, left in a.topologies.items():
-        right = b.topologies.get(name)
-        if right is None or not left.num_live or _shape(left) != _shape(right):
-            continue
-        shares[name] = int(np.count_nonzero(left.mask() & right.mask())) / left.num_live
-    return shares
-
-
-def _shape(topology: LayerTopology) -> tuple[int, int]:
-    return topology.out_features, topology.in_features
+def shared(a: Side, b: Side) -> dict[str, float]:
+    """See `shared_weights`."""
+    return shared_weights(a.topologies, b.topologies)
 
 
 # ---- what is said ----------------------------------------------------------------------------

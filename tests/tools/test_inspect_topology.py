@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sparsecl.programs import inspect_topology as tool
+from sparsecl.topology.inspection import pick_layers, shared_weights
 from sparsecl.topology.layer import LayerTopology
 from tests.events import HANG
 
@@ -159,35 +160,34 @@ def test_the_picture(capsys, tmp_path, config):
     code, _, err = ask(capsys, config, "--plot", picture, "--max_spectra", 0, *chosen)
     assert (code, err) == (0, f"wrote {picture}\n")
     assert picture.read_bytes().startswith(b"\x89PNG")
-    found = tool.inspect(tool.load_side(config), "", 0, tool.Progress())
+    found = tool.inspect(tool.load_side(config), "", 0, tool.StatusLine())
     first = ["layers.0.attention.q", "layers.0.mlp.up", "layers.0.mlp.down"]
     assert tool._shown(found, []) == first
 
 
 def test_which_layers_get_a_spectrum():
     names = [f"layers.{i}.{kind}" for i in range(5) for kind in ("q", "up")]
-    blocks = [name.split(".")[1] for name in tool.pick_layers(names, None)]
+    blocks = [name.split(".")[1] for name in pick_layers(names, None)]
     assert blocks == ["0", "0", "4", "4", "2", "2"]
-    assert tool.pick_layers(names, 3) == ["layers.0.q", "layers.0.up", "layers.4.q"]
-    assert sorted(tool.pick_layers(names, 99)) == sorted(names)
-    assert tool.pick_layers(names[:2], None) == names[:2]
-    assert tool.pick_layers([], None) == []
+    assert pick_layers(names, 3) == ["layers.0.q", "layers.0.up", "layers.4.q"]
+    assert sorted(pick_layers(names, 99)) == sorted(names)
+    assert pick_layers(names[:2], None) == names[:2]
+    assert pick_layers([], None) == []
 
 
 def test_shared_weights_by_hand():
     def side(*edges):
-        mask = LayerTopology("layer", 2, 4, np.array(edges))
-        return tool.Side("side", tool.RunConfig(), {"layer": mask})
+        return {"layer": LayerTopology("layer", 2, 4, np.array(edges))}
 
-    assert tool.shared_weights(side(0, 1, 5, 7), side(1, 2, 7)) == {"layer": 0.5}
-    assert tool.shared_weights(side(1, 2, 7), side(0, 1, 5, 7)) == {"layer": 2 / 3}
+    assert shared_weights(side(0, 1, 5, 7), side(1, 2, 7)) == {"layer": 0.5}
+    assert shared_weights(side(1, 2, 7), side(0, 1, 5, 7)) == {"layer": 2 / 3}
 
 
 def test_long_work_says_what_it_does(capsys, config):
-    tool.inspect(tool.load_side(config), "", 2, tool.Progress(patience=0.0))
+    tool.inspect(tool.load_side(config), "", 2, tool.StatusLine(patience=0.0))
     lines = capsys.readouterr().err.splitlines()
     assert lines[1].endswith("spectrum 1 of 2, layers.0.attention.q")
-    tool.inspect(tool.load_side(config), "", 2, tool.Progress(patience=60.0))
+    tool.inspect(tool.load_side(config), "", 2, tool.StatusLine(patience=60.0))
     assert capsys.readouterr().err == ""
 
 
