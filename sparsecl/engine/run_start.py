@@ -19,6 +19,7 @@ from sparsecl.log import RunLog
 from sparsecl.metrics.passes import pass_warnings
 from sparsecl.model.flops import ParameterCounts, count_parameters
 from sparsecl.model.memory import Layout
+from sparsecl.model.shapes import layer_shapes
 from sparsecl.sparse.backends import BackendName
 from sparsecl.topology.report import table, topology_digest
 
@@ -59,6 +60,7 @@ class RunStart:
         if not new:
             return
         density = {"masked": counts.density_masked, "model": counts.density_model}
+        methods = config.methods.about(layer_shapes(self.schedule.shape), len(self.schedule.phases))
         log.record(
             "run",
             sealed=True,
@@ -82,6 +84,7 @@ class RunStart:
             scored=scored,
             train_tokens=train_tokens,
             planned=planned,
+            **({"methods": methods} if methods else {}),
             config=board.flat_hparams(config),
         )
         log.text("run/about", board.about_card(head), tokens=0)

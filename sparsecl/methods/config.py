@@ -5,6 +5,7 @@ No torch: a config is read and checked, a run planned and a report written witho
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 from sparsecl.methods.adapters.config import OLoraConfig
 from sparsecl.methods.cl.config import DerppConfig, EwcConfig, PackNetConfig, ReplayConfig
@@ -56,6 +57,10 @@ class MethodsConfig:
         """What the methods add to a model of these linears, by parameter name."""
         added = [block.parameters(layers, num_phases) for block in self.used().values()]
         return {name: parameter for some in added for name, parameter in some.items()}
+
+    def about(self, layers: Sequence[LayerShape], num_phases: int) -> dict[str, dict[str, Any]]:
+        """What the first record of a run says of each method, by name."""
+        return {name: block.about(layers, num_phases) for name, block in self.used().items()}
 
     @property
     def rewires(self) -> bool:

@@ -8,9 +8,10 @@ Letters of the comparison tables (flags), as in the papers:
     P  assumes a pre-trained model
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from sparsecl.bounds import check_bounds
 from sparsecl.optim.config import StageConfig
@@ -76,6 +77,11 @@ class AddedParameter:
     partition_dim: int
     """The dim that is split over tp; -1: every tp rank has all of it."""
 
+    @property
+    def num_elements(self) -> int:
+        """Global."""
+        return math.prod(self.shape)
+
 
 class MethodConfig:
     """Base of every method's options; bounds of numbers stand in their types."""
@@ -107,6 +113,15 @@ class MethodConfig:
         Args:
             live: global live weights by layer name, in the order of the model.
         """
+
+    def about(self, layers: Sequence[LayerShape], num_phases: int) -> dict[str, Any]:
+        """What the first record of a run says of the method: the letters of its flags, and the
+        elements of its parameters (global)."""
+        added = self.parameters(layers, num_phases).values()
+        return {
+            "flags": " ".join(flag for flag in FLAGS if flag in self.flags),
+            "extra_parameters": sum(parameter.num_elements for parameter in added),
+        }
 
     def parameters(
         self, layers: Sequence[LayerShape], num_phases: int

@@ -35,6 +35,12 @@ class Methods(Method):
         return sum(method.replayed_sequences for method in self.methods)
 
     @property
+    def replayed_by_method(self) -> dict[str, int]:
+        """`replayed_sequences` of each method that has any, by name."""
+        counts = {method.name: method.replayed_sequences for method in self.methods}
+        return {name: count for name, count in counts.items() if count}
+
+    @property
     def replayed_by_phase(self) -> Sequence[int]:
         parts = [method.replayed_by_phase for method in self.methods]
         return [sum(counts) for counts in zip_longest(*parts, fillvalue=0)]

@@ -4,6 +4,8 @@ scored        domain -> text -> documents, windows and predicted tokens behind a
               are "ends" (rows of the matrix), "inside" (inside a phase), and "all" that there is
 train_tokens  domain -> tokens of its training text
 planned       for each phase: domain -> tokens that are planned to be read, replayed ones included
+methods       name -> letters of its flags (methods/facts.py), and the elements of all parameters
+              that it adds to the model; left out where the run has no method
 """
 
 from typing import Any
@@ -58,6 +60,7 @@ def check_header(record: dict[str, Any]) -> None:
             raise ValueError(f"{key} has values that are none, got {shown(found)}")
     _check_scored(record)
     _check_planned(record)
+    _check_methods(record)
     if not isinstance(record.get("config", {}), dict):
         raise ValueError(f"config must be an object, got {shown(record['config'])}")
     if not _is_plain(record.get("name") or ""):
@@ -68,27 +71,44 @@ def _check_scored(record: dict[str, Any]) -> None:
     found = record.get("scored", {})
     domains = found.values() if isinstance(found, dict) else [None]
     good = all(
-        isinstance(texts, dict) and set(texts) == set(TEXTS) and all(map(_is_count, texts.values()))
+        isinstance(texts, dict) and set(texts) == set(TEXTS) and all(map(_is_size, texts.values()))
         for texts in domains
     )
     if not good:
         raise ValueError(f"scored must give {', '.join(COUNTS)} of each text, got {shown(found)}")
 
 
-def _is_count(sizes: Any) -> bool:
+def _is_size(sizes: Any) -> bool:
     return (
-        isinstance(sizes, dict)
-        and set(sizes) == set(COUNTS)
-        and all(type(size) is int and 0 <= size < 2**63 for size in sizes.values())
+        isinstance(sizes, dict) and set(sizes) == set(COUNTS) and all(map(is_count, sizes.values()))
     )
+
+
+def is_count(value: Any) -> bool:
+    """An integer >= 0 of a usual size."""
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _check_methods(record: dict[str, Any]) -> None:
+    found = record.get("methods", {})
+    good = isinstance(found, dict) and all(
+        name.isprintable()
+        and isinstance(method, dict)
+        and isinstance(method.get("flags"), str)
+        and method["flags"].isprintable()
+        and is_count(method.get("extra_parameters"))
+        for name, method in found.items()
+    )
+    if not good:
+        raise ValueError(
+            f"methods must give flags and extra_parameters of each, got {shown(found)}"
+        )
 
 
 def _check_planned(record: dict[str, Any]) -> None:
     found = record.get("planned", [])
     good = isinstance(found, list) and all(
-        isinstance(phase, dict)
-        and all(type(tokens) is int and 0 <= tokens < 2**63 for tokens in phase.values())
-        for phase in found
+        isinstance(phase, dict) and all(map(is_count, phase.values())) for phase in found
     )
     if not good or ("planned" in record and len(found) != len(record["order"])):
         raise ValueError(f"planned must give tokens by domain of each phase, got {shown(found)}")

@@ -12,12 +12,12 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sparsecl.errors import DataError, MissingInputError
-from sparsecl.metrics.header import check_header, domains_and_order, shown
+from sparsecl.metrics.header import check_header, domains_and_order, is_count, shown
 from sparsecl.metrics.performance import read_performance
 from sparsecl.opening import Opener, plain, plain_input
 from sparsecl.seal import Extent, sealed_lines
@@ -83,6 +83,8 @@ class TrainPoint:
     """Nats per token over the whole batch, replayed sequences included."""
     replayed_tokens: int | None = None
     """Tokens of earlier sequences trained again so far, beside `tokens`; None without replay."""
+    replayed_by_method: dict[str, int] = field(default_factory=dict)
+    """The same for each method that has replayed; none in runs of earlier versions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,6 +285,7 @@ class _Reader:
                 replayed_tokens=(
                     _integer(record, "replayed_tokens") if "replayed_tokens" in record else None
                 ),
+                replayed_by_method=_counts(record, "replayed_by_method"),
             )
             slot = (kind, step)
         elif kind == "phase":
@@ -384,9 +387,16 @@ def _integer(record: dict[str, Any], key: str) -> int:
 
 def _integers(record: dict[str, Any], key: str) -> tuple[int, ...]:
     values = record.get(key, [])
-    if not isinstance(values, list) or not all(type(v) is int and 0 <= v < 2**63 for v in values):
+    if not isinstance(values, list) or not all(map(is_count, values)):
         raise ValueError(f"{key} must be a list of counts, got {shown(values)}")
     return tuple(values)
+
+
+def _counts(record: dict[str, Any], key: str) -> dict[str, int]:
+    found = record.get(key, {})
+    if not isinstance(found, dict) or not all(is_count(value) for value in found.values()):
+        raise ValueError(f"{key} must be counts by name, got {shown(found)}")
+    return found
 
 
 def _real(record: dict[str, Any], key: str) -> float:

@@ -75,6 +75,7 @@ def summarize(records: RunRecords) -> dict[str, Any]:
             "digests": header.get("digests", {}),
             "versions": header.get("versions", {}),
             "config": header.get("config", {}),
+            "methods": _methods(records, matrix.num_phases),
             "replayed_tokens": _replayed_tokens(records, matrix.num_phases),
             "tokens_per_second": records.tokens_per_second,
             "seconds": records.seconds,
@@ -200,6 +201,23 @@ def _replayed_tokens(records: RunRecords, num_phases: int) -> int | None:
         if point.phase < num_phases and point.replayed_tokens is not None
     ]
     return max(counts, default=None)
+
+
+def _methods(records: RunRecords, num_phases: int) -> dict[str, dict[str, Any]]:
+    """Every method of the run, by name; its tokens are counted as in `_replayed_tokens`."""
+    counts: dict[str, int] = {}
+    for point in records.train:
+        if point.phase < num_phases:
+            for name, count in point.replayed_by_method.items():
+                counts[name] = max(count, counts.get(name, 0))
+    return {
+        name: {
+            "flags": method["flags"],
+            "extra_parameters": method["extra_parameters"],
+            "replayed_tokens": counts.get(name, 0),
+        }
+        for name, method in records.header.get("methods", {}).items()
+    }
 
 
 def _gaps(records: RunRecords, matrix: ResultMatrix) -> list[str]:

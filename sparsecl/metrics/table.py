@@ -134,11 +134,24 @@ def _heading(summary: dict[str, Any], width: int) -> list[str]:
         )
     if parameters:
         lines.append(f"parameters: {parameters.get('live')} live of {parameters.get('total')}")
+    methods = summary.get("methods")  # earlier versions did not say
+    if methods:
+        said = (f"{name} ({_method_text(method)})" for name, method in methods.items())
+        lines.append(f"methods: {', '.join(said)}")
     if summary["seconds"] is not None and summary.get("performance") is None:  # older runs
         speed = number(summary["tokens_per_second"], 0)
         lines.append(f"time: {number(summary['seconds'], 0)} seconds, {speed} tokens per second")
     lines += [f"note: {warning}" for warning in summary["warnings"]]
     return [part for line in lines for part in textwrap.wrap(line, width, subsequent_indent="  ")]
+
+
+def _method_text(method: dict[str, Any]) -> str:
+    parts = [method["flags"] or "no flags"]
+    if method["extra_parameters"]:
+        parts.append(f"{method['extra_parameters']:,} parameters more")
+    if method["replayed_tokens"]:
+        parts.append(f"{method['replayed_tokens']:,} tokens trained again")
+    return "; ".join(parts)
 
 
 def _settings(config: dict[str, Any]) -> list[str]:

@@ -56,6 +56,24 @@ def test_every_layout_replays_the_same(pool, shared_cache, tmp_path, alone, tp, 
         assert result["replayed"] == alone["replayed"]
 
 
+def train_two(cache: str, folder: str) -> list[dict[str, Any]]:
+    both = (REPLAY[-1], "methods.derpp={sequences: 8, share: 0.5}")
+    config = cases.load(cache, (*cases.TWO_DOMAINS, "phases.steps=3", *both))
+    trainer, _, _ = cases.assemble(config, "zero0", folder)
+    trainer.run()
+    return [record for record in trainer.records if record["kind"] == "train"]
+
+
+def test_the_tokens_of_two_methods_are_told_apart(pool, shared_cache, tmp_path):
+    records = pool.run(train_two, 1, str(shared_cache), str(tmp_path))[0]
+    assert "replayed_by_method" not in records[0]
+    for step, record in enumerate(records):
+        if step:
+            # Half of 8 sequences of 16 tokens, and twice that for the two draws of DER++.
+            assert record["replayed_by_method"] == {"derpp": 128 * step, "replay": 64 * step}
+            assert record["replayed_tokens"] == 192 * step
+
+
 def methods_state(folder: Path) -> Any:
     return Reader(folder).manifest.state["methods"]
 

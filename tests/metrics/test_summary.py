@@ -89,6 +89,65 @@ def test_replayed_tokens_are_counted_to_the_last_finished_phase(tmp_path, refere
     assert summary_of(tmp_path, written[:-1])["replayed_tokens"] == 700
 
 
+METHODS = {
+    "first": {"flags": "D C", "extra_parameters": 0},
+    "second": {"flags": "D", "extra_parameters": 0},
+    "third": {"flags": "B F", "extra_parameters": 4096},
+}
+
+
+def test_methods_have_their_flags_parameters_and_tokens(tmp_path, reference):
+    assert reference["methods"] == {}
+    records = from_matrix(LOSS, DOMAINS, [0, 1, 2])
+    head, *rest = [records[0] | {"methods": METHODS}, *records[1:]]
+    none = summary_of(tmp_path, [head, *rest])["methods"]
+    assert none == {name: known | {"replayed_tokens": 0} for name, known in METHODS.items()}
+    train = [
+        {"kind": "train", "phase": phase, "step": step, "tokens": 8 * step, "loss": 2.0}
+        | {"replayed_tokens": sum(by.values()), "replayed_by_method": by}
+        for phase, step, by in ((0, 100, {"first": 300}), (2, 300, {"first": 700, "second": 40}))
+    ]
+    written = [head, *sorted([*train, *rest], key=lambda record: record["step"])]
+    summary = summary_of(tmp_path, written)
+    found = {name: method["replayed_tokens"] for name, method in summary["methods"].items()}
+    assert found == {"first": 700, "second": 40, "third": 0}
+    assert sum(found.values()) == summary["replayed_tokens"]
+    # Killed in the evaluation after phase 2: its training belongs to no finished phase.
+    killed = summary_of(tmp_path, written[:-1])
+    assert killed["methods"]["first"]["replayed_tokens"] == 300 == killed["replayed_tokens"]
+    assert (
+        "methods: first (D C; 700 tokens trained again), second (D; 40 tokens trained again), "
+        "third (B F; 4,096 parameters more)"
+    ) in " ".join(table.report(summary).split())
+    assert "methods:" not in table.report(reference)
+
+
+@pytest.mark.parametrize(
+    "methods",
+    [
+        ["first"],
+        {"first": None},
+        {"first": {"flags": "D"}},
+        {"first": {"flags": "D", "extra_parameters": -1}},
+        {"first": {"flags": "D", "extra_parameters": True}},
+        {"first": {"flags": "\x1b[2J", "extra_parameters": 0}},
+        {"\x1b[2J": {"flags": "D", "extra_parameters": 0}},
+    ],
+)
+def test_methods_that_are_none_are_refused(tmp_path, methods):
+    write_lines(tmp_path / "scalars.jsonl", [header(DOMAINS, [0, 1, 2], methods=methods)])
+    with pytest.raises(DataError, match="methods must give flags and extra_parameters of each"):
+        read_records(tmp_path)
+
+
+def test_tokens_by_method_are_counts(tmp_path):
+    train = {"kind": "train", "phase": 0, "step": 1, "tokens": 8, "loss": 2.0}
+    broken = train | {"replayed_by_method": {"first": -1}}
+    write_lines(tmp_path / "scalars.jsonl", [header(DOMAINS, [0, 1, 2]), broken])
+    with pytest.raises(DataError, match="replayed_by_method must be counts by name"):
+        read_records(tmp_path)
+
+
 def test_a_partial_run_says_so(tmp_path):
     records = from_matrix(LOSS, DOMAINS, [0, 1, 2])
     summary = summary_of(tmp_path, records[:8])  # row 2 has one of three domains

@@ -349,8 +349,7 @@ class Trainer:
             norm = None  # fp16 steps that overflow have none
         self.panel.kept.grad_norm = norm
         self.monitor.compare()
-        replayed = self.methods.replayed_sequences * self.schedule.shape.context
-        self.journal.step(loss, norm, lr, replayed=replayed)
+        self.journal.step(loss, norm, lr, replayed=self.methods.replayed_by_method)
         spike = self.health.spike(loss)
         if spike is not None and self.health.may_roll_back:
             self._roll_back(spike)

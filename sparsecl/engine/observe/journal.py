@@ -69,14 +69,18 @@ class Journal:
         if self.log:
             self.log.scalars(values, tokens=self.tokens)
 
-    def step(self, loss: float, grad_norm: float | None, lr: float, *, replayed: int) -> None:
+    def step(
+        self, loss: float, grad_norm: float | None, lr: float, *, replayed: Mapping[str, int]
+    ) -> None:
         """A training step whose gradient was finite.
 
         Args:
             loss: mean over the whole batch, nats per token.
             grad_norm: None if the step was discarded (fp16 steps that overflow).
-            replayed: tokens trained again up to now.
+            replayed: sequences trained again up to now, by method; without those that have none.
         """
+        tokens = {name: num * self.schedule.shape.context for name, num in replayed.items()}
+        again = {"replayed_tokens": sum(tokens.values()), "replayed_by_method": tokens}
         self.record(
             "train",
             loss=loss,
@@ -84,7 +88,7 @@ class Journal:
             grad_norm=grad_norm,
             tokens_per_second=self.speed,
             seconds=self.clock.seconds,
-            **({"replayed_tokens": replayed} if replayed else {}),
+            **(again if tokens else {}),
         )
         values = {"loss": loss, "learning_rate": lr}
         if grad_norm is not None:
