@@ -4,12 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sparsecl.engine import ledger
 from sparsecl.engine.deepspeed import ds_config
 from sparsecl.engine.run import run_numbers, vocabulary
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.engine.schedule import make_schedule
 from sparsecl.engine.topology import draw_topologies
-from sparsecl.model.flops import ParameterCounts, count_parameters, training_flops_per_token
+from sparsecl.model.flops import ParameterCounts, training_flops_per_token
 
 
 @dataclass(frozen=True)
@@ -61,4 +62,4 @@ def price(
 
 
 def _draw_and_count(config: RunConfig) -> ParameterCounts:
-    return count_parameters(config.model.resolved(), vocabulary(config), draw_topologies(config))
+    return ledger.count(config, vocabulary(config), draw_topologies(config))

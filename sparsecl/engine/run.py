@@ -18,6 +18,7 @@ from sparsecl.config_nodes import read_text
 from sparsecl.data.held_file import Stamp
 from sparsecl.data.known import known_tokens
 from sparsecl.data.prepare import PreparedData, find_inputs, prepare
+from sparsecl.engine import ledger
 from sparsecl.engine.build import Built, build, check_precision
 from sparsecl.engine.deepspeed import ds_config
 from sparsecl.engine.devices import be_deterministic
@@ -53,7 +54,6 @@ from sparsecl.metrics.records import SCALARS
 from sparsecl.metrics.results import RESULTS, read_to_end
 from sparsecl.metrics.summary import summarize
 from sparsecl.metrics.table import report
-from sparsecl.model.flops import count_parameters
 from sparsecl.opening import read_plain
 from sparsecl.topology.layer import LayerTopology
 from sparsecl.topology.report import table
@@ -131,7 +131,7 @@ def dry_run(prepared: Prepared) -> str:
     if config.init_from is not None and not candidates(prepared.run_dir / "checkpoints"):
         _check_folder(Path(config.init_from))
     vocab = vocabulary(config)
-    counts = count_parameters(schedule.shape, vocab, prepared.topologies)
+    counts = ledger.count(config, vocab, prepared.topologies)
     layout = rank_layout(config, schedule, prepared.deepspeed, gpu=_on_gpu())
     sizes = known_tokens(config.data, config.tokenizer, seed=config.seed)
     train_tokens = {name: train for name, (train, _) in sizes.items()}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sparsecl import config as configs
 from sparsecl import dist
 from sparsecl.data.prepare import PreparedData
+from sparsecl.engine import ledger
 from sparsecl.engine.build import Built
 from sparsecl.engine.devices import attention_kernel
 from sparsecl.engine.observe import board, display
@@ -17,7 +18,7 @@ from sparsecl.engine.texts import EvaluationText, Scored, text_digest, text_size
 from sparsecl.engine.topology import DTYPES
 from sparsecl.log import RunLog
 from sparsecl.metrics.passes import pass_warnings
-from sparsecl.model.flops import ParameterCounts, count_parameters
+from sparsecl.model.flops import ParameterCounts
 from sparsecl.model.memory import Layout
 from sparsecl.model.shapes import layer_shapes
 from sparsecl.sparse.backends import BackendName
@@ -40,9 +41,7 @@ class RunStart:
     def write(self, log: RunLog, *, new: bool) -> None:
         """Print the header and, in a new run, write it everywhere. Local, on rank 0."""
         config, built = self.config, self.built
-        counts = count_parameters(
-            self.schedule.shape, self.data.tokenizer.vocab_size, built.topologies
-        )
+        counts = ledger.count(config, self.data.tokenizer.vocab_size, built.topologies)
         eot_id = self.data.tokenizer.eot_id
         scored = {name: text_sizes(text, eot_id) for name, text in self.texts.items()}
         head = self._header(counts, scored)

@@ -116,6 +116,12 @@ def make_schedule(config: RunConfig, *, world_size: int) -> Schedule:
     )
 
 
+def num_phases(config: RunConfig) -> int:
+    """Phases that the run will have."""
+    phases = config.phases
+    return 1 if phases.joint else len(phases.order or config.data.domains)
+
+
 def rank_layout(config: RunConfig, schedule: Schedule, deepspeed: Resolved, *, gpu: bool) -> Layout:
     """What the ledger of memory (model/memory.py) needs to know of a run."""
     momentum = int(config.optimizer.momentum > 0)
@@ -126,6 +132,7 @@ def rank_layout(config: RunConfig, schedule: Schedule, deepspeed: Resolved, *, g
         tp_size=config.parallel.tensor,
         dp_size=schedule.dp_size,
         micro=schedule.micro,
+        replayed=config.methods.replayed_share,
         activation_checkpointing=config.model.activation_checkpointing,
         sequence=config.parallel.sequence,
         gpu=gpu,

@@ -10,8 +10,9 @@ from typing import Any
 from sparsecl.methods.adapters.config import OLoraConfig
 from sparsecl.methods.cl.config import DerppConfig, EwcConfig, PackNetConfig, ReplayConfig
 from sparsecl.methods.dst.config import RiglConfig, SetConfig
-from sparsecl.methods.facts import AddedParameter, MethodConfig
+from sparsecl.methods.facts import AddedParameter, MethodConfig, MethodMemory
 from sparsecl.methods.plasticity.config import CbpConfig, ShrinkPerturbConfig
+from sparsecl.sparse.sizes import RankSizes
 from sparsecl.topology.layer import LayerShape
 
 
@@ -57,6 +58,15 @@ class MethodsConfig:
         """What the methods add to a model of these linears, by parameter name."""
         added = [block.parameters(layers, num_phases) for block in self.used().values()]
         return {name: parameter for some in added for name, parameter in some.items()}
+
+    def memory(self, rank: RankSizes) -> MethodMemory:
+        """What all methods together keep on a rank."""
+        return sum((block.memory(rank) for block in self.used().values()), MethodMemory())
+
+    @property
+    def replayed_share(self) -> float:
+        """Earlier sequences that are trained again for each new one, by all methods together."""
+        return sum(block.replayed_share for block in self.used().values())
 
     def about(self, layers: Sequence[LayerShape], num_phases: int) -> dict[str, dict[str, Any]]:
         """What the first record of a run says of each method, by name."""

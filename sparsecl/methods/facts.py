@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 
 from sparsecl.bounds import check_bounds
 from sparsecl.optim.config import StageConfig
+from sparsecl.sparse.sizes import RankSizes
 from sparsecl.topology.layer import LayerShape
 
 FLAGS: dict[str, str] = {
@@ -83,6 +84,36 @@ class AddedParameter:
         return math.prod(self.shape)
 
 
+@dataclass(frozen=True, kw_only=True)
+class MethodMemory:
+    """Bytes that a method keeps on one rank, beside the model and the parameters that it adds."""
+
+    beside: int = 0
+    """With the masters, all the time: on the host if the optimizer is there."""
+
+    kept: int = 0
+    """On the rank's device, all the time."""
+
+    passing: int = 0
+    """On the device at the largest moment of a backward pass."""
+
+    update: int = 0
+    """With the masters, while they are stepped."""
+
+    host: int = 0
+    """In the host's memory, all the time."""
+
+    def __add__(self, other: "MethodMemory") -> "MethodMemory":
+        """Of two methods, which change the masters one after the other."""
+        return MethodMemory(
+            beside=self.beside + other.beside,
+            kept=self.kept + other.kept,
+            passing=self.passing + other.passing,
+            update=max(self.update, other.update),
+            host=self.host + other.host,
+        )
+
+
 class MethodConfig:
     """Base of every method's options; bounds of numbers stand in their types."""
 
@@ -128,6 +159,11 @@ class MethodConfig:
     ) -> Mapping[str, AddedParameter]:
         """What `Method.attach` will have added to a model of these linears, by parameter name."""
         return {}
+
+    def memory(self, rank: RankSizes) -> MethodMemory:
+        """What the method keeps on a rank at most, in the whole run; not the parameters that it
+        adds, which count as all others do."""
+        return MethodMemory()
 
     def stages(self) -> Sequence[StageConfig]:
         """How it divides every phase's own steps; empty: as phases.stages says."""

@@ -27,15 +27,18 @@ class ParameterCounts:
     other: int
     """Positions and norms."""
 
+    added: int = 0
+    """Of parts that methods add; all of them live."""
+
     @property
     def total(self) -> int:
-        """Parameters of the dense model of this shape."""
-        return self.masked_total + self.embedding + self.other
+        """Parameters of the dense model of this shape, with the same parts."""
+        return self.masked_total + self.embedding + self.other + self.added
 
     @property
     def live(self) -> int:
         """Parameters that exist (role topology) or are trained (role update)."""
-        return self.masked_live + self.embedding + self.other
+        return self.masked_live + self.embedding + self.other + self.added
 
     @property
     def density_masked(self) -> float:
@@ -56,9 +59,13 @@ class Counted(Protocol):
 
 
 def count_parameters(
-    shape: ModelShape, vocab_size: int, topologies: Mapping[str, Counted]
+    shape: ModelShape, vocab_size: int, topologies: Mapping[str, Counted], *, added: int = 0
 ) -> ParameterCounts:
-    """Count the weights of the global model; a layer without a topology is dense."""
+    """Count the weights of the global model; a layer without a topology is dense.
+
+    Args:
+        added: elements of the parts that methods add.
+    """
     total = live = 0
     for layer in layer_shapes(shape):
         total += layer.num_cells
@@ -70,6 +77,7 @@ def count_parameters(
         embedding=vocab_size * shape.width,
         # Two norms in each layer, one at the end.
         other=(shape.context + 2 * shape.layers + 1) * shape.width,
+        added=added,
     )
 
 
@@ -96,14 +104,15 @@ def training_flops_per_token(
 ) -> TrainingFlops:
     """Count matrix products: per weight 2 FLOPs forward, 2 for dX and 2 for dW.
 
-    The head is a product with the embedding and counts; lookups, norms and softmax do not.
+    The head is a product with the embedding and counts, and so do added parts; lookups, norms and
+    softmax do not.
     Attention adds 12 * layers * width * context, the whole square as in PaLM, appendix B
     (https://arxiv.org/abs/2204.02311), which makes utilisation comparable with published numbers.
 
     Args:
         multiplied: see `multiplied_weights`; None = all cells, as with the dense backend.
     """
-    fixed = 6 * counts.embedding + 12 * shape.layers * shape.width * shape.context
+    fixed = 6 * (counts.embedding + counts.added) + 12 * shape.layers * shape.width * shape.context
     # In role "update" every weight takes part in forward and dX, only dW is sparse.
     used = counts.masked_live if role == "topology" else counts.masked_total
     executed = counts.masked_total if multiplied is None else multiplied

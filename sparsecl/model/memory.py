@@ -23,6 +23,7 @@ from sparsecl.sparse.backends import BackendName
 from sparsecl.sparse.block import MAX_KERNEL_SIZE, MIN_KERNEL_SIZE
 from sparsecl.sparse.index import INT32_CELLS
 from sparsecl.sparse.kernels import GROUP
+from sparsecl.sparse.sizes import RankSizes
 from sparsecl.topology.config import TopologyConfig
 from sparsecl.topology.layer import LayerShape, LayerTopology
 
@@ -39,6 +40,9 @@ class Layout:
     dp_size: int = 1
     micro: int = 1
     """Sequences of a micro-batch on one rank."""
+
+    replayed: float = 0.0
+    """Earlier sequences of a micro-batch beside each new one."""
 
     length: int | None = None
     """Tokens of a sequence; None = the model's context."""
@@ -69,6 +73,14 @@ class Layout:
         """Bytes of a weight or an activation in the forward pass."""
         return 4 if self.precision == "fp32" else 2
 
+    def num_tokens(self, shape: ModelShape) -> int:
+        """Of a micro-batch on one rank, replayed ones included."""
+        return round(self.micro * (1.0 + self.replayed)) * (self.length or shape.context)
+
+    def share(self, numel: int) -> int:
+        """Elements that a rank has of `numel` of the optimizer's state."""
+        return -(-numel // self.dp_size) if self.zero_stage >= 1 else numel
+
 
 @dataclass(frozen=True, kw_only=True)
 class RankMemory:
@@ -90,13 +102,20 @@ class RankMemory:
     kept: int
     """Matrices that keep_expansion holds beside packed values."""
 
+    beside: int = 0
+    """What methods keep beside masters, as these are sharded."""
+
+    methods: int = 0
+    """What methods keep else on the device, such as a frozen copy. Not sharded."""
+
     activations: int
     """What autograd keeps of one micro-batch for its backward pass."""
 
     transient: int
     """What the largest moment of the backward pass adds: the gradient of the logits; or, in a
     block, the gradients of hidden units, the expanded matrix or the new gradient of a layer, and
-    that of the embedding; or the embedding's gradients from both ends of the model."""
+    that of the embedding; or the embedding's gradients from both ends of the model. What methods
+    add to that moment is added."""
 
     @property
     def state(self) -> int:
@@ -124,6 +143,10 @@ class _Part:
     def cells(self) -> int:
         return self.out_features * self.in_features
 
+    def elements(self, packed: bool) -> int:
+        """Of the parameter."""
+        return self.num_live if packed and self.sparse else self.cells
+
 
 def memory_per_rank(
     shape: ModelShape,
@@ -133,21 +156,24 @@ def memory_per_rank(
     layout: Layout,
     *,
     backends: Mapping[str, BackendName] | None = None,
+    added: Sequence[int] = (),
 ) -> RankMemory:
-    """Add up the ledger of the fullest tensor-parallel rank.
+    """Add up the ledger of the fullest tensor-parallel rank. What methods keep beside parameters is
+    for the caller to add (engine/ledger.py).
 
     Args:
         topologies: by layer name; a layer without one is dense.
         config: its storage, role, block size and keep_expansion count, and its backend.
         backends: what backend `auto` has chosen, by layer name; until then it counts as dense.
+        added: local elements of each parameter that methods add.
     """
     parts = _fullest_rank(shape, topologies, config, layout.tp_size, backends or {})
     packed, e = config.storage == "packed", layout.element
     rows = padded_vocabulary(vocab_size, layout.tp_size) // layout.tp_size
-    sizes = _sizes(shape, rows, parts, packed)
+    sizes = [*_sizes(shape, rows, parts, packed), *added]
     num_local = sum(sizes)
     num_shard = -(-num_local // layout.dp_size)
-    num_state = num_shard if layout.zero_stage >= 1 else num_local
+    num_state = layout.share(num_local)
     num_whole = 0
     if layout.zero_stage >= 3 and layout.dp_size > 1:
         num_whole = sum(size for size in sizes if size <= layout.persistence)
@@ -155,7 +181,6 @@ def memory_per_rank(
     keeps_whole = layout.accumulates or layout.sums_in_fp32
     shards_gradients = layout.zero_stage >= (2 if keeps_whole else 1)
     own_master = layout.precision != "fp32" or layout.zero_stage >= 1
-    anchored = sum(part.cells for part in parts if part.sparse) if config.role == "update" else 0
     activations, head, block = _activations(shape, rows, layout, parts)
     # The embedding's gradient from the head waits for that from the lookup. At the end, when no
     # activation is left, both exist and their sum.
@@ -166,7 +191,7 @@ def memory_per_rank(
         gradients=summed * (num_shard if shards_gradients else num_local),
         master=4 * num_state if own_master else 0,
         moments=4 * layout.num_moments * num_state,
-        anchors=4 * (-(-anchored // layout.dp_size) if layout.zero_stage >= 1 else anchored),
+        anchors=4 * layout.share(_anchored(parts, config)),
         indices=sum(_index_bytes(part, config) for part in parts),
         kept=e * sum(part.cells for part in parts if config.keep_expansion and _expands(part)),
         activations=activations,
@@ -181,18 +206,65 @@ def parameter_sizes(
     config: TopologyConfig,
     *,
     tp_size: int = 1,
+    added: Sequence[int] = (),
 ) -> list[int]:
     """Elements of every parameter on the fullest tensor-parallel rank, the embedding first."""
     parts = _fullest_rank(shape, topologies, config, tp_size, {})
     rows = padded_vocabulary(vocab_size, tp_size) // tp_size
-    return _sizes(shape, rows, parts, config.storage == "packed")
+    return [*_sizes(shape, rows, parts, config.storage == "packed"), *added]
+
+
+def rank_sizes(
+    shape: ModelShape,
+    vocab_size: int,
+    topologies: Mapping[str, LayerTopology],
+    config: TopologyConfig,
+    layout: Layout,
+    *,
+    backends: Mapping[str, BackendName] | None = None,
+    added: Sequence[int] = (),
+    num_phases: int = 1,
+) -> RankSizes:
+    """What methods ask of the same rank. Arguments as for `memory_per_rank`."""
+    parts = _fullest_rank(shape, topologies, config, layout.tp_size, backends or {})
+    rows = padded_vocabulary(vocab_size, layout.tp_size) // layout.tp_size
+    layers, packed = layer_shapes(shape), config.storage == "packed"
+    sizes = [*_sizes(shape, rows, parts, packed), *added]
+    by_kind = dict.fromkeys((layer.kind for layer in layers), 0)
+    for layer, part in zip(layers, parts, strict=True):
+        by_kind[layer.kind] += part.elements(packed)
+    # A flat partition of ZeRO 1 and 2 may hold the whole of a parameter; ZeRO 3 cuts each.
+    slices = layout.share(sum(sizes))
+    largest = layout.share(max(sizes)) if layout.zero_stage >= 3 else min(max(sizes), slices)
+    num_tokens = layout.num_tokens(shape)
+    return RankSizes(
+        layers=tuple(layers),
+        num_phases=num_phases,
+        vocab_size=vocab_size,
+        context=shape.context,
+        tokens=num_tokens,
+        element=layout.element,
+        slices=slices,
+        slices_by_kind={kind: layout.share(numel) for kind, numel in by_kind.items()},
+        sparse_slices=layout.share(sum(p.elements(packed) for p in parts if p.sparse)),
+        largest_slice=largest,
+        anchored=layout.share(_anchored(parts, config)),
+        cells=sum(part.cells for part in parts if part.sparse),
+        copy=layout.element * sum(sizes) + sum(_index_bytes(part, config) for part in parts),
+        # Over several ranks Megatron's cross entropy writes over its logits, so a copy is kept.
+        kept_logits=(4 if layout.tp_size == 1 else 8) * num_tokens * rows,
+    )
 
 
 def _sizes(shape: ModelShape, rows: int, parts: Sequence[_Part], packed: bool) -> list[int]:
     # Embedding, positions, two norms in each layer and one at the end, matrices.
     dense = [rows * shape.width, shape.context * shape.width]
     dense += [shape.width] * (2 * shape.layers + 1)
-    return dense + [part.num_live if packed and part.sparse else part.cells for part in parts]
+    return dense + [part.elements(packed) for part in parts]
+
+
+def _anchored(parts: Sequence[_Part], config: TopologyConfig) -> int:
+    return sum(part.cells for part in parts if part.sparse) if config.role == "update" else 0
 
 
 def live_index_bytes(cells: int, num_live: int) -> int:
@@ -218,7 +290,7 @@ def _activations(
         vocab_local: rows of this rank's embedding.
     """
     e, tp = layout.element, layout.tp_size
-    num_tokens = layout.micro * (layout.length or shape.context)
+    num_tokens = layout.num_tokens(shape)
     stream = e * num_tokens * shape.width
     inner, hidden = stream // tp, e * num_tokens * shape.mlp // tp
     spread = tp if layout.sequence else 1

@@ -7,6 +7,7 @@ from typing import Any
 
 from sparsecl.data.config import DataConfig, TokenizerConfig
 from sparsecl.data.known import known_tokens
+from sparsecl.engine import ledger
 from sparsecl.engine.deepspeed import ds_config
 from sparsecl.engine.reading import planned_tokens, reading_text
 from sparsecl.engine.run import run_numbers, vocabulary
@@ -16,7 +17,7 @@ from sparsecl.errors import UserError
 from sparsecl.metrics.passes import pass_warnings, passes
 from sparsecl.model.config import padded_vocabulary
 from sparsecl.model.flops import TrainingFlops, multiplied_weights, training_flops_per_token
-from sparsecl.model.memory import Layout, memory_per_rank, parameter_sizes
+from sparsecl.model.memory import Layout, parameter_sizes
 from sparsecl.model.shapes import layer_shapes
 from sparsecl.planning.costs import RunCost, run_cost
 from sparsecl.planning.fit import Buffers, Fit, buffers, fit, largest_micro
@@ -170,6 +171,7 @@ def _sizes(subject: Subject, config: RunConfig) -> list[int]:
         subject.topologies,  # type: ignore[arg-type]
         config.topology,
         tp_size=config.parallel.tensor,
+        added=ledger.added_sizes(config),
     )
 
 
@@ -183,11 +185,9 @@ def _fit(
 
     def of(layout: Layout) -> Fit:
         topologies: Any = subject.topologies
-        memory = memory_per_rank(
-            schedule.shape, vocab, topologies, config.topology, layout, backends=backends
-        )
+        held = ledger.rank_memory(config, vocab, topologies, layout, backends=backends)
         extra: Buffers = buffers(zero, sizes, layout, overlap=overlap)
-        return fit(memory, extra, schedule.shape, vocab, layout, machine, offload=offload)
+        return fit(held, extra, schedule.shape, vocab, layout, machine, offload=offload)
 
     return of(layout), largest_micro(lambda other: of(other).fits, layout)
 
@@ -239,11 +239,11 @@ def _work(
     return Work(
         shape=schedule.shape,
         precision=subject.config.precision,
-        tokens=schedule.micro * schedule.shape.context,
+        tokens=layout.num_tokens(schedule.shape),
         accumulation=schedule.accumulation,
         tp_size=tp,
         vocab_local=rows // tp,
-        dense_weights=by_backend["dense"] + rows * schedule.shape.width,
+        dense_weights=by_backend["dense"] + rows * schedule.shape.width + subject.counts.added,
         block_weights=by_backend["block"],
         csr_weights=by_backend["csr"],
         masked_cells=0 if packed else sparse_cells // tp,

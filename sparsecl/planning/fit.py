@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sparsecl.engine.ledger import Held
 from sparsecl.model.config import ModelShape, padded_vocabulary
 from sparsecl.model.memory import Layout, RankMemory
 from sparsecl.planning.machines import Machine
@@ -25,7 +26,8 @@ class Buffers:
     """Whole parameters between their uses, ZeRO 3."""
 
     update: int
-    """fp32 gradients of this rank's part while the optimizer steps; activations are gone then."""
+    """fp32 gradients of this rank's part while the optimizer steps, and what methods take then;
+    activations are gone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,11 @@ class Fit:
     memory: RankMemory
     buffers: Buffers
     on_host: int
-    """Bytes of master and moments that live on the CPU (offload_optimizer)."""
+    """Bytes of master and moments, and what methods keep beside them, that live on the CPU
+    (offload_optimizer)."""
+
+    remembered: int
+    """Bytes that methods keep on the CPU, whatever lives there."""
 
     logits: int
     """Bytes of the transient part that logits and their gradients take."""
@@ -91,21 +97,24 @@ def buffers(zero: Mapping[str, Any], sizes: list[int], layout: Layout, *, overla
 
 
 def fit(
-    memory: RankMemory, extra: Buffers, shape: ModelShape, vocab_size: int,
+    held: Held, extra: Buffers, shape: ModelShape, vocab_size: int,
     layout: Layout, machine: Machine, *, offload: bool,
 ) -> Fit:  # fmt: skip
     """Compare a rank's ledger with a card."""
-    on_host = memory.master + memory.moments if offload else 0
+    memory, methods = held.memory, held.methods
+    on_host = memory.master + memory.moments + memory.beside if offload else 0
+    extra = replace(extra, update=extra.update + (0 if offload else methods.update))
     backward = memory.activations + memory.transient + extra.buckets + extra.gathered
     peak = memory.state - on_host + max(backward, extra.update)
     fragments, context = round(peak * FRAGMENTS), round(machine.context_gib * GIB)
-    tokens = layout.micro * (layout.length or shape.context)
+    tokens = layout.num_tokens(shape)
     rows = padded_vocabulary(vocab_size, layout.tp_size) // layout.tp_size
     logits = (3 if layout.tp_size == 1 else 1) * 4 * tokens * rows
     return Fit(
         memory=memory,
         buffers=extra,
         on_host=on_host,
+        remembered=methods.host,
         logits=min(logits, memory.transient),
         in_update=extra.update > backward,
         fragments=fragments,

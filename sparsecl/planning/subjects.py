@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from sparsecl import config as configs
 from sparsecl.checkout import ZERO2, beside
+from sparsecl.engine import ledger
 from sparsecl.engine.price import Price, price
 from sparsecl.engine.run import vocabulary
 from sparsecl.engine.run_config import RunConfig
@@ -16,7 +17,7 @@ from sparsecl.engine.topology import draw_topologies
 from sparsecl.errors import MissingInputError, UserError
 from sparsecl.experiments.study import build_plan
 from sparsecl.experiments.study.study_file import ScaledStudy, read_study
-from sparsecl.model.flops import ParameterCounts, count_parameters
+from sparsecl.model.flops import ParameterCounts
 from sparsecl.model.shapes import layer_shapes
 from sparsecl.topology.density import allocate
 from sparsecl.topology.layer import LayerTopology
@@ -86,8 +87,7 @@ class Counter:
 
     def counts(self, config: RunConfig) -> ParameterCounts:
         """Parameters of the global model."""
-        shape = config.model.resolved()
-        return count_parameters(shape, vocabulary(config), self.topologies(config))
+        return ledger.count(config, vocabulary(config), self.topologies(config))
 
     def price(self, config: RunConfig, ds_path: Path) -> Price:
         """What engine/price.py says of a config, with the topologies drawn once only."""

@@ -149,6 +149,8 @@ def memory_rows(fit: Fit) -> dict[str, int]:
         "master": 0 if fit.on_host else memory.master,
         "moments": 0 if fit.on_host else memory.moments,
         "anchors": memory.anchors,
+        "beside masters": 0 if fit.on_host else memory.beside,
+        "methods": memory.methods,
         "indices": memory.indices,
         "kept matrices": memory.kept,
         **({"fp32 gradients": fit.buffers.update} if fit.in_update else backward),
@@ -163,6 +165,8 @@ def _memory(found: Estimate) -> str:
     lines = [f"    {name:<16}{size_text(size):>14}" for name, size in rows.items() if size]
     if fit.on_host:
         lines.append(f"    (master and moments, {size_text(fit.on_host)}, are on the host)")
+    if fit.remembered:
+        lines.append(f"    (methods keep {size_text(fit.remembered)} on the host)")
     verdict = "fits" if fit.fits else "DOES NOT FIT"
     moment = "while the optimizer steps" if fit.in_update else "in the backward pass"
     return "\n".join(

@@ -1,8 +1,14 @@
 """What the methods of a config say of themselves before anything is built."""
 
+import pytest
+
 from sparsecl.methods.adapters.config import OLoraConfig
-from sparsecl.methods.cl.config import EwcConfig, PackNetConfig
+from sparsecl.methods.cl.config import DerppConfig, EwcConfig, PackNetConfig, ReplayConfig
 from sparsecl.methods.config import MethodsConfig
+from sparsecl.methods.dst.config import RiglConfig, SetConfig
+from sparsecl.methods.facts import MethodMemory
+from sparsecl.methods.plasticity.config import CbpConfig, ShrinkPerturbConfig
+from sparsecl.sparse.sizes import RankSizes
 from sparsecl.topology.layer import LayerShape
 
 LAYERS = (
@@ -22,3 +28,64 @@ def test_flags_and_parameters_by_hand():
         # Two domains after the first, of rank 2 each: A [4, 4] and B [8, 4].
         "o_lora": {"flags": "B P F X C", "extra_parameters": 16 + 32},
     }
+
+
+RANK = RankSizes(
+    layers=LAYERS,
+    num_phases=3,
+    vocab_size=20,
+    context=10,
+    tokens=50,
+    element=2,
+    slices=1000,
+    slices_by_kind={"q": 32, "up": 64},
+    sparse_slices=96,
+    largest_slice=300,
+    anchored=0,
+    cells=200,
+    copy=7000,
+    kept_logits=4000,
+)
+
+
+@pytest.mark.parametrize(
+    ("methods", "expected"),
+    [
+        ({}, {}),
+        ({"ewc": EwcConfig()}, {"beside": 8 * 1000}),
+        ({"packnet": PackNetConfig()}, {"beside": 2 * 1000 + 6 * 1000}),
+        # A and B of two domains beside q keep [50, 4] in bf16.
+        (
+            {"o_lora": OLoraConfig(rank=2, kinds=("q",))},
+            {"beside": 6 * 1000, "passing": 2 * 50 * 4},
+        ),
+        ({"set": SetConfig()}, {}),
+        ({"set": SetConfig(adam_restart="per_weight")}, {"beside": 4 * 96}),
+        ({"rigl": RiglConfig()}, {"passing": 4 * 200}),
+        ({"rigl": RiglConfig(adam_restart="per_weight")}, {"beside": 4 * 96, "passing": 800}),
+        ({"replay": ReplayConfig(sequences=5)}, {"host": 16 * 5}),
+        (
+            {"derpp": DerppConfig(sequences=5, top=3)},
+            {"host": 16 * 5 + 5 * 10 * (8 * 3 + 4), "passing": 4000},
+        ),
+        # No more than the vocabulary has.
+        (
+            {"derpp": DerppConfig(sequences=5)},
+            {"host": 16 * 5 + 5 * 10 * (8 * 20 + 4), "passing": 4000},
+        ),
+        ({"cbp": CbpConfig()}, {"kept": 32 * 16, "host": 8 * 16}),
+        (
+            {"cbp": CbpConfig(adam_restart="per_weight")},
+            {"kept": 32 * 16, "host": 8 * 16, "beside": 4 * 64},
+        ),
+        ({"shrink_perturb": ShrinkPerturbConfig()}, {"update": 28 * 300}),
+        ({"shrink_perturb": ShrinkPerturbConfig(sigma=0.0)}, {}),
+        # What stays adds up; updates come one after the other.
+        (
+            {"ewc": EwcConfig(), "set": SetConfig(), "shrink_perturb": ShrinkPerturbConfig()},
+            {"beside": 8000, "update": 8400},
+        ),
+    ],
+)
+def test_memory_by_hand(methods, expected):
+    assert MethodsConfig(**methods).memory(RANK) == MethodMemory(**expected)

@@ -48,6 +48,12 @@ def test_flops_by_hand():
     update = training_flops_per_token(SHAPE, counts, role="update")
     assert update.useful == 4 * 1000 + 2 * 100 + 6 * 50 + attention
     assert update.dense == flops.dense
+    more = ParameterCounts(masked_total=1000, masked_live=100, embedding=50, other=7, added=30)
+    assert (more.live, more.total) == (counts.live + 30, counts.total + 30)
+    for role in ("topology", "update"):
+        one, two = (training_flops_per_token(SHAPE, c, role=role) for c in (counts, more))
+        for part in ("useful", "executed", "dense"):
+            assert getattr(two, part) == getattr(one, part) + 6 * 30
     sparse = training_flops_per_token(SHAPE, counts, multiplied=100)
     assert sparse.executed == sparse.useful == flops.useful
 

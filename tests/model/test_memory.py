@@ -6,7 +6,7 @@ import torch
 
 from sparsecl.model.build import build_gpt
 from sparsecl.model.config import ModelConfig, ModelShape
-from sparsecl.model.memory import Layout, live_index_bytes, memory_per_rank
+from sparsecl.model.memory import Layout, live_index_bytes, memory_per_rank, rank_sizes
 from sparsecl.model.shapes import layer_shapes
 from sparsecl.sparse.index import LiveIndex
 from sparsecl.sparse.linear import SparseLinear
@@ -223,3 +223,54 @@ def test_weights_in_bf16_are_those_of_a_real_model():
     layout = Layout(zero_stage=0, precision="bf16")
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     assert ledger(storage="packed", layout=layout).weights == weights
+
+
+@pytest.mark.parametrize(
+    ("stage", "weights", "gradients", "master", "moments"),
+    [(0, 2, 2, 4, 8), (1, 2, 2, 1, 2), (2, 2, 0.5, 1, 2), (3, 0.5, 0.5, 1, 2)],
+)
+def test_parts_that_were_added_are_parameters_like_others(
+    stage, weights, gradients, master, moments
+):
+    layout = Layout(zero_stage=stage, precision="bf16", dp_size=4)
+    config = TopologyConfig(density=0.25)
+    topologies = build_topologies(config, layer_shapes(SHAPE), seed=0)
+    sizes = {"added": (40, 24)}
+    found, plain = (
+        memory_per_rank(SHAPE, 100, topologies, config, layout, **more) for more in (sizes, {})
+    )
+    for part, size in (
+        ("weights", weights), ("gradients", gradients), ("master", master), ("moments", moments),
+    ):  # fmt: skip
+        assert getattr(found, part) - getattr(plain, part) == 64 * size
+
+
+@pytest.mark.parametrize("storage", ["masked", "packed"])
+@pytest.mark.parametrize(("stage", "share"), [(0, 1), (2, 4), (3, 4)])
+def test_sizes_of_a_rank_by_hand(storage, stage, share):
+    layout = Layout(zero_stage=stage, precision="bf16", dp_size=4, micro=4, replayed=0.5)
+    config = TopologyConfig(density=0.25, storage=storage)
+    topologies = build_topologies(config, layer_shapes(SHAPE), seed=0)
+    found = rank_sizes(SHAPE, 100, topologies, config, layout, added=(40,), num_phases=3)
+    sparse = CELLS if storage == "masked" else CELLS // 4
+    assert found.slices == (DENSE + sparse + 40) // share
+    assert found.sparse_slices == sparse // share == sum(found.slices_by_kind.values())
+    assert found.slices_by_kind["up"] == sparse // 3 // share
+    assert (found.anchored, found.cells, found.num_phases) == (0, CELLS, 3)
+    # The embedding is the largest; a flat partition may hold all of it, ZeRO 3 splits each.
+    parts = {0: 1024, 2: min(1024, found.slices), 3: 256}
+    assert found.largest_slice == parts[stage]
+    # Six sequences of 4 tokens, two of them again; 128 rows of the embedding.
+    assert found.tokens == 24 and found.kept_logits == 4 * 24 * 128
+    memory = memory_per_rank(SHAPE, 100, topologies, config, layout, added=(40,))
+    assert found.copy == 2 * (DENSE + sparse + 40) + memory.indices
+    six = Layout(zero_stage=stage, precision="bf16", dp_size=4, micro=6)
+    alone = memory_per_rank(SHAPE, 100, topologies, config, six)
+    assert memory.activations == alone.activations
+
+
+def test_role_update_holds_values_that_a_method_need_not_hold_again():
+    config = TopologyConfig(density=0.25, role="update")
+    topologies = build_topologies(config, layer_shapes(SHAPE), seed=0)
+    layout = Layout(zero_stage=1, precision="bf16", dp_size=4)
+    assert rank_sizes(SHAPE, 100, topologies, config, layout).anchored == CELLS // 4

@@ -51,6 +51,20 @@ def measure_one(prepared: Prepared) -> dict[str, Any]:
     }
 
 
+def measure_methods(
+    cache: str, folder: str, stage: str, overrides: tuple[str, ...]
+) -> dict[str, int]:
+    """Bytes after a whole run: the model's state, and `beside`, what methods and holds keep."""
+    trainer, _, built = cases.assemble(cases.load(cache, overrides), stage, folder)
+    trainer.run()
+    holds = built.guard.holds
+    kept = [vars(method) for method in trainer.methods.methods]
+    kept += [holds._owned, holds._union, holds._anchors]
+    beside = memory.storage_bytes(memory._tensors(kept))
+    state = memory.state_bytes(built, trainer.schedule, 257, trainer.schedule.shape.context)
+    return {**state, "beside": beside}
+
+
 def take_step(
     built: Built, schedule: Schedule, after_backward: Callable[[], None] = lambda: None
 ) -> None:

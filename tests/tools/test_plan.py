@@ -251,6 +251,30 @@ def test_bytes_are_those_of_real_ranks(pool, shared_cache, tensor):
         compare(stage, storage, tensor, [rank[number] for rank in ranks])
 
 
+@pytest.mark.dist
+@pytest.mark.parametrize(
+    ("stage", "more"),
+    [
+        ("zero0", ("precision=fp32", "topology.storage=masked")),
+        ("zero2", ("precision=bf16", "topology.storage=packed")),
+    ],
+)
+@pytest.mark.parametrize(
+    "method", ["ewc={sequences: 4}", "o_lora={rank: 2}", "packnet={retrain: 0.5}"]
+)
+def test_what_methods_keep_is_what_a_real_rank_holds(
+    pool, shared_cache, tmp_path, stage, more, method
+):
+    # In the third phase some of every slice is held.
+    phases = (*cases.TWO_DOMAINS, "phases.order=[a, b, a]", "phases.steps=2")
+    overrides = (*SIZES, *phases, f"methods.{method}", *more)
+    places = (str(shared_cache), str(tmp_path))
+    found = pool.run(plan_cases.measure_methods, 1, *places, stage, overrides)[0]
+    expected = planned(*overrides, stage=stage).fit.memory
+    for part in ("weights", "gradients", "master", "moments", "indices", "beside"):
+        assert found[part] == getattr(expected, part), part
+
+
 def compare(stage: str, storage: str, tensor: int, ranks: list) -> None:
     """The planner against the fullest rank: parameters exact, bytes within 5 %."""
     made = planned(*shared(tensor), f"topology.storage={storage}", gpus=2, stage=stage)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from sparsecl.engine import ledger
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.engine.schedule import Schedule
 from sparsecl.engine.texts import Scored
@@ -18,7 +19,7 @@ from sparsecl.model.flops import (
     multiplied_weights,
     training_flops_per_token,
 )
-from sparsecl.model.memory import Layout, RankMemory, memory_per_rank
+from sparsecl.model.memory import Layout, RankMemory
 from sparsecl.sparse.backends import BackendName
 from sparsecl.topology.layer import LayerTopology
 from sparsecl.topology.report import describe
@@ -55,7 +56,7 @@ def header(
     shape = schedule.shape
     role = " (role update)" if config.topology.role == "update" and topologies else ""
     vocab = counts.embedding // shape.width
-    memory = memory_per_rank(shape, vocab, topologies, config.topology, layout, backends=backends)
+    memory = ledger.rank_memory(config, vocab, topologies, layout, backends=backends).memory
     lines = {
         "run": f"{config.name}, seed {config.seed}",
         "model": f"GPT {shape.layers} layers x {shape.width} wide, {shape.heads} heads, "
@@ -125,22 +126,25 @@ def costs(
         role=config.topology.role,
         multiplied=multiplied_weights(schedule.shape, topologies, chosen),
     )
-    memory = memory_per_rank(
-        schedule.shape, vocab, topologies, config.topology, layout, backends=backends
-    )
+    held = ledger.rank_memory(config, vocab, topologies, layout, backends=backends)
+    memory, host = held.memory, held.methods.host
     by = f"by backend {backend}" if topologies else "by a dense model"
     if topologies and backend == "auto" and backends is None:
         by = "at most; backend auto is measured when the run starts"
     tokens = schedule.num_steps * schedule.tokens_per_step
+    again = round(tokens * config.methods.replayed_share)
+    replayed = f" and up to {again:,} again" if again else ""
     storage = f"{config.topology.storage} storage" if topologies else "dense model"
     return "\n".join(
         [
             f"  FLOPs per token: {flops.useful:.3e} useful (live weights), "
             f"{flops.executed:.3e} executed ({by})",
-            f"  Tokens: {tokens:,}; training: {tokens * flops.executed:.3e} FLOPs executed",
+            f"  Tokens: {tokens:,}{replayed}; training: "
+            f"{(tokens + again) * flops.executed:.3e} FLOPs executed",
             f"  Memory per rank, {storage}: {_bytes(memory.total)} (buffers of DeepSpeed come on "
             "top)",
             *(f"    {part:<12}{_bytes(size):>12}" for part, size in _memory_parts(memory).items()),
+            *([f"    (methods keep {_bytes(host)} in the host's memory)"] if host else []),
         ]
     )
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from sparsecl import dist
+from sparsecl.engine import ledger
 from sparsecl.engine.build import Built
 from sparsecl.engine.observe.communication import Sampler
 from sparsecl.engine.observe.goodput import MAX_SILENCE, Attempts, Spent
@@ -27,7 +28,7 @@ from sparsecl.engine.observe.journal import Journal
 from sparsecl.engine.observe.stragglers import Stragglers
 from sparsecl.engine.observe.stretch import Loader, Report, StepClock, Stretch, peak_memory
 from sparsecl.engine.run_config import RunConfig
-from sparsecl.model.flops import count_parameters, training_flops_per_token
+from sparsecl.model.flops import training_flops_per_token
 from sparsecl.model.peaks import peak_flops, utilisation
 
 GIB = 2**30
@@ -58,7 +59,7 @@ class Monitor:
         self._steps = StepClock(loader)
         self._whole = Stretch()
         shape = journal.schedule.shape
-        counts = count_parameters(shape, vocab_size, built.topologies)
+        counts = ledger.count(config, vocab_size, built.topologies)
         self._flops = training_flops_per_token(shape, counts, role=config.topology.role).dense
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
         self._peak = peak_flops(device, config.precision, peak_tflops=config.speed.peak_tflops)

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
 
-from sparsecl.methods.facts import AddedParameter, MethodConfig, RunFacts
+from sparsecl.methods.facts import AddedParameter, MethodConfig, MethodMemory, RunFacts
+from sparsecl.sparse.sizes import RankSizes
 from sparsecl.topology.layer import LayerShape
 
 ROW_PARALLEL = ("o", "down")
@@ -64,3 +65,9 @@ class OLoraConfig(MethodConfig):
                 found[f"{part}.a"] = AddedParameter(shape=a, partition_dim=1 if rows else -1)
                 found[f"{part}.b"] = AddedParameter(shape=b, partition_dim=-1 if rows else 0)
         return found
+
+    def memory(self, rank: RankSizes) -> MethodMemory:
+        # Between A and B each adapter keeps its [tokens, rank * domains].
+        num_adapters = sum(layer.kind in self.kinds for layer in rank.layers)
+        width = self.rank * (rank.num_phases - 1) * num_adapters
+        return MethodMemory(beside=rank.held, passing=rank.element * rank.tokens * width)

@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from sparsecl.methods.facts import MethodConfig, RunFacts
+from sparsecl.methods.facts import MethodConfig, MethodMemory, RunFacts
 from sparsecl.optim.config import StageConfig
+from sparsecl.sparse.sizes import RankSizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,9 @@ class EwcConfig(MethodConfig):
     sequences: Annotated[int, Ge(1)] = 256
     """Training sequences of a phase over which its Fisher is averaged."""
 
+    def memory(self, rank: RankSizes) -> MethodMemory:
+        return MethodMemory(beside=8 * rank.slices)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayConfig(MethodConfig):
@@ -49,6 +53,9 @@ class ReplayConfig(MethodConfig):
 
     def check(self, run: RunFacts) -> None:
         self.num_replayed(run.micro)
+
+    def memory(self, rank: RankSizes) -> MethodMemory:
+        return MethodMemory(host=16 * self.sequences)  # their names
 
     def num_replayed(self, micro: int) -> int:
         """Replayed sequences beside `micro` new ones of a micro-batch, >= 1.
@@ -91,6 +98,11 @@ class DerppConfig(ReplayConfig):
     @property
     def replayed_share(self) -> float:
         return self.share * sum(weight > 0.0 for weight in (self.alpha, self.beta))
+
+    def memory(self, rank: RankSizes) -> MethodMemory:
+        of_token = 8 * min(self.top, rank.vocab_size) + 4
+        remembered = MethodMemory(host=self.sequences * rank.context * of_token)
+        return super().memory(rank) + remembered + MethodMemory(passing=rank.kept_logits)
 
 
 RETRAIN = "retrain"
@@ -160,6 +172,9 @@ class PackNetConfig(MethodConfig):
                         f"{', '.join(map(str, counts[:-1]))}). Raise topology.density, prune "
                         "another share, or train fewer phases."
                     )
+
+    def memory(self, rank: RankSizes) -> MethodMemory:
+        return MethodMemory(beside=2 * rank.slices + rank.held)  # the owner of each, and holds
 
     def stages(self) -> Sequence[StageConfig]:
         return (

@@ -5,7 +5,14 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from sparsecl.methods.facts import AdamRestartKind, MethodConfig, RunFacts, check_adam_restart
+from sparsecl.methods.facts import (
+    AdamRestartKind,
+    MethodConfig,
+    MethodMemory,
+    RunFacts,
+    check_adam_restart,
+)
+from sparsecl.sparse.sizes import RankSizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +51,10 @@ class RewireConfig(MethodConfig):
             )
         check_adam_restart(self.adam_restart, run)
 
+    def memory(self, rank: RankSizes) -> MethodMemory:
+        born = 4 * rank.sparse_slices if self.adam_restart == "per_weight" else 0
+        return MethodMemory(beside=born)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SetConfig(RewireConfig):
@@ -62,3 +73,6 @@ class RiglConfig(RewireConfig):
 
     end: Annotated[float, Gt(0.0), Le(1.0)] = 0.75
     """Share of all steps of the run after which the graph stays as it is."""
+
+    def memory(self, rank: RankSizes) -> MethodMemory:
+        return super().memory(rank) + MethodMemory(passing=4 * rank.cells)  # dense gradients

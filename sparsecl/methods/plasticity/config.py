@@ -5,7 +5,14 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le, Lt
 
-from sparsecl.methods.facts import AdamRestartKind, MethodConfig, RunFacts, check_adam_restart
+from sparsecl.methods.facts import (
+    AdamRestartKind,
+    MethodConfig,
+    MethodMemory,
+    RunFacts,
+    check_adam_restart,
+)
+from sparsecl.sparse.sizes import RankSizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +57,16 @@ class CbpConfig(MethodConfig):
         if run.freezing:
             raise ValueError(f"it writes to weights that {run.freezing[0]} freezes; take one")
 
+    def memory(self, rank: RankSizes) -> MethodMemory:
+        units = sum(layer.out_features for layer in rank.layers if layer.kind == "up")
+        born = sum(rank.slices_by_kind.get(kind, 0) for kind in ("up", "down"))
+        # Two running means, a centre and five sums of each unit; its age.
+        return MethodMemory(
+            kept=32 * units,
+            host=8 * units,
+            beside=4 * born if self.adam_restart == "per_weight" else 0,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShrinkPerturbConfig(MethodConfig):
@@ -65,3 +82,7 @@ class ShrinkPerturbConfig(MethodConfig):
 
     vectors: bool = False
     """Perturb and shrink vectors (norms, biases) too."""
+
+    def memory(self, rank: RankSizes) -> MethodMemory:
+        # Places, draws and noise of one slice.
+        return MethodMemory(update=28 * rank.largest_slice if self.sigma else 0)
