@@ -438,7 +438,8 @@ def _finish(trainer: Trainer, folder: RunFolder | None) -> dict[str, Any] | None
     summary = summarize(trainer.journal.read_back(log))
     write_json(folder.path / RESULTS, summary)
     text = report(summary)
-    density = {f"topology/density_{k}": v for k, v in summary["density"].items()}
+    found = summary.get("final_density", summary["density"])
+    density = {f"topology/density_{k}": v for k, v in found.items()}
     log.scalars(density, tokens=trainer.journal.tokens)
     log.text("run/results", board.preformatted(text), tokens=trainer.journal.tokens)
     log.hparams(board.flat_hparams(trainer.config), board.final_metrics(summary))

@@ -97,6 +97,10 @@ class PhaseMark:
     tokens: int
     replayed_by_phase: tuple[int, ...] = ()
     """Tokens trained again up to now, by the phase that read them first."""
+    live: int | None = None
+    """Live weights of all matrices on a topology; None where no method moves them."""
+    cells: int = 0
+    """Of these matrices, where `live` is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,7 +299,13 @@ class _Reader:
                 step=step,
                 tokens=_integer(record, "tokens"),
                 replayed_by_phase=_integers(record, "replayed_by_phase"),
+                live=record.get("live"),
+                cells=record.get("cells", 0),
             )
+            if entry.live is not None and not (
+                is_count(entry.live) and is_count(entry.cells) and 0 < entry.cells >= entry.live
+            ):
+                raise ValueError(f"live must be a count of cells, got {shown(record['live'])}")
             slot = (kind, entry.phase, entry.event)
         elif kind == "plasticity":
             entry = self._plasticity(record, step)

@@ -71,6 +71,7 @@ def summarize(records: RunRecords) -> dict[str, Any]:
             "entropy_rate": header.get("entropy_rate", {}),
             "overlap": header.get("overlap", {}),
             "density": header.get("density", {}),
+            **_final_density(records, matrix.num_phases),
             "parameters": header.get("parameters", {}),
             "digests": header.get("digests", {}),
             "versions": header.get("versions", {}),
@@ -201,6 +202,17 @@ def _replayed_tokens(records: RunRecords, num_phases: int) -> int | None:
         if point.phase < num_phases and point.replayed_tokens is not None
     ]
     return max(counts, default=None)
+
+
+def _final_density(records: RunRecords, num_phases: int) -> dict[str, Any]:
+    """`density` after the last finished phase; nothing where no method moves live weights."""
+    ends = [m for m in records.phases if m.event == "end" and m.phase < num_phases]
+    last = max(ends, key=lambda mark: mark.phase, default=None)
+    total = records.header.get("parameters", {}).get("total")
+    if last is None or last.live is None or not total:
+        return {}
+    model = (last.live + total - last.cells) / total
+    return {"final_density": {"masked": last.live / last.cells, "model": model}}
 
 
 def _methods(records: RunRecords, num_phases: int) -> dict[str, dict[str, Any]]:

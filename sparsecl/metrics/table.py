@@ -128,9 +128,11 @@ def _heading(summary: dict[str, Any], width: int) -> list[str]:
     if settings:
         lines.append(f"settings: {settings}")
     if density:
+        final = summary.get("final_density", density)
+        end = f"; at the end {number(final.get('masked'))} and {number(final.get('model'))}"
         lines.append(
             f"density: {number(density.get('masked'))} of the masked matrices, "
-            f"{number(density.get('model'))} of the model"
+            f"{number(density.get('model'))} of the model{end if final != density else ''}"
         )
     if parameters:
         lines.append(f"parameters: {parameters.get('live')} live of {parameters.get('total')}")

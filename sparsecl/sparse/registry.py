@@ -63,6 +63,12 @@ def masks(model: nn.Module) -> dict[str, Tensor]:
     return {name: dead for name, dead in found.items() if dead is not None}
 
 
+def count_live(model: nn.Module) -> tuple[int, int]:
+    """Live weights of all matrices on a topology, and their cells: global, on every rank. Local."""
+    found = [entry.topology for entry in sparse_parameters(model).values()]
+    return sum(t.num_live for t in found), sum(t.num_cells for t in found)
+
+
 def forget_expansions(model: nn.Module) -> None:
     """Weights have changed: matrices made of them must be made again. Local."""
     for module in model.modules():

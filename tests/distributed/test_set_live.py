@@ -62,6 +62,21 @@ def run(cache: str, stage: str, overrides: tuple[str, ...], folder: str, start: 
     return trainer.losses()
 
 
+def recorded(cache: str, overrides: tuple[str, ...], folder: str, moves: bool) -> Any:
+    """Records of phase ends, and what was drawn of the topology."""
+    trainer, _, _ = cases.assemble(cases.load(cache, (*RUN, *overrides)), "zero1", folder)
+    if moves:
+        trainer.methods.methods.append(Breathing())
+        trainer.methods.rewires = True
+    drawn: list[Any] = []
+    trainer.journal.scalars = drawn.append
+    trainer.run()
+    ends = [r for r in trainer.records if r["kind"] == "phase" and r["event"] == "end"]
+    return ends, [
+        {key: value for key, value in some.items() if key.startswith("topology/")} for some in drawn
+    ]
+
+
 def layout(tp: int, dp: int) -> tuple[str, ...]:
     return (f"parallel.tensor={tp}", f"batch.micro={8 // dp // 2}")
 
@@ -71,6 +86,30 @@ def alone(pool, shared_cache, tmp_path_factory) -> Any:
     folder = tmp_path_factory.mktemp("alone")
     losses = pool.run(run, 1, str(shared_cache), "zero0", (*RUN, *layout(1, 1)), str(folder))[0]
     return losses, folder
+
+
+def test_phase_ends_and_curves_say_how_many_weights_live(pool, shared_cache, alone, tmp_path):
+    """Global counts, the same whatever the layout; nothing where no method moves them."""
+    _, folder = alone
+    shrunk, grown = (Reader(folder / f"step_{step}").topologies for step in (4, 20))
+    live = [sum(graph.num_live for graph in graphs.values()) for graphs in (shrunk, grown)]
+    cells = sum(graph.num_cells for graph in grown.values())
+    for tp in (1, 2):
+        places = (str(shared_cache), layout(tp, 1), str(tmp_path / str(tp)))
+        for ends, drawn in pool.run(recorded, tp, *places, True):
+            assert [(end["step"], end["live"], end["cells"]) for end in ends] == [
+                (10, live[0], cells),
+                (20, live[1], cells),
+            ]
+            points = [some for some in drawn if some]
+            counts = [point["topology/live"] for point in points]
+            # At every logged step but a process's first, and at the ends of phases.
+            assert counts == [cells // 4] * 2 + [live[0]] * 11 + [live[1]] * 8
+            densities = [point["topology/density"] for point in points]
+            assert densities == [count / cells for count in counts]
+    places = (str(shared_cache), layout(1, 1), str(tmp_path / "still"))
+    ends, drawn = pool.run(recorded, 1, *places, False)[0]
+    assert all("live" not in end for end in ends) and not any(drawn)
 
 
 def test_counts_fall_and_rise(alone):

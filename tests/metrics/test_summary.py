@@ -148,6 +148,36 @@ def test_tokens_by_method_are_counts(tmp_path):
         read_records(tmp_path)
 
 
+def test_the_density_at_the_end_is_that_of_the_last_finished_phase(tmp_path, reference):
+    assert "final_density" not in reference and "at the end" not in table.report(reference)
+    records = from_matrix(LOSS, DOMAINS, [0, 1, 2])
+    # 2,000 of 5,000 parameters lie on a topology, and 500 of them live at first.
+    head = records[0] | {
+        "parameters": {"live": 3500, "total": 5000},
+        "density": {"masked": 0.25, "model": 0.7},
+    }
+    ends = [
+        {"kind": "phase", "event": "end", "phase": phase, "step": step, "tokens": 8 * step}
+        | {"live": live, "cells": 2000}
+        for phase, step, live in ((0, 100, 400), (1, 200, 300), (2, 300, 200))
+    ]
+    written = [head, *sorted([*records[1:], *ends], key=lambda record: record["step"])]
+    summary = summary_of(tmp_path, written)
+    assert summary["final_density"] == {"masked": 0.1, "model": 3200 / 5000}
+    assert summary["density"] == {"masked": 0.25, "model": 0.7}
+    assert "at the end 0.100 and 0.640" in table.report(summary)
+    partial = summary_of(tmp_path, written[: written.index(ends[1]) + 1])
+    assert partial["final_density"]["masked"] == 0.15
+
+
+@pytest.mark.parametrize("more", [{"live": -1, "cells": 5}, {"live": 5}, {"live": 6, "cells": 5}])
+def test_live_weights_are_counts_of_cells(tmp_path, more):
+    mark = {"kind": "phase", "event": "end", "phase": 0, "step": 1, "tokens": 8}
+    write_lines(tmp_path / "scalars.jsonl", [header(DOMAINS, [0, 1, 2]), mark | more])
+    with pytest.raises(DataError, match="live must be a count of cells"):
+        read_records(tmp_path)
+
+
 def test_a_partial_run_says_so(tmp_path):
     records = from_matrix(LOSS, DOMAINS, [0, 1, 2])
     summary = summary_of(tmp_path, records[:8])  # row 2 has one of three domains

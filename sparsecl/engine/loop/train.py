@@ -99,7 +99,9 @@ class Trainer:
         ahead = config.speed.prefetch
         self.loader = Prefetcher(read, accumulation=schedule.accumulation, ahead=ahead)
         vocab_size = data.tokenizer.vocab_size
-        self.monitor = Monitor(config, built, self.journal, self.loader, vocab_size=vocab_size)
+        self.monitor = Monitor(
+            config, built, self.journal, self.loader, methods, vocab_size=vocab_size
+        )
         self.profile = StepProfile(config.speed.profile, self.journal, checkpoints.parent / "tb")
         context, batch = schedule.shape.context, config.eval.batch
         self.texts = evaluation_texts(config.eval, data.domains, context=context)
@@ -212,7 +214,8 @@ class Trainer:
         self._audit()
         with watchdog.patient("the methods' end of a phase", METHOD_SECONDS):
             self.methods.phase_end(self.context)
-        self.journal.phase_end(self.domain, self.methods.replayed_by_phase)
+        replayed, live = self.methods.replayed_by_phase, self.monitor.live()
+        self.journal.phase_end(self.domain, replayed, live)
         position = self.position
         position.phase, position.phase_step = phase.index + 1, 0
         position.data_shift = 0

@@ -144,11 +144,23 @@ class Journal:
                 now = bits[self.schedule.domain_name(phase)]
                 self.log.chart(tag, {IN_TRAINING: now}, tokens=self.tokens)
 
-    def phase_end(self, domain: str, replayed: Sequence[int]) -> None:
-        """A phase is over; `replayed`: sequences trained again so far, by their own phase."""
+    def live(self, counts: Mapping[str, int]) -> None:
+        """How many weights live, as Monitor counts them; nothing is drawn of an empty count."""
+        if counts:
+            density = counts["live"] / counts["cells"]
+            self.scalars({"topology/live": counts["live"], "topology/density": density})
+
+    def phase_end(self, domain: str, replayed: Sequence[int], live: Mapping[str, int]) -> None:
+        """A phase is over.
+
+        Args:
+            replayed: sequences trained again so far, by their own phase.
+            live: as Monitor counts them.
+        """
         tokens = [count * self.schedule.shape.context for count in replayed]
         more = {"replayed_by_phase": tokens} if any(tokens) else {}
-        self.record("phase", sealed=True, event="end", domain=domain, **more)
+        self.record("phase", sealed=True, event="end", domain=domain, **more, **live)
+        self.live(live)
 
     def plasticity(self, found: Mapping[str, Any], *, at: str, phase: int) -> None:
         """Figures of engine/observe/plasticity.py."""

@@ -28,8 +28,10 @@ from sparsecl.engine.observe.journal import Journal
 from sparsecl.engine.observe.stragglers import Stragglers
 from sparsecl.engine.observe.stretch import Loader, Report, StepClock, Stretch, peak_memory
 from sparsecl.engine.run_config import RunConfig
+from sparsecl.methods.several import Methods
 from sparsecl.model.flops import training_flops_per_token
 from sparsecl.model.peaks import peak_flops, utilisation
+from sparsecl.sparse.registry import count_live
 
 GIB = 2**30
 
@@ -43,13 +45,16 @@ class Monitor:
         built: Built,
         journal: Journal,
         loader: Loader,
+        methods: Methods,
         *,
         vocab_size: int,
     ) -> None:
         """Args:
+        methods: of the run; the weights that live are counted if one of them moves them.
         vocab_size: of the tokenizer, for the FLOPs of the head.
         """
         self.journal = journal
+        self._module, self._methods = built.engine.module, methods
         # Such a forward pass holds collectives, so its time is not this rank's own.
         forward_waits = built.slices.stage == 3 or dist.tp_size() > 1
         self.stragglers = Stragglers(journal, forward_waits=forward_waits)
@@ -153,7 +158,16 @@ class Monitor:
         for stretch in (latest, self._whole):
             stretch.add(steps, reports)
         self.journal.scalars(self._curves(latest))
+        self.journal.live(self.live())
         self._mark(at_most_every=MAX_SILENCE)
+
+    def live(self) -> dict[str, int]:
+        """Of the matrices on a topology, global: how many weights are `live` now, of how many
+        `cells`; empty where no method moves them."""
+        if not self._methods.rewires:
+            return {}
+        live, cells = count_live(self._module)
+        return {"live": live, "cells": cells}
 
     def performance(self) -> dict[str, Any]:
         """The block of that name in results.json; None for what was not measured."""
