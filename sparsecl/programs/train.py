@@ -47,11 +47,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--ds_config", type=Path, required=True, help="DeepSpeed config (JSON)")
     parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides"
+        "--set",
+        dest="overrides",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="overrides",
     )
     parser.add_argument(
         "--init_checkpoint",
-        dest="set",
+        dest="overrides",
         action="append_const",
         const="checkpoint.initial=true",
         help="save the state before the first step too: --set checkpoint.initial=true",
@@ -123,7 +129,7 @@ def train(args: argparse.Namespace) -> None:
 
     if args.config == [DEMO]:
         beside(DEMO, "without a checkout give --config FILE")
-    config = configs.load(RunConfig, args.config, args.set)
+    config = configs.load(RunConfig, args.config, args.overrides)
 
     from sparsecl import faults
 
