@@ -250,7 +250,8 @@ class RunConfig:
 
     init_from: str | None = None
     """A checkpoint folder whose weights the run begins with, with a new optimizer; null = draw
-    them. `tools/convert.py hf-import` makes one of foreign weights."""
+    them. It may be denser than the run, which takes the weights that live. `tools/convert.py
+    hf-import` makes one of foreign weights."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     topology: TopologyConfig = field(default_factory=TopologyConfig)

@@ -34,7 +34,8 @@ class Method:
     name: ClassVar[str] = "none"
     order: ClassVar[Order] = Order.ADD
     needs_update: bool = False
-    """`after_update` asks for the masters from before the step (4 bytes a weight)."""
+    """`after_update` asks for masters from before the step (`context.before`), which are kept for
+    its length: 4 bytes a weight."""
 
     needs_outputs: bool = False
     """`loss` asks for more than `outputs.losses`. The logits of a micro-batch are then kept: 4

@@ -254,6 +254,11 @@ class MethodContext(Protocol):
         """
         ...
 
+    def before(self, item: Slice) -> torch.Tensor:
+        """In `after_update` with `needs_update`: the master of one of its items as it was before
+        the step, fp32 [numel]; not to be written to. Local."""
+        ...
+
     def skip_update(self) -> None:
         """In `after_backward`, on all ranks: the optimizer leaves these gradients alone. It stays a
         step of the run; `after_step` comes with applied=False and `update_skipped`."""

@@ -53,6 +53,7 @@ class WeightContext:
         self.skips, self.update_skipped = False, False
         if methods.overrides("after_update"):
             guard.edits.append(lambda items: methods.after_update(self.own(), items))
+            guard.keeps_before = methods.needs_update
 
     def own(self) -> Any:
         """This context, as methods see it."""
@@ -106,6 +107,9 @@ class WeightContext:
         if found is not None:
             found.copy_(value * self.slices.loss_scale)
             self._changed = True
+
+    def before(self, item: Slice) -> torch.Tensor:
+        return self.guard.before(item)
 
     def arm_dense_gradients(self) -> None:
         for name, entry in self.sparse.items():

@@ -110,6 +110,10 @@ class MaskGuard:
         self.edits: list[Edit] = []
         """Called with the slices that have just stepped, before they are projected."""
 
+        self.keeps_before = False
+        """`edits` ask for masters as they were before the step."""
+
+        self._before: dict[str, torch.Tensor] = {}
         self.checks = 0
         self.nonzero = 0
         """Entries that were not what they must be, of absent and of held weights."""
@@ -120,7 +124,10 @@ class MaskGuard:
         self._grad_counts: dict[tuple[str, str], torch.Tensor] = {}
         self._dead, self._count_expansions = dead, count_expansions
         self.refresh()
-        self._hook = slices.optimizer.register_step_post_hook(self._after_step)
+        self._hooks = (
+            slices.optimizer.register_step_pre_hook(self._before_step),
+            slices.optimizer.register_step_post_hook(self._after_step),
+        )
 
     def refresh(self) -> None:
         """Take masks and holds again: one of them has changed. Local."""
@@ -165,16 +172,32 @@ class MaskGuard:
         return found
 
     def close(self) -> None:
-        """Remove the hook from the optimizer."""
-        self._hook.remove()
+        """Remove the hooks from the optimizer."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def before(self, item: Slice) -> torch.Tensor:
+        """fp32 [numel], the master before the step; inside `edits` only. Local."""
+        return self._before[item.name]
+
+    def _stepped(self, optimizer: torch.optim.Optimizer) -> set[int]:
+        """ids of the tensors of one step: ZeRO steps one group at a time."""
+        return {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
+
+    @torch.no_grad()
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if self.keeps_before:
+            stepped = self._stepped(optimizer)
+            items = (item for item in self.slices if id(item.stepped) in stepped)
+            self._before = {item.name: item.master.clone() for item in items}
 
     @torch.no_grad()
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        # ZeRO steps one group at a time, so only what was just stepped is projected.
-        stepped = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
+        stepped = self._stepped(optimizer)
         items = [item for item in self.slices if id(item.stepped) in stepped] if self.edits else []
         for edit in self.edits:
             edit(items)
+        self._before = {}
         for guarded in self._guarded:
             if id(guarded.item.stepped) in stepped:
                 guarded.project(self.slices.moments(guarded.item))

@@ -99,6 +99,11 @@ class LayerTopology:
         """A fresh copy of the global mask [O, I], True = live."""
         return self._rows(0, self.out_features)
 
+    def contains(self, other: "LayerTopology") -> bool:
+        """True if every weight that lives in `other`, of this shape, lives here too."""
+        shapes = {(t.out_features, t.in_features) for t in (self, other)}
+        return len(shapes) == 1 and not (other.bits & ~self.bits).any()
+
     def shard(self, dim: int, tp_rank: int, tp_size: int) -> NDArray[np.bool_]:
         """The slice of the mask that a tensor-parallel rank holds, True = live.
 

@@ -48,6 +48,14 @@ def test_shards_join_to_the_global_mask(shape, tp_size, dim):
     assert (topology.mask() == mask).all()
 
 
+def test_one_topology_contains_another_by_hand():
+    def edges(*cells, rows=2):
+        return LayerTopology("layer", rows, 8 // rows, np.array(cells, dtype=np.int64))
+
+    assert edges(0, 3, 7).contains(edges(0, 7)) and edges(0).contains(edges(0))
+    assert not edges(0, 7).contains(edges(0, 3)) and not edges(0).contains(edges(0, rows=4))
+
+
 def test_digest_is_that_of_shape_and_live_set():
     edges = np.array([1, 3])
     assert LayerTopology("x", 4, 2, edges).digest != HAND.digest

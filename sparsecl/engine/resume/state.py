@@ -8,6 +8,7 @@ weights are not saved: they are the masters, rounded. Numbers go into the manife
 
 import functools
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,8 @@ def restore(
 
     Args:
         weights_only: masters and nothing else; the optimizer begins as before its first step, and
-            methods begin anew.
+            methods begin anew. A checkpoint may then be denser than the run: what is absent here is
+            left out.
 
     Returns:
         The manifest's `state`.
@@ -95,9 +97,14 @@ def restore(
     own, there = _parameters(built), reader.manifest.parameters
     # What a method adds to a base begins as it was made.
     added = {name for name in own.keys() - there.keys() if weights_only and ".parts." in name}
+    if weights_only:  # a dense matrix has all that one on a topology needs
+        there = {
+            name: replace(entry, live=own[name].live) if name in own and not entry.live else entry
+            for name, entry in there.items()
+        }
     if there != {name: entry for name, entry in own.items() if name not in added}:
         raise DataError(f"{folder}: its parameters are not those of this model config")
-    _restore_topologies(folder, reader, built, methods)
+    _restore_topologies(folder, reader, built, methods, weights_only=weights_only)
     if not weights_only:
         _check_whole(folder, reader)
     slices = {item.name: item for item in built.slices}
@@ -197,18 +204,23 @@ def _live_range(entry: SparseParameter | None, item: Slice) -> tuple[int, torch.
     return int(live[: item.start].sum()), item.part(live)
 
 
-def _restore_topologies(folder: Path, reader: Reader, built: Built, methods: Methods) -> None:
+def _restore_topologies(
+    folder: Path, reader: Reader, built: Built, methods: Methods, *, weights_only: bool
+) -> None:
     """Take over the live sets of the checkpoint where a method moves them, else compare."""
     for name, entry in sparse_parameters(built.engine.module).items():
         if not _is_live(entry):
             continue
-        found = reader.topologies[name]
-        if found.digest == entry.topology.digest:
+        found = reader.topologies.get(name)
+        if found is None or found.digest == entry.topology.digest:
+            continue
+        if weights_only and found.contains(entry.topology):
             continue
         if not methods.rewires:
+            denser = ", and has not all weights that live in it" if weights_only else ""
             raise DataError(
                 f"{folder}: topology digest of {name} is {found.digest[:12]}, this config gives "
-                f"{entry.topology.digest[:12]}"
+                f"{entry.topology.digest[:12]}{denser}"
             )
         _check_room(folder, entry, found)
         entry.layer.set_topology(found)
@@ -232,9 +244,11 @@ def _check_room(folder: Path, entry: SparseParameter, found: LayerTopology) -> N
 def _local(reader: Reader, state: str, *, name: str, entry: SparseParameter | None) -> torch.Tensor:
     """What this tp rank keeps of one state of a parameter, in the form of the parameter."""
     matrix = reader.read_local(state, name, tp_rank=dist.tp_rank(), tp_size=dist.tp_size())
-    if entry is None or not entry.layer.packed:
+    if entry is None or not _is_live(entry):
         return matrix
-    return entry.layer.local_values(matrix)
+    if entry.layer.packed:
+        return entry.layer.local_values(matrix)
+    return matrix if entry.dead is None else matrix.masked_fill_(entry.dead.to(matrix.device), 0.0)
 
 
 def _optimizer_state(built: Built) -> dict[str, Any]:
