@@ -72,8 +72,8 @@ def assert_equal_states(one: Path, other: Path) -> None:
 @pytest.mark.parametrize(
     ("stage", "precision", "tp", "dp"),
     [
-        ("zero0", "fp32", 1, 2),
-        ("zero1", "fp32", 1, 2),
+        cases.slow("zero0", "fp32", 1, 2),
+        cases.slow("zero1", "fp32", 1, 2),
         cases.slow("zero2", "fp32", 2, 2),
         cases.slow("zero2_offload", "fp32", 2, 1),
         ("zero3", "fp32", 1, 2),

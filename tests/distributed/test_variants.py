@@ -131,8 +131,8 @@ def test_gradients_of_many_micro_batches_are_summed_in_fp32(
         ("zero2_offload", {}),
         ("zero1", {"zero_optimization": {"stage": 1, "round_robin_gradients": True}}),
         ("zero2", {"zero_optimization": {"stage": 2, "round_robin_gradients": True}}),
-        ("zero2", {"zero_optimization": {"stage": 2, "contiguous_gradients": False}}),
-        ("zero2", {"zero_optimization": {"stage": 2, "reduce_bucket_size": 500}}),
+        cases.slow("zero2", {"zero_optimization": {"stage": 2, "contiguous_gradients": False}}),
+        cases.slow("zero2", {"zero_optimization": {"stage": 2, "reduce_bucket_size": 500}}),
         cases.slow(
             "zero3", {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}
         ),
@@ -163,7 +163,7 @@ def test_layouts_of_buffers_change_nothing(pool, shared_cache, tmp_path, exact, 
     ("overrides", "states"),
     [
         (("optimizer.kind=sgd", "optimizer.lr=0.3"), ["master", "momentum_buffer"]),
-        (("optimizer.kind=adam",), ["master", "exp_avg", "exp_avg_sq"]),
+        cases.slow(("optimizer.kind=adam",), ["master", "exp_avg", "exp_avg_sq"]),
     ],
 )
 def test_other_optimizers(pool, shared_cache, tmp_path, overrides, states):
