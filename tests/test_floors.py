@@ -45,7 +45,7 @@ FLOORS: dict[str, tuple[int, tuple[str, ...]]] = {
     "data": (1, ()),
     "sparse": (2, ("topology",)),
     "optim": (2, ("topology",)),
-    "model": (3, ("sparse", "topology")),
+    "model": (3, ("sparse", "topology", "optim.deepspeed")),
     "methods": (4, ("topology", "metrics", "data", "sparse", "optim")),
     "checkpoint": (4, ("topology", "metrics", "data", "sparse", "optim", "model")),
     "engine": (

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsecl.conversions.start import write_run
 from sparsecl.errors import DataError, MissingInputError, UserError
+from sparsecl.opening import plain_input, read_plain
 
 if TYPE_CHECKING:
     import torch
@@ -94,7 +95,7 @@ def find_tag(folder: Path, given: str | None) -> str:
     tag = given
     if tag is None:
         try:
-            tag = (folder / LATEST).read_text(encoding="utf-8").strip()
+            tag = read_plain(folder / LATEST, plain_input).decode().strip()
         except (OSError, UnicodeDecodeError):
             raise MissingInputError(
                 f"{folder / LATEST}: cannot be read; name the folder of the step by --tag"

@@ -41,8 +41,8 @@ class Built:
     model: GPT
     slices: Slices
     guard: MaskGuard
-    topologies: Mapping[str, LayerTopology]
-    """Global topology by layer name; empty for a dense model."""
+    topologies: dict[str, LayerTopology]
+    """Global topology by layer name as the run began or went on; empty for a dense model."""
 
 
 def build(

@@ -393,8 +393,8 @@ def _assemble(
         stop=stop,
     )
     trainer.journal.matrix = saved.get("matrix")
-    if found is not None and not allowed.new_optimizer:
-        methods.resumed(trainer.context)
+    if found is not None:
+        (methods.began_anew if allowed.new_optimizer else methods.resumed)(trainer.context)
     return trainer
 
 

@@ -29,7 +29,7 @@ class Order(IntEnum):
 
 
 class Method:
-    """A method that does nothing. Hooks are called on all ranks, in the order given here."""
+    """A method that does nothing. Hooks are called on all ranks."""
 
     name: ClassVar[str] = "none"
     order: ClassVar[Order] = Order.ADD
@@ -60,6 +60,14 @@ class Method:
     def resumed(self, context: MethodContext) -> None:
         """The state is back after `load_state_dict`: set again what the context keeps for the
         method. No hold of it is there."""
+
+    def began_anew(self, context: MethodContext) -> None:
+        """The run goes on from a checkpoint's weights alone (--weights_only), and this method has
+        seen nothing yet: hold what it holds, or refuse.
+
+        Raises:
+            UserError: the method cannot go on without its state.
+        """
 
     def phase_start(self, context: MethodContext) -> None:
         """Before the first step of a phase; not called again on a resume inside it."""

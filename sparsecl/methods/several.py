@@ -53,6 +53,10 @@ class Methods(Method):
         for method in self.methods:
             method.resumed(context)
 
+    def began_anew(self, context: MethodContext) -> None:
+        for method in self.methods:
+            method.began_anew(context)
+
     def phase_start(self, context: MethodContext) -> None:
         for method in self.methods:
             method.phase_start(context)

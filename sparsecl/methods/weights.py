@@ -74,8 +74,8 @@ class WeightContext:
         held = guard.still()
         if methods.overrides("after_backward") and self._all_finite():
             methods.after_backward(self.own())
-            if self._changed and held:
-                guard.still()  # a method has pulled at what may not move
+            if self._changed:
+                guard.still(absent=True)  # a method has pulled at what may not move
         if self._changed or held:
             self.slices.refresh_norms()
         self._changed = False

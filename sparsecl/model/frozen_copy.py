@@ -10,16 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsecl.optim.deepspeed.parameters import hangs_on_modules
 from sparsecl.sparse.registry import forget_expansions
-
-# What ZeRO-3 hangs on a module, beside what begins with ds_.
-_OF_ZERO = (
-    "_original_parameters",
-    "_external_params",
-    "all_parameters",
-    "pre_bwd_fn",
-    "post_bwd_fn",
-)
 
 
 @torch.no_grad()
@@ -47,7 +39,7 @@ def _copy(
     own: dict[str, Any] = {
         key: {} if "_hooks" in key else value.clone() if torch.is_tensor(value) else value
         for key, value in vars(part).items()
-        if not key.startswith("ds_") and key not in _OF_ZERO
+        if not hangs_on_modules(key)
     }
     own.pop("forward", None)  # a compiled pass of the original
     own["_parameters"] = {

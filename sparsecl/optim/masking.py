@@ -55,7 +55,11 @@ class _Guarded:
             expected = self.anchor.to(device=tensor.device, dtype=tensor.dtype)
         else:
             expected = torch.zeros((), device=tensor.device, dtype=tensor.dtype)
-        return ((tensor != expected) & self.dead.to(tensor.device)).sum()
+        wrong = tensor != expected
+        if anchored and self.anchor is not None:  # to the bit: -0 is not +0
+            bits = _BITS[tensor.element_size()]
+            wrong = tensor.view(bits) != expected.view(bits)
+        return (wrong & self.dead.to(tensor.device)).sum()
 
 
 Edit = Callable[[Collection[Slice]], None]
@@ -161,9 +165,20 @@ class MaskGuard:
         self.refresh()
 
     @torch.no_grad()
-    def still(self) -> bool:
-        """Set the gradients of held elements to zero. Local; returns True if there are any."""
+    def still(self, *, absent: bool = False) -> bool:
+        """Set the gradients of held elements to zero. Local; returns True if there are any.
+
+        Args:
+            absent: also of absent ones, and of those that the topology holds, which no backward
+                pass reaches: a method has added to gradients.
+        """
         found = False
+        if absent:
+            for guarded in self._guarded:
+                gradient = self.slices.grad(guarded.item)
+                if gradient is not None:
+                    zero_absent((gradient,), guarded.dead.to(gradient.device))
+            return bool(self._guarded)
         for item, held in self.holds.moved_by_gradient():
             gradient = self.slices.grad(item)
             if gradient is not None:

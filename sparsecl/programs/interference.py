@@ -45,7 +45,7 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -75,7 +75,6 @@ if TYPE_CHECKING:
     from sparsecl.analysis.load import Located
     from sparsecl.engine.run_config import RunConfig
 
-Say = Callable[[str], None]
 # What a measurement takes from config.yaml; the data is compared by its digest.
 USED = ("seed:", "model.", "tokenizer.", "topology.")
 

@@ -85,9 +85,7 @@ class RecordingTrainer(Trainer):
         """Go to where a checkpoint was saved. Collective over the world."""
         saved = state.restore(folder, self.built, self.methods, weights_only=weights_only)
         self._take_up(Position(**saved["position"]), saved["observers"])
-        self.stream = self._stream()
-        if not weights_only:
-            self.methods.resumed(self.context)
+        (self.methods.began_anew if weights_only else self.methods.resumed)(self.context)
 
     def run_with_rollback(self, at: int, look: Callable[[], Any]) -> list[Any]:
         """Train to the end, and once, after step `at`, go back to the checkpoint before it.

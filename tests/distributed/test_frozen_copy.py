@@ -28,7 +28,6 @@ def teach(cache: str, stage: str, overrides: tuple[str, ...], out: str) -> list[
     context, tokens = trainer.context, torch.from_numpy(ROWS)
 
     def train(steps: int) -> None:
-        trainer.stream = trainer._stream()
         for _ in range(steps):
             trainer._train_step(0.01, audited=False, logged=False)
             trainer.position.step += 1

@@ -4,12 +4,15 @@
 and held weights pass the audits. bf16 and a resume in the middle have laws of their own below.
 """
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from sparsecl import dist, faults
 from tests.distributed import cases
 from tests.distributed.pool import Pool
 from tests.distributed.references.cbp import CbpReference
@@ -69,6 +72,8 @@ CASES = {
     ),
 }
 
+# Those whose state or graph moves within a phase.
+STEPWISE = ("cbp", "derpp", "replay", "set", "rigl", "per_weight")
 STAGES = ("zero0", "zero1", "zero2", "zero3")
 FAST = {("zero2", 2, 1), ("zero3", 1, 2)}
 LAYOUTS = [
@@ -120,6 +125,60 @@ def test_a_method_is_its_reference(
     }
     record_property("parity", [name, stage, tp, dp, max(apart.values())])
     assert max(apart.values()) < CASES[name].tolerance, max(apart, key=lambda key: apart[key])
+    if (stage, tp) == ("zero2", 2):
+        run = (str(shared_cache), stage, overrides, str(tmp_path), str(tmp_path / "again"))
+        assert all(pool.run(at_the_end, tp * dp, *run))
+
+
+def at_the_end(cache: str, stage: str, overrides: tuple[str, ...], folder: str, out: str) -> bool:
+    """A resume from the last checkpoint, after which a run has nothing but its end to write."""
+    trainer, _, built = cases.assemble(cases.load(cache, overrides), stage, out)
+    trainer.take_up(max(Path(folder).glob("step_*"), key=lambda path: int(path.name[5:])))
+    built.guard.audit(trainer.step)
+    trainer.run()
+    last = len(trainer.schedule.phases) - 1
+    domain = trainer.schedule.domain_name(trainer.schedule.phases[last])
+    return (trainer.context.progress.phase, trainer.context.domain) == (last, domain)
+
+
+def one_bad_step(cache: str, stage: str, overrides: tuple[str, ...], folder: str) -> list[bool]:
+    """Whether each of five steps has changed what the methods know; the fourth is discarded."""
+    trainer, *_ = cases.assemble(cases.load(cache, overrides), stage, folder)
+    phase, changed = trainer.schedule.phases[0], []
+    trainer._begin_phase(phase)
+    faults.arm(["nan@loss:4"], seed=0, rank=dist.rank())
+    for _ in range(5):
+        before = known(trainer)
+        trainer._step_and_watch(phase, _Silent())
+        changed.append(known(trainer) != before)
+    faults.disarm()
+    return changed
+
+
+def known(trainer: cases.RecordingTrainer) -> Any:
+    """All that methods keep, to the bit; and the graph."""
+    tensors, values = trainer.methods.state_dict()
+    bits = {
+        (state, name): value.cpu().contiguous().view(torch.uint8).tolist()
+        for state, found in tensors.items()
+        for name, value in found.items()
+    }
+    arrays = {key: value.tolist() for key, value in trainer.methods.arrays().items()}
+    graph = [entry.topology.digest for entry in trainer.context.sparse.values()]
+    return copy.deepcopy((bits, values, arrays, graph))
+
+
+class _Silent:
+    def advance(self, **shown: str) -> None: ...
+
+
+@pytest.mark.parametrize("stage", ["zero2", cases.slow("zero0"), cases.slow("zero3")])
+@pytest.mark.parametrize("name", [name for name in CASES if "packed" not in name])
+def test_a_discarded_step_changes_nothing_of_a_method(pool, shared_cache, tmp_path, name, stage):
+    overrides = overrides_of(name, 1, 1)
+    (changed,) = pool.run(one_bad_step, 1, str(shared_cache), stage, overrides, str(tmp_path))
+    assert not changed[3]
+    assert any(changed) == (name in STEPWISE)
 
 
 @pytest.mark.parametrize("name", CASES)

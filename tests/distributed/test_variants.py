@@ -83,7 +83,7 @@ def sum_of_micro_batches(
         params = dict(engine.module.named_parameters())
         scale = slices.loss_scale / 16
         expected = {name: 0.0 for name in params}
-        rows = torch.from_numpy(trainer.stream.rows(np.arange(16)))
+        rows = torch.from_numpy(trainer._phase_stream(0).rows(np.arange(16)))
         for row in rows[:, None]:
             losses, _ = engine.module(row[:, :-1], row[:, 1:])
             gradients = torch.autograd.grad(losses.mean() * scale, list(params.values()))

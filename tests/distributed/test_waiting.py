@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sparsecl import dist
+from sparsecl import dist, meeting
 from sparsecl.errors import DataError
 from tests.events import wait_for
 
@@ -31,7 +31,7 @@ def long_work(folder: str) -> tuple[str, str]:
 
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(dist, "POLL_SECONDS", 0.01)
+            patch.setattr(meeting, "POLL_SECONDS", 0.01)
             patch.setattr(dist, "time", SimpleNamespace(sleep=ask))
             result = dist.agree_at_length(slow)
             dist.agree_at_length(broken)

@@ -9,7 +9,6 @@ import torch
 
 from sparsecl.checkpoint.publish import newest_valid
 from sparsecl.checkpoint.reader import Reader
-from sparsecl.engine.resume import state
 from tests.distributed import cases
 from tests.faults import fp16
 
@@ -34,7 +33,7 @@ def begin(cache: str, stage: str, precision: str, folder: str) -> float:
             trainer.position.step += 1
             trainer.position.phase_step += 1
         if precision == "fp16":
-            state._scaler(built).cur_scale /= 2  # as after an overflow
+            built.slices.wrapper.scaler.cur_scale /= 2  # as after an overflow
         trainer._save()
         return built.slices.loss_scale
 

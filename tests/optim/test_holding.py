@@ -48,6 +48,24 @@ def test_one_bit_is_found():
         guard.audit(1)
 
 
+def test_a_zero_of_the_other_sign_is_found():
+    weight, _, guard = guarded(start=0.0)
+    guard.hold("weight", WHERE, "one")
+    assert guard.audit(0) == 0
+    weight.data[3] = -0.0
+    with pytest.raises(InvariantError, match="held weight"):
+        guard.audit(1)
+
+
+def test_gradients_that_a_method_adds_do_not_reach_what_is_absent():
+    weight = nn.Parameter(torch.full((4,), 0.3))
+    optimizer = torch.optim.AdamW([weight], lr=0.1)
+    guard = MaskGuard(slices_of(weight, optimizer), {"weight": WHERE})
+    weight.grad = torch.ones(4)
+    assert not guard.still() and guard.still(absent=True)
+    assert weight.grad.tolist() == [0.0, 1.0, 1.0, 0.0]
+
+
 def test_what_two_hold_moves_when_both_let_go():
     weight, optimizer, guard = guarded()
     guard.hold("weight", WHERE, "one")

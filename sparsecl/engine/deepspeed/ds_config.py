@@ -270,6 +270,10 @@ def _check_zero(file: JsonFile, config: dict[str, Any], numbers: RunNumbers) -> 
         if devices[name] == "nvme":
             problem = 'nvme is not supported: the audit reads the state in memory; use "cpu"'
             file.fail(f"zero_optimization.{name}.device", problem)
+        ratio = block.get("ratio", 1.0) if isinstance(block, dict) else 1.0
+        if ratio != 1.0:
+            problem = f"must be 1, got {json.dumps(ratio)}: else a part is stepped past its masks"
+            file.fail(f"zero_optimization.{name}.ratio", problem)
     if numbers.clip > 0 and zero.get("compute_grad_norm") is False:
         problem = f"is false, but the run config has optimizer.clip={numbers.clip}; remove it"
         file.fail("zero_optimization.compute_grad_norm", problem)

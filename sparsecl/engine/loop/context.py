@@ -12,7 +12,7 @@ from sparsecl.engine.loop.outputs import forward
 from sparsecl.engine.loop.phase_data import Stream
 from sparsecl.engine.position import Position
 from sparsecl.engine.run_config import RunConfig
-from sparsecl.engine.schedule import Schedule
+from sparsecl.engine.schedule import Phase, Schedule
 from sparsecl.methods.context import Outputs, Progress, SliceTensors
 from sparsecl.methods.several import Methods
 from sparsecl.methods.weights import WeightContext
@@ -45,13 +45,12 @@ class RunContext(WeightContext):
     @property
     def progress(self) -> Progress:
         position = self.position
-        # After the last phase the last one is shown.
-        phase = self.schedule.phases[min(position.phase, len(self.schedule.phases) - 1)]
+        phase = self._phase
         stage = phase.stage(min(position.phase_step, phase.num_steps - 1))
         return Progress(
             step=position.step,
-            total_steps=sum(phase.num_steps for phase in self.schedule.phases),
-            phase=position.phase,
+            total_steps=self.schedule.num_steps,
+            phase=phase.index,
             phase_step=position.phase_step,
             phase_steps=phase.num_steps,
             stage=stage.name,
@@ -63,8 +62,14 @@ class RunContext(WeightContext):
         )
 
     @property
+    def _phase(self) -> Phase:
+        """After the last phase the last one is shown."""
+        phases = self.schedule.phases
+        return phases[min(self.position.phase, len(phases) - 1)]
+
+    @property
     def domain(self) -> str:
-        return self.schedule.domain_name(self.schedule.phases[self.position.phase])
+        return self.schedule.domain_name(self._phase)
 
     @property
     def batch_sequences(self) -> int:

@@ -94,7 +94,6 @@ class Trainer:
         self.context = RunContext(
             config, schedule, built, self.position, methods, self._phase_stream
         )
-        self.stream = self._stream()
         read = row_reader(schedule, config.batch.sequences, self._phase_stream)
         ahead = config.speed.prefetch
         self.loader = Prefetcher(read, accumulation=schedule.accumulation, ahead=ahead)
@@ -201,7 +200,6 @@ class Trainer:
     def _begin_phase(self, phase: Phase) -> None:
         if phase.index and self.config.phases.optimizer_state == "reset":
             state.reset_moments(self.slices)
-        self.stream = self._stream()
         self.panel.begin_phase()
         self.journal.record("phase", event="start", domain=self.domain)
         self.methods.phase_start(self.context)
@@ -219,7 +217,6 @@ class Trainer:
         position = self.position
         position.phase, position.phase_step = phase.index + 1, 0
         position.data_shift = 0
-        self.health.phase_end()
         self._save()
         if position.phase < len(self.schedule.phases):  # else the end is nearer than a restart
             self._stop_if_asked()
@@ -290,6 +287,7 @@ class Trainer:
     def _begin_step(self) -> None:
         self.context.micro_step = 0
         if self.context.progress.stage_step == 0:
+            self.health.begin_stage()
             self.methods.stage_start(self.context)
         self.methods.step_start(self.context)
 
@@ -314,7 +312,7 @@ class Trainer:
                 loss = loss * factor[0]
             extra = self.methods.loss(self.context, batch, outputs)
             yield loss, loss if extra is None else loss + extra
-            self.panel.see(tokens, loss)
+            self.panel.see(tokens, outputs.losses)
 
     def _batch(self, place: BatchPlace, rows: np.ndarray) -> Batch:
         """The new sequences of a micro-batch, as methods see them. Local."""
@@ -366,13 +364,16 @@ class Trainer:
         """
         step = self.step
         self.keeper.wait()
-        found = rewind(self.checkpoints, self.built, self.methods, self.context, self.position)
+        found = rewind(self.checkpoints, self.built, self.methods, self.position)
         if found is None:
             self.journal.say("  no checkpoint of this phase to return to: going on")
             return
         number = self.health.kept.rollbacks + 1
         self._take_up(found.position, found.observers)
         self.health.kept.rollbacks = number
+        self.methods.resumed(self.context)
+        self.built.guard.audit(self.step)
+        self.built.guard.checks = found.audit_checks
         self.journal.rewind(found.records)
         self.journal.record("rollback", from_step=step, loss=spike.loss, usual=spike.usual)
         self.journal.say(
@@ -465,9 +466,6 @@ class Trainer:
         self._check_data()
         with self.monitor.checkpoint():
             self.keeper.save(self.methods)
-
-    def _stream(self) -> Stream:
-        return self._phase_stream(min(self.position.phase, len(self.schedule.phases) - 1))
 
     def _phase_stream(self, index: int) -> Stream:
         """The sequences of one phase, earlier or present. Local."""

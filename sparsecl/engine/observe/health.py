@@ -48,7 +48,7 @@ class Seen:
     """Steps in a row, up to now, whose gradient was not finite."""
 
     recent_losses: Annotated[list[float], MaxLen(WINDOW)] = field(default_factory=list)
-    """The last logged training losses of this phase, oldest first."""
+    """The last logged training losses of this stage, oldest first."""
 
     rollbacks: Count = 0
     """Returns to an earlier checkpoint in the whole run."""
@@ -126,8 +126,8 @@ class Health(Observer[Seen]):
             f"that is not finite ({where}). {kept} Lower optimizer.lr, or look at the data."
         )
 
-    def phase_end(self) -> None:
-        """A phase is over: the next one has a usual loss of its own."""
+    def begin_stage(self) -> None:
+        """A domain or a stage begins, which has a usual loss of its own."""
         self.kept.recent_losses = []
 
     def spike(self, loss: float) -> Spike | None:

@@ -86,14 +86,14 @@ class Panel(Observer[PhaseSums]):
         self.probe = make_probe(domains, tokens=config.tokens, context=context)
         self._seen: tuple[Tensor, Tensor] | None = None
 
-    def see(self, tokens: Tensor, loss: Tensor) -> None:
+    def see(self, tokens: Tensor, losses: Tensor) -> None:
         """Remember the newest micro-batch. Local.
 
         Args:
             tokens: int64 [B, T + 1].
-            loss: its mean loss per token before the update.
+            losses: fp32 [B, T] before the update.
         """
-        self._seen = tokens, loss.detach()
+        self._seen = tokens, losses.detach().mean()
 
     def begin_phase(self) -> None:
         """Nothing is seen of this phase yet."""

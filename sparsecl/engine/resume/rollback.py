@@ -17,7 +17,6 @@ from sparsecl.engine.position import Position
 from sparsecl.engine.resume import state
 from sparsecl.engine.resume.keeper import saved_records
 from sparsecl.engine.resume.saved import check_lawful
-from sparsecl.methods.context import MethodContext
 from sparsecl.methods.several import Methods
 from sparsecl.seal import Extent
 
@@ -33,11 +32,14 @@ class Earlier:
     records: Extent
     """What scalars.jsonl held there."""
 
+    audit_checks: int
 
-def rewind(
-    checkpoints: Path, built: Built, methods: Methods, context: MethodContext, position: Position
-) -> Earlier | None:
+
+def rewind(checkpoints: Path, built: Built, methods: Methods, position: Position) -> Earlier | None:
     """Load the newest checkpoint of this phase. Collective over the world.
+
+    Methods are to be told (`resumed`) when the run is at the place that is returned: no hold of
+    theirs is left.
 
     Args:
         position: where the run is; unchanged.
@@ -55,9 +57,6 @@ def rewind(
         return None
     dist.agree(lambda: state.restore(folder, built, methods))
     built.guard.release()
-    methods.resumed(context)
-    built.guard.audit(earlier.step)
-    built.guard.checks = int(saved["audit_checks"])
     left_out = position.phase_step - earlier.phase_step
     there = replace(earlier, data_shift=position.data_shift + left_out)
-    return Earlier(there, saved["observers"], saved_records(saved))
+    return Earlier(there, saved["observers"], saved_records(saved), int(saved["audit_checks"]))

@@ -123,10 +123,10 @@ def restore(
         if name not in slices:
             continue
         item = slices[name]
-        own = built.slices.moments(item)
+        moments = built.slices.moments(item)
         item.master.copy_(item.part(local))
         for key in states:
-            own[key].copy_(item.part(read(key)))
+            moments[key].copy_(item.part(read(key)))
         for key, tensors in method_tensors.items():
             if reader.has(key, name):
                 value = item.part(read(key))
@@ -216,7 +216,8 @@ def _restore_topologies(
             continue
         if weights_only and found.contains(entry.topology):
             continue
-        if not methods.rewires:
+        moves = methods.rewires and (not weights_only or found.num_live == entry.topology.num_live)
+        if not moves:
             denser = ", and has not all weights that live in it" if weights_only else ""
             raise DataError(
                 f"{folder}: topology digest of {name} is {found.digest[:12]}, this config gives "
@@ -224,6 +225,7 @@ def _restore_topologies(
             )
         _check_room(folder, entry, found)
         entry.layer.set_topology(found)
+        built.topologies[name.removesuffix(".weight")] = found
     built.guard.refresh()
 
 

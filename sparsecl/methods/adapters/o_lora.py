@@ -54,6 +54,9 @@ class OLora(Method):
     def phase_start(self, context: MethodContext) -> None:
         self.resumed(context)
 
+    def began_anew(self, context: MethodContext) -> None:
+        self.resumed(context)
+
     def resumed(self, context: MethodContext) -> None:
         """Let the newest adapter learn (in the first phase: the base), and hold the rest."""
         newest = self._newest(context)

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from sparsecl import dist
 from sparsecl.methods.cl.config import DerppConfig
-from sparsecl.methods.cl.reservoir import Rehearsal, read, step_names
+from sparsecl.methods.cl.reservoir import Rehearsal, new_rows, read, step_names
 from sparsecl.methods.context import Batch, MethodContext, Outputs
 
 DTYPES = {"ids": torch.int32, "logits": torch.float32, "logsumexp": torch.float32}
@@ -64,7 +64,7 @@ class Derpp(Rehearsal):
         """Append this rank's part of both draws; nothing while the memory is empty."""
         if not len(self.reservoir.names):
             return batch
-        num = self.config.num_replayed(len(self._new(context, batch)[0]))
+        num = self.config.num_replayed(len(new_rows(context, batch)[0]))
         for purpose in ("logits", "labels"):
             if not self._weight(purpose):
                 continue
@@ -105,7 +105,7 @@ class Derpp(Rehearsal):
     @torch.no_grad()
     def _see(self, context: MethodContext, batch: Batch, outputs: Outputs) -> None:
         """Take the logits of the new sequences that will be remembered."""
-        rows, places = self._new(context, batch)
+        rows, places = new_rows(context, batch)
         slots = self._slots[places]
         kept = slots >= 0
         new = outputs.select(rows[kept])
@@ -113,14 +113,6 @@ class Derpp(Rehearsal):
         found = {"ids": ids, "logits": new.logits(ids), "logsumexp": new.logsumexp}
         found = {key: value.detach().to(DTYPES[key]) for key, value in found.items()}
         self._seen.append((slots[kept], found))
-
-    def _new(self, context: MethodContext, batch: Batch) -> tuple[Any, Any]:
-        """Rows of a micro-batch that are new in this step, and their places in the step; int64."""
-        progress, num = context.progress, context.batch_sequences
-        phase, number = batch.origin.T
-        places = number - progress.data_step * num
-        rows = np.flatnonzero((phase == progress.phase) & (places >= 0) & (places < num))
-        return rows, places[rows]
 
     def after_step(self, context: MethodContext, *, applied: bool) -> None:
         """Remember what the step has trained. Collective over dp: every rank has seen its rows."""

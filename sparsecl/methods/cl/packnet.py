@@ -58,9 +58,9 @@ class PackNet(Method):
             self._take(context)
             self._hold(context)
 
-    def step_start(self, context: MethodContext) -> None:
-        # A resume that begins methods anew would train what earlier phases own.
-        if context.progress.phase > self._taken + 1:
+    def began_anew(self, context: MethodContext) -> None:
+        # It would train what earlier phases own, or what this one has pruned.
+        if context.progress.phase or context.progress.stage == RETRAIN:
             raise UserError(
                 "methods.packnet: which weights belong to which phase is not known, so this run "
                 "cannot go on. Resume it without --weights_only, or begin another."

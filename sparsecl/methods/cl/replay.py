@@ -11,7 +11,7 @@ are read from the data again when it is replayed. So no text is stored twice, a 
 depend on the parallel layout, and a resume needs only the names and how many were seen.
 """
 
-from sparsecl.methods.cl.reservoir import Rehearsal, read, step_names
+from sparsecl.methods.cl.reservoir import Rehearsal, new_rows, read, step_names
 from sparsecl.methods.context import Batch, MethodContext
 
 
@@ -25,7 +25,7 @@ class Replay(Rehearsal):
         while the memory is empty."""
         if not len(self.reservoir.names):
             return batch
-        num = self.config.num_replayed(len(batch.rows))
+        num = self.config.num_replayed(len(new_rows(context, batch)[0]))
         names = self.reservoir.names[self.draw(context, num, "draw")]
         return batch.joined(read(context, names), names)
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sparsecl import dist
 from sparsecl.methods.base import Method
 from sparsecl.methods.cl.config import ReplayConfig
-from sparsecl.methods.context import MethodContext, SliceTensors
+from sparsecl.methods.context import Batch, MethodContext, SliceTensors
 
 
 class Reservoir:
@@ -62,6 +62,16 @@ class Reservoir:
     def draw(self, num: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """`num` names [num, 2] with replacement, each filled slot equally likely."""
         return self.names[self.draw_slots(num, rng)]
+
+
+def new_rows(context: MethodContext, batch: Batch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of a micro-batch that are new in this step, whatever other methods have added, and their
+    places in the step. Local."""
+    progress, num = context.progress, context.batch_sequences
+    phase, number = batch.origin.T
+    places = number - progress.data_step * num
+    rows = np.flatnonzero((phase == progress.phase) & (places >= 0) & (places < num))
+    return rows, places[rows]
 
 
 class Rehearsal(Method):

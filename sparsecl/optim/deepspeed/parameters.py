@@ -15,6 +15,21 @@ def is_cut(param: Any) -> bool:
     return hasattr(param, "ds_id")
 
 
+# What ZeRO 3 hangs on a module, beside what begins with ds_.
+_ON_MODULES = (
+    "_original_parameters",
+    "_external_params",
+    "all_parameters",
+    "pre_bwd_fn",
+    "post_bwd_fn",
+)
+
+
+def hangs_on_modules(attribute: str) -> bool:
+    """True for an attribute that ZeRO 3 has given a module."""
+    return attribute.startswith("ds_") or attribute in _ON_MODULES
+
+
 def shard(param: Any) -> torch.Tensor:
     """This rank's share of a cut parameter, flat; what fills the last rank's share up included."""
     return take(param, "ds_tensor")

@@ -22,7 +22,7 @@ import torch
 
 from sparsecl import dist
 from sparsecl.optim.deepspeed.known import take, unknown
-from sparsecl.optim.deepspeed.parameters import num_elements
+from sparsecl.optim.deepspeed.parameters import is_cut, num_elements
 from sparsecl.optim.slice import Slice
 
 Names = Mapping[Any, str]
@@ -133,6 +133,9 @@ class FlatCopies(_Scaled):
 class _Zero(Wrapper):
     """Stages 1 to 3."""
 
+    offload: str
+    """Name of what says that the optimizer's state lies on the CPU."""
+
     @property
     def scaler(self) -> Any:
         return take(self.wrapper, "loss_scaler")
@@ -147,9 +150,9 @@ class _Zero(Wrapper):
 
     def refresh_norms(self, items: Iterable[Slice]) -> None:
         # With CPU offload it computes the norms for clipping during backward; without, in the step.
-        norms = getattr(self.wrapper, "norm_for_param_grads", None)
-        if not norms:
+        if not take(self.wrapper, self.offload):
             return
+        norms = take(self.wrapper, "norm_for_param_grads")
         for item in items:
             gradient = self.grad(item)
             key = take(self.wrapper, "get_param_id")(item.param)
@@ -184,6 +187,8 @@ class Mapped(Wrapper):
 class Stage12(_Zero):
     """One flat partition for each group."""
 
+    offload = "cpu_offload"
+
     def slices(self, names: Names) -> Iterator[Slice]:
         for group, flat in enumerate(take(self.wrapper, "single_partition_of_fp32_groups")):
             size = flat.numel()
@@ -196,7 +201,7 @@ class Stage12(_Zero):
                     yield Slice(names[param], param, flat, begin - first, begin - at, end - begin)
 
     def grad(self, item: Slice) -> torch.Tensor | None:
-        if take(self.wrapper, "cpu_offload"):
+        if take(self.wrapper, self.offload):
             gradient = item.stepped.grad
             return None if gradient is None else item.cut(gradient)
         flats = take(self.wrapper, "single_partition_of_fp32_groups")
@@ -214,9 +219,13 @@ class Stage12(_Zero):
 class Stage3(_Zero):
     """One flat partition for each sub-group; parameters are cut up too."""
 
+    offload = "offload_optimizer"
+
     def slices(self, names: Names) -> Iterator[Slice]:
         flats = take(self.wrapper, "fp32_partitioned_groups_flat")
         for param, name in names.items():
+            if not is_cut(param):
+                raise unknown(f"ZeRO 3 has left {name} whole")
             group, offset, size = self._place(param)
             start = dist.dp_rank() * size
             numel = min(size, num_elements(param) - start)
@@ -225,7 +234,7 @@ class Stage3(_Zero):
 
     def grad(self, item: Slice) -> torch.Tensor | None:
         group, offset, _ = self._place(item.param)
-        if take(self.wrapper, "offload_optimizer"):
+        if take(self.wrapper, self.offload):
             gradient = take(self.wrapper, "fp32_partitioned_groups_flat")[group].grad
             return None if gradient is None else gradient.narrow(0, offset, item.numel)
         found = take(self.wrapper, "averaged_gradients").get(group)

@@ -185,6 +185,11 @@ MISTAKES = [
         'write "offload_optimizer": {"device": "cpu"}',
     ),
     (
+        {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}},
+        "ds.json:6: zero_optimization.offload_optimizer.ratio: must be 1, got 0.5: else a part is "
+        "stepped past its masks",
+    ),
+    (
         {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
         "ds.json:5: zero_optimization.offload_param.device: nvme is not supported: "
         'the audit reads the state in memory; use "cpu"',

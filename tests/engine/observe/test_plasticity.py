@@ -164,7 +164,7 @@ def test_the_gain_of_an_update_by_hand():
     panel = Panel(PlasticityConfig(tokens=0, every=3), built, (), context=4, batch=1)
     tokens = torch.zeros(2, 5, dtype=torch.int64)
     for step in range(1, 13):
-        panel.see(tokens, torch.tensor(2.0))
+        panel.see(tokens, torch.tensor([[1.0, 3.0], [0.0, 4.0]]))
         panel.after_update(step)
     assert engine.losses == [] and engine.training
     sums = panel.kept

@@ -207,9 +207,10 @@ def test_a_state_that_it_never_gives_is_refused(tensors, phases, said):
 
 def test_without_its_state_it_does_not_go_on():
     run = Run(FIRST)
-    run.context.at(10, phase=1)
-    with pytest.raises(UserError, match="Resume it without --weights_only"):
-        run.step()
+    run.method.began_anew(run.context.at(5, phase=0, stage="train"))
+    for place in ({"phase": 1, "stage": "train"}, {"phase": 0, "stage": "retrain"}):
+        with pytest.raises(UserError, match="Resume it without --weights_only"):
+            run.method.began_anew(run.context.at(10, **place))
 
 
 @pytest.mark.parametrize(

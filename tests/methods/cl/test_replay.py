@@ -6,6 +6,7 @@ Here sequence n of phase p is the row [100 p + n, 100 p + n] wherever tokens are
 import itertools
 import json
 from collections import Counter
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -44,13 +45,15 @@ def context(step: int, **progress: Any) -> Any:
     return PlainContext(weight, torch.optim.SGD([weight], lr=0.1)).at(step, **progress)
 
 
-def new_rows(first: int, num: int = 4) -> Batch:
-    return batch(np.stack([np.arange(first, first + num)] * 2, axis=1), first=first)
+def new_rows(here: Any, first: int, num: int = 4) -> Batch:
+    """Sequences that are new in this step, whose tokens are `first`, `first + 1`, .."""
+    rows = np.stack([np.arange(first, first + num)] * 2, axis=1)
+    return batch(rows, phase=here.progress.phase, first=here.progress.data_step * 4)
 
 
 def trained_rows(method: Replay, here: Any, first: int, num: int = 4) -> Any:
     """The rows of a micro-batch [B, 2] with what is replayed."""
-    return method.batch(here, new_rows(first, num)).rows
+    return method.batch(here, new_rows(here, first, num)).rows
 
 
 @pytest.mark.parametrize("step", [1, 2, 4])
@@ -104,7 +107,7 @@ def test_draws_are_uniform_over_filled_slots():
 
 def test_an_empty_memory_changes_nothing():
     method = Replay(ReplayConfig(share=0.5))
-    new = new_rows(0)
+    new = new_rows(context(0), 0)
     assert method.batch(context(0), new) is new
     assert method.replayed_sequences == 0
 
@@ -114,8 +117,8 @@ def test_replayed_rows_are_rows_trained_before():
     method, seen, replayed = Replay(ReplayConfig(sequences=6, share=0.5)), set(), 0
     for step in range(5):
         phase, phase_step = (0, step) if step < 3 else (2, step - 3)
-        new = new_rows(100 * phase + 4 * phase_step)
         here = context(step, phase=phase, data_step=phase_step)
+        new = new_rows(here, 100 * phase + 4 * phase_step)
         method.step_start(here)
         found = method.batch(here, new)
         assert found.rows[:4].tolist() == new.rows.tolist() and found.plain
@@ -156,6 +159,7 @@ def test_all_layouts_replay_the_same_sequences(monkeypatch):
             for rank in range(dp_size):
                 monkeypatch.setattr(module.dist, "dp_rank", lambda rank=rank: rank)
                 here = context(4, micro_step=micro_step, num_micro_steps=num_micro_steps)
+                here.batch_sequences, here.progress = 16, replace(here.progress, data_step=0)
                 found += trained_rows(filled(), here, 300, micro)[micro:, 0].tolist()
         return found
 
@@ -171,7 +175,7 @@ def test_draws_depend_on_the_step_alone():
 
 def test_state_goes_and_comes_back():
     method = filled()
-    method.batch(context(4), new_rows(300))
+    method.batch(context(4), new_rows(context(4), 300))
     method.after_step(context(5), applied=True)
     tensors, values = method.state_dict()
     assert tensors == {}
@@ -202,7 +206,7 @@ def test_a_discarded_step_leaves_no_trace():
     method = filled()
     before = json.dumps(method.state_dict()[1])
     method.step_start(context(4))
-    method.batch(context(4), new_rows(300))
+    method.batch(context(4), new_rows(context(4), 300))
     method.after_step(context(5), applied=False)
     assert json.dumps(method.state_dict()[1]) == before
 
