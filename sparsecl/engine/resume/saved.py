@@ -245,8 +245,13 @@ def _observed(found: Observed, position: Position) -> Iterator[str]:
     """Nobody has seen more than happened."""
     if found.health.bad_steps > position.step:
         yield f"state.observers.health.bad_steps: {found.health.bad_steps} of {position.step} steps"
-    if found.plasticity.num_looks > position.step:
-        yield f"state.observers.plasticity.num_looks: {found.plasticity.num_looks}"
+    if found.early_end.num_bad > position.step:
+        yield f"state.observers.early_end.num_bad: {found.early_end.num_bad}"
+    sums = found.plasticity
+    if sums.num_looks > position.step:
+        yield f"state.observers.plasticity.num_looks: {sums.num_looks}"
+    if not (sums.p_unclamped <= sums.p and 0.0 <= sums.p <= sums.num_looks):
+        yield f"state.observers.plasticity.p: {sums.p} in {sums.num_looks} looks"
     if position.data_shift and not found.health.rollbacks:
         yield f"state.position.data_shift: {position.data_shift} without a rollback"
 
