@@ -62,9 +62,11 @@ def test_live_weights_are_taken_and_the_others_left(
     assert masked > 0
 
 
-def test_a_checkpoint_that_lacks_a_live_weight_is_refused(pool, shared_cache, tmp_path):
+@pytest.mark.parametrize("methods", ["{}", "{set: {}}"])
+def test_a_checkpoint_that_lacks_a_live_weight_is_refused(pool, shared_cache, tmp_path, methods):
+    """Also by a method that moves live weights: it keeps their number."""
     pool.run(cases.train, 2, str(shared_cache), "zero1", HALF, str(tmp_path / "a"))
     (start,) = (tmp_path / "a").glob("step_*")
-    other = (*SHORT, "topology={kind: er_fixed, density: 0.25}")
+    other = (*SHORT, "topology={kind: er_fixed, density: 0.25}", f"methods={methods}")
     for text in pool.run(refusal, 2, str(shared_cache), other, str(start), str(tmp_path / "b")):
         assert "and has not all weights that live in it" in text
