@@ -29,6 +29,6 @@ def is_matrix(param: torch.Tensor) -> bool:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every parameter group the learning rate `lr`, times its `lr_scale` if it has one."""
+    """Give every parameter group the learning rate `lr`."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)
+        group["lr"] = lr
