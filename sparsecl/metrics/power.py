@@ -85,7 +85,7 @@ def detectable(
     def missing(effect: float) -> float:
         return power(effect, sd, num_seeds, alpha=alpha, paired=paired) - wanted
 
-    return float(optimize.brentq(missing, 0.0, high, xtol=1e-9 * sd))
+    return float(optimize.root_scalar(missing, bracket=(0.0, high), xtol=1e-9 * sd).root)
 
 
 def seeds_for(
