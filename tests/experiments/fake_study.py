@@ -73,6 +73,9 @@ class FakeArm:
     """Changes of the header of its records."""
     interference: bool = False
     """Write an interference.json of cosine `forgets` between any two domains."""
+    differences: tuple[str, ...] | None = None
+    """In place of that of the topology alone."""
+    levels: dict[str, str] = field(default_factory=dict)
     told: float | None = None
     """Losses where methods are told the domain, as a multiple of those where they are not."""
     plasticity: bool = False
@@ -263,7 +266,10 @@ def _arm(arm: FakeArm, num_phases: int, first: FakeArm) -> Arm:
         label=arm.label or arm.name,
         role=arm.role,
         of=arm.of,
-        differences=() if arm is first else (kind,),
+        levels=arm.levels,
+        differences=(
+            arm.differences if arm.differences is not None else () if arm is first else (kind,)
+        ),
         kind=arm.kind,
         density=arm.density,
         live=live,

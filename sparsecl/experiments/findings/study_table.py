@@ -4,6 +4,7 @@ import textwrap
 
 from sparsecl.experiments.findings.collect import Study, nf_notes, pairing_problems
 from sparsecl.experiments.findings.compare import Comparison, Contrast, Figure, compare
+from sparsecl.experiments.findings.frontier import families, family_contrasts, frontier_text
 from sparsecl.experiments.study.measures import MEASURES
 from sparsecl.metrics.bootstrap import MIN_SEEDS
 from sparsecl.metrics.table import WIDTH, clip, number
@@ -24,9 +25,18 @@ def study_table(study: Study, comparison: Comparison | None = None) -> str:
         _table(study, comparison),
         _legend(study, comparison),
         _notes(study, comparison),
+        _over_rates(study),
     ]
     lines = [line for part in parts for line in ([*part, ""] if part else [])]
     return "\n".join(lines[:-1])
+
+
+def _over_rates(study: Study) -> list[str]:
+    """Families of arms that differ in the learning rate alone, in one line each comparison."""
+    lines = []
+    for text in frontier_text(family_contrasts(study, families(study))):
+        lines += textwrap.wrap(text, WIDTH, subsequent_indent="  ")
+    return ["over learning rates (not planned):", *lines] if lines else []
 
 
 def p_text(contrast: Contrast) -> str:

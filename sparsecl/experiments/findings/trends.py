@@ -13,6 +13,12 @@ from sparsecl.errors import DataError, MissingInputError, UserError
 from sparsecl.experiments.findings.collect import Study
 from sparsecl.experiments.findings.compare import sequential, stream
 from sparsecl.experiments.findings.curves import band, domains_of, num_phases, order_of, round_curve
+from sparsecl.experiments.findings.frontier import (
+    Family,
+    FamilyContrast,
+    families,
+    family_contrasts,
+)
 from sparsecl.experiments.findings.optima import NOT_A_SETTING, SizeTrend, size_trends
 from sparsecl.experiments.study.measures import MEASURES, learned_losses
 from sparsecl.experiments.study.study_plan import Arm
@@ -113,6 +119,8 @@ class Trends:
     fronts: tuple[Front, ...]
     densities: tuple[DensityTrend, ...]
     sizes: tuple[SizeTrend, ...]
+    families: tuple[Family, ...]
+    family_contrasts: tuple[FamilyContrast, ...]
     stops: tuple[Stop, ...]
     alone: tuple[AloneGap, ...]
     interference: tuple[InterferenceFigure, ...]
@@ -122,11 +130,14 @@ class Trends:
 def trends(study: Study) -> Trends:
     """Compute everything. Same records, same result."""
     interference, problems = interference_figures(study)
+    over_rates = families(study)
     return Trends(
         crossovers=tuple(crossovers(study)),
         fronts=tuple(front for pair in TRADE_OFFS if (front := pareto(study, pair)) is not None),
         densities=tuple(density_trends(study)),
         sizes=tuple(size_trends(study)),
+        families=tuple(over_rates),
+        family_contrasts=tuple(family_contrasts(study, over_rates)),
         stops=tuple(stops(study)),
         alone=tuple(alone_gaps(study)),
         interference=tuple(interference),

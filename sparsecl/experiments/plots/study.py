@@ -8,7 +8,7 @@ from sparsecl.experiments.findings.collect import Study
 from sparsecl.experiments.findings.compare import Comparison, sequential
 from sparsecl.experiments.findings.curves import domains_of, mean_matrix, num_phases, order_of
 from sparsecl.experiments.findings.trends import Trends
-from sparsecl.experiments.plots import lines, matrices, optima, points
+from sparsecl.experiments.plots import frontier, lines, matrices, optima, points
 from sparsecl.experiments.plots.style import freeze
 from sparsecl.experiments.study.measures import MEASURES
 from sparsecl.experiments.study.study_plan import Arm
@@ -84,6 +84,13 @@ def study_figures(study: Study, comparison: Comparison, trends: Trends) -> list[
                 "Means over seeds; ringed and joined: arms that no other beats in both measures. "
                 "Lower and further left is better.",
                 points.pareto_figure(study, trends.fronts),
+            ),
+            (
+                "frontier",
+                "Small points: runs. Large: mean over seeds at each rate, dotted in the order of "
+                "the rates; ringed: the best rate by final loss. Line: mean over seeds of the "
+                "smallest forgetting at each learned loss, where every seed has one.",
+                frontier.frontier_figure(trends.families),
             ),
             (
                 "density",

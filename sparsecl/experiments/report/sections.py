@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from sparsecl.experiments.findings.collect import Study, pairing_problems
 from sparsecl.experiments.findings.compare import Comparison
 from sparsecl.experiments.findings.trends import Trends
-from sparsecl.experiments.report import answer, results, setting, tables
+from sparsecl.experiments.report import answer, frontier, results, setting, tables
 from sparsecl.experiments.report.methods import flags_table, told_table
 from sparsecl.experiments.report.page import Section, bullets, fold, paragraph
 from sparsecl.experiments.report.table import Table, as_html
@@ -190,6 +190,15 @@ def _pareto(m: Material) -> str:
     return body or paragraph("Fewer than two arms have finished runs of the same seeds.")
 
 
+def _frontier(m: Material) -> str:
+    body = m.plot("frontier") + m.table(frontier.families_table(m.trends))
+    body += m.table(frontier.frontier_table(m.study, m.trends))
+    return body or paragraph(
+        "No two arms differ in optimizer.lr alone, so what is said of arms at one rate each may be "
+        "an effect of the rate."
+    )
+
+
 def _density(m: Material) -> str:
     body = m.plot("density") + m.table(results.density_table(m.study, m.trends))
     return body or paragraph(
@@ -271,6 +280,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Material], str]], ...] = (
     ("controls", "Controls", _controls),
     ("crossover", "Crossover", _crossover),
     ("pareto", "What learning costs against what is kept", _pareto),
+    ("frontier", "At equal learned loss", _frontier),
     ("density", "Forgetting against density", _density),
     ("optima", "Best density against the size of the model", _optima),
     ("interference", "Interference", _interference),

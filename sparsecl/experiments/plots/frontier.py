@@ -1,0 +1,58 @@
+"""Learning against forgetting, a line for each family of arms that differ in the rate alone."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sparsecl.experiments.findings.frontier import Family
+from sparsecl.experiments.plots.lines import WIDTH
+from sparsecl.experiments.plots.points import axis_label
+from sparsecl.experiments.plots.style import INK, MARKERS, clean, line_style, plain
+
+
+def frontier_figure(families: Sequence[Family]) -> Figure | None:
+    """A panel for each size of the model. None without runs."""
+    drawn = [family for family in families if family.points]
+    if not drawn:
+        return None
+    sizes = list(dict.fromkeys(family.size for family in drawn))
+    figure = Figure(figsize=(WIDTH, 4.4 * len(sizes)), layout="constrained")
+    panels = figure.subplots(len(sizes), 1, squeeze=False)[:, 0]
+    for axes, size in zip(panels, sizes, strict=True):
+        for index, family in enumerate(one for one in drawn if one.size == size):
+            _draw(axes, family, index)
+        axes.set_xlabel(axis_label("learned_loss"), fontsize=9)
+        axes.set_ylabel(axis_label("F_last"), fontsize=9)
+        axes.legend(
+            frameon=False, fontsize=9, labelcolor=INK, loc="upper left", bbox_to_anchor=(1.0, 1.0)
+        )
+        clean(axes)
+    return figure
+
+
+def _draw(axes: Axes, family: Family, index: int) -> None:
+    """Seeds, the means at each rate in the order of the rates, and the mean frontier."""
+    (colour, dash), marker = line_style(index), MARKERS[index % len(MARKERS)]
+    axes.plot(
+        [point.learned for point in family.points],
+        [point.forgotten for point in family.points],
+        marker,
+        color=colour,
+        markersize=3,
+        markeredgewidth=0,
+        alpha=0.35,
+    )
+    means = {
+        rate: np.mean([(p.learned, p.forgotten) for p in family.points if p.rate == rate], axis=0)
+        for rate in dict.fromkeys(point.rate for point in family.points)
+    }
+    x, y = zip(*means.values(), strict=True)
+    axes.plot(x, y, marker, color=colour, markersize=6, label=plain(family.name))
+    axes.plot(x, y, color=colour, linewidth=0.8, linestyle=(0, (1, 2)))
+    curve = family.mean_curve()
+    if curve is not None:
+        axes.plot(*curve, color=colour, linewidth=1.8, linestyle=dash)
+    if family.best in means:
+        axes.plot(*means[family.best], "o", ms=13, mfc="none", mec=colour, mew=1.4)
