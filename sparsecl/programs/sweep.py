@@ -3,13 +3,16 @@
     python launch/sweep.py launch/experiments/exp1_density.yaml
     python launch/sweep.py launch/experiments/exp2_topology.yaml --scale 100m --jobs 8 --dry_run
     python launch/sweep.py launch/experiments/exp2_topology.yaml --scale 100m --where slurm
+    python launch/sweep.py studies/density --power --effect 0.05
 
 It may be stopped (Ctrl-C, kill) and started again with the same command: what is done stays done,
 and runs that were going on continue from their last checkpoint. With --where slurm it submits what
-is neither done nor in the queue, and returns at once.
+is neither done nor in the queue, and returns at once. With --power it runs nothing: it reads a
+study folder and prints what each planned contrast can show, and how many seeds an effect needs.
 """
 
 import argparse
+import math
 import os
 import subprocess
 import sys
@@ -23,6 +26,8 @@ from sparsecl.checkout import ROOT, beside
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import UserError
 from sparsecl.experiments.findings.collect import collect, status_text
+from sparsecl.experiments.findings.compare import compare
+from sparsecl.experiments.findings.power import power_text, study_power
 from sparsecl.experiments.findings.study_table import study_table
 from sparsecl.experiments.running.local import LocalPlace, visible_gpus
 from sparsecl.experiments.running.overview import Overview
@@ -40,7 +45,9 @@ RUN_FAILED = 1  # exit code: the study is finished as far as it can be, but a ru
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = command.Parser(description=__doc__)
-    parser.add_argument("study", type=Path, help="study file (YAML)")
+    parser.add_argument(
+        "study", type=Path, help="study file (YAML); with --power the folder of a study"
+    )
     parser.add_argument("--scale", help="one of its scales; default: the first")
     parser.add_argument("--base", type=Path, help="run config laid over the study's base")
     parser.add_argument(
@@ -66,6 +73,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each run; default 1")
     parser.add_argument("--dry_run", action="store_true", help="show what would run, then stop")
+    parser.add_argument(
+        "--power", action="store_true", help="read a study folder, say what it can show, then stop"
+    )
+    parser.add_argument(
+        "--effect",
+        type=float,
+        help="with --power: true difference in the primary measure; default: the plan's margin",
+    )
     return parser.parse_args(arguments)
 
 
@@ -90,6 +105,10 @@ def sweep(options: argparse.Namespace) -> int:
     """Plan, run, show."""
     if options.threads < 1 or (options.jobs is not None and options.jobs < 1):
         raise UserError("--jobs and --threads must be >= 1")
+    if options.power:
+        return show_power(options)
+    if options.effect is not None:
+        raise UserError("--effect says what to count seeds for; it needs --power")
     from sparsecl import dist
 
     # DeepSpeed warns on stderr when it has to find this out by itself.
@@ -133,6 +152,16 @@ def sweep(options: argparse.Namespace) -> int:
             return command.INTERRUPTED
         measured = not (finished and plan.analysis.interference) or measure_interference(folder)
         return 0 if show(folder) and measured else RUN_FAILED
+
+
+def show_power(options: argparse.Namespace) -> int:
+    """What the planned contrasts of a study folder can show. Nothing is run or written."""
+    if options.effect is not None and not 0 < options.effect < math.inf:
+        raise UserError(f"--effect {options.effect:g}: must be a difference > 0")
+    study = collect(options.study)
+    powers = study_power(study, compare(study).contrasts, options.effect)
+    print(power_text(study, powers))
+    return 0
 
 
 def prepare_data(configs: dict[str, RunConfig], plan: StudyPlan) -> None:

@@ -21,6 +21,7 @@ from sparsecl.experiments.report.results import interference_table
 from sparsecl.experiments.report.table import Column, Table, as_csv, as_html, as_latex, shown
 from sparsecl.experiments.study.measures import MEASURES
 from sparsecl.experiments.study.study_plan import AnalysisConfig
+from sparsecl.metrics.power import detectable
 from sparsecl.metrics.records import read_records
 from sparsecl.metrics.summary import summarize
 from tests.experiments.fake_study import FakeArm, last_forgetting, scores, write_study
@@ -317,7 +318,12 @@ def test_a_null_is_called_equivalent_or_not_shown_never_absent(tmp_path):
     assert headline == "No planned contrast on F_last reached p <= 0.1 after Holm's correction."
     same, noisy = answer.sentences(study, comparison)
     assert "within the margin of 0.05 (TOST): equivalent within 0.05." in same
-    assert "not within the margin of 0.05 (TOST): difference not shown." in noisy
+    assert "not within the margin of 0.05 (TOST): difference not shown. Such a study" in noisy
+    # Two contrasts, alpha 0.1: what seven pairs of this spread show four times in five.
+    contrast = comparison.family("primary")[1]
+    could = detectable(contrast.test.sd, 7, alpha=0.1 / 2)
+    assert f"finds a true difference of {could:.4f} nats per token in 80 % of cases" in noisy
+    assert "Such a study" not in same
 
 
 def test_too_few_seeds_are_no_null_result(tmp_path):

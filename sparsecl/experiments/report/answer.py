@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from sparsecl.experiments.findings.collect import Study, nf_notes, pairing_problems
 from sparsecl.experiments.findings.compare import Comparison, Contrast
+from sparsecl.experiments.findings.power import contrast_power, could_have_seen
 from sparsecl.experiments.findings.trends import Stop, Trends
-from sparsecl.experiments.report.results import verdict
+from sparsecl.experiments.report.results import NOT_SHOWN, verdict
 from sparsecl.experiments.study.measures import MEASURES
 from sparsecl.metrics.bootstrap import MIN_SEEDS
 from sparsecl.metrics.table import number
@@ -34,8 +35,15 @@ def headline(study: Study, comparison: Comparison) -> str:
 
 
 def sentences(study: Study, comparison: Comparison) -> list[str]:
-    """One for each primary contrast, in the order of the plan."""
-    return [contrast_sentence(contrast) for contrast in comparison.family("primary")]
+    """One for each primary contrast, in the order of the plan. A difference that is not shown is
+    told together with what could have been."""
+    texts = []
+    for contrast in comparison.family("primary"):
+        text = contrast_sentence(contrast)
+        if verdict(contrast) == NOT_SHOWN:
+            text += f" {could_have_seen(contrast_power(study, contrast, None))}"
+        texts.append(text)
+    return texts
 
 
 def contrast_sentence(contrast: Contrast) -> str:

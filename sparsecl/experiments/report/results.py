@@ -17,6 +17,9 @@ from sparsecl.experiments.report.tables import (
 )
 from sparsecl.metrics.crossover import STRETCH
 
+NOT_SHOWN = "difference not shown"
+"""The verdict on a test that rejects nothing, and whose interval is wider than the margin."""
+
 
 def contrasts_table(study: Study, comparison: Comparison, family: Family) -> Table:
     """The tests of one family."""
@@ -88,7 +91,7 @@ def verdict(contrast: Contrast) -> str:
         return f"{direction}, yet {same}" if equivalent else direction
     if equivalent:
         return same
-    return "difference not shown" if test.p is not None else "no test: too few seeds"
+    return NOT_SHOWN if test.p is not None else "no test: too few seeds"
 
 
 def stops_table(trends: Trends) -> Table:
