@@ -9,6 +9,8 @@ It may be stopped (Ctrl-C, kill) and started again with the same command: what i
 and runs that were going on continue from their last checkpoint. With --where slurm it submits what
 is neither done nor in the queue, and returns at once. With --power it runs nothing: it reads a
 study folder and prints what each planned contrast can show, and how many seeds an effect needs.
+is neither done nor in the queue, and returns at once. A study with a block `tune` is tuned first:
+with --where slurm, call it again when the trials are done.
 """
 
 import argparse
@@ -17,7 +19,9 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,12 +33,16 @@ from sparsecl.experiments.findings.collect import collect, status_text
 from sparsecl.experiments.findings.compare import compare
 from sparsecl.experiments.findings.power import power_text, study_power
 from sparsecl.experiments.findings.study_table import study_table
+from sparsecl.experiments.findings.tuned import diverged, undecided
 from sparsecl.experiments.running.local import LocalPlace, visible_gpus
 from sparsecl.experiments.running.overview import Overview
 from sparsecl.experiments.running.runner import Runner, python_script
+from sparsecl.experiments.running.tuning import tune, tuned_before
 from sparsecl.experiments.study.build_plan import make_plan, open_study, plan_text
-from sparsecl.experiments.study.study_file import read_study
-from sparsecl.experiments.study.study_plan import PLAN, StudyPlan
+from sparsecl.experiments.study.controls import Priced
+from sparsecl.experiments.study.study_file import ScaledStudy, read_study
+from sparsecl.experiments.study.study_plan import PLAN, TUNING, StudyPlan, read_plan
+from sparsecl.experiments.study.trials import priced_once, trials_plan, tuning_text
 from sparsecl.locks import lock_folder
 
 TRAIN = ROOT / "launch" / "train.py"
@@ -122,14 +130,17 @@ def sweep(options: argparse.Namespace) -> int:
         overrides=options.set,
         seeds=options.seeds,
     )
-    plan, configs = make_plan(
-        study,
-        lambda config: price(config, study.ds_config),
-        threads=options.threads,
-        command=["python", "launch/sweep.py", *sys.argv[1:]],
-    )
+    words = ["python", "launch/sweep.py", *sys.argv[1:]]
+    priced = partial(price, ds_path=study.ds_config)
+    make = partial(make_plan, study, priced, threads=options.threads, command=words)
+    plan, configs = make()
     folder = options.study_dir or Path("studies") / f"{plan.name}-{plan.scale}-{plan.digest[:8]}"
     if options.dry_run:
+        if study.config.tune is not None:
+            tuning = tuned_before(folder, plan)
+            if tuning is None:
+                return preview_trials(folder, study, plan, priced, options)
+            plan, _ = make(tuning=tuning)
         print(plan_text(plan))
         print(f"\nStudy folder: {folder}")
         if (folder / PLAN).exists():
@@ -139,6 +150,15 @@ def sweep(options: argparse.Namespace) -> int:
         return 0
     beside(TRAIN, "runs of a study need a checkout")
     with lock_folder(folder, "--study_dir"):
+        if study.config.tune is not None:
+            try:
+                work = partial(try_out, options)
+                tuning = tune(folder, study, plan, priced, command=words, work=work)
+            except KeyboardInterrupt:
+                return stopped()
+            if tuning is None:
+                return 0 if options.where == "slurm" else RUN_FAILED
+            plan, configs = make(tuning=tuning)
         plan = open_study(folder, plan, configs)
         print(plan_text(plan))
         print(f"\nStudy folder: {folder}\n", flush=True)
@@ -148,8 +168,7 @@ def sweep(options: argparse.Namespace) -> int:
         try:
             finished = run(folder, plan, options)
         except KeyboardInterrupt:
-            print("\nstopped; the same command goes on from here", file=sys.stderr)
-            return command.INTERRUPTED
+            return stopped()
         measured = not (finished and plan.analysis.interference) or measure_interference(folder)
         return 0 if show(folder) and measured else RUN_FAILED
 
@@ -164,11 +183,55 @@ def show_power(options: argparse.Namespace) -> int:
     return 0
 
 
+def stopped() -> int:
+    """Say so. Returns the exit code."""
+    print("\nstopped; the same command goes on from here", file=sys.stderr)
+    return command.INTERRUPTED
+
+
+def try_out(
+    options: argparse.Namespace, place: Path, trials: StudyPlan, configs: dict[str, RunConfig]
+) -> None:
+    """Run, or submit, the trials of a tuning that have no answer yet."""
+    print(f"{plan_text(trials)}\n\nTrials     {place}\n", flush=True)
+    prepare_data(configs, trials)
+    if options.where == "slurm":
+        on_slurm(place, trials, options)
+        print(
+            "\nThese are the runs of the tuning. When they are done, give the same command again: "
+            "it submits the test, or first a wider grid if a best value is at an end of it."
+        )
+        return
+    run(place, replace(trials, runs=tuple(undecided(place, trials))), options)
+    if undecided(place, trials):
+        print(f"\nTuning is not done, so the test cannot begin.\n{status_text(place, trials)}")
+
+
+def preview_trials(
+    folder: Path,
+    study: ScaledStudy,
+    plan: StudyPlan,
+    priced: Callable[[RunConfig], Priced],
+    options: argparse.Namespace,
+) -> int:
+    """--dry_run of a study that is not tuned yet. Returns the exit code."""
+    asked = study.config.tune
+    assert asked is not None
+    priced = priced_once(priced, asked)
+    trials, _ = trials_plan(study, priced, asked.keys, threads=options.threads, command=())
+    print(f"{plan_text(plan)}\n\n{tuning_text(study, trials, plan)}\n\nStudy folder: {folder}")
+    begun = [folder / name for name in TUNING if (folder / name / PLAN).exists()]
+    for place in begun:
+        print(f"{place.name}: {status_text(place, read_plan(place))}")
+    if options.where == "slurm":
+        place = begun[-1] if begun else folder / TUNING[0]
+        on_slurm(place, read_plan(place) if begun else trials, options)
+    return 0
+
+
 def prepare_data(configs: dict[str, RunConfig], plan: StudyPlan) -> None:
     """Tokenise once, before runs that would all wait for each other. Seeds count where text is
     drawn from them."""
-    from dataclasses import replace
-
     from sparsecl.data.prepare import prepare
 
     done = set()
@@ -208,6 +271,8 @@ def on_slurm(folder: Path, plan: StudyPlan, options: argparse.Namespace) -> bool
     found = slurm.standings(folder, plan, queued)
     print(slurm.standing_text(folder, plan, found), flush=True)
     runs = slurm.missing(plan, found)
+    if plan.is_tuning:  # a value that diverged has its answer
+        runs = [run for run in runs if not diverged(folder, run)]
     if options.dry_run:
         jobs = place.jobs(folder, plan, runs, (array for array, _ in queued)) if runs else []
         print(f"\n{slurm.preview(folder, jobs)}" if jobs else "\nnothing to submit")

@@ -6,12 +6,16 @@ What it writes depends on the arm and the seed alone. An arm named "bad..." fail
 one named "preempted..." asks to be started again after every third line, "stuck..." at once, and
 "killed..." is killed under its progress bar.
 
+Where its config is there (fake_tuning.py writes it), the losses at the end follow from the learning
+rate, with an optimum for each density, and it writes what it was given into given.json.
+
 With FAKE_HOLD=N:FIFO it writes N lines at most, then one byte into the FIFO, and waits until it is
 ended. It has the FIFO open all the time: who reads it sees its end when all runs are gone.
 """
 
 import argparse
 import json
+import math
 import os
 import signal
 import sys
@@ -23,28 +27,55 @@ sys.path.insert(0, str(ROOT))
 from tests.metrics.fake_run import from_matrix  # noqa: E402
 
 
-def records(arm, seed, until):
+BEST = {1.0: 2e-3, 0.25: 8e-3, 0.1: 64e-3, 0.5: 4e-3}
+"""Density -> the rate of the lowest loss; a density of 0.5 diverges above it."""
+
+
+def planted(config, seed):
+    """Loss at the end; None if it diverges."""
+    density, rate = config["topology"]["density"], config["optimizer"]["lr"]
+    if config["topology"]["kind"] == "dense":
+        density = 1.0
+    if density == 0.5 and rate > BEST[density]:
+        return None
+    wiggle = 0.002 * math.sin(1e3 * rate + seed)  # of this seed and rate alone
+    return 3.0 + 0.1 * seed % 0.7 + 0.05 * math.log2(rate / BEST[density]) ** 2 + wiggle
+
+
+def records(arm, seed, until, last=None):
     rise = {"dense": 0.5, "sparse": 0.2}.get(arm, 0.3) + 0.01 * seed
     first, second = until or (2.0 + 0.1 * seed, 1.5)
-    loss = [[4.0, 4.0], [first, 3.9], [first + rise, second]]
+    loss = [[4.0, 4.0], [first, 3.9], [first + rise, second] if last is None else [last, last]]
     end = {"kind": "end", "seconds": 1.0, "tokens_per_second": 1.0}
     return [*from_matrix(loss, ["a", "b"], [0, 1]), end]
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser()
     parser.add_argument("--ds_config")
-    parser.add_argument("--config")
+    parser.add_argument("--config", type=Path)
     parser.add_argument("--run_dir", type=Path)
     parser.add_argument("--set", nargs="+")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     settings = dict(text.split("=", 1) for text in options.set)
     arm, seed = settings["name"].rsplit("-seed", 1)
     until = settings.get("phases.until_loss")
-    return write(options.run_dir, arm, int(seed), json.loads(until) if until else None)
+    last = None
+    if options.config and options.config.is_file():
+        import yaml
+
+        config = yaml.safe_load(options.config.read_text())
+        last = planted(config, int(seed))
+        options.run_dir.mkdir(parents=True, exist_ok=True)
+        given = {"seed": int(seed), "config": config}
+        (options.run_dir / "given.json").write_text(json.dumps(given))
+        if last is None:
+            print("sparsecl: step 2: 5 steps had a gradient that is not finite", file=sys.stderr)
+            return 70
+    return write(options.run_dir, arm, int(seed), json.loads(until) if until else None, last)
 
 
-def write(folder, arm, seed, until=None):
+def write(folder, arm, seed, until=None, last=None):
     """All that a run writes from here on; its exit code."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "scalars.jsonl"
@@ -53,7 +84,7 @@ def write(folder, arm, seed, until=None):
         return 75
     num_lines, _, fifo = os.environ.get("FAKE_HOLD", "").partition(":")
     held = os.open(fifo, os.O_WRONLY) if fifo else None
-    for number, record in enumerate(records(arm, seed, until)):
+    for number, record in enumerate(records(arm, seed, until, last)):
         if number < done:
             continue
         if arm.startswith("bad") and number == 2:

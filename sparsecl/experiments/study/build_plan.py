@@ -17,6 +17,7 @@ from sparsecl.experiments.study.study_file import ScaledStudy, Setting
 from sparsecl.experiments.study.study_plan import (
     PARTS,
     PLAN,
+    TUNING,
     Arm,
     Run,
     StudyPlan,
@@ -25,6 +26,8 @@ from sparsecl.experiments.study.study_plan import (
     read_plan,
     write_plan,
 )
+from sparsecl.experiments.study.trials import check_tune, study_digest, tuned_study
+from sparsecl.experiments.study.tune import Tuning
 from sparsecl.files import atomic_open, remove_leftovers, sha256_text, writing
 from sparsecl.metrics.significance import reach
 from sparsecl.opening import make_folder
@@ -36,6 +39,7 @@ def make_plan(
     *,
     threads: int,
     command: Sequence[str],
+    tuning: Tuning | None = None,
 ) -> tuple[StudyPlan, dict[str, RunConfig]]:
     """The plan, and the config of every arm for the first seed.
 
@@ -44,10 +48,18 @@ def make_plan(
             narrower models.
         threads: CPU threads of each run.
         command: the command line, for the report.
+        tuning: of a study that asks for it; its values are laid over the arms, and so over the
+            controls made of them. None = the arms as they are before it.
 
     Raises:
         UserError: what is wrong with the study, before any work.
     """
+    digest, tune = None, study.config.tune
+    if tune is not None:
+        check_tune(study)
+        digest = study_digest(study)
+        study = study if tuning is None else tuned_study(study, tuning)
+        tuning = tuning or Tuning(config=tune, keys=tune.keys)
     settings = [_seeded(setting, study.seeds[0]) for setting in study.settings]
     analysis = study.config.analysis
     made = list(controls(study.config.controls, settings, analysis.reference, price))
@@ -78,7 +90,8 @@ def make_plan(
         ds_config=str(study.ds_config),
         threads=threads,
         command=shlex.join(command),
-        digest=_digest(by_name, study),
+        digest=digest or _digest(by_name, study),
+        tuning=tuning,
     )
     _check_analysis(plan, by_name)
     pairing.check_contrasts(plan, by_name)
@@ -95,6 +108,12 @@ def open_study(folder: Path, plan: StudyPlan, arm_configs: dict[str, RunConfig])
         UserError: if the folder holds another study.
         CannotCreateError, StorageError: if it cannot be written.
     """
+    assert plan.tuning is None or plan.tuning.arms, "a study is opened when it is tuned"
+    if plan.tuning is None and (folder / TUNING[0] / PLAN).exists():
+        raise UserError(
+            f"--study_dir {folder}: holds another study (its tune block is gone). Give another "
+            "folder, or go on with the study as it was."
+        )
     check_study(folder, plan)
     remove_leftovers(folder)
     for part in PARTS:
@@ -102,7 +121,7 @@ def open_study(folder: Path, plan: StudyPlan, arm_configs: dict[str, RunConfig])
             make_folder(folder / part)
         remove_leftovers(folder / part)
     if (folder / PLAN).exists():
-        return _same_study(folder, plan)
+        return same_study(folder, plan)
     for name, config in arm_configs.items():
         with atomic_open(arm_config(folder, name)) as file:
             file.write(configs.dump(config))
@@ -110,7 +129,12 @@ def open_study(folder: Path, plan: StudyPlan, arm_configs: dict[str, RunConfig])
     return plan
 
 
-def _same_study(folder: Path, plan: StudyPlan) -> StudyPlan:
+def same_study(folder: Path, plan: StudyPlan) -> StudyPlan:
+    """The plan to go on with in a folder that has one.
+
+    Raises:
+        UserError: it is the plan of another study.
+    """
     old = read_plan(folder)
     if old.digest != plan.digest:
         before, now = ({arm.name for arm in p.arms} for p in (old, plan))
@@ -118,8 +142,10 @@ def _same_study(folder: Path, plan: StudyPlan) -> StudyPlan:
             *(f"arm {name} is gone" for name in sorted(before - now)),
             *(f"arm {name} is new" for name in sorted(now - before)),
             *([f"seeds {old.seeds} -> {plan.seeds}"] if old.seeds != plan.seeds else []),
+            *_tune_changes(old.tuning, plan.tuning),
         ]
-        what = "; ".join(changes) or "the run configs differ"
+        differ = "the study that is tuned differs" if old.is_tuning else "the run configs differ"
+        what = "; ".join(changes) or differ
         raise UserError(
             f"--study_dir {folder}: holds another study ({what}). Give another folder, or go on "
             "with the study as it was."
@@ -136,6 +162,11 @@ def _same_study(folder: Path, plan: StudyPlan) -> StudyPlan:
             f"rounds differently. Use --threads {old.threads}, or another --study_dir."
         )
     return replace(plan, command=old.command)
+
+
+def _tune_changes(old: Tuning | None, new: Tuning | None) -> list[str]:
+    before, now = ({} if one is None else configs.to_dict(one.config) for one in (old, new))
+    return configs.differences({"tune": before}, {"tune": now})
 
 
 def _seeded(setting: Setting, seed: int) -> Setting:

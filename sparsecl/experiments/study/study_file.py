@@ -19,6 +19,7 @@ from sparsecl.config_nodes import empty_mapping, fail, join, override
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import UserError
 from sparsecl.experiments.study.study_plan import AnalysisConfig, at_size
+from sparsecl.experiments.study.tune import TuneConfig
 
 GIVEN = {
     "seed": "a study gives every run its seed; list them under seeds, or use --seeds",
@@ -44,6 +45,9 @@ class ScaleConfig:
     """In place of the study's."""
 
     ds_config: str | None = None
+    """In place of the study's."""
+
+    tune: TuneConfig | None = None
     """In place of the study's."""
 
 
@@ -115,6 +119,10 @@ class StudyConfig:
     controls: ControlsConfig = field(default_factory=ControlsConfig)
     analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
 
+    tune: TuneConfig | None = None
+    """Values that each arm gets from trials before the test; controls have those of the config
+    that they are made of."""
+
     def __post_init__(self) -> None:
         for key, names in (("name", [self.name]), ("arms", self.arms), ("scales", self.scales)):
             for name in names:
@@ -184,6 +192,7 @@ def read_study(
     settings = _settings(study, config, path)
     if size.sizes:
         study, settings = _at_sizes(study, size.sizes, config, scale, path)
+    study = replace(study, tune=size.tune or study.tune)
     return ScaledStudy(
         config=study,
         scale=scale,

@@ -8,6 +8,8 @@ A study folder:
     failures/ARM-seedK.json     how the last attempt of a run failed
     logs/ARM-seedK.txt          what its process printed
     report/                     what tools/report.py makes
+    tuning/  tuning_wider/      study folders of the trials, where the study is tuned; plan.json
+                                is then written when they are done
 """
 
 import re
@@ -17,11 +19,15 @@ from typing import Literal
 
 from sparsecl import config as configs
 from sparsecl.errors import MissingInputError
+from sparsecl.experiments.study.tune import Tuning
 from sparsecl.files import check_entries, write_json
 
 PLAN = "plan.json"
 PARTS = ("configs", "failures", "logs", "runs")
 """Folders of a study."""
+
+TUNING = ("tuning", "tuning_wider")
+"""Its folders for trials: of the grid, and of what it was widened by."""
 
 Role = Literal[
     "arm",
@@ -31,6 +37,7 @@ Role = Literal[
     "equal_flops",
     "joint",
     "alone",
+    "trial",
 ]
 
 
@@ -93,7 +100,8 @@ class Arm:
     """For people: in tables and legends."""
 
     role: Role = "arm"
-    """arm: stated in the study. The others are controls, see experiments/study/controls.py."""
+    """arm: stated in the study; trial: of its tuning. The others are controls, see
+    experiments/study/controls.py."""
 
     of: str | None = None
     """Controls: the arm it belongs to."""
@@ -170,7 +178,17 @@ class StudyPlan:
     """The command line that planned it."""
 
     digest: str
-    """Of the arms' run configs, the seeds and the DeepSpeed JSON."""
+    """Of the arms' run configs, the seeds and the DeepSpeed JSON; of a tuned study: of its arms
+    before the tuning, and of what it asks for."""
+
+    tuning: Tuning | None = None
+    """How the values of the arms were found, where the study is tuned; without arms before that,
+    and then it is not written."""
+
+    @property
+    def is_tuning(self) -> bool:
+        """Are its arms the trials of another study?"""
+        return bool(self.arms) and self.arms[0].role == "trial"
 
     def arm(self, name: str) -> Arm:
         """By name; it must be there."""
@@ -230,6 +248,11 @@ def read_plan(folder: Path) -> StudyPlan:
         UserError: if it is not one.
     """
     if not (folder / PLAN).is_file():
+        if (folder / TUNING[0] / PLAN).is_file():
+            raise MissingInputError(
+                f"{folder}: its tuning is not done, so it has no {PLAN}; the trials are a study of "
+                f"their own, {folder / TUNING[0]}"
+            )
         raise MissingInputError(f"{folder}: no {PLAN} in it, so this is not the folder of a study")
     return configs.load(StudyPlan, folder / PLAN)
 
@@ -241,7 +264,7 @@ def check_study(folder: Path, plan: StudyPlan) -> None:
         CannotCreateError: with the path and what is there.
     """
     files = [folder / PLAN, folder / "slurm" / "jobs.json"]
-    folders = [folder / part for part in (*PARTS, "report", "slurm")]
+    folders = [folder / part for part in (*PARTS, *TUNING, "report", "slurm")]
     for arm in plan.arms:
         files.append(arm_config(folder, arm.name))
         folders.append(folder / "runs" / arm.name)
