@@ -26,7 +26,6 @@ sys.path.insert(0, str(ROOT))
 
 from tests.metrics.fake_run import from_matrix  # noqa: E402
 
-
 BEST = {1.0: 2e-3, 0.25: 8e-3, 0.1: 64e-3, 0.5: 4e-3}
 """Density -> the rate of the lowest loss; a density of 0.5 diverges above it."""
 

@@ -44,8 +44,9 @@ tune:
 """
 """Its arms have their optimum inside of the grid; BEST in fake_train.py."""
 
+GRID = "optimizer.lr: [1.0e-3, 2.0e-3, 4.0e-3, 8.0e-3, 16.0e-3]"
 RISING = "optimizer.lr: [1.0e-3, 2.0e-3, 4.0e-3]"
-"""Keys whose end is the best of the sparse arm."""
+"""Keys of the study, and others whose end is the best of the sparse arm."""
 
 
 @dataclass(frozen=True)

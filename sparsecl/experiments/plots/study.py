@@ -10,6 +10,7 @@ from sparsecl.experiments.findings.curves import domains_of, mean_matrix, num_ph
 from sparsecl.experiments.findings.trends import Trends
 from sparsecl.experiments.plots import frontier, lines, matrices, optima, points
 from sparsecl.experiments.plots.style import freeze
+from sparsecl.experiments.plots.tuning import tuning_figure
 from sparsecl.experiments.study.measures import MEASURES
 from sparsecl.experiments.study.study_plan import Arm
 from sparsecl.metrics.bootstrap import MIN_SEEDS
@@ -42,6 +43,12 @@ def study_figures(study: Study, comparison: Comparison, trends: Trends) -> list[
             freeze(figure),
         )
         for name, caption, figure in (
+            (
+                "tuning",
+                "Means over the tuning seeds, which the test does not use; ringed: taken. A value "
+                "without a point diverged.",
+                tuning_figure(study),
+            ),
             (
                 "arms",
                 f"Points: seeds. Upright stroke: their mean; line: {interval}.",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from sparsecl.experiments.findings.collect import Study, pairing_problems
 from sparsecl.experiments.findings.compare import Comparison
 from sparsecl.experiments.findings.trends import Trends
-from sparsecl.experiments.report import answer, frontier, results, setting, tables
+from sparsecl.experiments.report import answer, frontier, results, setting, tables, tuning
 from sparsecl.experiments.report.methods import flags_table, told_table
 from sparsecl.experiments.report.page import Section, bullets, fold, paragraph
 from sparsecl.experiments.report.table import Table, as_html
@@ -116,6 +116,14 @@ def _runs(m: Material) -> str:
             ),
         )
     )
+
+
+def _tuning(m: Material) -> str:
+    found = m.study.plan.tuning
+    if found is None:
+        return ""
+    taken, curves = tuning.taken_table(found), tuning.curves_table(found)
+    return tuning.words(found) + m.plot("tuning") + m.table(taken) + m.table(curves, folded=True)
 
 
 def _figures(m: Material) -> str:
@@ -273,6 +281,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Material], str]], ...] = (
     ("answer", "Answer in short", _answer),
     ("setting", "Setting", _setting),
     ("runs", "Arms and runs", _runs),
+    ("tuning", "Tuning before the test", _tuning),
     ("figures", "Results of the arms", _figures),
     ("curves", "Forgetting curves", _curves),
     ("matrices", "Loss matrices", _matrices),

@@ -165,8 +165,10 @@ def same_study(folder: Path, plan: StudyPlan) -> StudyPlan:
 
 
 def _tune_changes(old: Tuning | None, new: Tuning | None) -> list[str]:
-    before, now = ({} if one is None else configs.to_dict(one.config) for one in (old, new))
-    return configs.differences({"tune": before}, {"tune": now})
+    if old is None or new is None:
+        return ["its tune block is new"] if new is not None else []
+    before, now = ({"tune": configs.to_dict(one.config)} for one in (old, new))
+    return configs.differences(before, now)
 
 
 def _seeded(setting: Setting, seed: int) -> Setting:

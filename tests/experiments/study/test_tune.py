@@ -10,9 +10,7 @@ from sparsecl.config import digest
 from sparsecl.errors import UserError
 from sparsecl.experiments.study.trials import trials_plan, tuning_text
 from sparsecl.experiments.study.tune import Trial, choose, edges_of, points, widen, with_values
-from tests.experiments.fake_tuning import RISING, planned, price, study_file
-
-GRID = "optimizer.lr: [1.0e-3, 2.0e-3, 4.0e-3, 8.0e-3, 16.0e-3]"
+from tests.experiments.fake_tuning import GRID, RISING, planned, price, study_file
 
 
 def trials_of(path, **options):
