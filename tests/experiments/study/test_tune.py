@@ -2,15 +2,26 @@
 
 import hashlib
 import json
+import re
 from dataclasses import replace
 
 import pytest
 
 from sparsecl.config import digest
 from sparsecl.errors import UserError
-from sparsecl.experiments.study.trials import trials_plan, tuning_text
-from sparsecl.experiments.study.tune import Trial, choose, edges_of, points, widen, with_values
-from tests.experiments.fake_tuning import GRID, RISING, planned, price, study_file
+from sparsecl.experiments.study.study_file import read_study
+from sparsecl.experiments.study.trials import check_tune, trials_plan, tuning_text
+from sparsecl.experiments.study.tune import (
+    Trial,
+    TunedArm,
+    Tuning,
+    choose,
+    edges_of,
+    points,
+    widen,
+    with_values,
+)
+from tests.experiments.fake_tuning import GRID, RISING, ROOT, planned, price, study_file
 
 
 def trials_of(path, **options):
@@ -146,8 +157,6 @@ def test_the_grid_goes_on_by_its_last_ratio_at_the_ends_that_an_arm_wants():
 
 
 def test_controls_have_the_tuned_values_of_what_they_are_made_of(tmp_path):
-    from sparsecl.experiments.study.tune import TunedArm, Tuning
-
     controls = "controls: {stopped_early: [sparse], update_only: [sparse], alone: [sparse]}\n"
     path = study_file(tmp_path, controls)
     study, before, _ = planned(path)
@@ -192,3 +201,13 @@ def test_a_study_without_a_tune_block_has_the_digest_that_it_had(tmp_path):
     }
     text = json.dumps(parts, sort_keys=True)
     assert plan.digest == hashlib.sha256(text.encode()).hexdigest() and plan.tuning is None
+
+
+def test_the_block_of_the_readme_tunes_the_first_experiment(tmp_path):
+    readme = (ROOT / "README.md").read_text()
+    (block,) = re.findall(r"^```yaml\n(tune:\n.*?)^```", readme, re.DOTALL | re.MULTILINE)
+    path = tmp_path / "study.yaml"
+    path.write_text((ROOT / "launch" / "experiments" / "exp1_density.yaml").read_text() + block)
+    study = read_study(path)
+    check_tune(study)
+    assert len(points(study.config.tune.keys)) == 4 and study.config.tune.by == "final_loss"
