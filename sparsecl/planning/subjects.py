@@ -17,6 +17,8 @@ from sparsecl.engine.topology import draw_topologies
 from sparsecl.errors import MissingInputError, UserError
 from sparsecl.experiments.study import build_plan
 from sparsecl.experiments.study.study_file import ScaledStudy, read_study
+from sparsecl.experiments.study.trials import trial_config
+from sparsecl.experiments.study.tune import points
 from sparsecl.model.flops import ParameterCounts
 from sparsecl.model.shapes import layer_shapes
 from sparsecl.topology.density import allocate
@@ -60,6 +62,9 @@ class Subject:
     counts: ParameterCounts
     topologies: dict[str, LiveCounts]
     """By layer name; empty for a dense model."""
+
+    is_tuning: bool = False
+    """The trials of an arm before the test, all alike in cost."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +173,22 @@ def _study(study: ScaledStudy, ds_path: Path | None, counter: Counter) -> Subjec
         _subject(name, config, place, len(plan.runs_of(name)), counter)
         for name, config in arms.items()
     )
+    subjects = (*_trials(study, counter), *subjects)
     return Subjects(f"{plan.name} ({plan.scale})", subjects, True)
+
+
+def _trials(study: ScaledStudy, counter: Counter) -> list[Subject]:
+    """One subject for each arm that is tuned: the trials of the grid as the study states it."""
+    tune, place = study.config.tune, study.ds_config
+    if tune is None:
+        return []
+    found, grid = [], points(tune.keys)
+    for setting in study.settings:
+        config = trial_config(setting, tune, grid[0], setting.name)
+        num_runs = len(grid) * len(tune.on.seeds)
+        one = _subject(f"{setting.name}, tuning", config, place, num_runs, counter)
+        found.append(replace(one, is_tuning=True))
+    return found
 
 
 def _subject(

@@ -32,9 +32,9 @@ def run_text(found: Estimate, price: float | None) -> str:
 def study_text(subjects: Subjects, found: Sequence[Estimate], price: float | None) -> str:
     """One line for each arm, and the sum."""
     width = max(6, *(len(e.subject.name) for e in found))
-    first = found[0]
+    first, arms = found[0], sum(not e.subject.is_tuning for e in found)
     lines = [
-        f"{subjects.title}: {len(found)} arms, {num_runs(found)} runs, each on {first.gpus} x "
+        f"{subjects.title}: {arms} arms, {num_runs(found)} runs, each on {first.gpus} x "
         f"{first.machine.name}",
         "",
         f"{'arm':<{width}}  {'runs':>4} {'live':>14} {'density':>7} {'GiB/rank':>9} {'fits':>5} "

@@ -9,8 +9,8 @@ It may be stopped (Ctrl-C, kill) and started again with the same command: what i
 and runs that were going on continue from their last checkpoint. With --where slurm it submits what
 is neither done nor in the queue, and returns at once. With --power it runs nothing: it reads a
 study folder and prints what each planned contrast can show, and how many seeds an effect needs.
-is neither done nor in the queue, and returns at once. A study with a block `tune` is tuned first:
-with --where slurm, call it again when the trials are done.
+A study with a block `tune` is tuned first: with --where slurm, call it again when the trials are
+done.
 """
 
 import argparse

@@ -70,3 +70,11 @@ def test_a_study_that_is_not_tuned_has_no_such_section(tmp_path):
     study = write_study(tmp_path / "s", [FakeArm(name="dense"), FakeArm(name="er")], seeds=(0, 1))
     page = write_report(collect(study), study / "report").read_text()
     assert "Tuning before the test" not in page
+
+
+def test_the_trials_have_a_report_of_their_own(made, monkeypatch):
+    """As the report job of their array writes it."""
+    monkeypatch.setattr(style, "DPI", 30)
+    folder, _ = made
+    page = write_report(collect(folder / "tuning"), folder / "tuning" / "report")
+    assert "The plan has no contrast." in page.read_text()

@@ -109,12 +109,12 @@ def open_study(folder: Path, plan: StudyPlan, arm_configs: dict[str, RunConfig])
         CannotCreateError, StorageError: if it cannot be written.
     """
     assert plan.tuning is None or plan.tuning.arms, "a study is opened when it is tuned"
+    check_study(folder, plan)
     if plan.tuning is None and (folder / TUNING[0] / PLAN).exists():
         raise UserError(
             f"--study_dir {folder}: holds another study (its tune block is gone). Give another "
             "folder, or go on with the study as it was."
         )
-    check_study(folder, plan)
     remove_leftovers(folder)
     for part in PARTS:
         with writing(folder / part):

@@ -175,8 +175,12 @@ def _check_key(study: ScaledStudy, key: str) -> None:
     for setting in study.settings:
         for value in asked(study).keys[key]:
             with_values(setting.config, {key: value})
-    if None in base_values(study.settings[0].config, [key]).values():
-        raise UserError(f"tune.keys.{key}: is no number in the base; give it one there")
+        base = base_values(setting.config, [key])[key]
+        if base is None:
+            raise UserError(
+                f"tune.keys.{key}: is no number in {setting.name}, and every arm gets the same "
+                "trials. Give it one there, or tune another key."
+            )
 
 
 def _check_twins(study: ScaledStudy, tune: TuneConfig) -> None:

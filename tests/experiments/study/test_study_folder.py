@@ -38,7 +38,7 @@ def test_nothing_of_a_study_is_followed(tmp_path, kind):
         *(failure_file(study, run), log_file(study, run), arm_config(study, "dense")),
         *(study / "runs" / "dense" / "seed0", study / "runs" / "dense", study / "runs"),
         *(study / name for name in ("report", "slurm", "slurm/jobs.json", "logs", "failures")),
-        *(study / "configs", study / PLAN),
+        *(study / "configs", study / PLAN, study / "tuning", study / "tuning_wider"),
     ]
     for path in places:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -71,6 +71,8 @@ def test_every_arm_gets_every_point_on_every_seed(tmp_path):
         (GRID, "batch.sequences: [8, 16]", "tune.keys.batch.sequences: decides what a run reads"),
         (GRID, "phases.steps: [8, 16]", "tune.keys.phases.steps: decides what a run reads"),
         (GRID, "seed: [8, 16]", "tune.keys.seed: decides what a run reads"),
+        (GRID, "methods.ewc.strength: [1.0, 2.0]", "is no number in dense"),
+        (GRID, "topology.drop: [1, 2]", "tune.keys.topology.drop: unknown key"),
         (GRID, "", "keys is empty"),
         ("[b, a]}", "[b, a]}\n  by: F_first", "by: there is no measure F_first"),
         ("[b, a]}", "[b, a]}\n  budget: more", "tune.budget: expected one of equal"),
