@@ -213,3 +213,14 @@ def test_the_block_of_the_readme_tunes_the_first_experiment(tmp_path):
     study = read_study(path)
     check_tune(study)
     assert len(points(study.config.tune.keys)) == 4 and study.config.tune.by == "final_loss"
+
+
+def test_every_arm_of_every_size_is_tuned(tmp_path):
+    sizes = "scales: {both: {sizes: {small: {model: {width: 16}}, large: {}}}}\n"
+    study, _, trials, configs = trials_of(study_file(tmp_path, sizes))
+    assert len(trials.arms) == 2 * 2 * 5 and trials.sizes() == ("small", "large")
+    assert configs["small-sparse.optimizer.lr_0.002"].model.width == 16
+    assert {trials.reference_of(arm) for arm in trials.arms} == {
+        "small-dense.optimizer.lr_0.001",
+        "large-dense.optimizer.lr_0.001",
+    }
