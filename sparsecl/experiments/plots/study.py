@@ -18,6 +18,11 @@ from sparsecl.metrics.bootstrap import MIN_SEEDS
 MAX_LINES = 7
 """Arms in a figure of curves: as many as there are colours."""
 
+TUNING = (
+    "Means over the tuning seeds, which the test does not use; ringed: taken. A value without a "
+    "point diverged."
+)
+
 
 @dataclass(frozen=True)
 class StudyFigure:
@@ -43,12 +48,7 @@ def study_figures(study: Study, comparison: Comparison, trends: Trends) -> list[
             freeze(figure),
         )
         for name, caption, figure in (
-            (
-                "tuning",
-                "Means over the tuning seeds, which the test does not use; ringed: taken. A value "
-                "without a point diverged.",
-                tuning_figure(study),
-            ),
+            ("tuning", TUNING, tuning_figure(study)),
             (
                 "arms",
                 f"Points: seeds. Upright stroke: their mean; line: {interval}.",
