@@ -1,11 +1,12 @@
 """The script that prepares data ahead of time."""
 
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from sparsecl.programs import prepare_data
 
 SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "prepare_data.py"
 
@@ -77,10 +78,9 @@ def test_the_unexpected_is_70_as_in_the_other_programs(monkeypatch, capsys):
     def fail(*_, **__):
         raise KeyError("odd")
 
-    main = runpy.run_path(str(SCRIPT))["main"]
-    monkeypatch.setitem(main.__globals__, "prepare", fail)
+    monkeypatch.setattr(prepare_data, "prepare", fail)
     monkeypatch.setattr(sys, "argv", [str(SCRIPT)])
-    assert main() == 70
+    assert prepare_data.main() == 70
     assert "KeyError: 'odd'" in capsys.readouterr().err
 
 
