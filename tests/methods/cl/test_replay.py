@@ -173,6 +173,15 @@ def test_draws_depend_on_the_step_alone():
     assert rows[0] == rows[1] != rows[2]
 
 
+def test_rows_that_another_method_has_added_are_not_new():
+    here = context(4)
+    new = new_rows(here, 300)
+    both = new.joined(np.zeros((4, 2), np.int64), names(0, 1, 2, 3))
+    alone, beside = (filled().batch(here, found).rows.tolist() for found in (new, both))
+    assert len(alone) == 4 + 2 and len(beside) == 8 + 2
+    assert beside[8:] == alone[4:]
+
+
 def test_state_goes_and_comes_back():
     method = filled()
     method.batch(context(4), new_rows(context(4), 300))
