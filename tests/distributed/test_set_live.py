@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -148,7 +149,8 @@ def test_every_layout_has_the_same_graph(pool, shared_cache, tmp_path, alone, st
 @pytest.mark.parametrize("stage", ["zero2", cases.slow("zero0"), cases.slow("zero3")])
 def test_bf16_passes_its_audits(pool, shared_cache, tmp_path, stage):
     overrides = (*RUN, *layout(1, 2), "precision=bf16")
-    pool.run(run, 2, str(shared_cache), stage, overrides, str(tmp_path))
+    for losses in pool.run(run, 2, str(shared_cache), stage, overrides, str(tmp_path)):
+        assert len(losses) == 20 and np.isfinite(losses).all()
 
 
 def test_a_resume_knows_the_new_live_set(pool, shared_cache, tmp_path, alone):

@@ -1,7 +1,5 @@
 """launch/sweep.py with a study that is tuned: what it shows, submits, and runs."""
 
-import os
-
 import pytest
 import yaml
 
@@ -11,7 +9,7 @@ from sparsecl.files import write_json
 from sparsecl.programs import sweep
 from tests.launch.test_sweep import study as plain  # noqa: F401
 from tests.metrics.fake_run import from_matrix, write_lines
-from tests.slurm.test_place import SBATCH, SCANCEL, SQUEUE
+from tests.slurm.stand_ins import stand_ins
 
 TUNE = """
 tune:
@@ -31,15 +29,7 @@ def study(plain):  # noqa: F811
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
     """The folder of the stand-ins for Slurm's commands."""
-    folder = tmp_path / "fake"
-    folder.mkdir()
-    for name, text in (("sbatch", SBATCH), ("squeue", SQUEUE), ("scancel", SCANCEL)):
-        (folder / name).write_text(text)
-        (folder / name).chmod(0o755)
-    (folder / "queue").write_text("")
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    monkeypatch.setenv("FAKE", str(folder))
-    return folder
+    return stand_ins(tmp_path / "fake", monkeypatch)
 
 
 def finish(place):

@@ -1,7 +1,6 @@
 """SlurmPlace with stand-ins for sbatch and squeue: what is submitted, when, and in which words."""
 
 import json
-import os
 import shlex
 from pathlib import Path
 
@@ -11,30 +10,14 @@ from sparsecl.errors import DataError, UserError
 from sparsecl.experiments.running import slurm, slurm_task
 from sparsecl.experiments.study.study_plan import failure_file, read_plan, run_folder
 from tests.experiments.running.test_runner import write_study
+from tests.slurm.stand_ins import stand_ins
 from tests.slurm.test_scripts import HOSTILE, ROOT
-
-# Takes notice of its words, and answers with the next number.
-SBATCH = r"""#!/bin/bash
-number=$(($(cat "$FAKE/number" 2>/dev/null || echo 40) + 1))
-printf '%s\0' "$@" >"$FAKE/sbatch.$number"
-echo "$number" | tee "$FAKE/number"
-"""
-SQUEUE = '#!/bin/bash\ncat "$FAKE/queue"\n'
-SCANCEL = '#!/bin/bash\necho "$*" >>"$FAKE/cancelled"\n'
 
 
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
-    """The folder of the stand-ins."""
-    folder = tmp_path / "fake"
-    folder.mkdir()
-    for name, text in (("sbatch", SBATCH), ("squeue", SQUEUE), ("scancel", SCANCEL)):
-        (folder / name).write_text(text)
-        (folder / name).chmod(0o755)
-    (folder / "queue").write_text("")
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    monkeypatch.setenv("FAKE", str(folder))
-    return folder
+    """The folder of the stand-ins for Slurm's commands."""
+    return stand_ins(tmp_path / "fake", monkeypatch)
 
 
 @pytest.fixture
