@@ -93,7 +93,7 @@ class Panel(Observer[PhaseSums]):
             tokens: int64 [B, T + 1].
             losses: fp32 [B, T] before the update.
         """
-        self._seen = tokens, losses.detach().mean()
+        self._seen = tokens, losses.detach()
 
     def begin_phase(self) -> None:
         """Nothing is seen of this phase yet."""
@@ -103,8 +103,8 @@ class Panel(Observer[PhaseSums]):
         """Where it is due, look at what the optimizer step gained. Collective over the world.
 
         p(Z) = clamp(1 - L(W+, Z) / max(L(W, Z), 1e-8), 0, 1) with Z this rank's last micro-batch of
-        the step, W the weights before and W+ after it; mean over dp. 0: the update did not help (or
-        fp16 skipped it); 1: the loss went to zero. Elsayed & Mahmood 2024 (UPGD) take one sample
+        the step, W the weights before and W+ after it; mean over dp. 0: the update did not help;
+        1: the loss went to zero. Elsayed & Mahmood 2024 (UPGD) take one sample
         for Z.
 
         Args:
@@ -122,7 +122,7 @@ class Panel(Observer[PhaseSums]):
         tokens, before = self._seen
         with evaluating(self.built.engine):
             losses, _ = self.built.engine(tokens[:, :-1], tokens[:, 1:])
-        p = 1.0 - losses.mean().double() / before.double().clamp(min=MIN_LOSS)
+        p = 1.0 - losses.mean().double() / before.mean().double().clamp(min=MIN_LOSS)
         both = torch.stack([p.clamp(0.0, 1.0), p]) / dist.dp_size()
         clamped, unclamped = dist.all_reduce(both, group=dist.dp_group()).tolist()
         # A loss that is not finite ends the run where it is logged next; no record can hold it.
