@@ -104,12 +104,18 @@ class EvalConfig:
     """The same for the scores that results stand on, before training and after each phase; null =
     all, and never less than `tokens`. Each time costs as much as training on a third as many."""
 
+    kl_tokens: int = 1024
+    """Validation tokens per domain on which each later phase is asked how far it has moved the
+    model: KL(model right after the domain's own phase || model now); 0 = off."""
+
     batch: int = 16
     """Sequences per rank and forward pass."""
 
     def __post_init__(self) -> None:
-        if self.every < 0:
-            raise ValueError(f"every must be >= 0 steps, got {self.every}")
+        for name in ("every", "kl_tokens"):
+            if getattr(self, name) < 0:
+                unit = "steps" if name == "every" else "tokens"
+                raise ValueError(f"{name} must be >= 0 {unit}, got {getattr(self, name)}")
         for name in ("tokens", "end_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -62,7 +62,13 @@ class ScheduleConfig:
     final: float = 0.1
     """Share of the peak that is left at the end of a phase (cosine, linear)."""
 
+    later: float = 1.0
+    """Multiplies the rate in every phase after the first: a model that is deployed and goes on
+    learning gently."""
+
     def __post_init__(self) -> None:
+        if not 0.0 < self.later <= 1.0:
+            raise ValueError(f"later must be in (0, 1], got {self.later}")
         for name in ("warmup", "final"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")

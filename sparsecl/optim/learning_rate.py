@@ -20,8 +20,13 @@ def lr_factor(config: ScheduleConfig, *, phase: int, step: int, num_steps: int) 
 
     Returns:
         A number in (0, 1]: (step + 1) / warm-up steps while warming up, then the decay, which
-        reaches `final` at the last step.
+        reaches `final` at the last step; all of it times `later` after the first phase.
     """
+    return (config.later if phase else 1.0) * _shape(config, phase, step, num_steps)
+
+
+def _shape(config: ScheduleConfig, phase: int, step: int, num_steps: int) -> float:
+    """The curve of one phase by itself."""
     warms_up = config.warmup > 0 and (config.rewarm or phase == 0)
     warmup_steps = max(MIN_WARMUP, round(config.warmup * num_steps)) if warms_up else 0
     if step < warmup_steps:

@@ -32,6 +32,14 @@ def test_warm_up_rises_to_the_peak_in_every_phase_or_in_the_first_only():
     assert curve(once, phase=1)[0] == 1.0
 
 
+def test_later_phases_may_have_a_lower_rate():
+    config = ScheduleConfig(later=0.25)
+    assert curve(config) == curve(ScheduleConfig())
+    assert curve(config, phase=3) == [0.25 * factor for factor in curve(ScheduleConfig())]
+    with pytest.raises(ValueError, match="later must be in"):
+        ScheduleConfig(later=0.0)
+
+
 @pytest.mark.parametrize("num_steps", [1, 5, 20, 29, 100])
 def test_a_warm_up_starts_near_zero_however_short_the_phase(num_steps):
     assert curve(ScheduleConfig(), num_steps=num_steps)[0] <= 0.25
