@@ -91,13 +91,39 @@ class Study:
         return [result for result in self.results if result.run.arm == arm]
 
     def done(self, arm: str) -> list[RunResult]:
-        """Those of them that are done."""
-        return [result for result in self.of(arm) if result.status == "done"]
+        """Those of them that are done, in the first of the study's orders: what curves and
+        matrices are made of."""
+        shown = (self.plan.shown_order, "")
+        return [r for r in self.of(arm) if r.status == "done" and r.run.order in shown]
 
-    def values(self, arm: str, measure: str) -> dict[int, float]:
-        """Seed -> value, for the runs that are done and have one."""
-        found = ((r.run.seed, (r.values or {}).get(measure)) for r in self.done(arm))
-        return {seed: value for seed, value in found if value is not None}
+    def statuses(self, arm: str) -> dict[int, Status]:
+        """Seed -> status of its runs in all orders: failed if one of them is; done, or missing, if
+        all are; else begun."""
+        found: dict[int, set[Status]] = {}
+        for result in self.of(arm):
+            found.setdefault(result.run.seed, set()).add(result.status)
+        return {
+            seed: "failed" if "failed" in its else its.pop() if len(its) == 1 else "begun"
+            for seed, its in found.items()
+        }
+
+    def seeds_done(self, arm: str) -> list[int]:
+        """Seeds whose runs are all done."""
+        return [seed for seed, status in self.statuses(arm).items() if status == "done"]
+
+    def values(self, arm: str, measure: str, order: str | None = None) -> dict[int, float]:
+        """Seed -> value, mean over the study's orders, for the seeds whose runs are all done and
+        have one; or in one of the orders alone."""
+        found: dict[int, list[float | None]] = {}
+        for result in self.of(arm):
+            if order in (None, result.run.order):
+                done = result.values if result.status == "done" else None
+                found.setdefault(result.run.seed, []).append((done or {}).get(measure))
+        return {
+            seed: float(np.mean(values))  # type: ignore[arg-type]  # no value is None
+            for seed, values in found.items()
+            if None not in values
+        }
 
     def sides(self, arm: str, against: str, measure: str, *, paired: bool) -> Sides:
         """The values of both arms of a contrast.
@@ -119,8 +145,14 @@ class Study:
         return sides
 
     def shares(self, arm: str) -> dict[int, dict[str, float]]:
-        """Seed -> NF by domain, of the domains that count, for the runs that are done."""
-        return {r.run.seed: r.shares or {} for r in self.done(arm)}
+        """Seed -> NF by domain, of the domains that count, for the seeds whose runs are all done;
+        with several orders by "ORDER DOMAIN"."""
+        found: dict[int, dict[str, float]] = {}
+        for result in self.of(arm):
+            own = result.shares or {}
+            named = {f"{result.run.order} {name}".strip(): share for name, share in own.items()}
+            found.setdefault(result.run.seed, {}).update(named)
+        return {seed: found[seed] for seed in self.seeds_done(arm)}
 
     def counts(self) -> dict[Status, int]:
         """Number of runs by status."""
@@ -210,6 +242,7 @@ def nf_notes(study: Study) -> list[str]:
         counts = [len(shares) for shares in study.shares(arm.name).values()]
         orders = [r.matrix.order for r in study.done(arm.name) if r.matrix is not None]
         exposed = max((len(exposed_rows(order)) for order in orders), default=0)
+        exposed *= max(1, len(study.plan.orders))
         if exposed and min(counts) < exposed:
             few, many = min(counts), max(counts)
             some = f"{few}" if few == many else f"{few} to {many}"

@@ -135,7 +135,7 @@ def arm_figure(study: Study, arm: str, measure: str) -> Figure:
         measure=measure,
         seeds=tuple(values),
         values=tuple(numbers),
-        planned=len(study.plan.runs_of(arm)),
+        planned=len(study.plan.seeds_of(arm)),
         domains=_span(
             [len(found) for found in study.shares(arm).values()] if measure == "NF" else []
         ),
@@ -238,7 +238,11 @@ def _failed_as_worst(
     Leaving such seeds out flatters an arm that fails where it would have been bad; this is the
     opposite assumption. A pair where both failed says nothing.
     """
-    status = {(r.run.arm, r.run.seed): r.status for r in study.results}
+    status = {
+        (arm, seed): status
+        for arm in (contrast.arm, contrast.against)
+        for seed, status in study.statuses(arm).items()
+    }
     names = ("worst", contrast.arm, contrast.against, measure)
     lower = MEASURES[measure].better == "lower"
     if pairs is None:
@@ -272,5 +276,5 @@ def _span(counts: list[int]) -> str:
 
 
 def _planned_pairs(study: Study, contrast: ContrastConfig) -> int:
-    first = {run.seed for run in study.plan.runs_of(contrast.arm)}
-    return len(first & {run.seed for run in study.plan.runs_of(contrast.against)})
+    first = set(study.plan.seeds_of(contrast.arm))
+    return len(first & set(study.plan.seeds_of(contrast.against)))

@@ -96,6 +96,8 @@ def mean_matrix(study: Study, arm: str) -> tuple[FloatArray, tuple[int, ...]] | 
 def order_of(study: Study) -> tuple[int, ...]:
     """Domain of each phase of the stream, from a run that learns in sequence; () without runs."""
     for result in study.results:
+        if result.run.order not in ("", study.plan.shown_order):
+            continue
         order = () if result.records is None else result.records.order
         if len(order) == num_phases(study) and min(order, default=-1) >= 0:
             return order

@@ -60,7 +60,7 @@ def _table(study: Study, comparison: Comparison) -> list[str]:
     rows = [names]
     for arm in study.plan.arms:
         figure = comparison.figures[arm.name, primary]
-        done = f"{len(study.done(arm.name))}/{figure.planned}"
+        done = f"{len(study.seeds_done(arm.name))}/{figure.planned}"
         means = [_mean(comparison.figures[arm.name, key]) for key in others]
         test = _against_reference(study, comparison, arm.name)
         p = "-" if test is None else p_text(test)

@@ -159,7 +159,7 @@ def crossovers(study: Study) -> list[ArmCrossover]:
 
 def _crossover(study: Study, arm: Arm, reference: str, domain: str | None) -> ArmCrossover:
     mine, other = round_curve(study, arm.name, domain), round_curve(study, reference, domain)
-    planned = len(study.plan.runs_of(arm.name))
+    planned = len(study.plan.seeds_of(arm.name))
 
     seeds = [s for s in mine.seeds if s in other.seeds] if mine and other else []
     found = ArmCrossover(
@@ -192,11 +192,11 @@ def pareto(study: Study, measures: tuple[str, str]) -> Front | None:
         for arm in sequential(study.plan.arms)
         if all(study.values(arm.name, measure) for measure in measures)
     ]
-    status = {(r.run.arm, r.run.seed): r.status for r in study.results}
+    status = [study.statuses(arm) for arm in arms]
     seeds = [
         seed
         for seed in study.plan.seeds
-        if all(status.get((arm, seed)) in ("done", "failed") for arm in arms)
+        if all(one.get(seed) in ("done", "failed") for one in status)
     ]
     if len(arms) < 2 or not seeds:
         return None
@@ -263,7 +263,7 @@ def stops(study: Study) -> list[Stop]:
                     reached=float(reached.mean()),
                     missed=int(np.count_nonzero(reached > target)),
                     seeds=tuple(seeds),
-                    planned=len(study.plan.runs_of(arm.name)),
+                    planned=len(study.plan.seeds_of(arm.name)),
                 )
             )
     return found
@@ -294,7 +294,7 @@ def alone_gaps(study: Study) -> list[AloneGap]:
                         in_sequence=float(np.mean([mine[seed, domain] for seed in seeds])),
                         by_itself=float(np.mean([pairs[seed] for seed in seeds])),
                         seeds=tuple(seeds),
-                        planned=len(study.plan.runs_of(arm.name)),
+                        planned=len(study.plan.seeds_of(arm.name)),
                     )
                 )
     return gaps
@@ -354,7 +354,7 @@ def interference_figures(study: Study) -> tuple[list[InterferenceFigure], list[s
     found: dict[str, dict[int, Interference]] = {}
     problems = []
     for result in study.results:
-        if result.status != "done":
+        if result.status != "done" or result.run.order not in ("", study.plan.shown_order):
             continue
         try:
             value = read_interference(result.folder / INTERFERENCE)

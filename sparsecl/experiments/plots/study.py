@@ -136,7 +136,7 @@ def study_figures(study: Study, comparison: Comparison, trends: Trends) -> list[
 
 def interval_text(study: Study, kind: str) -> str:
     """What a line or a band is, or that there is none: "95 % t interval over seeds"."""
-    seeds = max((len(study.done(arm.name)) for arm in study.plan.arms), default=0)
+    seeds = max((len(study.seeds_done(arm.name)) for arm in study.plan.arms), default=0)
     if seeds < MIN_SEEDS:
         return f"none ({MIN_SEEDS} seeds are needed)"
     return f"{100 * (1 - study.plan.analysis.alpha):g} % {kind}"

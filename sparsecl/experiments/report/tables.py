@@ -42,7 +42,7 @@ def arms_table(study: Study) -> Table:
             arm.kind,
             arm.density,
             arm.live,
-            len(study.done(arm.name)),
+            sum(result.status == "done" for result in study.of(arm.name)),
             len(study.of(arm.name)),
         )
         for arm in study.plan.arms
@@ -56,7 +56,7 @@ def status_table(study: Study) -> Table:
     columns = (ARM, *(Column(key=f"seed{s}", heading=f"seed {s}") for s in study.plan.seeds))
     rows = []
     for arm in study.plan.arms:
-        status = {result.run.seed: str(result.status) for result in study.of(arm.name)}
+        status = study.statuses(arm.name)
         rows.append((arm.name, *(status.get(seed) for seed in study.plan.seeds)))
     caption = "Runs by arm and seed. Only those that are done stand in any figure of this report."
     return Table(name="runs", caption=caption, columns=columns, rows=tuple(rows))
@@ -157,7 +157,7 @@ def means_table(study: Study, comparison: Comparison) -> Table:
     ]
     rows = []
     for arm in study.plan.arms:
-        row: list[Cell] = [arm.name, len(study.done(arm.name))]
+        row: list[Cell] = [arm.name, len(study.seeds_done(arm.name))]
         for column in columns[2:]:
             figure = comparison.figures[arm.name, column.key]
             row.append(figure.estimate.mean if figure.estimate else None)
@@ -212,7 +212,7 @@ def _cost_row(study: Study, comparison: Comparison, arm: Arm) -> tuple[Cell, ...
     replayed = [(r.summary or {}).get("replayed_tokens") for r in study.done(arm.name)]
     return (
         arm.name,
-        len(study.done(arm.name)),
+        len(study.seeds_done(arm.name)),
         seconds.mean if seconds else None,
         speed.mean if speed else None,
         arm.tokens,
@@ -275,7 +275,7 @@ def ends(interval: Interval | None) -> tuple[Cell, Cell]:
 
 def level_text(study: Study) -> str:
     """What the intervals of a table are, as far as the study has any."""
-    seeds = max((len(study.done(arm.name)) for arm in study.plan.arms), default=0)
+    seeds = max((len(study.seeds_done(arm.name)) for arm in study.plan.arms), default=0)
     if seeds < MIN_SEEDS:
         return f"There is no interval: {MIN_SEEDS} seeds are needed."
     return f"Intervals: {100 * (1 - study.plan.analysis.alpha):g} %, over seeds."

@@ -25,6 +25,7 @@ from sparsecl.experiments.study.study_plan import (
     failure_file,
     log_file,
     run_folder,
+    slug,
 )
 from sparsecl.files import write_json
 from sparsecl.metrics.results import read_ended
@@ -188,7 +189,9 @@ def run_options(folder: Path, plan: StudyPlan, run: Run) -> list[str]:
     Raises:
         UserError: the run that it needs is not done, or its losses are not known.
     """
-    settings = [f"seed={run.seed}", f"name={run.arm}-seed{run.seed}"]
+    settings = [f"seed={run.seed}", f"name={slug(run)}"]
+    if run.order:
+        settings.append(f"phases.order=[{', '.join(plan.orders[run.order])}]")
     if run.needs is not None:
         settings.append(f"phases.until_loss={_losses(folder, plan, run.needs)}")
     return [

@@ -4,6 +4,7 @@ import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 from sparsecl import config as configs
@@ -60,7 +61,7 @@ def make_plan(
         digest = study_digest(study)
         study = study if tuning is None else tuned_study(study, tuning)
         tuning = tuning or Tuning(config=tune, keys=tune.keys)
-    settings = [_seeded(setting, study.seeds[0]) for setting in study.settings]
+    settings = [_first(setting, study) for setting in study.settings]
     analysis = study.config.analysis
     made = list(controls(study.config.controls, settings, analysis.reference, price))
     all_of_them = [*settings, *(control.setting for control in made)]
@@ -86,7 +87,8 @@ def make_plan(
         seeds=study.seeds,
         analysis=analysis,
         arms=arms,
-        runs=tuple(_runs(arms, roles, study.seeds)),
+        runs=tuple(_runs(arms, roles, study)),
+        orders=study.orders,
         ds_config=str(study.ds_config),
         threads=threads,
         command=shlex.join(command),
@@ -142,6 +144,7 @@ def same_study(folder: Path, plan: StudyPlan) -> StudyPlan:
             *(f"arm {name} is gone" for name in sorted(before - now)),
             *(f"arm {name} is new" for name in sorted(now - before)),
             *([f"seeds {old.seeds} -> {plan.seeds}"] if old.seeds != plan.seeds else []),
+            *(["other orders of domains"] if old.orders != plan.orders else []),
             *_tune_changes(old.tuning, plan.tuning),
         ]
         differ = "the study that is tuned differs" if old.is_tuning else "the run configs differ"
@@ -171,8 +174,12 @@ def _tune_changes(old: Tuning | None, new: Tuning | None) -> list[str]:
     return configs.differences(before, now)
 
 
-def _seeded(setting: Setting, seed: int) -> Setting:
-    return replace(setting, config=replace(setting.config, seed=seed, name=setting.name))
+def _first(setting: Setting, study: ScaledStudy) -> Setting:
+    """The arm as it is run with the first seed, in the first order."""
+    config = replace(setting.config, seed=study.seeds[0], name=setting.name)
+    for order in list(study.orders.values())[:1]:
+        config = replace(config, phases=replace(config.phases, order=order))
+    return replace(setting, config=config)
 
 
 def _arm(
@@ -205,15 +212,18 @@ def _arm(
     )
 
 
-def _runs(arms: Sequence[Arm], roles: dict[str, Control], seeds: Sequence[int]) -> list[Run]:
-    """Seed by seed: a study that is stopped half-way has whole pairs."""
+def _runs(arms: Sequence[Arm], roles: dict[str, Control], study: ScaledStudy) -> list[Run]:
+    """Seed by seed, and order by order: a study that is stopped half-way has whole pairs."""
     runs = []
-    for seed in seeds:
+    for seed, order in product(study.seeds, study.orders or ("",)):
         for arm in arms:
+            own = arm.role == "alone"  # one domain has no order
+            if own and order != next(iter(study.orders), ""):
+                continue
+            run = Run(name="", arm=arm.name, seed=seed, order="" if own else order)
             control = roles.get(arm.name)
-            needs = f"{arm.of}/seed{seed}" if control and control.needs_losses else None
-            name = f"{arm.name}/seed{seed}"
-            runs.append(Run(name=name, arm=arm.name, seed=seed, needs=needs))
+            needs = f"{arm.of}/{run.place}" if control and control.needs_losses else None
+            runs.append(replace(run, name=f"{arm.name}/{run.place}", needs=needs))
     return runs
 
 
@@ -242,6 +252,7 @@ def _check_analysis(plan: StudyPlan, by_name: Mapping[str, RunConfig]) -> None:
 def _digest(by_name: dict[str, RunConfig], study: ScaledStudy) -> str:
     parts = {
         "arms": {name: configs.digest(config) for name, config in by_name.items()},
+        **({"orders": configs.to_dict(study.orders)} if study.orders else {}),
         "seeds": list(study.seeds),
         "ds_config": read_text(study.ds_config),
     }
@@ -252,8 +263,8 @@ def plan_text(plan: StudyPlan) -> str:
     """What will run, as a table for people."""
     left = max(3, *(len(arm.name) for arm in plan.arms))
     lines = [
-        f"{plan.name} ({plan.scale}): {len(plan.arms)} arms x {len(plan.seeds)} seeds = "
-        f"{len(plan.runs)} runs",
+        f"{plan.name} ({plan.scale}): {len(plan.arms)} arms x {len(plan.seeds)} seeds"
+        f"{f' x {len(plan.orders)} orders' if plan.orders else ''} = {len(plan.runs)} runs",
         "",
         f"{'arm':<{left}}  {'density':>8} {'live':>13} {'FLOPs/token':>12} {'tokens':>14} "
         f"{'steps':>7}",

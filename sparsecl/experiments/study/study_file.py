@@ -47,6 +47,13 @@ class ScaleConfig:
     ds_config: str | None = None
     """In place of the study's."""
 
+    base: str | None = None
+    """A run config laid over the base before `run`, relative to the current folder: for example
+    other data."""
+
+    orders: dict[str, tuple[str, ...]] | None = None
+    """In place of the study's."""
+
     tune: TuneConfig | None = None
     """In place of the study's."""
 
@@ -107,6 +114,10 @@ class StudyConfig:
     ds_config: str = "ds_configs/zero2.json"
     """DeepSpeed JSON, relative to the current folder."""
 
+    orders: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Name -> domain trained in each phase, as in phases.order: every run is made once in each of
+    these orders. Empty = in that of the run config."""
+
     arms: dict[str, Node] = field(default_factory=dict)
     """Name -> what the arm changes in the base config."""
 
@@ -124,7 +135,8 @@ class StudyConfig:
     that they are made of."""
 
     def __post_init__(self) -> None:
-        for key, names in (("name", [self.name]), ("arms", self.arms), ("scales", self.scales)):
+        named = {"name": [self.name], "arms": self.arms, "scales": self.scales}
+        for key, names in {**named, "orders": self.orders}.items():
             for name in names:
                 if not NAME.fullmatch(name):
                     raise ValueError(
@@ -155,6 +167,7 @@ class ScaledStudy:
     ds_config: Path
     seeds: tuple[int, ...]
     settings: tuple[Setting, ...]
+    orders: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def read_study(
@@ -179,11 +192,14 @@ def read_study(
     study = configs.load(StudyConfig, path)
     scale, size = _scale(study, scale, path)
     config = RunConfig()
-    for node, key in ((study.base, "base"), (size.run, f"scales.{scale}.run")):
-        if node is not None:
-            config = _laid(config, node, key)
-    if base is not None:  # a run config as it stands, which may have a name
-        config = _laid(config, configs.read_nodes(base, RunConfig), "", allowed=("name",))
+    if study.base is not None:
+        config = _laid(config, study.base, "base")
+    if size.base is not None:
+        config = _with_file(config, Path(size.base))
+    if size.run is not None:
+        config = _laid(config, size.run, f"scales.{scale}.run")
+    if base is not None:
+        config = _with_file(config, base)
     if overrides:
         root = empty_mapping("defaults")
         for text in overrides:
@@ -193,13 +209,45 @@ def read_study(
     if size.sizes:
         study, settings = _at_sizes(study, size.sizes, config, scale, path)
     study = replace(study, tune=size.tune or study.tune)
+    orders = study.orders if size.orders is None else size.orders
+    _check_orders(orders, settings, path)
     return ScaledStudy(
         config=study,
         scale=scale,
         ds_config=Path(size.ds_config or study.ds_config),
         seeds=_seeds(seeds or size.seeds or study.seeds),
         settings=tuple(settings),
+        orders=orders,
     )
+
+
+def _with_file(config: RunConfig, path: Path) -> RunConfig:
+    """`config` with a run config file laid over it as it stands; it may have a name."""
+    return _laid(config, configs.read_nodes(path, RunConfig), "", allowed=("name",))
+
+
+def _check_orders(
+    orders: dict[str, tuple[str, ...]], settings: Sequence[Setting], path: Path
+) -> None:
+    """Orders that the arms cannot all be run in."""
+    for name, order in orders.items():
+        key = f"{path}: orders.{name}"
+        if not NAME.fullmatch(name):
+            raise UserError(f"{key}: the name must be letters, digits, _ - .")
+        twin = next(other for other, known in orders.items() if known == order)
+        if twin != name:
+            raise UserError(f"{key}: is the same as {twin}; leave one out")
+        for setting in settings:
+            names = [domain.name for domain in setting.config.data.domains]
+            for domain in order:
+                if domain not in names:
+                    known = ", ".join(names)
+                    raise UserError(f"{key}: there is no domain {domain}; there are {known}")
+            if setting.config.phases.order:
+                raise UserError(
+                    f"{key}: {setting.name} has phases.order, so it would be run in no other; "
+                    "leave one of the two out"
+                )
 
 
 def _at_sizes(

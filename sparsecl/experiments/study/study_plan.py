@@ -4,7 +4,7 @@ A study folder:
 
     plan.json                   this file's StudyPlan
     configs/ARM.yaml            the resolved run config of an arm, for the first seed
-    runs/ARM/seedK/             run folders
+    runs/ARM/seedK/             run folders; ORDER-seedK in a study of several orders
     failures/ARM-seedK.json     how the last attempt of a run failed
     logs/ARM-seedK.txt          what its process printed
     report/                     what tools/report.py makes
@@ -144,17 +144,28 @@ class Run:
     """One arm with one seed."""
 
     name: str
-    """ARM/seedK."""
+    """ARM/seedK, or ARM/ORDER-seedK."""
 
     arm: str
     seed: int
+    order: str = ""
+    """Of the plan's orders; empty if it has none, or if the arm has a stream of its own."""
+
     needs: str | None = None
     """Name of a run that must be done before: its losses after each phase end those of this one."""
 
     def __post_init__(self) -> None:
         # A plan that somebody else has written may not name folders outside of the study's.
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.arm):
-            raise ValueError(f"arm: {self.arm!r} cannot name a folder")
+        for key in ("arm", "order"):
+            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", getattr(self, key) or "_"):
+                raise ValueError(f"{key}: {getattr(self, key)!r} cannot name a folder")
+        if not self.arm:
+            raise ValueError("arm is empty")
+
+    @property
+    def place(self) -> str:
+        """seedK or ORDER-seedK: the run among those of its arm."""
+        return f"{self.order}-seed{self.seed}" if self.order else f"seed{self.seed}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,9 +188,13 @@ class StudyPlan:
     command: str
     """The command line that planned it."""
 
+    orders: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Order of domains -> domain trained in each phase. Each seed is run in every order, and its
+    value is the mean over them. Empty: one order, that of the run configs."""
+
     digest: str
-    """Of the arms' run configs, the seeds and the DeepSpeed JSON; of a tuned study: of its arms
-    before the tuning, and of what it asks for."""
+    """Of the arms' run configs, the orders, the seeds and the DeepSpeed JSON; of a tuned study: of
+    its arms before the tuning, and of what it asks for."""
 
     tuning: Tuning | None = None
     """How the values of the arms were found, where the study is tuned; without arms before that,
@@ -197,6 +212,16 @@ class StudyPlan:
     def runs_of(self, arm: str) -> list[Run]:
         """In the order of the seeds."""
         return [run for run in self.runs if run.arm == arm]
+
+    def seeds_of(self, arm: str) -> list[int]:
+        """Seeds with which an arm is run."""
+        return list(dict.fromkeys(run.seed for run in self.runs_of(arm)))
+
+    @property
+    def shown_order(self) -> str:
+        """The first order: curves and matrices, which mean something in one order only, are of
+        its runs. Empty if there is one order."""
+        return next(iter(self.orders), "")
 
     def reference_of(self, arm: Arm) -> str:
         """Name of the arm that `arm` is compared with: the reference of its own size."""
@@ -280,7 +305,7 @@ def check_study(folder: Path, plan: StudyPlan) -> None:
 
 def run_folder(folder: Path, run: Run) -> Path:
     """STUDY/runs/ARM/seedK."""
-    return folder / "runs" / run.arm / f"seed{run.seed}"
+    return folder / "runs" / run.arm / run.place
 
 
 def arm_config(folder: Path, arm: str) -> Path:
@@ -290,7 +315,7 @@ def arm_config(folder: Path, arm: str) -> Path:
 
 def slug(run: Run) -> str:
     """ARM-seedK: for the files of one run that are not in its folder."""
-    return f"{run.arm}-seed{run.seed}"
+    return f"{run.arm}-{run.place}"
 
 
 def failure_file(folder: Path, run: Run) -> Path:

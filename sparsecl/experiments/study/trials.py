@@ -127,6 +127,7 @@ def study_digest(study: ScaledStudy) -> str:
     parts = {
         "arms": {setting.name: configs.digest(setting.config) for setting in study.settings},
         "controls": configs.to_dict(study.config.controls),
+        **({"orders": configs.to_dict(study.orders)} if study.orders else {}),
         "seeds": list(study.seeds),
         "ds_config": read_text(study.ds_config),
         "tune": configs.to_dict(asked(study)),
@@ -154,9 +155,10 @@ def check_tune(study: ScaledStudy) -> None:
                 raise UserError(
                     f"tune.on.order: there is no domain {name}; there are {', '.join(names)}"
                 )
-        if tune.on.order == (setting.config.phases.order or names):
+        tested = (*study.orders.values(),) or (setting.config.phases.order or names,)
+        if tune.on.order in tested:
             raise UserError(
-                f"tune.on.order: is the order in which {setting.name} is tested, and tuning must "
+                f"tune.on.order: is an order in which {setting.name} is tested, and tuning must "
                 "not see the test. Give another."
             )
     for key in tune.keys:

@@ -61,7 +61,7 @@ def test_every_arm_gets_every_point_on_every_seed(tmp_path):
     [
         ("seeds: [7, 8, 9]", "seeds: [7, 1]", "tune.on.seeds: 1 is a seed of the test too"),
         ("seeds: [7, 8, 9]", "seeds: [7, 7]", "tune.on: seeds must be .*distinct|seeds must be"),
-        ("order: [b, a]", "order: [a, b]", "tune.on.order: is the order in which dense is tested"),
+        ("order: [b, a]", "order: [a, b]", "tune.on.order: is an order in which dense is tested"),
         ("order: [b, a]", "order: [b, c]", "tune.on.order: there is no domain c; there are a, b"),
         (", order: [b, a]", "", "tune.on.order: is required"),
         (GRID, "optimizer.lrr: [1, 2]", "tune.keys.optimizer.lrr: unknown key; did you mean"),
@@ -94,7 +94,7 @@ def test_more_seeds_from_the_command_line_may_not_reach_those_of_the_tuning(tmp_
 def test_an_arm_that_is_tested_in_the_order_of_the_tuning_is_refused(tmp_path):
     more = "  turned: {topology: {density: 0.25}, phases: {order: [b, a]}}\n"
     path = study_file(tmp_path, "", ("tune:\n", f"{more}tune:\n"))
-    with pytest.raises(UserError, match="is the order in which turned is tested"):
+    with pytest.raises(UserError, match="is an order in which turned is tested"):
         planned(path)
 
 
