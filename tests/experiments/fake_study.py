@@ -213,7 +213,8 @@ def write_study(
             if key in failed or key in missing:
                 continue
             place.mkdir(parents=True)
-            plan_order = (-1,) if arm.role == "joint" else order
+            own = [domains.index(name) for name in plan.orders.get(run.order, ())] or order
+            plan_order = (-1,) if arm.role == "joint" else own
             records = run_records(arm, plan_order, domains, run.seed)
             write_lines(place / "scalars.jsonl", records[:-4] if key in begun else records)
             if key not in begun:
@@ -243,8 +244,15 @@ def study_plan(
         analysis=analysis,
         arms=tuple(_arm(arm, num_phases, arms[0]) for arm in arms),
         runs=tuple(
-            Run(name=f"{arm.name}/seed{seed}", arm=arm.name, seed=seed, needs=_needs(arm, seed))
+            Run(
+                name=f"{arm.name}/{order}{'-' if order else ''}seed{seed}",
+                arm=arm.name,
+                seed=seed,
+                order=order,
+                needs=_needs(arm, seed),
+            )
             for seed in seeds
+            for order in changes.get("orders") or ("",)
             for arm in arms
         ),
         ds_config="ds_configs/zero2.json",

@@ -20,6 +20,7 @@ from sparsecl.experiments.findings.frontier import (
     family_contrasts,
 )
 from sparsecl.experiments.findings.optima import NOT_A_SETTING, SizeTrend, size_trends
+from sparsecl.experiments.findings.orders import OrderEffect, order_effects
 from sparsecl.experiments.study.measures import MEASURES, learned_losses
 from sparsecl.experiments.study.study_plan import Arm
 from sparsecl.metrics.crossover import Crossover, crossover, moving_average
@@ -123,6 +124,7 @@ class Trends:
     family_contrasts: tuple[FamilyContrast, ...]
     stops: tuple[Stop, ...]
     alone: tuple[AloneGap, ...]
+    orders: tuple[OrderEffect, ...]
     interference: tuple[InterferenceFigure, ...]
     interference_problems: tuple[str, ...]
 
@@ -140,6 +142,7 @@ def trends(study: Study) -> Trends:
         family_contrasts=tuple(family_contrasts(study, over_rates)),
         stops=tuple(stops(study)),
         alone=tuple(alone_gaps(study)),
+        orders=tuple(order_effects(study)),
         interference=tuple(interference),
         interference_problems=tuple(problems),
     )

@@ -184,6 +184,39 @@ def crossover_table(study: Study, trends: Trends) -> Table:
     return Table(name="crossover", caption=caption, columns=columns, rows=tuple(rows))
 
 
+def orders_table(study: Study, trends: Trends) -> Table:
+    """The planned contrasts in each order of the domains, and over all."""
+    columns = (
+        ARM,
+        Column(key="against", heading="minus"),
+        Column(key="metric", heading="metric"),
+        Column(key="order", heading="order"),
+        SEEDS,
+        Column(key="difference", heading="difference"),
+        Column(key="low", heading="interval", pair=True),
+        Column(key="high", heading="high"),
+        Column(key="method", heading="method"),
+    )
+    rows = tuple(
+        (
+            one.arm,
+            one.against,
+            one.measure,
+            one.order or "all",
+            len(one.differences),
+            one.mean,
+            *ends(one.interval),
+            None if one.interval is None else one.interval.method,
+        )
+        for one in trends.orders
+    )
+    caption = (
+        "Planned contrasts within each order of the domains (Student's t over seeds), and over all "
+        f"with seeds and orders resampled (hierarchical bootstrap). {level_text(study)}"
+    )
+    return Table(name="orders", caption=caption, columns=columns, rows=rows)
+
+
 def pareto_table(trends: Trends) -> Table:
     """Membership of every front."""
     columns = (

@@ -163,6 +163,18 @@ def _tests(m: Material) -> str:
     return f"{text}<h3>Primary measure</h3>\n{primary}{more}"
 
 
+def _orders(m: Material) -> str:
+    orders = m.study.plan.orders
+    if not orders:
+        return ""
+    lines = [f"{name}: {', '.join(order)}" for name, order in orders.items()]
+    return (
+        paragraph("Every seed was run in each of these orders, and counts with the mean over them:")
+        + bullets(lines)
+        + m.table(results.orders_table(m.study, m.trends))
+    )
+
+
 def _controls(m: Material) -> str:
     body = "".join(
         map(
@@ -286,6 +298,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Material], str]], ...] = (
     ("curves", "Forgetting curves", _curves),
     ("matrices", "Loss matrices", _matrices),
     ("tests", "Planned tests", _tests),
+    ("orders", "By order of the domains", _orders),
     ("controls", "Controls", _controls),
     ("crossover", "Crossover", _crossover),
     ("pareto", "What learning costs against what is kept", _pareto),

@@ -31,6 +31,17 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,80}")
 
 
 @dataclass(frozen=True, kw_only=True)
+class GridConfig:
+    """Arms made of axes; the first level of every axis is its centre."""
+
+    design: Literal["one_at_a_time", "factorial"]
+    """one_at_a_time: the centre, and every other level alone; factorial: every combination."""
+
+    axes: dict[str, dict[str, Node]]
+    """Axis -> level -> what it changes in the base config."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScaleConfig:
     """One size at which a study can run."""
 
@@ -54,19 +65,11 @@ class ScaleConfig:
     orders: dict[str, tuple[str, ...]] | None = None
     """In place of the study's."""
 
-    tune: TuneConfig | None = None
+    grids: tuple[GridConfig, ...] | None = None
     """In place of the study's."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class GridConfig:
-    """Arms made of axes; the first level of every axis is its centre."""
-
-    design: Literal["one_at_a_time", "factorial"]
-    """one_at_a_time: the centre, and every other level alone; factorial: every combination."""
-
-    axes: dict[str, dict[str, Node]]
-    """Axis -> level -> what it changes in the base config."""
+    tune: TuneConfig | None = None
+    """In place of the study's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +208,7 @@ def read_study(
         for text in overrides:
             override(root, text)
         config = _laid(config, root, "")
+    study = replace(study, grids=study.grids if size.grids is None else size.grids)
     settings = _settings(study, config, path)
     if size.sizes:
         study, settings = _at_sizes(study, size.sizes, config, scale, path)
