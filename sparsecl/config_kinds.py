@@ -11,7 +11,8 @@ RUN = frozenset(
     "precision parallel speed eval audit plasticity checkpoint log health".split()
 )
 STUDY = frozenset(
-    "name question base scales seeds ds_config arms labels grids controls tune analysis".split()
+    "name question base scales seeds orders ds_config arms labels grids controls tune "
+    "analysis".split()
 )
 DEEPSPEED = frozenset(
     "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps "

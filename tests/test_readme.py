@@ -244,14 +244,15 @@ def sweep_tool(arguments: list[str], workspace: Workspace) -> None:
     """Planned as it stands; a small one is run by tests/launch/test_sweep.py."""
     words = [word for word in arguments if word != "--dry_run"]
     output = workspace.run(sys.executable, "launch/sweep.py", *words, "--dry_run")
-    assert "16 arms x 8 seeds = 128 runs" in output
+    runs = "8 seeds x 2 orders = 144 runs" if "100m" in words else "8 seeds = 72 runs"
+    assert f"9 arms x {runs}" in output
     if "--where" in words:
-        assert "sbatch" in output and "--array=0-10,16-26," in output
+        assert "sbatch" in output and "--array=0-23 " in output  # its tuning comes first
 
 
 def plan_tool(arguments: list[str], workspace: Workspace) -> None:
     output = workspace.run(sys.executable, "tools/plan.py", *arguments)
-    assert "16 arms, 128 runs, each on 1 x H100" in output
+    assert "9 arms, 168 runs, each on 1 x H100" in output
     assert re.search(r"^In all: [\d,.]+ GPU-hours", output, re.MULTILINE)
 
 

@@ -14,7 +14,7 @@ def words(tuning: Tuning) -> str:
     trials = len(tuning.arms[0].trials) if tuning.arms else 0
     lines = [
         f"Each arm got {trials} trials, each on the seeds {_list(asked.on.seeds)} in the order "
-        f"{_list(asked.on.order)}: neither is used by the test. In all {tuning.runs:,} runs, "
+        f"{_list(asked.on.domains)}: neither is used by the test. In all {tuning.runs:,} runs, "
         f"{tuning.tokens:,} tokens and {tuning.flops:.3g} FLOPs, beside those of the test.",
         f"Taken is the best mean of {asked.by} ({found.unit}, {found.better} is better). Values "
         "are as good as the best where their mean difference from it, seed by seed, is at most its "

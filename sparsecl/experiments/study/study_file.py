@@ -18,6 +18,7 @@ from sparsecl import config as configs
 from sparsecl.config_nodes import empty_mapping, fail, join, override
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import UserError
+from sparsecl.experiments.study.orders import Order, named
 from sparsecl.experiments.study.study_plan import AnalysisConfig, at_size
 from sparsecl.experiments.study.tune import TuneConfig
 
@@ -62,7 +63,7 @@ class ScaleConfig:
     """A run config laid over the base before `run`, relative to the current folder: for example
     other data."""
 
-    orders: dict[str, tuple[str, ...]] | None = None
+    orders: dict[str, Order] | None = None
     """In place of the study's."""
 
     grids: tuple[GridConfig, ...] | None = None
@@ -117,9 +118,9 @@ class StudyConfig:
     ds_config: str = "ds_configs/zero2.json"
     """DeepSpeed JSON, relative to the current folder."""
 
-    orders: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Name -> domain trained in each phase, as in phases.order: every run is made once in each of
-    these orders. Empty = in that of the run config."""
+    orders: dict[str, Order] = field(default_factory=dict)
+    """Name -> domain trained in each phase, or a word for it (study/orders.py): every run is made
+    once in each of these orders. Empty = in that of the run config."""
 
     arms: dict[str, Node] = field(default_factory=dict)
     """Name -> what the arm changes in the base config."""
@@ -212,8 +213,12 @@ def read_study(
     settings = _settings(study, config, path)
     if size.sizes:
         study, settings = _at_sizes(study, size.sizes, config, scale, path)
-    study = replace(study, tune=size.tune or study.tune)
-    orders = study.orders if size.orders is None else size.orders
+    domains = [domain.name for domain in settings[0].config.data.domains]
+    study = replace(study, tune=_named_tuning(size.tune or study.tune, domains))
+    orders = {
+        name: named(order, domains, f"{path}: orders.{name}")
+        for name, order in (study.orders if size.orders is None else size.orders).items()
+    }
     _check_orders(orders, settings, path)
     return ScaledStudy(
         config=study,
@@ -230,10 +235,17 @@ def _with_file(config: RunConfig, path: Path) -> RunConfig:
     return _laid(config, configs.read_nodes(path, RunConfig), "", allowed=("name",))
 
 
+def _named_tuning(tune: TuneConfig | None, domains: Sequence[str]) -> TuneConfig | None:
+    if tune is None:
+        return None
+    order = named(tune.on.order, domains, "tune.on.order")
+    return replace(tune, on=replace(tune.on, order=order))
+
+
 def _check_orders(
     orders: dict[str, tuple[str, ...]], settings: Sequence[Setting], path: Path
 ) -> None:
-    """Orders that the arms cannot all be run in."""
+    """Orders that would be no factor of this study."""
     for name, order in orders.items():
         key = f"{path}: orders.{name}"
         if not NAME.fullmatch(name):
@@ -242,11 +254,6 @@ def _check_orders(
         if twin != name:
             raise UserError(f"{key}: is the same as {twin}; leave one out")
         for setting in settings:
-            names = [domain.name for domain in setting.config.data.domains]
-            for domain in order:
-                if domain not in names:
-                    known = ", ".join(names)
-                    raise UserError(f"{key}: there is no domain {domain}; there are {known}")
             if setting.config.phases.order:
                 raise UserError(
                     f"{key}: {setting.name} has phases.order, so it would be run in no other; "

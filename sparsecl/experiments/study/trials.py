@@ -15,6 +15,7 @@ from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import UserError
 from sparsecl.experiments.study import pairing
 from sparsecl.experiments.study.controls import Priced
+from sparsecl.experiments.study.orders import named
 from sparsecl.experiments.study.study_file import GIVEN, ScaledStudy, Setting
 from sparsecl.experiments.study.study_plan import Arm, Run, StudyPlan
 from sparsecl.experiments.study.tune import (
@@ -103,7 +104,7 @@ def trial_name(arm: str, values: Mapping[str, float]) -> str:
 def trial_config(setting: Setting, tune: TuneConfig, values: Values, name: str) -> RunConfig:
     """An arm's config with the values of a trial, on what trials run on."""
     config = with_values(setting.config, values)
-    phases = replace(config.phases, order=tune.on.order)
+    phases = replace(config.phases, order=tune.on.domains)
     return replace(config, phases=phases, seed=tune.on.seeds[0], name=name)
 
 
@@ -150,13 +151,9 @@ def check_tune(study: ScaledStudy) -> None:
         )
     for setting in study.settings:
         names = tuple(domain.name for domain in setting.config.data.domains)
-        for name in tune.on.order:
-            if name not in names:
-                raise UserError(
-                    f"tune.on.order: there is no domain {name}; there are {', '.join(names)}"
-                )
+        named(tune.on.domains, names, "tune.on.order")
         tested = (*study.orders.values(),) or (setting.config.phases.order or names,)
-        if tune.on.order in tested:
+        if tune.on.domains in tested:
             raise UserError(
                 f"tune.on.order: is an order in which {setting.name} is tested, and tuning must "
                 "not see the test. Give another."
@@ -231,7 +228,7 @@ def tuning_text(study: ScaledStudy, trials: StudyPlan, test: StudyPlan) -> str:
         f"tuning by {tune.by}: {num_points} trials of each of {len(study.settings)} arms x "
         f"{num_seeds} seeds = {len(trials.runs)} runs, {tokens:,} tokens, {flops:.3e} FLOPs",
         *(f"  {key}: {', '.join(f'{v:g}' for v in values)}" for key, values in tune.keys.items()),
-        f"  seeds {', '.join(map(str, tune.on.seeds))}; order {', '.join(tune.on.order)}",
+        f"  seeds {', '.join(map(str, tune.on.seeds))}; order {', '.join(tune.on.domains)}",
         "  a best value at an end of its range: one more value beyond, for every arm, once",
         f"test: {len(test.runs)} runs, {test_tokens:,} tokens, {test_flops:.3e} FLOPs",
     ]

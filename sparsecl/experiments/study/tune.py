@@ -17,6 +17,7 @@ from sparsecl.config_nodes import empty_mapping, override
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import UserError
 from sparsecl.experiments.study.measures import MEASURES
+from sparsecl.experiments.study.orders import Order
 
 Number = int | float
 Values = dict[str, Number]
@@ -32,14 +33,20 @@ class TuneOn:
     seeds: tuple[int, ...]
     """Each trial is run once with each."""
 
-    order: tuple[str, ...]
-    """Domain trained in each phase."""
+    order: Order
+    """Domain trained in each phase, or a word for it (study/orders.py)."""
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds must be at least one, >= 0 and distinct, got {self.seeds}")
         if not self.order:
             raise ValueError("order is empty; name the domain of each phase")
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The order by name, as it stands in a study that is read."""
+        assert not isinstance(self.order, str), "a study that is read has no words for orders"
+        return self.order
 
 
 @dataclass(frozen=True, kw_only=True)

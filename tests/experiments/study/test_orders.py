@@ -85,7 +85,7 @@ def test_a_scale_may_bring_orders_grids_and_a_file(tmp_path):
         ("{steps: 5}", "{steps: 5, order: [b, a]}", "dense has phases.order"),
         (
             "seeds: 2",
-            "seeds: 2\ntune: {keys: {optimizer.lr: [0.1, 0.2]}, on: {seeds: [9], order: [c, b, a]}}",
+            "seeds: 2\ntune: {keys: {optimizer.lr: [0.1, 0.2]}, on: {seeds: [9], order: reversed}}",
             "tune.on.order: is an order in which dense is tested",
         ),
     ],
@@ -93,3 +93,9 @@ def test_a_scale_may_bring_orders_grids_and_a_file(tmp_path):
 def test_what_cannot_be_run_is_refused(tmp_path, old, new, message):
     with pytest.raises(UserError, match=message):
         planned(tmp_path, (old, new))
+
+
+def test_words_fit_any_data(tmp_path):
+    words = "orders: {one: given, two: reversed, three: interleaved}"
+    plan, _ = planned(tmp_path, ("orders: {given: [a, b, c], turned: [c, b, a]}", words))
+    assert list(plan.orders.values()) == [("a", "b", "c"), ("c", "b", "a"), ("b", "a", "c")]

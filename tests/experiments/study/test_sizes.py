@@ -179,7 +179,7 @@ def test_the_report_shows_it(study, tmp_path):
 @pytest.mark.parametrize("scale, sizes", [("demo", 3), ("100m_to_1b", 3)])
 def test_experiment_4_is_laid_out(scale, sizes):
     study = read_study(EXP4, scale=scale)
-    assert len(study.settings) == 6 * sizes
+    assert len(study.settings) == 4 * sizes
     shapes = {setting.size: setting.config.model.resolved() for setting in study.settings}
     assert len({shape.width for shape in shapes.values()}) == sizes
     # What must be equal for losses to be comparable across sizes.

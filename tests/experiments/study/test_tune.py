@@ -209,7 +209,10 @@ def test_the_block_of_the_readme_tunes_the_first_experiment(tmp_path):
     readme = (ROOT / "README.md").read_text()
     (block,) = re.findall(r"^```yaml\n(tune:\n.*?)^```", readme, re.DOTALL | re.MULTILINE)
     path = tmp_path / "study.yaml"
-    path.write_text((ROOT / "launch" / "experiments" / "exp1_density.yaml").read_text() + block)
+    exp1 = (ROOT / "launch" / "experiments" / "exp1_density.yaml").read_text()
+    without = re.sub(r"^    tune:.*\n(      .*\n)+", "", exp1, flags=re.MULTILINE)
+    assert "tune:" not in without
+    path.write_text(without + block)
     study = read_study(path)
     check_tune(study)
     assert len(points(study.config.tune.keys)) == 4 and study.config.tune.by == "final_loss"
