@@ -93,8 +93,8 @@ def base_config(study: Study) -> str:
     return listing(title, text)
 
 
-def repeat(study: Study) -> str:
-    """Commands, commits and versions."""
+def origins(study: Study) -> list[tuple[str, str]]:
+    """What made the runs, name and value: digest, commits, versions; several where they differ."""
     commits: Counter[str] = Counter()
     versions: dict[str, set[str]] = {}
     for result in study.results:
@@ -103,18 +103,24 @@ def repeat(study: Study) -> str:
             commits[str(found.get("commit") or "unknown")] += 1
             for name, value in (found.get("versions") or {}).items():
                 versions.setdefault(str(name), set()).add(str(value))
-    many = len(commits) > 1
     pairs = [("plan digest", study.plan.digest), ("DeepSpeed config", study.plan.ds_config)]
     pairs += [
-        ("commit", f"{name} ({count} runs)" if many else name)
+        ("commit", f"{name} ({count} runs)" if len(commits) > 1 else name)
         for name, count in sorted(commits.items())
     ]
     pairs += [(name, ", ".join(sorted(found))) for name, found in sorted(versions.items())]
-    mixed = [name for name, found in versions.items() if len(found) > 1]
+    return pairs
+
+
+def repeat(study: Study) -> str:
+    """Commands, commits and versions."""
+    pairs = origins(study)
+    commits = sum(name == "commit" for name, _ in pairs)
+    mixed = commits > 1 or any(", " in value for name, value in pairs)
     warning = (
-        ""
-        if not mixed and not many
-        else paragraph("Runs were made with unequal code or packages: compare with care.")
+        paragraph("Runs were made with unequal code or packages: compare with care.")
+        if mixed
+        else ""
     )
     command = html.escape(study.plan.command)
     return (

@@ -39,7 +39,7 @@ def write_report(study: Study, folder: Path) -> Path:
         made = temporary / "new"
         made.mkdir()
         _fill(study, made)
-        _put(made, folder, aside=temporary / "old")
+        replace_folder(made, folder, aside=temporary / "old")
     return folder / PAGE
 
 
@@ -82,8 +82,8 @@ def _table(table: Table, folder: Path) -> None:
     (folder / f"{table.name}.tex").write_text(as_latex(table), encoding="utf-8")
 
 
-def _put(made: Path, folder: Path, *, aside: Path) -> None:
-    """Rename `made` to `folder`. An older report is moved aside first, and back if that fails."""
+def replace_folder(made: Path, folder: Path, *, aside: Path) -> None:
+    """Rename `made` to `folder`. An older one is moved aside first, and back if that fails."""
     if not folder.exists():
         os.replace(made, folder)
         return

@@ -1,0 +1,91 @@
+"""The small part of a report that a repository keeps, so that a number can be checked years later:
+
+README.md       question, answer, command, commit, versions
+plan.json       arms, seeds, analysis; the curves of the tuning
+tables/*.csv    every table of the report, seeds.csv (each run) and trials.csv among them
+figures/*.png   the figures named in FIGURES
+
+No runs and no checkpoints: the command makes them again.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from sparsecl import config as configs
+from sparsecl.errors import CannotCreateError, UserError
+from sparsecl.experiments.findings.collect import Study
+from sparsecl.experiments.findings.compare import compare
+from sparsecl.experiments.findings.trends import trends
+from sparsecl.experiments.plots.study import study_figures
+from sparsecl.experiments.plots.style import save_png
+from sparsecl.experiments.report import answer
+from sparsecl.experiments.report.sections import Material, sections
+from sparsecl.experiments.report.setting import origins
+from sparsecl.experiments.report.table import as_csv
+from sparsecl.experiments.report.write import replace_folder
+from sparsecl.experiments.study.study_plan import PLAN
+from sparsecl.files import temporary_folder, writing
+from sparsecl.opening import is_folder
+
+FIGURES = ("tuning", "frontier", "arms", "density", "crossover", "core", "drift", "pareto")
+
+
+def publish(study: Study, folder: Path) -> Path:
+    """Write the folder, in the place of an older one.
+
+    Returns:
+        The README inside it.
+
+    Raises:
+        UserError: runs are still to come, so there is nothing to keep yet.
+        CannotCreateError, StorageError: it cannot be written, or holds something else.
+    """
+    counts = study.counts()
+    if counts["begun"] or counts["missing"]:
+        raise UserError(
+            f"--publish: {counts['begun'] + counts['missing']} of {len(study.results)} runs are "
+            "still to come; finish the study first"
+        )
+    if os.path.lexists(folder) and not (is_folder(folder) and (folder / PLAN).is_file()):
+        if not is_folder(folder) or any(folder.iterdir()):
+            raise CannotCreateError(f"--publish {folder}: holds something else; name another")
+    with temporary_folder(folder) as temporary, writing(folder):
+        made = temporary / "new"
+        made.mkdir()
+        _fill(study, made)
+        replace_folder(made, folder, aside=temporary / "old")
+    return folder / "README.md"
+
+
+def _fill(study: Study, folder: Path) -> None:
+    comparison, found = compare(study), trends(study)
+    plan = json.dumps(configs.to_dict(study.plan), indent=1)
+    (folder / PLAN).write_text(plan + "\n", encoding="utf-8")
+    (folder / "figures").mkdir()
+    shown = [one for one in study_figures(study, comparison, found) if one.name in FIGURES]
+    for one in shown:
+        save_png(one.figure, folder / "figures" / f"{one.name}.png")
+    material = Material(study, comparison, found, {})
+    sections(material)
+    (folder / "tables").mkdir()
+    for table in material.tables.values():
+        (folder / "tables" / f"{table.name}.csv").write_text(as_csv(table), encoding="utf-8")
+    lines = [
+        f"# {study.plan.name}, {study.plan.scale}",
+        study.plan.question,
+        f"**{answer.headline(study, comparison)}**",
+        _bullets(answer.sentences(study, comparison)),
+        "What to hold against it:",
+        _bullets(answer.cautions(study, comparison, found)),
+        *(f"![{one.caption}](figures/{one.name}.png)" for one in shown),
+        "Every number is in `tables/`: `seeds.csv` has each run. It was made by",
+        f"```bash\n{study.plan.command}\n```",
+        _bullets([f"{name}: {value}" for name, value in origins(study)]),
+    ]
+    text = "\n\n".join(line for line in lines if line)
+    (folder / "README.md").write_text(text + "\n", encoding="utf-8")
+
+
+def _bullets(lines: list[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)

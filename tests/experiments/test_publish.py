@@ -1,0 +1,46 @@
+"""What a repository keeps of a study: small, whole or absent, and enough to recompute it all."""
+
+import csv
+import re
+
+import numpy as np
+import pytest
+
+from sparsecl.errors import CannotCreateError, UserError
+from sparsecl.experiments.findings.collect import collect
+from sparsecl.experiments.report.publish import publish
+from sparsecl.experiments.study.study_plan import read_plan
+from tests.experiments.fake_study import FakeArm, write_study
+
+ARMS = (FakeArm(name="dense", kind="dense", density=1.0), FakeArm(name="er", forgets=0.2))
+
+
+def test_every_number_can_be_made_again_from_what_is_kept(tmp_path):
+    study = collect(write_study(tmp_path / "s", ARMS))
+    text = publish(study, tmp_path / "kept").read_text()
+    assert read_plan(tmp_path / "kept") == study.plan
+    with open(tmp_path / "kept" / "tables" / "seeds.csv") as file:
+        rows = list(csv.DictReader(file))
+    f_last = {(row["arm"], int(row["seed"])): float(row["F_last"]) for row in rows}
+    assert len(f_last) == 16
+    mean = np.mean([f_last["er", seed] - f_last["dense", seed] for seed in range(8)])
+    (told,) = re.findall(r"er minus dense, F_last: ([+-][\d.]+) nats", text)
+    assert float(told) == pytest.approx(mean, rel=1e-3)
+    for name in re.findall(r"\((figures/\w+\.png)\)", text):
+        assert (tmp_path / "kept" / name).stat().st_size > 1000
+    for word in ("python launch/study.py --config studies/fake.yaml", "commit: 0123abcd"):
+        assert word in text
+    again = publish(study, tmp_path / "kept")  # in the place of the older one
+    assert again.read_text() == text
+    assert sum(f.stat().st_size for f in (tmp_path / "kept").rglob("*.*")) < 1_000_000
+
+
+def test_what_is_not_done_or_not_ours_is_left_alone(tmp_path):
+    study = collect(write_study(tmp_path / "s", ARMS, missing=[("er", 3)]))
+    with pytest.raises(UserError, match="1 of 16 runs are still to come"):
+        publish(study, tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "letter.txt").write_text("mine")
+    with pytest.raises(CannotCreateError, match="holds something else"):
+        publish(collect(write_study(tmp_path / "t", ARMS)), tmp_path / "other")
