@@ -112,6 +112,16 @@ def test_the_runs_by_seed_are_those_of_the_records(made):
         assert float(row["NF"]) == pytest.approx(np.mean(shares))
 
 
+def test_each_arm_has_its_training_tokens_per_live_parameter(made):
+    study, report, page = made
+    assert "tokens per live parameter" in page.tables["arms"][0]
+    for row in table(report, "arms"):
+        arm = study.plan.arm(row["arm"])
+        share = arm.tokens / int(row["live_parameters"])
+        assert float(row["tokens_per_live_parameter"]) == share
+    assert "forgetting is strong near capacity" in page.text
+
+
 def test_means_tests_and_matrices_follow_from_the_runs(made):
     study, report, _ = made
     runs = {arm: {} for arm in ("dense", "er", "er.narrow")}

@@ -273,6 +273,9 @@ DEFINITIONS = (
     "learned_loss: mean of L[l(i), i] over all trained domains. first_loss: the loss on the domain "
     "of the first phase at its end. learning_area: area under the loss of a domain over its own "
     "phase, divided by the tokens of the phase; mean over phases.",
+    "Tokens per live parameter (training tokens of one run over live parameters, as planned) say "
+    "how near a model is to its capacity: forgetting is strong near capacity, and a sparse net has "
+    "less capacity.",
     "Crossover: the phase at which the accumulated disadvantage of the arm begins to shrink, if "
     "the phases before it are reliably worse and those from it on reliably better.",
 )

@@ -30,6 +30,12 @@ def arms_table(study: Study) -> Table:
         Column(key="kind", heading="topology"),
         Column(key="density", heading="density"),
         Column(key="live_parameters", heading="live parameters"),
+        Column(
+            key="tokens_per_live_parameter",
+            heading="tokens per live parameter",
+            digits=3,
+            significant=True,
+        ),
         Column(key="done", heading="runs done"),
         Column(key="planned", heading="of"),
     )
@@ -42,6 +48,7 @@ def arms_table(study: Study) -> Table:
             arm.kind,
             arm.density,
             arm.live,
+            arm.tokens / arm.live if arm.live else None,
             sum(result.status == "done" for result in study.of(arm.name)),
             len(study.of(arm.name)),
         )

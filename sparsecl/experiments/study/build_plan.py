@@ -267,11 +267,11 @@ def plan_text(plan: StudyPlan) -> str:
         f"{f' x {len(plan.orders)} orders' if plan.orders else ''} = {len(plan.runs)} runs",
         "",
         f"{'arm':<{left}}  {'density':>8} {'live':>13} {'FLOPs/token':>12} {'tokens':>14} "
-        f"{'steps':>7}",
+        f"{'steps':>7} {'tokens/live':>11}",
     ]
     lines += [
         f"{arm.name:<{left}}  {arm.density:>8.4f} {arm.live:>13,} {arm.flops_per_token:>12.3e} "
-        f"{arm.tokens:>14,} {arm.steps:>7,}"
+        f"{arm.tokens:>14,} {arm.steps:>7,} {arm.tokens / max(1, arm.live):>11.3g}"
         for arm in plan.arms
     ]
     tokens = sum(plan.arm(run.arm).tokens for run in plan.runs)

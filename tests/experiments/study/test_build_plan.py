@@ -84,6 +84,8 @@ def test_counts_stand_in_the_plan(planned):
     assert (sparse.steps, sparse.tokens) == (10, 10 * 16 * 16)
     text = plan_text(plan)
     assert "4 arms x 2 seeds = 8 runs" in text and "sparse.stopped_early" in text
+    line = next(line for line in text.splitlines() if line.startswith("sparse "))
+    assert float(line.split()[-1]) == pytest.approx(2560 / sparse.live, rel=0.01)
 
 
 def test_a_study_folder_keeps_its_study(planned, tmp_path):
