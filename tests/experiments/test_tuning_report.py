@@ -47,6 +47,28 @@ def test_the_curves_are_those_of_the_runs(made):
     assert 'id="figure-tuning"' in page and 'id="tuning"' in page
 
 
+def test_every_run_of_the_tuning_is_there_to_the_last_bit(made):
+    folder, _ = made
+    losses = {**last_losses(folder / "tuning"), **last_losses(folder / "tuning_wider")}
+    rows = table(folder, "trials")
+    assert len(rows) == 8 * 3 and {row["status"] for row in rows} == {"done"}
+    trials = {(row["arm"], row["optimizer.lr"]): row for row in table(folder, "tuning")}
+    for row in rows:
+        assert row["final_loss"] == trials[row["arm"], row["optimizer.lr"]][f"seed{row['seed']}"]
+        seen = losses[row["arm"], float(row["optimizer.lr"])][int(row["seed"])]
+        assert float(row["final_loss"]) == pytest.approx(seen)
+
+
+def test_the_trials_are_the_frontier(made):
+    folder, page = made
+    assert "The points are trials of the tuning" in page and "24 of 24 trial runs are done" in page
+    rows = table(folder, "families")
+    assert [(row["family"], row["taken"], row["edge"]) for row in rows] == [
+        ("dense", "0.002", "no"),
+        ("sparse", "0.008", "yes"),
+    ]
+
+
 def test_what_was_taken_and_that_it_lies_at_the_end_is_said(made):
     folder, page = made
     dense, sparse = table(folder, "tuned")

@@ -1,11 +1,14 @@
-"""Learning against forgetting over learning rates, where a study has a grid over the rate.
+"""Learning against forgetting over learning rates, where a study has tried several.
 
 Arms that differ in optimizer.lr and in nothing else are one family; two rates or more make its
-frontier (metrics/frontier.py). Each family is compared with that of the reference:
+frontier (metrics/frontier.py). In a study that is tuned over the rate these are the trials of each
+arm, on the seeds and in the order of the tuning; of other tuned keys they have the values that were
+taken. Each family is compared with that of the reference:
 
     equal loss    F_last at equal learned loss: what is left when the rate is taken out
     best rates    F_last, learned loss and final loss, each family at the rate of its lowest mean
-                  final loss. Chosen on the seeds that are compared, so it flatters both
+                  final loss. Chosen on the seeds that are compared, so it flatters both. Not made
+                  of trials: the test is that comparison, on seeds that chose nothing
     one rate      F_last at each rate that both have: mostly a measurement of the rate
 
 None of it is planned. Holm's method corrects over the families, within each of the rows above and
@@ -20,14 +23,19 @@ import numpy as np
 
 from sparsecl.experiments.findings.collect import Study
 from sparsecl.experiments.findings.compare import stream
+from sparsecl.experiments.findings.tuned import read_trials
 from sparsecl.experiments.study.study_plan import Arm
+from sparsecl.experiments.study.trials import trial_name
+from sparsecl.experiments.study.tune import TunedArm, Tuning
 from sparsecl.metrics.bootstrap import FloatArray
 from sparsecl.metrics.frontier import GRID, Frontier, common_range, equal_loss, frontier
 from sparsecl.metrics.multiplicity import holm
 from sparsecl.metrics.significance import ContrastTest, pair, paired_test, unpaired_test
 from sparsecl.metrics.table import number
 
-RATE = "optimizer.lr: "
+KEY = "optimizer.lr"
+
+RATE = f"{KEY}: "
 """How a difference of the learning rate begins (`Arm.differences`)."""
 
 LEARNED, FORGOTTEN, BEST_BY = "learned_loss", "F_last", "final_loss"
@@ -69,12 +77,23 @@ class Family:
     frontiers: dict[int, Frontier]
     """By seed; those with fewer than 2 points have none."""
     best: float | None
-    """Rate of the lowest mean final loss, among those that lost fewest runs."""
+    """Rate of the lowest mean final loss, among those that lost fewest runs; None of trials."""
+    label: str
+    """For legends."""
+    trials: Study | None = None
+    """Where its runs are trials: all of these, as a study."""
+    taken: float | None = None
+    """Of trials: the rate that is frozen for the test."""
+
+    @property
+    def chosen(self) -> float | None:
+        """The rate that stands for the family: taken by the tuning, or else the best."""
+        return self.best if self.taken is None else self.taken
 
     @property
     def at_edge(self) -> bool:
-        """The best rate is the lowest or the highest one: a better one may lie beyond."""
-        return self.best is not None and self.best in (self.rates[0], self.rates[-1])
+        """The chosen rate is the lowest or the highest one: a better one may lie beyond."""
+        return self.chosen in (self.rates[0], self.rates[-1])
 
     def arm(self, rate: float) -> str:
         """Name of the arm with this rate; it must be there."""
@@ -111,8 +130,15 @@ class FamilyContrast:
     """The reason if there is no test."""
 
 
-def families(study: Study) -> list[Family]:
-    """The families of two rates or more, in the order of the plan."""
+def families(study: Study, trials: Study | None = None) -> list[Family]:
+    """The families of two rates or more, in the order of the plan.
+
+    Args:
+        trials: of its tuning (`read_trials`), where they are read already.
+    """
+    if tuned_over_rate(study):
+        trials = read_trials(study) if trials is None else trials
+        return [] if trials is None else _tried(study, trials)
     grouped: dict[tuple[str | None, tuple[str, ...]], dict[float, Arm]] = {}
     first = _reference_rates(study)
     for arm in study.plan.arms:
@@ -131,8 +157,16 @@ def families(study: Study) -> list[Family]:
     ]
 
 
+def tuned_over_rate(study: Study) -> bool:
+    """Has its tuning tried learning rates?"""
+    return study.plan.tuning is not None and KEY in study.plan.tuning.keys
+
+
 def family_contrasts(study: Study, found: Sequence[Family]) -> list[FamilyContrast]:
     """Every family against that of the reference of its size, in all the ways above."""
+    # All families are of trials, or none is: arms that differ in a tuned rate alone are refused.
+    trials = next((family.trials for family in found), None)
+    study = study if trials is None else trials
     references = {family.size: family for family in found if family.reference}
     couples = [
         (family, references[family.size])
@@ -140,7 +174,7 @@ def family_contrasts(study: Study, found: Sequence[Family]) -> list[FamilyContra
         if not family.reference and family.size in references
     ]
     made = [_at_equal_loss(study, *couple, len(couples)) for couple in couples]
-    for measure in (FORGOTTEN, LEARNED, BEST_BY):
+    for measure in (FORGOTTEN, LEARNED, BEST_BY) if trials is None else ():
         made += [_at_best(study, *couple, measure, len(couples)) for couple in couples]
     shared = [
         (family, against, rate)
@@ -182,6 +216,40 @@ def place(one: FamilyContrast) -> str:
         return one.why
     first, second = one.rates
     return f"rate {first:g}" if first == second else f"rates {first:g} and {second:g}"
+
+
+def _tried(study: Study, trials: Study) -> list[Family]:
+    """One family for each arm of the test, of its trials. None at all if none of them is done."""
+    tuning = study.plan.tuning
+    assert tuning is not None
+    if not trials.counts()["done"]:
+        return []
+    made = []
+    for one in tuning.arms:
+        arm, group = study.plan.arm(one.arm), _trials_by_rate(trials, tuning, one)
+        if len(group) > 1:
+            family = replace(
+                _family(trials, one.arm, group),
+                reference=study.plan.is_reference(arm),
+                best=None,
+                label=arm.label,
+                trials=trials,
+                taken=float(one.taken[KEY]),
+            )
+            made.append(family)
+    return made
+
+
+def _trials_by_rate(trials: Study, tuning: Tuning, one: TunedArm) -> dict[float, Arm]:
+    """Rate -> trial of an arm, rising; other tuned keys stand at the values taken."""
+    there = {arm.name: arm for arm in trials.plan.arms}
+    others = [key for key in tuning.keys if key != KEY]
+    found = {}
+    for trial in one.trials:
+        arm = there.get(trial_name(one.arm, trial.values))
+        if arm is not None and all(trial.values[key] == one.taken[key] for key in others):
+            found[float(trial.values[KEY])] = arm
+    return dict(sorted(found.items()))
 
 
 def _reference_rates(study: Study) -> dict[str | None, float]:
@@ -245,6 +313,7 @@ def _family(study: Study, name: str, group: dict[float, Arm]) -> Family:
         points=tuple(points),
         frontiers=frontiers,
         best=_best(study, group),
+        label=name,
     )
 
 

@@ -33,10 +33,11 @@ def study_table(study: Study, comparison: Comparison | None = None) -> str:
 
 def _over_rates(study: Study) -> list[str]:
     """Families of arms that differ in the learning rate alone, in one line each comparison."""
-    lines = []
-    for text in frontier_text(family_contrasts(study, families(study))):
+    lines, found = [], families(study)
+    for text in frontier_text(family_contrasts(study, found)):
         lines += textwrap.wrap(text, WIDTH, subsequent_indent="  ")
-    return ["over learning rates (not planned):", *lines] if lines else []
+    of_trials = ", trials of the tuning" if any(family.trials for family in found) else ""
+    return [f"over learning rates{of_trials} (not planned):", *lines] if lines else []
 
 
 def p_text(contrast: Contrast) -> str:

@@ -21,6 +21,7 @@ from sparsecl.experiments.findings.frontier import (
 )
 from sparsecl.experiments.findings.optima import NOT_A_SETTING, SizeTrend, size_trends
 from sparsecl.experiments.findings.orders import OrderEffect, order_effects
+from sparsecl.experiments.findings.tuned import read_trials
 from sparsecl.experiments.study.measures import MEASURES, learned_losses
 from sparsecl.experiments.study.study_plan import Arm
 from sparsecl.metrics.crossover import Crossover, crossover, moving_average
@@ -122,6 +123,8 @@ class Trends:
     sizes: tuple[SizeTrend, ...]
     families: tuple[Family, ...]
     family_contrasts: tuple[FamilyContrast, ...]
+    trials: Study | None
+    """Of a tuned study, as far as they are there."""
     stops: tuple[Stop, ...]
     alone: tuple[AloneGap, ...]
     orders: tuple[OrderEffect, ...]
@@ -132,7 +135,8 @@ class Trends:
 def trends(study: Study) -> Trends:
     """Compute everything. Same records, same result."""
     interference, problems = interference_figures(study)
-    over_rates = families(study)
+    trials = read_trials(study)
+    over_rates = families(study, trials)
     return Trends(
         crossovers=tuple(crossovers(study)),
         fronts=tuple(front for pair in TRADE_OFFS if (front := pareto(study, pair)) is not None),
@@ -140,6 +144,7 @@ def trends(study: Study) -> Trends:
         sizes=tuple(size_trends(study)),
         families=tuple(over_rates),
         family_contrasts=tuple(family_contrasts(study, over_rates)),
+        trials=trials,
         stops=tuple(stops(study)),
         alone=tuple(alone_gaps(study)),
         orders=tuple(order_effects(study)),

@@ -6,9 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from sparsecl.errors import InvariantError
-from sparsecl.experiments.findings.collect import collect, status_of
+from sparsecl.experiments.findings.collect import Study, collect, status_of
 from sparsecl.experiments.study.study_file import ScaledStudy
-from sparsecl.experiments.study.study_plan import Run, StudyPlan, failure_file, read_plan
+from sparsecl.experiments.study.study_plan import (
+    PLAN,
+    TUNING,
+    Run,
+    StudyPlan,
+    failure_file,
+    read_plan,
+)
 from sparsecl.experiments.study.trials import asked, cost, trial_name
 from sparsecl.experiments.study.tune import (
     Grid,
@@ -44,6 +51,29 @@ def undecided(folder: Path, plan: StudyPlan) -> list[Run]:
         for run in plan.runs
         if status_of(folder, run)[0] != "done" and not diverged(folder, run)
     ]
+
+
+def read_trials(study: Study) -> Study | None:
+    """All trials of a study's tuning as one study: an arm for each trial, of the grid and then of
+    what it was widened by. None if it is not tuned, or its folders of trials are gone.
+
+    Raises:
+        UserError: a folder of trials holds something else.
+        DataError: the records of a run are damaged.
+    """
+    if study.plan.tuning is None:
+        return None
+    places = [study.folder / name for name in TUNING]
+    found = [collect(place) for place in places if (place / PLAN).is_file()]
+    if not found:
+        return None
+    plan = replace(
+        found[0].plan,
+        arms=tuple(arm for one in found for arm in one.plan.arms),
+        runs=tuple(run for one in found for run in one.plan.runs),
+    )
+    results = tuple(result for one in found for result in one.results)
+    return Study(folder=found[0].folder, plan=plan, results=results)
 
 
 def trial_scores(folder: Path) -> dict[str, tuple[float | None, ...]]:

@@ -1,4 +1,5 @@
-"""Learning against forgetting, a line for each family of arms that differ in the rate alone."""
+"""Learning against forgetting, a line for each family: arms, or trials of one arm, that differ in
+the rate alone."""
 
 from collections.abc import Sequence
 
@@ -49,10 +50,10 @@ def _draw(axes: Axes, family: Family, index: int) -> None:
         for rate in dict.fromkeys(point.rate for point in family.points)
     }
     x, y = zip(*means.values(), strict=True)
-    axes.plot(x, y, marker, color=colour, markersize=6, label=plain(family.name))
+    axes.plot(x, y, marker, color=colour, markersize=6, label=plain(family.label))
     axes.plot(x, y, color=colour, linewidth=0.8, linestyle=(0, (1, 2)))
     curve = family.mean_curve()
     if curve is not None:
         axes.plot(*curve, color=colour, linewidth=1.8, linestyle=dash)
-    if family.best in means:
-        axes.plot(*means[family.best], "o", ms=13, mfc="none", mec=colour, mew=1.4)
+    if family.chosen in means:
+        axes.plot(*means[family.chosen], "o", ms=13, mfc="none", mec=colour, mew=1.4)

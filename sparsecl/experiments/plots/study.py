@@ -94,9 +94,7 @@ def study_figures(study: Study, comparison: Comparison, trends: Trends) -> list[
             ),
             (
                 "frontier",
-                "Small points: runs. Large: mean over seeds at each rate, dotted in the order of "
-                "the rates; ringed: the best rate by final loss. Line: mean over seeds of the "
-                "smallest forgetting at each learned loss, where every seed has one.",
+                _frontier_text(trends),
                 frontier.frontier_figure(trends.families),
             ),
             (
@@ -132,6 +130,21 @@ def study_figures(study: Study, comparison: Comparison, trends: Trends) -> list[
         if figure
     ]
     return made
+
+
+def _frontier_text(trends: Trends) -> str:
+    """What its points are and which rate is ringed."""
+    of_trials = any(family.trials for family in trends.families)
+    start, ringed = (
+        ("Small points: trials of the tuning, no run of the test", "taken for the test")
+        if of_trials
+        else ("Small points: runs", "the best rate by final loss")
+    )
+    return (
+        f"{start}. Large: mean over seeds at each rate, dotted in the order of the rates; ringed: "
+        f"{ringed}. Line: mean over seeds of the smallest forgetting at each learned loss, where "
+        "every seed has one."
+    )
 
 
 def interval_text(study: Study, kind: str) -> str:

@@ -1,10 +1,52 @@
 """Learning against forgetting over learning rates: the tables of a report."""
 
 from sparsecl.experiments.findings.collect import Study
-from sparsecl.experiments.findings.frontier import HEADINGS, FamilyContrast, place
+from sparsecl.experiments.findings.frontier import (
+    HEADINGS,
+    KEY,
+    FamilyContrast,
+    place,
+    tuned_over_rate,
+)
 from sparsecl.experiments.findings.trends import Trends
+from sparsecl.experiments.report.page import paragraph
 from sparsecl.experiments.report.table import Cell, Column, Table
 from sparsecl.experiments.report.tables import SEEDS, ends, level_text
+
+
+def words(study: Study, trends: Trends) -> str:
+    """Where the points come from, or why there are none, as HTML."""
+    tuning = study.plan.tuning
+    if tuning is None or not tuned_over_rate(study):
+        if trends.families:
+            return ""
+        return paragraph(
+            f"No two arms differ in {KEY} alone, so what is said of arms at one rate each may be "
+            "an effect of the rate."
+        )
+    done = 0 if trends.trials is None else trends.trials.counts()["done"]
+    if trends.trials is None or not trends.families:
+        return paragraph(
+            f"The study was tuned over {KEY}, and its trials make a frontier for each arm; but "
+            f"{done} of their {tuning.runs} runs are in the study folder, so there is none here."
+        )
+    failed = trends.trials.counts()["failed"]
+    seeds, order = (
+        ", ".join(map(str, of)) for of in (tuning.config.on.seeds, tuning.config.on.order)
+    )
+    text = (
+        f"The points are trials of the tuning: each arm at every rate that was tried, on the seeds "
+        f"{seeds} in the order {order}. No run of the test is among them. {done} of "
+        f"{tuning.runs} trial runs are done"
+    )
+    text += f", {failed} failed. " if failed else ". "
+    others = [key for key in tuning.keys if key != KEY]
+    if others:
+        text += f"Shown are those with the values taken of {', '.join(others)}. "
+    return paragraph(
+        f"{text}Arms at the rates taken are compared by the planned tests, on seeds that had no "
+        "part in the choice."
+    )
 
 
 def families_table(trends: Trends) -> Table:
@@ -16,6 +58,7 @@ def families_table(trends: Trends) -> Table:
         Column(key="low", heading="learned losses of all of them", pair=True),
         Column(key="high", heading="high"),
         Column(key="best", heading="best rate", digits=3, significant=True),
+        Column(key="taken", heading="rate taken", digits=3, significant=True),
         Column(key="edge", heading="at the edge"),
     )
     rows = []
@@ -23,12 +66,16 @@ def families_table(trends: Trends) -> Table:
         curve = family.mean_curve()
         reach = (None, None) if curve is None else (float(curve[0][0]), float(curve[0][-1]))
         rates = ", ".join(f"{rate:g}" for rate in family.rates)
-        edge = None if family.best is None else "yes" if family.at_edge else "no"
-        rows.append((family.name, rates, len(family.frontiers), *reach, family.best, edge))
-    caption = (
-        "Arms that differ in optimizer.lr alone. Best rate: lowest mean final loss among the rates "
-        "that lost fewest runs; at the edge of the rates a better one may lie beyond."
+        edge = None if family.chosen is None else "yes" if family.at_edge else "no"
+        head = (family.name, rates, len(family.frontiers), *reach)
+        rows.append((*head, family.best, family.taken, edge))
+    chosen = (
+        "Trials of one arm that differ in optimizer.lr alone. Rate taken: frozen for the test"
+        if any(family.trials for family in trends.families)
+        else "Arms that differ in optimizer.lr alone. Best rate: lowest mean final loss among the "
+        "rates that lost fewest runs"
     )
+    caption = f"{chosen}; at the edge of the rates a better one may lie beyond."
     return Table(name="families", caption=caption, columns=columns, rows=tuple(rows))
 
 
@@ -50,11 +97,17 @@ def frontier_table(study: Study, trends: Trends) -> Table:
         Column(key="paired", heading="paired"),
     )
     rows = tuple(_row(one) for one in trends.family_contrasts)
+    trials = next((family.trials for family in trends.families), None)
+    source = (
+        "Best rates were chosen on the seeds that are compared."
+        if trials is None
+        else f"Trials of the tuning, seeds {', '.join(map(str, trials.plan.seeds))}."
+    )
     caption = (
         "At equal learned loss: mean over the learned losses that every seed of both families "
-        "reaches, without extrapolation. Best rates were chosen on the seeds that are compared. "
-        f"Not planned; corrected with Holm's method within each kind and metric. "
-        f"{level_text(study)}"
+        f"reaches, without extrapolation. {source} "
+        "Not planned; corrected with Holm's method within each kind and metric. "
+        f"{level_text(study if trials is None else trials)}"
     )
     return Table(name="frontier", caption=caption, columns=columns, rows=rows)
 

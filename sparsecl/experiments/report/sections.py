@@ -123,7 +123,8 @@ def _tuning(m: Material) -> str:
     if found is None:
         return ""
     taken, curves = tuning.taken_table(found), tuning.curves_table(found)
-    return tuning.words(found) + m.plot("tuning") + m.table(taken) + m.table(curves, folded=True)
+    body = tuning.words(found) + m.plot("tuning") + m.table(taken) + m.table(curves, folded=True)
+    return body + m.table(tuning.trials_table(found, m.trends.trials), folded=True)
 
 
 def _figures(m: Material) -> str:
@@ -211,12 +212,9 @@ def _pareto(m: Material) -> str:
 
 
 def _frontier(m: Material) -> str:
-    body = m.plot("frontier") + m.table(frontier.families_table(m.trends))
-    body += m.table(frontier.frontier_table(m.study, m.trends))
-    return body or paragraph(
-        "No two arms differ in optimizer.lr alone, so what is said of arms at one rate each may be "
-        "an effect of the rate."
-    )
+    body = frontier.words(m.study, m.trends) + m.plot("frontier")
+    body += m.table(frontier.families_table(m.trends))
+    return body + m.table(frontier.frontier_table(m.study, m.trends))
 
 
 def _density(m: Material) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sparsecl.experiments.findings.collect import Study
+from sparsecl.experiments.findings.collect import RunResult, Study
 from sparsecl.experiments.findings.compare import Comparison, sequential
 from sparsecl.experiments.findings.curves import domains_of, mean_matrix, order_of
 from sparsecl.experiments.report.table import Cell, Column, Table, file_name
@@ -174,18 +174,37 @@ def means_table(study: Study, comparison: Comparison) -> Table:
 
 
 def seeds_table(study: Study) -> Table:
-    """Every measure of every run that is done: what all other tables are made of."""
-    columns = (ARM, Column(key="seed", heading="seed"))
-    columns += tuple(
-        Column(key=name, heading=name, digits=DIGITS.get(name, 4)) for name in MEASURES
+    """Every measure of every run: what all other figures of the arms can be computed from."""
+    names = domains_of(study)
+    columns = (
+        ARM,
+        Column(key="seed", heading="seed"),
+        Column(key="status", heading="status"),
+        *measure_columns(),
+        # A contrast in NF averages anew, over the domains that count on both sides of it.
+        *(Column(key=f"NF_{name}", heading=f"NF, {name}", csv_only=True) for name in names),
     )
-    rows = []
-    for result in study.results:
-        if result.values is not None:
-            values = (result.values[name] for name in MEASURES)
-            rows.append((result.run.arm, result.run.seed, *values))
-    caption = "Every run that is done, one line each."
-    return Table(name="seeds", caption=caption, columns=columns, rows=tuple(rows))
+    rows = tuple(
+        (
+            *(result.run.arm, result.run.seed, result.status),
+            *measure_cells(result),
+            *((result.shares or {}).get(name) for name in names),
+        )
+        for result in study.results
+    )
+    caption = "Every run, one line each; figures of those that are done."
+    return Table(name="seeds", caption=caption, columns=columns, rows=rows)
+
+
+def measure_columns() -> tuple[Column, ...]:
+    """One for each measure."""
+    return tuple(Column(key=name, heading=name, digits=DIGITS.get(name, 4)) for name in MEASURES)
+
+
+def measure_cells(result: RunResult | None) -> tuple[Cell, ...]:
+    """The measures of a run, without values if it is not done."""
+    values = {} if result is None else result.values or {}
+    return tuple(values.get(name) for name in MEASURES)
 
 
 def cost_table(study: Study, comparison: Comparison) -> Table:

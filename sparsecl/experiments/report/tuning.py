@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 
+from sparsecl.experiments.findings.collect import Study
 from sparsecl.experiments.report.page import paragraph
 from sparsecl.experiments.report.table import Cell, Column, Table
+from sparsecl.experiments.report.tables import measure_cells, measure_columns
 from sparsecl.experiments.study.measures import MEASURES
+from sparsecl.experiments.study.trials import trial_name
 from sparsecl.experiments.study.tune import TunedArm, Tuning
 
 
@@ -81,6 +84,30 @@ def curves_table(tuning: Tuning) -> Table:
         "No value: the run diverged, or the measure is not defined for it."
     )
     return Table(name="tuning", caption=caption, columns=columns, rows=rows)
+
+
+def trials_table(tuning: Tuning, trials: Study | None) -> Table | None:
+    """Every measure of every run of the tuning; None if its folders are gone."""
+    if trials is None:
+        return None
+    columns = (
+        Column(key="arm", heading="arm"),
+        *(Column(key=key, heading=key, digits=4, significant=True) for key in tuning.keys),
+        Column(key="seed", heading="seed"),
+        Column(key="status", heading="status"),
+        *measure_columns(),
+    )
+    found = {(result.run.arm, result.run.seed): result for result in trials.results}
+    rows: list[tuple[Cell, ...]] = []
+    for one in tuning.arms:
+        for trial in one.trials:
+            for seed in tuning.config.on.seeds:
+                result = found.get((trial_name(one.arm, trial.values), seed))
+                status = "missing" if result is None else result.status
+                values = (trial.values[key] for key in tuning.keys)
+                rows.append((one.arm, *values, seed, status, *measure_cells(result)))
+    caption = "Every run of the tuning, one line each; figures of those that are done."
+    return Table(name="trials", caption=caption, columns=columns, rows=tuple(rows))
 
 
 def _best_mean(one: TunedArm) -> float | None:
