@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sparsecl.errors import DataError
 from sparsecl.experiments.findings.collect import RunResult, Study, collect
 from sparsecl.experiments.findings.compare import compare
 from sparsecl.experiments.findings.frontier import families, family_contrasts
@@ -383,6 +384,14 @@ def test_trials_that_are_there_in_part_are_counted(tmp_path, quick):
     assert "64 of 80 trial runs are done" in page.read_text()
     missing = [float(row[KEY]) for row in table(page, "trials") if row["status"] == "missing"]
     assert missing == [RATES[-1]] * 16
+
+
+def test_trials_are_read_with_the_checks_of_all_runs(tmp_path):
+    folder = tuned_study(tmp_path / "s", {"dense": grid("dense"), "sparse": grid("0.1")})
+    records = next((folder / "tuning" / "runs").glob("*/seed100")) / "scalars.jsonl"
+    records.write_text(records.read_text().replace('"phase_end"', '"phase_start"', 1))
+    with pytest.raises(DataError, match="seed100"):
+        families(collect(folder))
 
 
 def test_the_family_of_a_labelled_arm_has_its_label(tmp_path):
