@@ -3,7 +3,7 @@
 import csv
 import html
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -19,6 +19,7 @@ from sparsecl.experiments.report import answer, methods, setting, write, write_r
 from sparsecl.experiments.report.page import STYLE
 from sparsecl.experiments.report.results import interference_table
 from sparsecl.experiments.report.table import Column, Table, as_csv, as_html, as_latex, shown
+from sparsecl.experiments.report.tables import seeds_table
 from sparsecl.experiments.study.measures import MEASURES
 from sparsecl.experiments.study.study_plan import AnalysisConfig
 from sparsecl.metrics.power import detectable
@@ -125,6 +126,17 @@ def test_each_arm_has_its_training_tokens_per_live_parameter(made):
         share = arm.tokens / int(row["live_parameters"])
         assert float(row["tokens_per_live_parameter"]) == share
     assert "forgetting is strong near capacity" in page.text
+
+
+def test_runs_of_one_seed_in_several_orders_have_a_line_each(made):
+    study, _, _ = made
+    both = [replace(study.results[0].run, order=order) for order in ("there", "back")]
+    results = tuple(replace(study.results[0], run=run) for run in both)
+    rows = list(csv.DictReader(as_csv(seeds_table(replace(study, results=results))).splitlines()))
+    assert [(row["arm"], row["order"], row["seed"]) for row in rows] == [
+        ("dense", "there", "0"),
+        ("dense", "back", "0"),
+    ]
 
 
 def test_means_tests_and_matrices_follow_from_the_runs(made):

@@ -52,7 +52,7 @@ At = Literal["equal loss", "best rates", "one rate"]
 
 @dataclass(frozen=True, kw_only=True)
 class RatePoint:
-    """One run: nats per token."""
+    """One run, or the mean of a seed's runs in several orders: nats per token."""
 
     seed: int
     rate: float

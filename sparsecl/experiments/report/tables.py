@@ -178,6 +178,7 @@ def seeds_table(study: Study) -> Table:
     names = domains_of(study)
     columns = (
         ARM,
+        Column(key="order", heading="order"),
         Column(key="seed", heading="seed"),
         Column(key="status", heading="status"),
         *measure_columns(),
@@ -186,7 +187,7 @@ def seeds_table(study: Study) -> Table:
     )
     rows = tuple(
         (
-            *(result.run.arm, result.run.seed, result.status),
+            *(result.run.arm, result.run.order or None, result.run.seed, result.status),
             *measure_cells(result),
             *((result.shares or {}).get(name) for name in names),
         )
