@@ -172,7 +172,7 @@ class Saves:
         saver = self.savers[way]
         found: dict[str, Any] = {"step": self.step()}
         began = time.perf_counter()
-        state.save(saver, self.arm.built, Methods([]), {}, step=self.num_steps)
+        state.save(saver, self.arm.built, Methods([]), {}, {}, step=self.num_steps)
         found["stall"] = time.perf_counter() - began
         if way == "background":
             found["steps"] = self._steps_beside(saver)

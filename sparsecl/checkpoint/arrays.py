@@ -1,4 +1,4 @@
-"""What methods keep in a checkpoint that belongs to no parameter: one file, written by rank 0.
+"""What methods and observers keep in a checkpoint that belongs to no parameter: one file of rank 0.
 
 Every rank has the same arrays and reads them all, whatever the layout, so they are neither cut nor
 named in global coordinates. Without such arrays there is no file.
@@ -16,7 +16,7 @@ METHODS_FILE = "methods.safetensors"
 
 
 def read_arrays(folder: Path, manifest: Manifest) -> Mapping[str, torch.Tensor]:
-    """By METHOD.ARRAY; empty if the checkpoint has none.
+    """By METHOD.ARRAY or OBSERVER.ARRAY; empty if the checkpoint has none.
 
     Raises:
         DataError: if the file is not a plain safetensors file.

@@ -63,7 +63,7 @@ class StateLaws:
     """States of methods that are never below zero, as the manifest names them."""
 
     arrays: Callable[[Manifest, Mapping[str, torch.Tensor]], Iterator[str]] = lambda *_: iter(())
-    """What is wrong with the arrays that methods keep beside the parameters."""
+    """What is wrong with the arrays that methods and observers keep beside the parameters."""
 
 
 def check_laws(

@@ -70,7 +70,7 @@ def publish(
         state: JSON-safe; rank 0's is written.
         keep: how many checkpoints stay.
         topologies: global live sets by parameter name, of all entries with `live`; rank 0's count.
-        arrays: of methods, by METHOD.ARRAY; rank 0's count.
+        arrays: of methods and observers (arrays.py); rank 0's count.
         group: all ranks, for a thread that must not use the world's group (dist.side_group).
 
     Returns:

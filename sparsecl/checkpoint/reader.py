@@ -59,7 +59,7 @@ class Reader:
         return dict(self._stored or {})
 
     def arrays(self) -> Mapping[str, torch.Tensor]:
-        """What methods keep beside the parameters, by METHOD.ARRAY, read anew each time."""
+        """What methods and observers keep beside the parameters, by their names, read anew."""
         return read_arrays(self.folder, self.manifest)
 
     def states(self) -> list[str]:

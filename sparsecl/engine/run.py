@@ -352,7 +352,8 @@ def _assemble(
         if config.init_from is not None:  # what is held was loaded then
             built.guard.holds.anchor()
             built.guard.refresh()
-        position, observers = Position(**saved["position"]), saved["observers"]
+        observers = dist.agree(lambda: state.remembered(found))
+        position = Position(**saved["position"])
         records = saved_records(saved)
         # A checkpoint with a revived weight ends here, before anything is written.
         built.guard.audit(position.step)

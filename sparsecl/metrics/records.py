@@ -119,6 +119,19 @@ class PlasticityPoint:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DriftPoint:
+    """How far the model is, at the end of one phase, from where it was right after the own phase of
+    each earlier domain (engine/observe/drift.py), by domain."""
+
+    phase: int
+    kl: dict[str, float | None]
+    """KL(model then || model now), nats per token; None = not finite."""
+    standard_error: dict[str, float | None]
+    num_tokens: dict[str, int]
+    """Positions behind both."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunRecords:
     """Everything offline metrics know about one run."""
 
@@ -134,6 +147,8 @@ class RunRecords:
     train: tuple[TrainPoint, ...]
     phases: tuple[PhaseMark, ...]
     plasticity: tuple[PlasticityPoint, ...] = ()
+    drift: tuple[DriftPoint, ...] = ()
+    """Of the phases that had another domain before them; none in runs of earlier versions."""
     with_identity: tuple[Evaluation, ...] = ()
     """The rows of the matrix again, scored by methods that are told the domain; empty if none
     is."""
@@ -260,7 +275,7 @@ class _Reader:
             self.end = {key: _optional(record, key) for key in ("seconds", "tokens_per_second")}
             if "performance" in record:
                 self.performance = read_performance(record["performance"])
-        elif kind in ("train", *_EVALS, "audit", "phase", "plasticity"):
+        elif kind in ("train", *_EVALS, "audit", "phase", "plasticity", "drift"):
             if self.header is None:
                 raise ValueError(f'kind "{kind}" comes before kind "run"')
             self._take_entry(kind, record)
@@ -310,6 +325,9 @@ class _Reader:
         elif kind == "plasticity":
             entry = self._plasticity(record, step)
             slot = (kind, entry.phase)
+        elif kind == "drift":
+            entry = self._drift(record)
+            slot = (kind, entry.phase)
         else:
             held = _integer(record, "held") if "held" in record else 0
             entry = (_integer(record, "checks"), _integer(record, "nonzero"), held)
@@ -342,6 +360,15 @@ class _Reader:
             total=_figures(record, "total"),
         )
 
+    def _drift(self, record: dict[str, Any]) -> DriftPoint:
+        kl, error = (_figures(record, key) for key in ("kl", "standard_error"))
+        counts = _counts(record, "num_tokens")
+        for name in (*kl, *error, *counts):
+            if name not in self.domains:
+                raise ValueError(f"domain {name!r} is not one of {', '.join(self.domains)}")
+        phase = self._phase(record)
+        return DriftPoint(phase=phase, kl=kl, standard_error=error, num_tokens=counts)
+
     def _phase(self, record: dict[str, Any]) -> int:
         phase = _integer(record, "phase")
         if not 0 <= phase < len(self.order):
@@ -364,6 +391,7 @@ class _Reader:
             train=tuple(e for e in entries if isinstance(e, TrainPoint)),
             phases=tuple(e for e in entries if isinstance(e, PhaseMark)),
             plasticity=tuple(e for e in entries if isinstance(e, PlasticityPoint)),
+            drift=tuple(e for e in entries if isinstance(e, DriftPoint)),
             audit_checks=audits[-1][0] if audits else 0,
             audit_nonzero=max((nonzero for _, nonzero, _ in audits), default=0),
             audit_held=audits[-1][2] if audits else 0,

@@ -63,6 +63,7 @@ def summarize(records: RunRecords) -> dict[str, Any]:
             "averages": {name: _averages(getattr(matrix, name), matrix) for name in SCORES},
             "learning_speed": _learning_speed(records),
             "plasticity": plasticity_rows(records),
+            "drift": _drift(records, matrix.num_phases),
             "audit": {
                 "checks": records.audit_checks,
                 "nonzero": records.audit_nonzero,
@@ -169,6 +170,21 @@ def _trained(records: RunRecords, num_phases: int) -> dict[str, int]:
         "steps": max((e.step for e in ends), default=0),
         "tokens": max((e.tokens for e in ends), default=0),
     }
+
+
+def _drift(records: RunRecords, num_phases: int) -> dict[str, Any] | None:
+    """KL[j, i] from the model right after the last phase of domain i before j to that after phase
+    j, nats per token, and its standard error, [finished phases][domains]. None where i was not
+    trained before or is trained in j itself; and as a whole if it was not measured."""
+    found = {point.phase: point for point in records.drift if point.phase < num_phases}
+    if not found:
+        return None
+    rows = [found.get(phase) for phase in range(num_phases)]
+
+    def table(key: str) -> list[list[float | None]]:
+        return [[getattr(row, key, {}).get(name) for name in records.domains] for row in rows]
+
+    return {"kl": table("kl"), "standard_error": table("standard_error")}
 
 
 def _learning_speed(records: RunRecords) -> dict[str, Any]:

@@ -56,6 +56,37 @@ def most_likely(logits: Tensor, k: int, first_id: int) -> Tensor:
     return _LOW - (_over_ranks(keys).topk(k, dim=-1).values & _LOW)
 
 
+@torch.no_grad()
+def sample(logits: Tensor, uniform: Tensor, vocab_size: int) -> Tensor:
+    """Tokens drawn from each position's own distribution. Collective over tp.
+
+    Draw u is the first token at which the summed probability passes u. So the tokens follow from
+    the distribution and the numbers given, at every tp size: another layout rounds otherwise, which
+    moves a draw only if u lies within that rounding of a border between two tokens.
+
+    Args:
+        uniform: fp64 [B, T, k] in [0, 1), the same on all tp ranks.
+        vocab_size: token ids in use.
+
+    Returns:
+        int64 [B, T, k], the same on every tp rank.
+    """
+    before = torch.empty(uniform.shape, dtype=torch.int64, device=logits.device)
+    largest = _largest(logits)
+    # One sequence at a time: in fp64 the sums of all tokens take twice the memory of their logits.
+    for row, top, u, count in zip(logits, largest, uniform, before, strict=True):
+        upto = (row.double() - top.double()[:, None]).exp_().cumsum(dim=-1)
+        masses = upto.new_zeros(dist.tp_size(), len(row))
+        masses[dist.tp_rank()] = upto[:, -1]
+        masses = _sum_over_ranks(masses)
+        lower = masses[: dist.tp_rank()].sum(dim=0)
+        wanted = u * masses.sum(dim=0)[:, None] - lower[:, None]
+        # Columns of this rank that lie below u; the sum over ranks is the token's id.
+        count.copy_(torch.searchsorted(upto, wanted, right=True))
+    ids = _sum_over_ranks(before)
+    return ids.clamp_(max=vocab_size - 1)  # if rounding has gone past the last
+
+
 def divergence(teacher: Tensor, student: Tensor, tau: float) -> Tensor:
     """KL(teacher || student) of the distributions at temperature tau, [B, T]. Collective over tp.
 
@@ -100,11 +131,16 @@ class _Divergence(torch.autograd.Function):
 
 
 def _log_sum_exp(logits: Tensor) -> Tensor:
-    largest = logits.amax(dim=-1)
-    if dist.tp_size() > 1:  # a rank may hold padding only
-        largest = dist.all_reduce(largest, group=dist.tp_group(), op="max")
+    largest = _largest(logits)
     total = _sum_over_ranks(torch.sub(logits, largest[..., None]).exp_().sum(dim=-1))
     return total.log_().add_(largest)
+
+
+def _largest(logits: Tensor) -> Tensor:
+    largest = logits.amax(dim=-1)
+    if dist.tp_size() == 1:
+        return largest
+    return dist.all_reduce(largest, group=dist.tp_group(), op="max")  # a rank may hold padding only
 
 
 def _sum_over_ranks(x: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ class RecordingTrainer(Trainer):
     def take_up(self, folder: Path, *, weights_only: bool = False) -> None:
         """Go to where a checkpoint was saved. Collective over the world."""
         saved = state.restore(folder, self.built, self.methods, weights_only=weights_only)
-        self._take_up(Position(**saved["position"]), saved["observers"])
+        self._take_up(Position(**saved["position"]), state.remembered(folder))
         (self.methods.began_anew if weights_only else self.methods.resumed)(self.context)
 
     def run_with_rollback(self, at: int, look: Callable[[], Any]) -> list[Any]:

@@ -25,11 +25,12 @@ from sparsecl.engine.loop.prefetch import BatchPlace, Prefetcher, place_indices,
 from sparsecl.engine.loop.step import Looks, take_step
 from sparsecl.engine.loop.stop import StopRequest
 from sparsecl.engine.observe.display import ProgressBar
+from sparsecl.engine.observe.drift import Drift
 from sparsecl.engine.observe.early_end import EarlyEnd
 from sparsecl.engine.observe.health import Health, RolledBack, Spike
 from sparsecl.engine.observe.journal import Journal
 from sparsecl.engine.observe.monitor import Monitor
-from sparsecl.engine.observe.observer import Observer
+from sparsecl.engine.observe.observer import Observer, Remembered
 from sparsecl.engine.observe.plasticity import Panel
 from sparsecl.engine.observe.profile import StepProfile
 from sparsecl.engine.outcomes import StepResult
@@ -70,7 +71,7 @@ class Trainer:
         checkpoints: Path,
         identity: dict[str, Any],
         position: Position | None = None,
-        observers: Mapping[str, Any] | None = None,
+        observers: Remembered | None = None,
         stop: StopRequest | None = None,
     ) -> None:
         """Join the parts.
@@ -105,11 +106,20 @@ class Trainer:
         context, batch = schedule.shape.context, config.eval.batch
         self.texts = evaluation_texts(config.eval, data.domains, context=context)
         self.panel = Panel(config.plasticity, built, data.domains, context=context, batch=batch)
+        self.drift = Drift(
+            built,
+            data.domains,
+            schedule,
+            tokens=config.eval.kl_tokens,
+            seed=config.seed,
+            batch=batch,
+        )
         self.observers: dict[str, Observer[Any]] = {
             "clock": self.journal.clock,
             "health": self.health,
             "early_end": self.early_end,
             "plasticity": self.panel,
+            "drift": self.drift,
         }
         self.keeper = Keeper(
             config.checkpoint,
@@ -120,7 +130,8 @@ class Trainer:
             self.observers,
             identity=identity,
         )
-        self._take_up(self.position, observers or {})
+        if observers is not None:
+            observers.give(self.observers)
 
     @property
     def domain(self) -> str:
@@ -208,6 +219,7 @@ class Trainer:
         faults.point("phase_end", step=self.step)
         self._evaluate_all("phase_end", phase=phase.index)
         self._record_plasticity("phase_end", phase=phase.index)
+        self._record_drift(phase)
         self.journal.forgetting()
         self._audit()
         with watchdog.patient("the methods' end of a phase", METHOD_SECONDS):
@@ -382,11 +394,10 @@ class Trainer:
         )
         raise RolledBack
 
-    def _take_up(self, position: Position, observers: Mapping[str, Any]) -> None:
+    def _take_up(self, position: Position, observers: Remembered) -> None:
         """Be at a place, with what was seen on the way to it. Local."""
         self.position.take(position)
-        for name, kept in observers.items():
-            self.observers[name].load_state_dict(kept)
+        observers.give(self.observers)
 
     def _evaluate_all(self, at: str, *, phase: int) -> bool:
         """Score every domain. Returns True if the phase ends early."""
@@ -432,6 +443,13 @@ class Trainer:
             found = self.panel.measure()
         if found is not None:
             self.journal.plasticity(found, at=at, phase=phase)
+
+    def _record_drift(self, phase: Phase) -> None:
+        """Write down how far earlier domains' models are; see engine/observe/drift.py."""
+        with watchdog.patient("the figures of drift", METHOD_SECONDS), self.monitor.evaluation():
+            found = self.drift.phase_end(phase.index)
+        if found:
+            self.journal.drift(found)
 
     def _audit(self) -> None:
         guard = self.built.guard

@@ -32,6 +32,7 @@ LAYOUT = {
         "all domains, nats forgotten": (f"{CHART}/forgotten_nats$",),
         "mean forgetting, nats (F_last)": ("forgetting/F_last$",),
         "share of what was learned (NF)": ("forgetting/NF$",),
+        "KL since each domain's own phase": ("drift/",),
     },
     "Speed": {
         "tokens per second": ("performance/tokens_per_second$",),
@@ -79,6 +80,8 @@ def about_card(head: str) -> str:
   is being trained, so its jumps are the borders between phases.
 - `forgetting/DOMAIN`, after each phase: loss now minus loss at the end of the domain's own
   training, nats per token. `forgetting/F_last` and its like are means over domains.
+- `drift/DOMAIN`: KL of the model right after the domain's own training to the model now, nats per
+  token.
 - `masks/LAYER`: white is live, black is absent; rows are outputs, columns inputs. A large matrix
   is averaged: brighter is denser.
 - The page CUSTOM SCALARS has the same curves by subject: learning, forgetting, speed, time, memory,

@@ -14,6 +14,7 @@ from sparsecl.checkpoint.background import Saved
 from sparsecl.engine.observe.board import CHART, IN_TRAINING, forgetting_scalars
 from sparsecl.engine.observe.clock import Clock
 from sparsecl.engine.observe.display import evaluation_line
+from sparsecl.engine.observe.drift import Moved
 from sparsecl.engine.observe.plasticity import scalars
 from sparsecl.engine.position import Position
 from sparsecl.engine.schedule import JOINT, Phase, Schedule
@@ -166,6 +167,16 @@ class Journal:
         """Figures of engine/observe/plasticity.py."""
         self.record("plasticity", **{"phase": phase, "at": at, **found})
         self.scalars(scalars(found))
+
+    def drift(self, found: Mapping[str, Moved]) -> None:
+        """How far the model has moved since each earlier domain's own phase, by domain."""
+        self.record(
+            "drift",
+            kl={name: one.kl for name, one in found.items()},
+            standard_error={name: one.error for name, one in found.items()},
+            num_tokens={name: one.num_tokens for name, one in found.items()},
+        )
+        self.scalars({f"drift/{name}": one.kl for name, one in found.items()})
 
     def forgetting(self) -> None:
         """Draw what is forgotten so far, from the records as the report does."""

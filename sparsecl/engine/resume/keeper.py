@@ -10,7 +10,7 @@ from sparsecl import dist, watchdog
 from sparsecl.checkpoint.background import Saver
 from sparsecl.engine.build import Built
 from sparsecl.engine.observe.journal import Journal
-from sparsecl.engine.observe.observer import Observer
+from sparsecl.engine.observe.observer import Observer, all_arrays
 from sparsecl.engine.position import Position
 from sparsecl.engine.resume import state
 from sparsecl.engine.run_config import CheckpointConfig
@@ -94,7 +94,8 @@ class Keeper:
                     "audit_checks": self.built.guard.checks,
                     "matrix": self.journal.matrix,
                 }
-                state.save(saver, self.built, methods, here, step=position.step)
+                arrays = all_arrays(self.observers)
+                state.save(saver, self.built, methods, here, arrays, step=position.step)
             except (StorageError, CannotCreateError) as error:
                 self._failed(error)
                 return False

@@ -4,15 +4,14 @@ The weights are rewound and the phase goes on with the sequences that come after
 may have caused it is not read again. The number of steps of the phase stays what it was.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from sparsecl import dist
 from sparsecl.checkpoint.manifest import read_manifest
 from sparsecl.checkpoint.publish import newest_valid
 from sparsecl.engine.build import Built
+from sparsecl.engine.observe.observer import Remembered
 from sparsecl.engine.position import Position
 from sparsecl.engine.resume import state
 from sparsecl.engine.resume.keeper import saved_records
@@ -26,7 +25,7 @@ class Earlier:
     """Where to go on."""
 
     position: Position
-    observers: Mapping[str, Any]
+    observers: Remembered
     """What they had seen there."""
 
     records: Extent
@@ -59,4 +58,5 @@ def rewind(checkpoints: Path, built: Built, methods: Methods, position: Position
     built.guard.release()
     left_out = position.phase_step - earlier.phase_step
     there = replace(earlier, data_shift=position.data_shift + left_out)
-    return Earlier(there, saved["observers"], saved_records(saved), int(saved["audit_checks"]))
+    observers = dist.agree(lambda: state.remembered(folder))
+    return Earlier(there, observers, saved_records(saved), int(saved["audit_checks"]))

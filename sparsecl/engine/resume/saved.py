@@ -25,13 +25,15 @@ from sparsecl.checkpoint.laws import StateLaws, check_laws
 from sparsecl.checkpoint.manifest import Manifest, ParameterEntry, read_manifest
 from sparsecl.config_nodes import one_line
 from sparsecl.engine.observe.clock import Times
+from sparsecl.engine.observe.drift import References, array_problems
 from sparsecl.engine.observe.early_end import Best
 from sparsecl.engine.observe.health import Seen
+from sparsecl.engine.observe.observer import arrays_of
 from sparsecl.engine.observe.plasticity import PhaseSums
 from sparsecl.engine.position import Count, Position
 from sparsecl.engine.resume.changes import parsed
 from sparsecl.engine.run_config import RunConfig
-from sparsecl.engine.schedule import Schedule, make_schedule
+from sparsecl.engine.schedule import JOINT, Schedule, make_schedule
 from sparsecl.errors import DataError
 from sparsecl.methods.table import build_methods
 from sparsecl.model.shapes import layer_shapes
@@ -97,6 +99,7 @@ class Observed(_Strict):
     health: Seen
     early_end: Best
     plasticity: PhaseSums
+    drift: References | None = None  # earlier versions have none
 
 
 class RunState(_Strict):
@@ -156,8 +159,9 @@ def state_problems(manifest: Manifest) -> Iterator[str]:
         yield from _schema_problems(error)
         return
     if isinstance(found, RunState):
+        observers = found.observers.model_dump(exclude=None if found.observers.drift else {"drift"})
         missing = _missing(asdict(found.position), state["position"], "position") or _missing(
-            found.observers.model_dump(), state["observers"], "observers"
+            observers, state["observers"], "observers"
         )
         if missing:
             yield f"state.{missing}: it is missing"
@@ -172,6 +176,7 @@ def state_problems(manifest: Manifest) -> Iterator[str]:
     if isinstance(found, RunState):
         yield from _place(found.position, manifest.step, config, schedule)
         yield from _observed(found.observers, found.position)
+        yield from _references(found, schedule)
         yield from _results(found, schedule)
         yield from _numbers(found, manifest, config)
         yield from _methods(found, manifest, config)
@@ -256,6 +261,16 @@ def _observed(found: Observed, position: Position) -> Iterator[str]:
         yield f"state.position.data_shift: {position.data_shift} without a rollback"
 
 
+def _references(found: RunState, schedule: Schedule) -> Iterator[str]:
+    """Models are compared with the ends of phases that are over, each the last of its domain."""
+    kept = found.observers.drift or References()
+    last = {phase.domain: phase.index for phase in schedule.phases[: found.position.phase]}
+    lawful = [] if JOINT in last else sorted(last.values())
+    # Not all need be there: it may have been off when one ended.
+    if kept.phases != [phase for phase in lawful if phase in kept.phases]:
+        yield f"state.observers.drift.phases: {kept.phases}, the last ones so far are {lawful}"
+
+
 def _results(found: RunState, schedule: Schedule) -> Iterator[str]:
     """Matrices have the domains of the run as columns and phases that are over as rows."""
     if found.matrix is None:
@@ -305,12 +320,19 @@ def _methods(found: RunState, manifest: Manifest, config: RunConfig) -> Iterator
 
 
 def _arrays(manifest: Manifest, arrays: Mapping[str, torch.Tensor]) -> Iterator[str]:
-    """The same for what it keeps beside the parameters."""
+    """The same for what methods and observers keep beside the parameters."""
     if manifest.state.get("weights_only") is True and not arrays:
         return
+    drift = arrays_of("drift", arrays)
+    kept = manifest.state.get("observers", {}).get("drift") or {}
+    # Padding is no token, but how much of the matrix is padding depends on the layout.
+    rows = manifest.parameters[EMBEDDING].shape[0]
+    for problem in array_problems(References(**kept), drift, vocab_size=rows):
+        yield f"observers: drift.{problem}"
+    own = {key: value for key, value in arrays.items() if not key.startswith("drift.")}
     try:
         build_methods(_config(manifest).methods).check_arrays(
-            arrays, manifest.state.get("methods", {})
+            own, manifest.state.get("methods", {})
         )
     except ValueError as error:
         yield f"methods: {error}"

@@ -19,6 +19,7 @@ from sparsecl.checkpoint.background import Saver
 from sparsecl.checkpoint.manifest import ParameterEntry, Piece
 from sparsecl.checkpoint.reader import Reader
 from sparsecl.engine.build import Built
+from sparsecl.engine.observe.observer import Remembered
 from sparsecl.errors import DataError
 from sparsecl.methods.several import Methods
 from sparsecl.optim.deepspeed.numbers import counters, scale_state, set_counters, set_scale_state
@@ -33,12 +34,19 @@ MASTER = "master"
 
 
 def save(
-    saver: Saver, built: Built, methods: Methods, state: Mapping[str, Any], *, step: int
+    saver: Saver,
+    built: Built,
+    methods: Methods,
+    state: Mapping[str, Any],
+    arrays: Mapping[str, torch.Tensor],
+    *,
+    step: int,
 ) -> None:
     """Save a checkpoint of the run. Collective over the world.
 
     Args:
         state: position and whatever else the engine wants back, JSON-safe.
+        arrays: of observers, by OBSERVER.ARRAY; rank 0's count.
 
     Raises:
         StorageError, CannotCreateError: see Saver.save.
@@ -72,7 +80,7 @@ def save(
         _parameters(built),
         {**state, "optimizer": _optimizer_state(built), "methods": method_values},
         {name: entry.topology for name, entry in sparse.items() if _is_live(entry)},
-        methods.arrays() if dist.rank() == 0 else {},
+        {**methods.arrays(), **arrays} if dist.rank() == 0 else {},
     )
 
 
@@ -137,6 +145,12 @@ def restore(
         methods.load_arrays(reader.arrays())
         _restore_numbers(built, numbers)
     return reader.manifest.state
+
+
+def remembered(folder: Path) -> Remembered:
+    """What observers had seen at a verified checkpoint. Local."""
+    reader = Reader(folder)
+    return Remembered(reader.manifest.state["observers"], reader.arrays())
 
 
 def _check_whole(folder: Path, reader: Reader) -> None:

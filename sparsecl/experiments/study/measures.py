@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sparsecl.metrics import forgetting
-from sparsecl.metrics.forgetting import finite, last_rows, mean
+from sparsecl.metrics.forgetting import exposed_rows, finite, last_rows, mean
 from sparsecl.metrics.matrix import FloatArray, finished_phases
 from sparsecl.metrics.records import RunRecords
 from sparsecl.metrics.summary import matrix_of
@@ -33,6 +33,7 @@ MEASURES: dict[str, Measure] = {
     "final_loss": Measure(NATS, "lower", "mean loss of all domains at the end"),
     "final_bits_per_byte": Measure("bits per byte", "lower", "the same in bits per byte"),
     "final_accuracy": Measure("share", "higher", "mean next-token accuracy at the end"),
+    "KL": Measure(NATS, "lower", "mean KL of the model after each domain's training to the last"),
     "learned_loss": Measure(NATS, "lower", "mean loss of each domain right after its training"),
     "first_loss": Measure(NATS, "lower", "loss of the first domain right after its training"),
     "learning_area": Measure(NATS, "lower", "mean loss over a domain's own phase: learning speed"),
@@ -70,12 +71,22 @@ def measures(summary: dict[str, Any]) -> dict[str, float | None]:
         "final_loss": _last_row(matrix.loss),
         "final_bits_per_byte": _last_row(matrix.bits_per_byte),
         "final_accuracy": _last_row(matrix.accuracy),
+        "KL": _moved(summary, matrix.order),
         "learned_loss": mean(learned),
         "first_loss": _first(matrix.loss, matrix.order),
         "learning_area": summary["learning_speed"]["mean_area"],
         "seconds": summary["seconds"],
         "tokens_per_second": summary["tokens_per_second"],
     }
+
+
+def _moved(summary: dict[str, Any], order: tuple[int, ...]) -> float | None:
+    """Mean over the domains of F_last; None unless it was measured for all of them."""
+    found = summary.get("drift")
+    if found is None:
+        return None
+    terms = [found["kl"][-1][i] for i in exposed_rows(order)]
+    return None if None in terms else mean(terms)
 
 
 def _last_row(scores: FloatArray) -> float | None:
