@@ -32,8 +32,9 @@ With sd 0.02, about that of a small study, the spline holds it in 92 to 95 %; it
 The definition is ours. A run that failed or diverged is no point of a frontier.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -79,16 +80,32 @@ class Frontier:
         return np.interp(x, self.learned, self.forgotten)
 
 
+class Curve(Protocol):
+    """Forgetting of one arm and seed as a function of something else."""
+
+    @property
+    def low(self) -> float: ...
+
+    @property
+    def high(self) -> float: ...
+
+    def at(self, place: ArrayLike, /) -> FloatArray: ...
+
+
+AnyCurve = TypeVar("AnyCurve", bound=Curve)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
-class EqualLoss:
-    """First arm minus second arm in forgetting, at equal learned loss."""
+class Matched:
+    """First arm minus second arm in forgetting, at equal values of what the curves run along:
+    learned loss here, movement in drift.py."""
 
     seeds: tuple[int, ...]
     """Paired: those that both arms have; else those that one of them has. Rising."""
     left_out: tuple[int, ...]
-    """Paired: seeds with a frontier in one arm alone."""
+    """Paired: seeds with a curve in one arm alone."""
     grid: FloatArray
-    """[G] learned losses of the common range; empty without one."""
+    """[G] places in the common range; empty without one."""
     first: FloatArray
     """[G] forgetting of the first arm, mean over its seeds."""
     second: FloatArray
@@ -140,13 +157,34 @@ def equal_loss(
     margin: float | None = None,
     num_contrasts: int = 1,
     rng: np.random.Generator,
-) -> EqualLoss:
+) -> Matched:
     """Compare two arms at equal learned loss.
 
     Args:
         first, second: seed -> frontier.
         paired: runs of one seed read the same data in the same order.
         alpha, margin, num_contrasts, rng: as in `significance.paired_test`.
+    """
+    options = {"alpha": alpha, "margin": margin, "num_contrasts": num_contrasts, "rng": rng}
+    return matched(first, second, paired=paired, grid_of=_grid, **options)
+
+
+def matched(
+    first: Mapping[int, AnyCurve],
+    second: Mapping[int, AnyCurve],
+    *,
+    paired: bool,
+    grid_of: Callable[[list[list[AnyCurve]], bool], tuple[FloatArray, str]],
+    alpha: float,
+    margin: float | None,
+    num_contrasts: int,
+    rng: np.random.Generator,
+) -> Matched:
+    """Compare two arms where their curves have the same place.
+
+    Args:
+        first, second: seed -> curve.
+        grid_of: of the curves of both arms and `paired`: the places, or none and the reason.
     """
     if paired:
         seeds = sorted(first.keys() & second.keys())
@@ -155,7 +193,7 @@ def equal_loss(
     else:
         seeds, left_out = sorted(first.keys() | second.keys()), ()
         groups = [[arm[seed] for seed in sorted(arm)] for arm in (first, second)]
-    grid, why = _common(groups, paired)
+    grid, why = grid_of(groups, paired)
     curves = [np.array([one.at(grid) for one in group]) for group in groups] if not why else []
     means = [curve.mean(axis=1) for curve in curves]
     options = {"alpha": alpha, "margin": margin, "num_contrasts": num_contrasts, "rng": rng}
@@ -166,7 +204,7 @@ def equal_loss(
     elif means:
         test = unpaired_test(*means, **options)
     nothing = np.empty(0)
-    return EqualLoss(
+    return Matched(
         seeds=tuple(seeds),
         left_out=left_out,
         grid=grid,
@@ -178,15 +216,36 @@ def equal_loss(
     )
 
 
-def common_range(frontiers: Sequence[Frontier]) -> tuple[float, float]:
-    """(low, high): the learned losses that each of them reaches; high < low if there are none.
+def common_range(curves: Sequence[Curve]) -> tuple[float, float]:
+    """(low, high): the places that each of them reaches; high < low if there are none.
 
     Raises:
-        ValueError: without frontiers.
+        ValueError: without curves.
     """
-    if not frontiers:
+    if not curves:
         raise ValueError("there is no frontier")
-    return max(one.low for one in frontiers), min(one.high for one in frontiers)
+    return max(one.low for one in curves), min(one.high for one in curves)
+
+
+def common_ends(
+    groups: Sequence[Sequence[Curve]], paired: bool, *, curve: str, place: str
+) -> tuple[tuple[float, float], str]:
+    """The common range of two arms, or the reason if they have none.
+
+    Args:
+        curve, place: words for the reason.
+    """
+    if not all(groups):
+        return (0.0, 0.0), f"no seed has both {curve}s" if paired else f"an arm has no {curve}"
+    low, high = common_range([one for group in groups for one in group])
+    if low < high:
+        return (low, high), ""
+    names = ("the first arm", "the second arm")
+    ranges = [
+        f"{name} from {ends[0]:.4g} to {ends[1]:.4g}" if ends[0] < ends[1] else f"{name} none"
+        for name, ends in zip(names, map(common_range, groups), strict=True)
+    ]
+    return (low, high), f"no {place} that every seed of both arms reaches ({'; '.join(ranges)})"
 
 
 def _curve(u: FloatArray, x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -209,17 +268,7 @@ def _envelope(x: FloatArray, y: FloatArray) -> Frontier:
     return Frontier(learned=x[kept], forgotten=y[kept])
 
 
-def _common(groups: list[list[Frontier]], paired: bool) -> tuple[FloatArray, str]:
-    """The grid, or an empty one and the reason."""
-    nothing = np.empty(0)
-    if not all(groups):
-        return nothing, "no seed has both frontiers" if paired else "an arm has no frontier"
-    low, high = common_range([one for group in groups for one in group])
-    if low < high:
-        return np.linspace(low, high, GRID), ""
-    names = ("the first arm", "the second arm")
-    ranges = [
-        f"{name} from {ends[0]:.4g} to {ends[1]:.4g}" if ends[0] < ends[1] else f"{name} none"
-        for name, ends in zip(names, map(common_range, groups), strict=True)
-    ]
-    return nothing, f"no learned loss that every seed of both arms reaches ({'; '.join(ranges)})"
+def _grid(groups: list[list[Frontier]], paired: bool) -> tuple[FloatArray, str]:
+    """The learned losses to compare at, or none and the reason."""
+    ends, why = common_ends(groups, paired, curve="frontier", place="learned loss")
+    return (np.empty(0), why) if why else (np.linspace(*ends, GRID), "")

@@ -80,6 +80,8 @@ class FakeArm:
     """Losses where methods are told the domain, as a multiple of those where they are not."""
     plasticity: bool = False
     """Write a plasticity panel whose rank falls by 1 in each phase, from 100 * density."""
+    moves: float | None = None
+    """Write records of drift: KL of each earlier domain at every phase end; None = no records."""
 
 
 def loss_matrix(arm: FakeArm, order: Sequence[int], num_domains: int, seed: int) -> np.ndarray:
@@ -114,12 +116,37 @@ def run_records(arm: FakeArm, order: Sequence[int], domains: Sequence[str], seed
         records = with_identity(records, arm.told)
     if arm.plasticity:
         records = with_panels(records, arm, len(domains))
+    if arm.moves is not None:
+        records = with_drift(records, arm.moves, domains, order, seed)
     for record in records[1:]:
         if arm.stopped is not None and record["step"]:
             record["step"] += arm.stopped - STEPS
             record["tokens"] = record["step"] * TOKENS_PER_STEP
     tokens = records[-1]["tokens"]
     return [*records, {"kind": "end", "seconds": tokens / 9000, "tokens_per_second": 9000.0}]
+
+
+def with_drift(
+    records: list[Any], moves: float, domains: Sequence[str], order: Sequence[int], seed: int
+) -> list[Any]:
+    """One record of kind "drift" after the scores of each phase that had another domain before; a
+    seed has a factor of its own."""
+    made, kl = [], moves * (1 + 0.02 * (seed % 5))
+    for record, following in zip(records, [*records[1:], {}], strict=True):
+        made.append(record)
+        phase = record.get("phase", -1)
+        if phase == following.get("phase") or phase < 0 or record["kind"] != "eval":
+            continue
+        earlier = [domains[i] for i in dict.fromkeys(order[:phase]) if i not in (order[phase], -1)]
+        if earlier:
+            place = {key: record[key] for key in ("phase", "step", "tokens")}
+            found = {
+                "kl": dict.fromkeys(earlier, kl),
+                "standard_error": dict.fromkeys(earlier, kl / 20),
+                "num_tokens": dict.fromkeys(earlier, 1024),
+            }
+            made.append({"kind": "drift", **place, **found})
+    return made
 
 
 def with_panels(records: list[Any], arm: FakeArm, num_domains: int) -> list[Any]:

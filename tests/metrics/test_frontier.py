@@ -8,7 +8,7 @@ below a floor (saturation).
 import numpy as np
 import pytest
 
-from sparsecl.metrics.frontier import EqualLoss, Frontier, common_range, equal_loss, frontier
+from sparsecl.metrics.frontier import Frontier, Matched, common_range, equal_loss, frontier
 from sparsecl.metrics.significance import paired_test
 
 RATES = tuple(1e-3 * 2.0**k for k in range(5))
@@ -47,7 +47,7 @@ def world(number, *, seeds=8, noise=0.02, **second):
     return arm(rng, shared, noise=noise), arm(rng, shared, noise=noise, **second)
 
 
-def compared(runs, *, paired=True, **options) -> EqualLoss:
+def compared(runs, *, paired=True, **options) -> Matched:
     """Second arm minus first arm."""
     first, second = ({s: frontier(RATES, *values) for s, values in one.items()} for one in runs)
     return equal_loss(second, first, paired=paired, rng=np.random.default_rng(0), **options)

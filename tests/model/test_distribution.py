@@ -4,7 +4,7 @@ tests/distributed/test_outputs.py."""
 import torch
 import torch.nn.functional as F
 
-from sparsecl.model.distribution import chosen, divergence, log_sum_exp, most_likely
+from sparsecl.model.distribution import chosen, divergence, log_sum_exp, most_likely, sample
 
 INF = float("inf")
 
@@ -63,3 +63,18 @@ def test_gradients_are_finite_differences():
     teacher = random_logits(1, padding=0)
     assert torch.autograd.gradcheck(log_sum_exp, (x,))
     assert torch.autograd.gradcheck(lambda student: divergence(teacher, student, 2.0), (x,))
+
+
+def test_a_draw_is_the_first_token_at_which_the_sum_passes_it():
+    # Probabilities 1/8, 1/2, 0, 3/8, and padding.
+    z = torch.tensor([[[0.125, 0.5, 0.0, 0.375, 0.0]]]).log() + 3.0
+    u = torch.tensor([[[0.0, 0.124, 0.126, 0.624, 0.626, 1.0 - 2.0**-53]]], dtype=torch.double)
+    assert sample(z, u, 4).tolist() == [[[0, 0, 1, 1, 3, 3]]]
+    assert sample(z[:0], u[:0], 4).shape == (0, 1, 6)
+
+
+def test_draws_have_the_frequencies_of_the_distribution():
+    z = random_logits(0)
+    u = torch.rand(2, 3, 20_000, dtype=torch.double, generator=torch.Generator().manual_seed(1))
+    found = F.one_hot(sample(z, u, 7), 10).double().mean(dim=2)
+    torch.testing.assert_close(found, z.softmax(-1), atol=0.015, rtol=0)

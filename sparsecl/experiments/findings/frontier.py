@@ -9,6 +9,8 @@ taken. Each family is compared with that of the reference:
     best rates    F_last, learned loss and final loss, each family at the rate of its lowest mean
                   final loss. Chosen on the seeds that are compared, so it flatters both. Not made
                   of trials: the test is that comparison, on seeds that chose nothing
+    equal KL      F_last at equal movement of the model (metrics/drift.py), if it was measured: an
+                  arm that forgets less only because it moves less shows nothing here
     one rate      F_last at each rate that both have: mostly a measurement of the rate
 
 None of it is planned. Holm's method corrects over the families, within each of the rows above and
@@ -28,6 +30,7 @@ from sparsecl.experiments.study.study_plan import Arm
 from sparsecl.experiments.study.trials import trial_name
 from sparsecl.experiments.study.tune import TunedArm, Tuning
 from sparsecl.metrics.bootstrap import FloatArray
+from sparsecl.metrics.drift import Path, equal_kl, path
 from sparsecl.metrics.frontier import GRID, Frontier, common_range, equal_loss, frontier
 from sparsecl.metrics.multiplicity import holm
 from sparsecl.metrics.significance import ContrastTest, pair, paired_test, unpaired_test
@@ -38,16 +41,17 @@ KEY = "optimizer.lr"
 RATE = f"{KEY}: "
 """How a difference of the learning rate begins (`Arm.differences`)."""
 
-LEARNED, FORGOTTEN, BEST_BY = "learned_loss", "F_last", "final_loss"
+LEARNED, FORGOTTEN, BEST_BY, MOVED = "learned_loss", "F_last", "final_loss", "KL"
 
 HEADINGS = {
     "equal loss": "at equal learned loss",
+    "equal KL": "at equal movement",
     "best rates": "each at its best rate",
     "one rate": "at one rate",
 }
 """Kind of a comparison, in words."""
 
-At = Literal["equal loss", "best rates", "one rate"]
+At = Literal["equal loss", "equal KL", "best rates", "one rate"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,8 @@ class RatePoint:
     rate: float
     learned: float
     forgotten: float
+    moved: float | None = None
+    """KL; None where it was not measured."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -99,6 +105,16 @@ class Family:
         """Name of the arm with this rate; it must be there."""
         return self.arms[self.rates.index(rate)]
 
+    def paths(self) -> dict[int, Path]:
+        """Forgetting along the movement, by seed; those that have it at fewer than 2 KLs have
+        none."""
+        own: dict[int, list[tuple[float, float]]] = {}
+        for point in self.points:
+            if point.moved is not None:
+                own.setdefault(point.seed, []).append((point.moved, point.forgotten))
+        found = {seed: path(*zip(*runs, strict=True)) for seed, runs in own.items()}
+        return {seed: one for seed, one in found.items() if one is not None}
+
     def mean_curve(self) -> tuple[FloatArray, FloatArray] | None:
         """Learned loss and mean forgetting [G], where the frontiers of all seeds reach."""
         every = list(self.frontiers.values())
@@ -118,9 +134,9 @@ class FamilyContrast:
     at: At
     measure: str
     rates: tuple[float, float] | None
-    """Of the two arms; None at equal loss."""
+    """Of the two arms; None at equal loss and at equal KL."""
     reach: tuple[float, float] | None
-    """Equal loss: the learned losses that are compared, nats per token."""
+    """Equal loss, equal KL: the learned losses or the KLs that are compared, nats per token."""
     test: ContrastTest | None
     adjusted: float | None = None
     """p after Holm's correction; None if there is none."""
@@ -174,6 +190,8 @@ def family_contrasts(study: Study, found: Sequence[Family]) -> list[FamilyContra
         if not family.reference and family.size in references
     ]
     made = [_at_equal_loss(study, *couple, len(couples)) for couple in couples]
+    if any(point.moved is not None for family in found for point in family.points):
+        made += [_at_equal_kl(study, *couple, len(couples)) for couple in couples]
     for measure in (FORGOTTEN, LEARNED, BEST_BY) if trials is None else ():
         made += [_at_best(study, *couple, measure, len(couples)) for couple in couples]
     shared = [
@@ -209,7 +227,9 @@ def frontier_text(contrasts: Sequence[FamilyContrast]) -> list[str]:
 
 
 def place(one: FamilyContrast) -> str:
-    """The learned losses or the rates that stand side by side, or why there are none."""
+    """The learned losses, the KLs or the rates that stand side by side, or why there are none."""
+    if one.reach is not None and one.at == "equal KL":
+        return f"KL {one.reach[0]:.4g} to {one.reach[1]:.4g}"
     if one.reach is not None:
         return f"learned loss {one.reach[0]:.4g} to {one.reach[1]:.4g}"
     if one.rates is None:
@@ -289,8 +309,15 @@ def _family(study: Study, name: str, group: dict[float, Arm]) -> Family:
     rates, points = tuple(group), []
     for rate, arm in group.items():
         learned, forgotten = (study.values(arm.name, m) for m in (LEARNED, FORGOTTEN))
+        moved = study.values(arm.name, MOVED)
         points += [
-            RatePoint(seed=seed, rate=rate, learned=learned[seed], forgotten=forgotten[seed])
+            RatePoint(
+                seed=seed,
+                rate=rate,
+                learned=learned[seed],
+                forgotten=forgotten[seed],
+                moved=moved.get(seed),
+            )
             for seed in learned
             if seed in forgotten
         ]
@@ -357,6 +384,25 @@ def _at_equal_loss(study: Study, family: Family, against: Family, count: int) ->
         measure=FORGOTTEN,
         rates=None,
         reach=reach,
+        test=found.test,
+        why=found.why,
+    )
+
+
+def _at_equal_kl(study: Study, family: Family, against: Family, count: int) -> FamilyContrast:
+    found = equal_kl(
+        family.paths(),
+        against.paths(),
+        paired=_paired(study, family, against),
+        **_options(study, FORGOTTEN, count, family.name, against.name, "equal KL"),
+    )
+    return FamilyContrast(
+        family=family.name,
+        against=against.name,
+        at="equal KL",
+        measure=FORGOTTEN,
+        rates=None,
+        reach=(float(found.grid[0]), float(found.grid[-1])) if found.test else None,
         test=found.test,
         why=found.why,
     )

@@ -98,6 +98,12 @@ def study_figures(study: Study, comparison: Comparison, trends: Trends) -> list[
                 frontier.frontier_figure(trends.families),
             ),
             (
+                "movement",
+                "Points: runs. Right: the model has moved further from where it was after each "
+                "domain's training (log scale). Line: through the mean of each rate.",
+                frontier.movement_figure(trends.families),
+            ),
+            (
                 "density",
                 f"Points: seeds; diamonds: means; line: fit, band: {interval}, pointwise. "
                 "Dashed: the reference.",

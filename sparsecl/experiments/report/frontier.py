@@ -105,8 +105,8 @@ def frontier_table(study: Study, trends: Trends) -> Table:
     )
     caption = (
         "At equal learned loss: mean over the learned losses that every seed of both families "
-        f"reaches, without extrapolation. {source} "
-        "Not planned; corrected with Holm's method within each kind and metric. "
+        "reaches, without extrapolation. At equal movement: the same over log KL. "
+        f"{source} Not planned; corrected with Holm's method within each kind and metric. "
         f"{level_text(study if trials is None else trials)}"
     )
     return Table(name="frontier", caption=caption, columns=columns, rows=rows)

@@ -28,7 +28,7 @@ from sparsecl.experiments.study.study_plan import PLAN
 from sparsecl.files import temporary_folder, writing
 from sparsecl.opening import is_folder
 
-FIGURES = ("tuning", "frontier", "arms", "density", "crossover", "core", "drift", "pareto")
+FIGURES = ("tuning", "frontier", "arms", "density", "crossover", "core", "movement", "pareto")
 
 
 def publish(study: Study, folder: Path) -> Path:

@@ -212,7 +212,7 @@ def _pareto(m: Material) -> str:
 
 
 def _frontier(m: Material) -> str:
-    body = frontier.words(m.study, m.trends) + m.plot("frontier")
+    body = frontier.words(m.study, m.trends) + m.plot("frontier") + m.plot("movement")
     body += m.table(frontier.families_table(m.trends))
     return body + m.table(frontier.frontier_table(m.study, m.trends))
 
@@ -268,6 +268,8 @@ DEFINITIONS = (
     "NF: mean over the same domains of (L[P, i] - L[l(i), i]) / (L[b(i), i] - L[l(i), i]); domains "
     f"whose loss fell by less than {MIN_IMPROVEMENT:g} do not count. A contrast takes the domains "
     "that count in both runs of a pair.",
+    "KL: mean over the domains of F_last of KL(model right after the domain's last phase || model "
+    "at the end), on eval.kl_tokens held-out tokens of the domain: how far later phases moved it.",
     "learned_loss: mean of L[l(i), i] over all trained domains. first_loss: the loss on the domain "
     "of the first phase at its end. learning_area: area under the loss of a domain over its own "
     "phase, divided by the tokens of the phase; mean over phases.",
@@ -303,7 +305,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Material], str]], ...] = (
     ("controls", "Controls", _controls),
     ("crossover", "Crossover", _crossover),
     ("pareto", "What learning costs against what is kept", _pareto),
-    ("frontier", "At equal learned loss", _frontier),
+    ("frontier", "At equal learned loss, and at equal movement", _frontier),
     ("density", "Forgetting against density", _density),
     ("optima", "Best density against the size of the model", _optima),
     ("interference", "Interference", _interference),

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from sparsecl.experiments.findings.collect import collect
-from sparsecl.experiments.findings.frontier import families, family_contrasts
+from sparsecl.experiments.findings.frontier import families, family_contrasts, place
 from sparsecl.experiments.findings.study_table import study_table
 from sparsecl.experiments.plots import style
+from sparsecl.experiments.plots.frontier import movement_figure
 from sparsecl.experiments.report import write_report
 from sparsecl.experiments.study.study_plan import AnalysisConfig
 from sparsecl.metrics.bootstrap import t_interval
@@ -19,7 +20,7 @@ RATES = (0.001, 0.002, 0.004, 0.008, 0.016)
 CENTRE = 0.004
 
 
-def grid(density, *, shift=0.0, effect=0.0, rates=RATES, levels=True):
+def grid(density, *, shift=0.0, effect=0.0, rates=RATES, levels=True, less=None):
     """Arms of one density over the rates, on the frontier of all or off it by `effect`."""
     arms = []
     for rate in rates:
@@ -38,6 +39,7 @@ def grid(density, *, shift=0.0, effect=0.0, rates=RATES, levels=True):
                 level=3.85 + 0.12 * (v - 2.7) ** 2,
                 # Three domains: F_last is 1.5 times the rise of one phase.
                 forgets=(1.0 + 0.5 * v + effect) / 1.5,
+                moves=None if less is None else less * 0.05 * 2.0**v,
             )
         )
     return arms
@@ -169,6 +171,44 @@ def test_a_study_without_a_grid_over_the_rate_has_none(tmp_path):
     study = collect(write_study(tmp_path / "s", arms, seeds=range(2)))
     assert families(study) == [] and family_contrasts(study, []) == []
     assert "over learning rates" not in study_table(study)
+
+
+def test_an_arm_that_only_moves_less_is_equal_at_equal_movement(tmp_path):
+    study = study_of(tmp_path / "s", grid("dense", less=1.0), grid("0.1", shift=1.5, less=1.0))
+    found = family_contrasts(study, families(study))
+    equal = only(found, "equal KL")
+    assert equal.test.paired and equal.test.num_seeds == 8
+    assert equal.test.t.contains(0.0) and abs(equal.test.mean) < 0.03
+    assert equal.reach[0] == pytest.approx(0.05, rel=0.1) and "KL 0.05" in place(equal)
+    assert equal.adjusted == equal.test.p and equal.family_size == 1
+    assert len(found) == 1 + 1 + 3 + 5
+    text = " ".join(study_table(study).split())
+    assert "density 0.1 minus density dense, F_last at equal movement: " in text
+
+
+def test_an_arm_that_forgets_less_at_equal_movement_is_found(tmp_path):
+    # It moves half as far for what it forgets.
+    study = study_of(tmp_path / "s", grid("dense", less=1.0), grid("0.1", less=2.0))
+    equal = only(family_contrasts(study, families(study)), "equal KL")
+    assert equal.test.t.contains(-0.5) and equal.adjusted <= 0.05
+
+
+def test_no_common_movement_is_said(tmp_path):
+    study = study_of(tmp_path / "s", grid("dense", less=1.0), grid("0.1", less=1000.0))
+    equal = only(family_contrasts(study, families(study)), "equal KL")
+    assert equal.test is None and "no KL that every seed of both arms reaches" in equal.why
+    assert "no KL that every seed" in " ".join(study_table(study).split())
+
+
+def test_runs_without_movement_are_no_points(tmp_path):
+    sparse = grid("0.1", less=1.0)
+    sparse[0] = replace(sparse[0], moves=-0.01)  # an estimate can be below 0
+    study = study_of(tmp_path / "s", grid("dense"), sparse)
+    equal = only(family_contrasts(study, families(study)), "equal KL")
+    assert equal.why == "no seed has both paths"
+    assert movement_figure(families(study)) is not None
+    assert movement_figure(families(study)[:1]) is None
+    assert all(len(one.moved) == 4 for one in families(study)[1].paths().values())
 
 
 def test_the_report_has_the_figure_and_the_numbers(trap, tmp_path, monkeypatch):
