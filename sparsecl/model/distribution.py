@@ -18,6 +18,10 @@ from sparsecl.sparse.parallel import reduce_from_tensor_parallel
 
 _LOW = (1 << 32) - 1
 
+# Weight of the most likely token where tokens are drawn: what is less likely by a factor of 2^40 is
+# never drawn, and the sum over two million tokens fits into 64 bits.
+_WHOLE = float(1 << 40)
+
 
 def log_sum_exp(logits: Tensor) -> Tensor:
     """log sum_v exp(logits_v), fp32 [B, T]. Collective over tp."""
@@ -71,20 +75,21 @@ def sample(logits: Tensor, uniform: Tensor, vocab_size: int) -> Tensor:
     Returns:
         int64 [B, T, k], the same on every tp rank.
     """
-    before = torch.empty(uniform.shape, dtype=torch.int64, device=logits.device)
+    below = torch.empty(uniform.shape, dtype=torch.int64, device=logits.device)
     largest = _largest(logits)
-    # One sequence at a time: in fp64 the sums of all tokens take twice the memory of their logits.
-    for row, top, u, count in zip(logits, largest, uniform, before, strict=True):
-        upto = (row.double() - top.double()[:, None]).exp_().cumsum(dim=-1)
+    # One sequence at a time: 64 bits for each logit of all tokens take twice the memory of theirs.
+    for row, top, u, count in zip(logits, largest, uniform, below, strict=True):
+        # Whole numbers, whose sums are exact in any order: CUDA has no other repeatable cumsum.
+        weights = (row.double() - top.double()[:, None]).exp_().mul_(_WHOLE).long()
+        upto = weights.cumsum(dim=-1)
         masses = upto.new_zeros(dist.tp_size(), len(row))
         masses[dist.tp_rank()] = upto[:, -1]
         masses = _sum_over_ranks(masses)
-        lower = masses[: dist.tp_rank()].sum(dim=0)
-        wanted = u * masses.sum(dim=0)[:, None] - lower[:, None]
+        total, lower = masses.sum(dim=0), masses[: dist.tp_rank()].sum(dim=0)
+        wanted = (u * total[:, None]).long() - lower[:, None]
         # Columns of this rank that lie below u; the sum over ranks is the token's id.
         count.copy_(torch.searchsorted(upto, wanted, right=True))
-    ids = _sum_over_ranks(before)
-    return ids.clamp_(max=vocab_size - 1)  # if rounding has gone past the last
+    return _sum_over_ranks(below).clamp_(max=vocab_size - 1)  # if rounding has gone past the last
 
 
 def divergence(teacher: Tensor, student: Tensor, tau: float) -> Tensor:
