@@ -23,6 +23,11 @@ TUNING = (
     "point diverged."
 )
 
+MOVEMENT = (
+    "Points: runs. Further right: the model has moved further from where it was right after each "
+    "domain's training (log scale). Line: through the means of each rate."
+)
+
 
 @dataclass(frozen=True)
 class StudyFigure:
@@ -97,12 +102,7 @@ def study_figures(study: Study, comparison: Comparison, trends: Trends) -> list[
                 _frontier_text(trends),
                 frontier.frontier_figure(trends.families),
             ),
-            (
-                "movement",
-                "Points: runs. Right: the model has moved further from where it was after each "
-                "domain's training (log scale). Line: through the mean of each rate.",
-                frontier.movement_figure(trends.families),
-            ),
+            ("movement", MOVEMENT, frontier.movement_figure(trends.families)),
             (
                 "density",
                 f"Points: seeds; diamonds: means; line: fit, band: {interval}, pointwise. "
