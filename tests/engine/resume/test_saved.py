@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from sparsecl.checkpoint.manifest import Manifest, read_manifest, write_manifest
 from sparsecl.checkpoint.published import PUBLISHED
-from sparsecl.engine.resume.saved import check_lawful, state_problems
+from sparsecl.engine.resume.saved import STATE, check_lawful, state_problems
 from sparsecl.errors import DataError
 from sparsecl.programs import convert
 from tests.launch.starter import Starter
@@ -149,6 +150,9 @@ def test_no_lie_is_believed(saved, manifest, tmp_path):
         (("observers", "health", "bad_steps"), 17, "bad_steps: 17 of 16 steps"),
         (("observers", "early_end", "num_bad"), 17, "early_end.num_bad: 17"),
         (("observers", "plasticity", "p"), -0.5, "plasticity.p: -0.5 in"),
+        (("observers", "drift", "phases"), [1], "drift.phases: [1], the last ones so far are [0]"),
+        (("observers", "drift", "phases"), [0, 0], "drift.phases: [0, 0], the last ones so far"),
+        (("observers", "drift", "phases"), ..., "state.observers.drift.phases: it is missing"),
         (("observers", "clock", "train_seconds"), -1.0, "greater than or equal to 0"),
         (("optimizer", "group_step"), 4, "group_step: 4, but 16 steps were applied"),
         (("optimizer", "moments"), ["exp_avg"], "state.optimizer.moments"),
@@ -176,6 +180,27 @@ def test_what_a_law_says(manifest, path, value, says):
         at[path[-1]] = value
     lie = Manifest(**{**vars(manifest), "state": state})
     assert says in "\n".join(state_problems(lie))
+
+
+def test_what_is_kept_of_earlier_models_is_looked_at(manifest):
+    arrays = {
+        "drift.0.tokens": torch.zeros(2, 16, dtype=torch.int32),
+        "drift.0.ids": torch.ones(2, 16, 8, dtype=torch.int32),
+        "drift.0.log_probs": -torch.ones(2, 16, 8),
+    }
+
+    def problems(state: dict[str, Any], found: dict[str, torch.Tensor]) -> str:
+        lie = Manifest(**{**vars(manifest), "state": state})
+        return "\n".join([*state_problems(lie), *STATE.arrays(lie, found)])
+
+    assert problems(manifest.state, arrays) == ""
+    damaged = {**arrays, "drift.0.ids": arrays["drift.0.ids"] + 3000}
+    assert "observers: drift.0.ids: no ids of" in problems(manifest.state, damaged)
+    assert "observers: drift.0.ids is missing" in problems(manifest.state, {})
+    # A checkpoint of an earlier version has neither.
+    earlier = told(manifest.state, ("observers", "drift"), ...)
+    assert problems(earlier, {}) == ""
+    assert "observers: drift.0.ids is not known" in problems(earlier, arrays)
 
 
 def test_numbers_of_a_json_that_are_none(manifest):
