@@ -156,11 +156,9 @@ class Run:
 
     def __post_init__(self) -> None:
         # A plan that somebody else has written may not name folders outside of the study's.
-        for key in ("arm", "order"):
-            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", getattr(self, key) or "_"):
-                raise ValueError(f"{key}: {getattr(self, key)!r} cannot name a folder")
-        if not self.arm:
-            raise ValueError("arm is empty")
+        for key, name in (("arm", self.arm), ("order", self.order or "none")):
+            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+                raise ValueError(f"{key}: {name!r} cannot name a folder")
 
     @property
     def place(self) -> str:
