@@ -32,7 +32,7 @@ def words(study: Study, trends: Trends) -> str:
         )
     failed = trends.trials.counts()["failed"]
     seeds, order = (
-        ", ".join(map(str, of)) for of in (tuning.config.on.seeds, tuning.config.on.order)
+        ", ".join(map(str, of)) for of in (tuning.config.on.seeds, tuning.config.on.domains)
     )
     text = (
         f"The points are trials of the tuning: each arm at every rate that was tried, on the seeds "

@@ -221,6 +221,15 @@ def test_a_planted_effect_is_found_at_equal_loss(tmp_path):
     assert "over learning rates, trials of the tuning (not planned):" in study_table(study)
 
 
+def test_trials_are_compared_at_equal_movement_too(tmp_path):
+    arms = {"dense": grid("dense", less=1.0), "sparse": grid("0.1", less=0.5)}
+    study = collect(tuned_study(tmp_path / "s", arms))
+    found = family_contrasts(study, families(study))
+    # As much is forgotten at each rate, for half of the movement: a factor of 2 is 0.5 nats.
+    assert only(found, "equal KL").test.mean == pytest.approx(0.5, abs=0.03)
+    assert {one.at for one in found} == {"equal loss", "equal KL", "one rate"}
+
+
 def test_other_tuned_keys_stand_at_what_was_taken(tmp_path):
     arms = {"dense": grid("dense"), "sparse": grid("0.1", shift=1.5)}
     study = collect(tuned_study(tmp_path / "s", arms, more={"optimizer.weight_decay": (0.0, 0.1)}))
