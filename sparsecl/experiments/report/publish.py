@@ -16,6 +16,7 @@ from sparsecl import config as configs
 from sparsecl.errors import CannotCreateError, UserError
 from sparsecl.experiments.findings.collect import Study
 from sparsecl.experiments.findings.compare import compare
+from sparsecl.experiments.findings.frontier import frontier_text
 from sparsecl.experiments.findings.trends import trends
 from sparsecl.experiments.plots.study import study_figures
 from sparsecl.experiments.plots.style import save_png
@@ -76,8 +77,8 @@ def _fill(study: Study, folder: Path) -> None:
         study.plan.question,
         f"**{answer.headline(study, comparison)}**",
         _bullets(answer.sentences(study, comparison)),
-        "What to hold against it:",
-        _bullets(answer.cautions(study, comparison, found)),
+        *_section("Learning rates taken out (not planned):", frontier_text(found.family_contrasts)),
+        *_section("What to hold against it:", answer.cautions(study, comparison, found)),
         *(f"![{one.caption}](figures/{one.name}.png)" for one in shown),
         "Every number is in `tables/`: `seeds.csv` has each run. It was made by",
         f"```bash\n{study.plan.command}\n```",
@@ -85,6 +86,10 @@ def _fill(study: Study, folder: Path) -> None:
     ]
     text = "\n\n".join(line for line in lines if line)
     (folder / "README.md").write_text(text + "\n", encoding="utf-8")
+
+
+def _section(head: str, lines: list[str]) -> list[str]:
+    return [head, _bullets(lines)] if lines else []
 
 
 def _bullets(lines: list[str]) -> str:
