@@ -156,6 +156,16 @@ def describe(cls: type) -> list[FieldHelp]:
     return list(_describe(cls, "", None))
 
 
+def help_text(cls: type) -> str:
+    """Every leaf key with its type, default and meaning, for a terminal."""
+    lines = []
+    for field in describe(cls):
+        lines.append(f"{field.key}: {field.type} = {field.default}")
+        if field.text:
+            lines.append(textwrap.indent(textwrap.fill(field.text, 96), "    "))
+    return "\n".join(lines)
+
+
 # ---- nodes -> values -----------------------------------------------------------------------
 
 

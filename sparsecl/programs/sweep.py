@@ -10,7 +10,7 @@ and runs that were going on continue from their last checkpoint. With --where sl
 is neither done nor in the queue, and returns at once. With --power it runs nothing: it reads a
 study folder and prints what each planned contrast can show, and how many seeds an effect needs.
 A study with a block `tune` is tuned first: with --where slurm, call it again when the trials are
-done.
+done. --only runs some arms of the test; the report shows what there is.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from typing import NoReturn
 
 from sparsecl import command, signals
 from sparsecl.checkout import ROOT, beside
+from sparsecl.config import help_text
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import UserError
 from sparsecl.experiments.findings.collect import collect, status_text
@@ -40,7 +41,7 @@ from sparsecl.experiments.running.runner import Runner, python_script
 from sparsecl.experiments.running.tuning import tune, tuned_before
 from sparsecl.experiments.study.build_plan import make_plan, open_study, plan_text
 from sparsecl.experiments.study.controls import Priced
-from sparsecl.experiments.study.study_file import ScaledStudy, read_study
+from sparsecl.experiments.study.study_file import ScaledStudy, StudyConfig, read_study
 from sparsecl.experiments.study.study_plan import PLAN, TUNING, StudyPlan, read_plan
 from sparsecl.experiments.study.trials import priced_once, trials_plan, tuning_text
 from sparsecl.locks import lock_folder
@@ -48,6 +49,14 @@ from sparsecl.locks import lock_folder
 TRAIN = ROOT / "launch" / "train.py"
 INTERFERENCE = ROOT / "tools" / "interference.py"
 RUN_FAILED = 1  # exit code: the study is finished as far as it can be, but a run has failed
+
+
+class HelpStudy(argparse.Action):
+    """Print every key of a study file with its type, default and meaning, and stop."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: object, **kwargs: object) -> None:
+        print(help_text(StudyConfig))
+        parser.exit()
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -79,6 +88,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         type=int,
         help="runs at the same time; default: one per core, GPU; in Slurm, no limit of ours",
     )
+    parser.add_argument(
+        "--only",
+        type=lambda text: text.split(","),
+        metavar="ARM,...",
+        help="run these arms alone, and what they need; the others can follow later",
+    )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each run; default 1")
     parser.add_argument("--dry_run", action="store_true", help="show what would run, then stop")
     parser.add_argument(
@@ -88,6 +103,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--effect",
         type=float,
         help="with --power: true difference in the primary measure; default: the plan's margin",
+    )
+    parser.add_argument(
+        "--help_study", action=HelpStudy, nargs=0, help="every key of a study file, then stop"
     )
     return parser.parse_args(arguments)
 
@@ -134,6 +152,7 @@ def sweep(options: argparse.Namespace) -> int:
     priced = partial(price, ds_path=study.ds_config)
     make = partial(make_plan, study, priced, threads=options.threads, command=words)
     plan, configs = make()
+    only(plan, options.only)  # a name that is not there is told before any work
     folder = options.study_dir or Path("studies") / f"{plan.name}-{plan.scale}-{plan.digest[:8]}"
     if options.dry_run:
         if study.config.tune is not None:
@@ -165,12 +184,32 @@ def sweep(options: argparse.Namespace) -> int:
         prepare_data(configs, plan)
         if options.where == "slurm":
             return 0 if not on_slurm(folder, plan, options) or show(folder) else RUN_FAILED
+        some = only(plan, options.only)
         try:
-            finished = run(folder, plan, options)
+            finished = run(folder, some, options)
         except KeyboardInterrupt:
             return stopped()
-        measured = not (finished and plan.analysis.interference) or measure_interference(folder)
-        return 0 if show(folder) and measured else RUN_FAILED
+        whole = finished and len(some.runs) == len(plan.runs)
+        measured = not (whole and plan.analysis.interference) or measure_interference(folder)
+        show(folder)
+        return 0 if finished and measured else RUN_FAILED
+
+
+def only(plan: StudyPlan, arms: Sequence[str] | None) -> StudyPlan:
+    """The plan with the runs of some arms, and those that they need; None = all of it.
+
+    Raises:
+        UserError: there is no such arm.
+    """
+    if arms is None:
+        return plan
+    known = [arm.name for arm in plan.arms]
+    for name in arms:
+        if name not in known:
+            raise UserError(f"--only {name}: there is no such arm; there are {', '.join(known)}")
+    needed = {run.needs for run in plan.runs if run.arm in arms}
+    kept = tuple(run for run in plan.runs if run.arm in arms or run.name in needed)
+    return replace(plan, runs=kept)
 
 
 def show_power(options: argparse.Namespace) -> int:
@@ -273,6 +312,9 @@ def on_slurm(folder: Path, plan: StudyPlan, options: argparse.Namespace) -> bool
     runs = slurm.missing(plan, found)
     if plan.is_tuning:  # a value that diverged has its answer
         runs = [run for run in runs if not diverged(folder, run)]
+    else:
+        wanted = only(plan, options.only).runs
+        runs = [run for run in runs if run in wanted]
     if options.dry_run:
         jobs = place.jobs(folder, plan, runs, (array for array, _ in queued)) if runs else []
         print(f"\n{slurm.preview(folder, jobs)}" if jobs else "\nnothing to submit")

@@ -10,7 +10,6 @@ Without --config it trains launch/configs/demo.yaml: minutes on two CPU cores.
 import argparse
 import os
 import sys
-import textwrap
 import warnings
 from pathlib import Path
 from typing import NoReturn
@@ -27,10 +26,7 @@ class HelpConfig(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *args: object, **kwargs: object) -> None:
         from sparsecl.engine.run_config import RunConfig
 
-        for field in configs.describe(RunConfig):
-            print(f"{field.key}: {field.type} = {field.default}")
-            if field.text:
-                print(textwrap.indent(textwrap.fill(field.text, 96), "    "))
+        print(configs.help_text(RunConfig))
         parser.exit()
 
 

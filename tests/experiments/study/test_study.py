@@ -11,7 +11,8 @@ from sparsecl.experiments.study.study_file import read_study
 from sparsecl.methods.config import MethodsConfig
 from sparsecl.metrics.significance import reach
 
-STUDIES = sorted((Path(__file__).resolve().parents[3] / "launch" / "experiments").glob("*.yaml"))
+FOLDER = Path(__file__).resolve().parents[3] / "launch" / "experiments"
+STUDIES = sorted(path for path in FOLDER.glob("*.yaml") if path.stem != "template")
 
 SMALL = """
 name: small
