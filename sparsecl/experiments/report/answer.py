@@ -120,6 +120,7 @@ def cautions(study: Study, comparison: Comparison, trends: Trends) -> list[str]:
     texts += [f"{problem}." for problem in pairing_problems(study)]
     if "NF" in study.plan.analysis.metrics:
         texts += [f"{note}." for note in nf_notes(study)]
+    texts += _turned(comparison, trends)
     texts += _controls(comparison)
     missed: dict[str, list[Stop]] = {}
     for stop in trends.stops:
@@ -128,6 +129,33 @@ def cautions(study: Study, comparison: Comparison, trends: Trends) -> list[str]:
     for text, found in missed.items():
         places = [f"{s.phase} {s.domain} ({s.missed} of {len(s.seeds)} seeds)" for s in found]
         texts.append(f"{text} in phases {', '.join(places)}: there it has learned less.")
+    return texts
+
+
+def _turned(comparison: Comparison, trends: Trends) -> Sequence[str]:
+    """Primary contrasts whose sign hangs on the order of the domains: the intervals of two orders
+    lie on either side of 0. Their mean may be near 0, and even equivalent to it."""
+    texts = []
+    for contrast in comparison.family("primary"):
+        names = contrast.arm, contrast.against, contrast.measure
+        shown = [
+            (one.order, one.mean, one.interval)
+            for one in trends.orders
+            if one.order and (one.arm, one.against, one.measure) == names
+            if one.mean is not None and one.interval is not None
+            if one.interval.low > 0 or one.interval.high < 0
+        ]
+        if len({mean > 0 for _, mean, _ in shown}) < 2:
+            continue
+        parts = [
+            f"{signed(mean)} [{signed(interval.low)}, {signed(interval.high)}] in order {order}"
+            for order, mean, interval in shown
+        ]
+        texts.append(
+            f"{contrast.arm} minus {contrast.against}, {contrast.measure}, has opposite signs in "
+            f"the orders of the domains: {', '.join(parts)}. The mean over the orders says "
+            "nothing of any one of them."
+        )
     return texts
 
 
