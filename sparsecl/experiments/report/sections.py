@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from sparsecl.experiments.findings.collect import Study, pairing_problems
 from sparsecl.experiments.findings.compare import Comparison
+from sparsecl.experiments.findings.frontier import frontier_text
 from sparsecl.experiments.findings.trends import Trends
 from sparsecl.experiments.report import answer, frontier, results, setting, tables, tuning
 from sparsecl.experiments.report.methods import flags_table, told_table
@@ -80,10 +81,13 @@ def _question(m: Material) -> str:
 
 
 def _answer(m: Material) -> str:
+    over_rates = frontier_text(m.trends.family_contrasts)
     return "".join(
         (
             f"<p><strong>{paragraph(answer.headline(m.study, m.comparison))[3:-5]}</strong></p>\n",
             bullets(answer.sentences(m.study, m.comparison)),
+            *([paragraph("Learning rates taken out (not planned):")] if over_rates else []),
+            bullets(over_rates),
             bullets(answer.cautions(m.study, m.comparison, m.trends)),
         )
     )
