@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 DOMAINS = ("code", "math", "manual", "legal", "dialogue")
 STEPS = 100
 TOKENS_PER_STEP = 4096
@@ -99,6 +97,8 @@ def run_records(
     density: float,
     every: int,
 ) -> list[dict[str, Any]]:
+    import numpy as np  # on use: a process that only wants from_matrix is light without it
+
     rng = np.random.default_rng(seed)
     begin = 8.3 + rng.normal(0, 0.05, len(domains))
     floor = rng.uniform(2.2, 3.6, len(domains))
