@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-KEPT = sorted((Path(__file__).resolve().parents[2] / "launch/experiments/results").glob("*/"))
+RESULTS = Path(__file__).resolve().parents[2] / "launch" / "experiments" / "results"
+KEPT = sorted(RESULTS.glob("*/"))
+DOMAINS = ("code", "math", "medical", "legal", "dialogue")
 SENTENCE = re.compile(
     r"^- (\S+) minus (\S+), (\w+): ([+-]?[\d.]+) \S.*?"
     r"95 % interval \[([+-]?[\d.]+), ([+-]?[\d.]+)\], (\d+) of (\d+) seeds",
@@ -36,6 +38,11 @@ def by_seed(folder: Path, arm: str, measure: str) -> dict[str, float]:
 def differences(folder: Path, arm: str, against: str, measure: str) -> np.ndarray:
     one, two = by_seed(folder, arm, measure), by_seed(folder, against, measure)
     return np.array([one[seed] - two[seed] for seed in one if seed in two])
+
+
+def matrix(folder: Path, arm: str) -> list[dict[str, str]]:
+    """Mean losses, one row after each phase."""
+    return rows(folder, f"matrix-{arm}")[1:]
 
 
 @pytest.fixture(params=KEPT, ids=lambda path: path.name)
@@ -93,3 +100,33 @@ def test_what_is_kept_is_small_and_names_no_machine(kept):
     for path in files:
         if path.suffix != ".png":
             assert not re.search(r"/(work|home|tmp|root)/", path.read_text()), path
+
+
+@pytest.mark.skipif(not (RESULTS / "exp3_crossover").exists(), reason="not kept")
+def test_what_the_page_of_the_studies_tells_of_experiment_3():
+    text = " ".join((RESULTS.parent / "README.md").read_text().split())
+    folder = RESULTS / "exp3_crossover"
+    for arm, label in (("rho_05", "5 %"), ("rho_10", "10 %")):
+        values = differences(folder, arm, "dense", "final_loss")
+        half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+        ends = f"by {values.mean():.3f} [{values.mean() - half:.3f}, {values.mean() + half:.3f}]"
+        mean = np.mean(list(by_seed(folder, arm, "final_loss").values()))
+        assert f"{mean:.3f} at {label} ({ends})" in text
+    dense = np.mean(list(by_seed(folder, "dense", "final_loss").values()))
+    assert f"final loss {dense:.3f} dense" in text
+    told = {row["arm"]: row for row in rows(folder, "crossover") if row["curve"] == "all domains"}
+    five, ten = (f"{told[a]['round']} [{told[a]['low']}, {told[a]['high']}]" for a in told)
+    assert f"in round {five} and {ten}" in text
+    assert all(row["text"].endswith("not below in every later round") for row in told.values())
+    assert all(not row["round"] for row in rows(folder, "crossover") if row["curve"] == "code")
+    # The difference of the mean curves changes its sign for good at about round 30.
+    curves = {
+        arm: np.mean(
+            [[float(v) for k, v in row.items() if k in DOMAINS] for row in matrix(folder, arm)],
+            axis=1,
+        )
+        for arm in ("dense", "rho_05", "rho_10")
+    }
+    for arm in ("rho_05", "rho_10"):
+        gap = np.convolve(curves[arm] - curves["dense"], np.ones(3) / 3, mode="valid")
+        assert gap[8:20].max() < 0 < gap[36:].min()

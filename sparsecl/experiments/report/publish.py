@@ -17,10 +17,10 @@ from sparsecl.errors import CannotCreateError, UserError
 from sparsecl.experiments.findings.collect import Study
 from sparsecl.experiments.findings.compare import compare
 from sparsecl.experiments.findings.frontier import frontier_text
-from sparsecl.experiments.findings.trends import trends
+from sparsecl.experiments.findings.trends import Trends, trends
 from sparsecl.experiments.plots.study import study_figures
 from sparsecl.experiments.plots.style import save_png
-from sparsecl.experiments.report import answer
+from sparsecl.experiments.report import answer, results
 from sparsecl.experiments.report.sections import Material, sections
 from sparsecl.experiments.report.setting import origins
 from sparsecl.experiments.report.table import as_csv
@@ -78,6 +78,7 @@ def _fill(study: Study, folder: Path) -> None:
         f"**{answer.headline(study, comparison)}**",
         _bullets(answer.sentences(study, comparison)),
         *_section("Learning rates taken out (not planned):", frontier_text(found.family_contrasts)),
+        *_section("Crossover with the reference:", _crossovers(study, found)),
         *_section("What to hold against it:", answer.cautions(study, comparison, found)),
         *(f"![{one.caption}](figures/{one.name}.png)" for one in shown),
         "Every number is in `tables/`: `seeds.csv` has each run. It was made by",
@@ -86,6 +87,11 @@ def _fill(study: Study, folder: Path) -> None:
     ]
     text = "\n\n".join(line for line in lines if line)
     (folder / "README.md").write_text(text + "\n", encoding="utf-8")
+
+
+def _crossovers(study: Study, found: Trends) -> list[str]:
+    table = results.crossover_table(study, found)
+    return [f"{row[0]}, {row[1]}: {row[-1]}" for row in table.rows]
 
 
 def _section(head: str, lines: list[str]) -> list[str]:
