@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BY_NAME = {
     "checkpoint/hf_tokenizer.py",  # in a folder that was just made
     "conversions/start.py",  # the same
+    "experiments/report/publish.py",  # the same
     "experiments/report/write.py",  # the same
     "experiments/running/slurm.py",  # scripts of the project
     "place.py",  # what /proc says of processes

@@ -77,6 +77,7 @@ def go_on(cache: str, overrides: tuple[str, ...], folder: str, out: str, step: i
     return trainer.losses(), scores(trainer)
 
 
+@pytest.mark.slow
 def test_a_resume_at_a_border_and_within_a_stage_is_no_stop(pool, shared_cache, tmp_path):
     every = (*PACKNET, "batch.micro=2", "checkpoint={every: 1, keep: 40}")
     run = cases.train, 2, str(shared_cache), "zero2", every
