@@ -34,47 +34,14 @@ the run: models can be as far from where they were and have gone another way.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from sparsecl.metrics.bootstrap import FloatArray
-from sparsecl.metrics.frontier import GRID, Matched, common_ends, matched
+from sparsecl.metrics.frontier import Curve, Matched, matched
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Path:
-    """How forgetting goes with movement, for one arm and seed, as a polyline in log KL."""
-
-    moved: FloatArray
-    """[N], rising, > 0: KL, nats per token."""
-    forgotten: FloatArray
-    """[N]: forgetting there, nats per token."""
-
-    @property
-    def low(self) -> float:
-        """KL of the run that moved least."""
-        return float(self.moved[0])
-
-    @property
-    def high(self) -> float:
-        """KL of the run that moved furthest."""
-        return float(self.moved[-1])
-
-    def at(self, moved: ArrayLike) -> FloatArray:
-        """Forgetting at these KLs, any shape.
-
-        Raises:
-            ValueError: for a KL outside [low, high]; nothing is extrapolated.
-        """
-        x = np.asarray(moved, dtype=np.float64)
-        if not ((x >= self.low) & (x <= self.high)).all():
-            raise ValueError(f"the path reaches from {self.low:g} to {self.high:g} only")
-        return np.interp(np.log(x), np.log(self.moved), self.forgotten)
-
-
-def path(moved: ArrayLike, forgotten: ArrayLike) -> Path | None:
+def path(moved: ArrayLike, forgotten: ArrayLike) -> Curve | None:
     """The path of one arm and seed.
 
     Args:
@@ -96,12 +63,12 @@ def path(moved: ArrayLike, forgotten: ArrayLike) -> Path | None:
     if len(places) < 2:
         return None
     sums = np.bincount(index, weights=y[known])
-    return Path(moved=places, forgotten=sums / np.bincount(index))
+    return Curve(log=True, along=places, forgotten=sums / np.bincount(index))
 
 
 def equal_kl(
-    first: Mapping[int, Path],
-    second: Mapping[int, Path],
+    first: Mapping[int, Curve],
+    second: Mapping[int, Curve],
     *,
     paired: bool,
     alpha: float = 0.05,
@@ -117,12 +84,4 @@ def equal_kl(
         alpha, margin, num_contrasts, rng: as in `significance.paired_test`.
     """
     options = {"alpha": alpha, "margin": margin, "num_contrasts": num_contrasts, "rng": rng}
-    return matched(first, second, paired=paired, grid_of=_grid, **options)
-
-
-def _grid(groups: list[list[Path]], paired: bool) -> tuple[FloatArray, str]:
-    """The KLs to compare at, or none and the reason."""
-    ends, why = common_ends(groups, paired, curve="path", place="KL")
-    if why:
-        return np.empty(0), why
-    return np.clip(np.geomspace(*ends, GRID), *ends), ""
+    return matched(first, second, paired=paired, curve="path", place="KL", **options)

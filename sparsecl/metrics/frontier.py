@@ -32,9 +32,8 @@ With sd 0.02, about that of a small study, the spline holds it in 92 to 95 %; it
 The definition is ours. A run that failed or diverged is no point of a frontier.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -50,49 +49,38 @@ GRID = 33
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Frontier:
-    """The frontier of one arm and seed, as a polyline."""
+class Curve:
+    """Forgetting of one arm and seed along something else, as a polyline."""
 
-    learned: FloatArray
-    """[N], rising: learned loss, nats per token."""
+    along: FloatArray
+    """[N], rising, nats per token: learned loss of a frontier, KL of a path (drift.py)."""
     forgotten: FloatArray
-    """[N], falling: the smallest forgetting reached there, nats per token."""
+    """[N]: forgetting there, nats per token. It falls along a frontier."""
+    log: bool = False
+    """Straight in the logarithm of `along`, which is > 0."""
 
     @property
     def low(self) -> float:
-        """Best learned loss."""
-        return float(self.learned[0])
+        """Where it begins."""
+        return float(self.along[0])
 
     @property
     def high(self) -> float:
-        """Learned loss where least is forgotten."""
-        return float(self.learned[-1])
+        """Where it ends."""
+        return float(self.along[-1])
 
-    def at(self, learned: ArrayLike) -> FloatArray:
-        """Forgetting at these learned losses, any shape.
+    def at(self, place: ArrayLike) -> FloatArray:
+        """Forgetting at these places, any shape.
 
         Raises:
-            ValueError: for a learned loss outside [low, high]; nothing is extrapolated.
+            ValueError: for a place outside [low, high]; nothing is extrapolated.
         """
-        x = np.asarray(learned, dtype=np.float64)
+        x, along = np.asarray(place, dtype=np.float64), self.along
         if not ((x >= self.low) & (x <= self.high)).all():
-            raise ValueError(f"the frontier reaches from {self.low:g} to {self.high:g} only")
-        return np.interp(x, self.learned, self.forgotten)
-
-
-class Curve(Protocol):
-    """Forgetting of one arm and seed as a function of something else."""
-
-    @property
-    def low(self) -> float: ...
-
-    @property
-    def high(self) -> float: ...
-
-    def at(self, place: ArrayLike, /) -> FloatArray: ...
-
-
-AnyCurve = TypeVar("AnyCurve", bound=Curve)
+            raise ValueError(f"the curve reaches from {self.low:g} to {self.high:g} only")
+        if self.log:
+            x, along = np.log(x), np.log(along)
+        return np.interp(x, along, self.forgotten)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -118,7 +106,7 @@ class Matched:
     """The reason if there is no test, else empty."""
 
 
-def frontier(rates: Sequence[float], learned: ArrayLike, forgotten: ArrayLike) -> Frontier | None:
+def frontier(rates: Sequence[float], learned: ArrayLike, forgotten: ArrayLike) -> Curve | None:
     """The frontier of one arm and seed.
 
     Args:
@@ -149,8 +137,8 @@ def frontier(rates: Sequence[float], learned: ArrayLike, forgotten: ArrayLike) -
 
 
 def equal_loss(
-    first: Mapping[int, Frontier],
-    second: Mapping[int, Frontier],
+    first: Mapping[int, Curve],
+    second: Mapping[int, Curve],
     *,
     paired: bool,
     alpha: float = 0.05,
@@ -166,15 +154,16 @@ def equal_loss(
         alpha, margin, num_contrasts, rng: as in `significance.paired_test`.
     """
     options = {"alpha": alpha, "margin": margin, "num_contrasts": num_contrasts, "rng": rng}
-    return matched(first, second, paired=paired, grid_of=_grid, **options)
+    return matched(first, second, paired=paired, curve="frontier", place="learned loss", **options)
 
 
 def matched(
-    first: Mapping[int, AnyCurve],
-    second: Mapping[int, AnyCurve],
+    first: Mapping[int, Curve],
+    second: Mapping[int, Curve],
     *,
     paired: bool,
-    grid_of: Callable[[list[list[AnyCurve]], bool], tuple[FloatArray, str]],
+    curve: str,
+    place: str,
     alpha: float,
     margin: float | None,
     num_contrasts: int,
@@ -184,7 +173,7 @@ def matched(
 
     Args:
         first, second: seed -> curve.
-        grid_of: of the curves of both arms and `paired`: the places, or none and the reason.
+        curve, place: words for the reason, if there is no common range.
     """
     if paired:
         seeds = sorted(first.keys() & second.keys())
@@ -193,7 +182,7 @@ def matched(
     else:
         seeds, left_out = sorted(first.keys() | second.keys()), ()
         groups = [[arm[seed] for seed in sorted(arm)] for arm in (first, second)]
-    grid, why = grid_of(groups, paired)
+    grid, why = _grid(groups, paired, curve, place)
     curves = [np.array([one.at(grid) for one in group]) for group in groups] if not why else []
     means = [curve.mean(axis=1) for curve in curves]
     options = {"alpha": alpha, "margin": margin, "num_contrasts": num_contrasts, "rng": rng}
@@ -227,27 +216,6 @@ def common_range(curves: Sequence[Curve]) -> tuple[float, float]:
     return max(one.low for one in curves), min(one.high for one in curves)
 
 
-def common_ends(
-    groups: Sequence[Sequence[Curve]], paired: bool, *, curve: str, place: str
-) -> tuple[tuple[float, float], str]:
-    """The common range of two arms, or the reason if they have none.
-
-    Args:
-        curve, place: words for the reason.
-    """
-    if not all(groups):
-        return (0.0, 0.0), f"no seed has both {curve}s" if paired else f"an arm has no {curve}"
-    low, high = common_range([one for group in groups for one in group])
-    if low < high:
-        return (low, high), ""
-    names = ("the first arm", "the second arm")
-    ranges = [
-        f"{name} from {ends[0]:.4g} to {ends[1]:.4g}" if ends[0] < ends[1] else f"{name} none"
-        for name, ends in zip(names, map(common_range, groups), strict=True)
-    ]
-    return (low, high), f"no {place} that every seed of both arms reaches ({'; '.join(ranges)})"
-
-
 def _curve(u: FloatArray, x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
     """x and y along u, the runs among the samples, none of which surpasses the best run."""
     from scipy.interpolate import CubicSpline  # on use, like all of SciPy here
@@ -260,15 +228,29 @@ def _curve(u: FloatArray, x: FloatArray, y: FloatArray) -> tuple[FloatArray, Flo
     return np.concatenate([between_x[kept], x]), np.concatenate([between_y[kept], y])
 
 
-def _envelope(x: FloatArray, y: FloatArray) -> Frontier:
+def _envelope(x: FloatArray, y: FloatArray) -> Curve:
     """The samples that no other beats in both, by rising x."""
     order = np.lexsort((y, x))
     x, y = x[order], y[order]
     kept = np.concatenate([[True], y[1:] < np.minimum.accumulate(y)[:-1]])
-    return Frontier(learned=x[kept], forgotten=y[kept])
+    return Curve(along=x[kept], forgotten=y[kept])
 
 
-def _grid(groups: list[list[Frontier]], paired: bool) -> tuple[FloatArray, str]:
-    """The learned losses to compare at, or none and the reason."""
-    ends, why = common_ends(groups, paired, curve="frontier", place="learned loss")
-    return (np.empty(0), why) if why else (np.linspace(*ends, GRID), "")
+def _grid(
+    groups: Sequence[Sequence[Curve]], paired: bool, curve: str, place: str
+) -> tuple[FloatArray, str]:
+    """The places to compare at, even along the curves; or none and the reason."""
+    nothing = np.empty(0)
+    if not all(groups):
+        return nothing, f"no seed has both {curve}s" if paired else f"an arm has no {curve}"
+    every = [one for group in groups for one in group]
+    low, high = common_range(every)
+    if low < high:
+        even = np.geomspace if every[0].log else np.linspace
+        return np.clip(even(low, high, GRID), low, high), ""
+    names = ("the first arm", "the second arm")
+    ranges = [
+        f"{name} from {ends[0]:.4g} to {ends[1]:.4g}" if ends[0] < ends[1] else f"{name} none"
+        for name, ends in zip(names, map(common_range, groups), strict=True)
+    ]
+    return nothing, f"no {place} that every seed of both arms reaches ({'; '.join(ranges)})"

@@ -12,7 +12,8 @@ import pytest
 
 from sparsecl.errors import DataError
 from sparsecl.experiments.study.measures import measures
-from sparsecl.metrics.drift import Path, equal_kl, path
+from sparsecl.metrics.drift import equal_kl, path
+from sparsecl.metrics.frontier import Curve
 from sparsecl.metrics.records import read_records
 from sparsecl.metrics.summary import summarize
 from tests.metrics.fake_run import STEPS, from_matrix, write_lines
@@ -96,7 +97,7 @@ def compared(first, second, *, paired=True):
 
 def test_a_path_by_hand():
     found = path([0.4, 0.1, 0.1, None, -0.1, 0.2], [3.0, 1.0, 2.0, 9.0, 9.0, np.nan])
-    assert found.moved.tolist() == [0.1, 0.4] and found.forgotten.tolist() == [1.5, 3.0]
+    assert found.along.tolist() == [0.1, 0.4] and found.forgotten.tolist() == [1.5, 3.0]
     assert found.at(0.2) == pytest.approx(2.25)  # half way in log KL
     for outside in (0.099, 0.401, np.nan):
         with pytest.raises(ValueError, match=r"from 0.1 to 0.4 only"):
@@ -116,7 +117,7 @@ def test_a_point_is_no_path():
 def line(low, high, value):
     """Rises by 1 for each factor of e."""
     x = np.array([low, high])
-    return Path(moved=x, forgotten=value + np.log(x))
+    return Curve(log=True, along=x, forgotten=value + np.log(x))
 
 
 def test_two_arms_by_hand():

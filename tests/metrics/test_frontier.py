@@ -8,7 +8,7 @@ below a floor (saturation).
 import numpy as np
 import pytest
 
-from sparsecl.metrics.frontier import Frontier, Matched, common_range, equal_loss, frontier
+from sparsecl.metrics.frontier import Curve, Matched, common_range, equal_loss, frontier
 from sparsecl.metrics.significance import paired_test
 
 RATES = tuple(1e-3 * 2.0**k for k in range(5))
@@ -19,7 +19,7 @@ ROOM = 3 * 0.0126
 
 def line(low, high, value, slope=-1.0):
     x = np.array([low, high], dtype=float)
-    return Frontier(learned=x, forgotten=value + slope * (x - low))
+    return Curve(along=x, forgotten=value + slope * (x - low))
 
 
 def settings(v, *, effect=0.0, stop=np.inf, floor=None):
@@ -60,7 +60,7 @@ def broken_line(learned, forgotten):
         for k in np.argsort(learned)
         if not ((learned < learned[k]) & (forgotten <= forgotten[k])).any()
     ]
-    return Frontier(learned=learned[order], forgotten=forgotten[order])
+    return Curve(along=learned[order], forgotten=forgotten[order])
 
 
 def contrasts(worlds):
@@ -80,13 +80,13 @@ def test_a_frontier_of_three_runs():
     assert (found.low, found.high) == (4.0, 5.0)
     assert found.at([4.0, 5.0]).tolist() == [2.0, 1.0]
     assert 1.0 < found.at(4.5) < 2.0
-    assert (np.diff(found.learned) > 0).all() and (np.diff(found.forgotten) < 0).all()
+    assert (np.diff(found.along) > 0).all() and (np.diff(found.forgotten) < 0).all()
 
 
 def test_the_order_of_the_rates_does_not_matter():
     a = frontier([1.0, 2.0, 4.0], [5.0, 4.0, 4.5], [1.0, 2.0, 3.0])
     b = frontier([4.0, 1.0, 2.0], [4.5, 5.0, 4.0], [3.0, 1.0, 2.0])
-    assert a.learned.tolist() == b.learned.tolist()
+    assert a.along.tolist() == b.along.tolist()
     assert a.forgotten.tolist() == b.forgotten.tolist()
 
 

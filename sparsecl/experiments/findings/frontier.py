@@ -30,8 +30,8 @@ from sparsecl.experiments.study.study_plan import Arm
 from sparsecl.experiments.study.trials import trial_name
 from sparsecl.experiments.study.tune import TunedArm, Tuning
 from sparsecl.metrics.bootstrap import FloatArray
-from sparsecl.metrics.drift import Path, equal_kl, path
-from sparsecl.metrics.frontier import GRID, Frontier, common_range, equal_loss, frontier
+from sparsecl.metrics.drift import equal_kl, path
+from sparsecl.metrics.frontier import GRID, Curve, common_range, equal_loss, frontier
 from sparsecl.metrics.multiplicity import holm
 from sparsecl.metrics.significance import ContrastTest, pair, paired_test, unpaired_test
 from sparsecl.metrics.table import number
@@ -80,7 +80,7 @@ class Family:
     """One for each rate."""
     points: tuple[RatePoint, ...]
     """Of the runs that are done and have both figures."""
-    frontiers: dict[int, Frontier]
+    frontiers: dict[int, Curve]
     """By seed; those with fewer than 2 points have none."""
     best: float | None
     """Rate of the lowest mean final loss, among those that lost fewest runs; None of trials."""
@@ -105,7 +105,7 @@ class Family:
         """Name of the arm with this rate; it must be there."""
         return self.arms[self.rates.index(rate)]
 
-    def paths(self) -> dict[int, Path]:
+    def paths(self) -> dict[int, Curve]:
         """Forgetting along the movement, by seed; those that have it at fewer than 2 KLs have
         none."""
         own: dict[int, list[tuple[float, float]]] = {}
@@ -189,9 +189,9 @@ def family_contrasts(study: Study, found: Sequence[Family]) -> list[FamilyContra
         for family in found
         if not family.reference and family.size in references
     ]
-    made = [_at_equal_loss(study, *couple, len(couples)) for couple in couples]
+    made = [_at_equal(study, *couple, "equal loss", len(couples)) for couple in couples]
     if any(point.moved is not None for family in found for point in family.points):
-        made += [_at_equal_kl(study, *couple, len(couples)) for couple in couples]
+        made += [_at_equal(study, *couple, "equal KL", len(couples)) for couple in couples]
     for measure in (FORGOTTEN, LEARNED, BEST_BY) if trials is None else ():
         made += [_at_best(study, *couple, measure, len(couples)) for couple in couples]
     shared = [
@@ -369,37 +369,21 @@ def _options(study: Study, measure: str, count: int, *names: str) -> dict:
     }
 
 
-def _at_equal_loss(study: Study, family: Family, against: Family, count: int) -> FamilyContrast:
-    found = equal_loss(
-        family.frontiers,
-        against.frontiers,
+def _at_equal(study: Study, family: Family, against: Family, at: At, count: int) -> FamilyContrast:
+    """At equal learned loss, or at equal KL."""
+    if at == "equal loss":
+        compare, curves = equal_loss, (family.frontiers, against.frontiers)
+    else:
+        compare, curves = equal_kl, (family.paths(), against.paths())
+    found = compare(
+        *curves,
         paired=_paired(study, family, against),
-        **_options(study, FORGOTTEN, count, family.name, against.name, "equal loss"),
-    )
-    reach = (float(found.grid[0]), float(found.grid[-1])) if found.test else None
-    return FamilyContrast(
-        family=family.name,
-        against=against.name,
-        at="equal loss",
-        measure=FORGOTTEN,
-        rates=None,
-        reach=reach,
-        test=found.test,
-        why=found.why,
-    )
-
-
-def _at_equal_kl(study: Study, family: Family, against: Family, count: int) -> FamilyContrast:
-    found = equal_kl(
-        family.paths(),
-        against.paths(),
-        paired=_paired(study, family, against),
-        **_options(study, FORGOTTEN, count, family.name, against.name, "equal KL"),
+        **_options(study, FORGOTTEN, count, family.name, against.name, at),
     )
     return FamilyContrast(
         family=family.name,
         against=against.name,
-        at="equal KL",
+        at=at,
         measure=FORGOTTEN,
         rates=None,
         reach=(float(found.grid[0]), float(found.grid[-1])) if found.test else None,

@@ -208,7 +208,7 @@ def test_runs_without_movement_are_no_points(tmp_path):
     assert equal.why == "no seed has both paths"
     assert movement_figure(families(study)) is not None
     assert movement_figure(families(study)[:1]) is None
-    assert all(len(one.moved) == 4 for one in families(study)[1].paths().values())
+    assert all(len(one.along) == 4 for one in families(study)[1].paths().values())
 
 
 def test_the_report_has_the_figure_and_the_numbers(trap, tmp_path, monkeypatch):
