@@ -49,14 +49,19 @@ def records(arm, seed, until, last=None):
     return [*from_matrix(loss, ["a", "b"], [0, 1]), end]
 
 
-def main(arguments=None):
+def given(arguments=None):
+    """The options of launch/train.py that a study gives, and what stands under --set."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--ds_config")
     parser.add_argument("--config", type=Path)
     parser.add_argument("--run_dir", type=Path)
     parser.add_argument("--set", nargs="+")
     options = parser.parse_args(arguments)
-    settings = dict(text.split("=", 1) for text in options.set)
+    return options, dict(text.split("=", 1) for text in options.set)
+
+
+def main(arguments=None):
+    options, settings = given(arguments)
     arm, seed = settings["name"].rsplit("-seed", 1)
     until = settings.get("phases.until_loss")
     last = None
@@ -66,8 +71,8 @@ def main(arguments=None):
         config = yaml.safe_load(options.config.read_text())
         last = planted(config, int(seed))
         options.run_dir.mkdir(parents=True, exist_ok=True)
-        given = {"seed": int(seed), "config": config}
-        (options.run_dir / "given.json").write_text(json.dumps(given))
+        asked = {"seed": int(seed), "config": config}
+        (options.run_dir / "given.json").write_text(json.dumps(asked))
         if last is None:
             print("sparsecl: step 2: 5 steps had a gradient that is not finite", file=sys.stderr)
             return 70

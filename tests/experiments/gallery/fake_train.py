@@ -5,7 +5,6 @@ main(WORLD, MASTER, ["--ds_config", X, "--config", Y, "--run_dir", DIR, "--set",
 Beside the records it writes given.json: the seed, the order and the rate that it was given.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from functools import cache
@@ -14,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from tests.experiments.fake_train import given
 from tests.experiments.gallery.worlds import DOMAINS, WORLDS, NoEffect, Run, live_weights
 from tests.metrics.fake_run import from_matrix
 
@@ -27,13 +27,7 @@ def main(world: str, master: int, arguments: Sequence[str] | None = None) -> int
 
 def train(world: NoEffect, arguments: Sequence[str] | None) -> int:
     """Write one run; returns its exit code."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--ds_config")
-    parser.add_argument("--config", type=Path)
-    parser.add_argument("--run_dir", type=Path)
-    parser.add_argument("--set", nargs="+")
-    options = parser.parse_args(arguments)
-    settings = dict(text.split("=", 1) for text in options.set)
+    options, settings = given(arguments)
     config = read_config(options.config)
     run = run_of(config, settings, options.config.stem)
     records = from_matrix(world.losses(run), DOMAINS, [DOMAINS.index(name) for name in run.order])
@@ -41,8 +35,8 @@ def train(world: NoEffect, arguments: Sequence[str] | None) -> int:
     records.append({"kind": "end", "seconds": 1.0, "tokens_per_second": 1.0})
     folder = options.run_dir
     folder.mkdir(parents=True, exist_ok=True)
-    given = {"seed": run.seed, "order": run.order, "rate": run.rate, "set": options.set}
-    (folder / "given.json").write_text(json.dumps(given))
+    asked = {"seed": run.seed, "order": run.order, "rate": run.rate, "set": options.set}
+    (folder / "given.json").write_text(json.dumps(asked))
     (folder / "scalars.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
     (folder / "results.json").write_text("{}")
     return 0
