@@ -466,9 +466,17 @@ def test_the_crossover_is_marked_or_denied(tmp_path):
     figure = lines.crossover_figure(study, study.plan.arms, found, None)
     texts = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
     at = next(item.result.round for item in found if item.arm == "later")
-    assert texts == [f"later:\nround {at}", "never:\nnot shown within 12 rounds (p = 1)"]
+    assert texts == [f"later:\nround {at}", "never:\nnot shown within 12\nrounds (p = 1)"]
     (dot,) = [line for line in figure.axes[1].lines if line.get_marker() == "o"]
     assert dot.get_xdata() == [at]
+    # One that is lost again is told so.
+    lost = [
+        replace(item, result=replace(item.result, smoothed=(*item.result.smoothed[:-1], 0.1)))
+        for item in found
+    ]
+    figure = lines.crossover_figure(study, study.plan.arms, lost, None)
+    first = figure.axes[1].get_legend().get_texts()[0].get_text()
+    assert first == f"later:\nround {at},\nnot for good"
 
 
 def test_every_measure_is_defined(made):

@@ -1,5 +1,6 @@
 """Figures of a study over its phases: forgetting curves, crossover, plasticity."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -77,6 +78,10 @@ def _cut_the_fall(axes: Axes, study: Study, domain: str, curves: Sequence[Curve]
         axes.set_ylim(low - margin, high + margin)
 
 
+LEGEND_LETTERS = 22
+"""In a line beside a figure: longer ones take its room."""
+
+
 def crossover_figure(
     study: Study, arms: Sequence[Arm], found: Sequence[ArmCrossover], domain: str | None
 ) -> Figure | None:
@@ -113,9 +118,9 @@ def _draw_difference(axes: Axes, study: Study, item: ArmCrossover) -> None:
     colour, dash = arm_style(study, item.arm)
     rounds = np.arange(result.first_round, result.last_round + 1)
     label = plain(study.plan.arm(item.arm).label)
-    found = result.text()
+    found = "\n".join(textwrap.wrap(result.text(), LEGEND_LETTERS))
     if result.round is not None:
-        found = f"round {result.round}"
+        found = f"round {result.round}" + ("" if result.stays else ",\nnot for good")
         at = result.smoothed[result.round - result.first_round]
         axes.axvline(result.round, color=colour, linewidth=0.9, linestyle=(0, (2, 2)), zorder=2)
         axes.plot(result.round, at, "o", color=colour, markersize=7, zorder=4)
