@@ -40,10 +40,11 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = command.Parser(description=__doc__)
     result.add_argument("study", type=Path, metavar="STUDY_DIR", help="folder with a plan.json")
-    result.add_argument(
+    place = result.add_mutually_exclusive_group()
+    place.add_argument(
         "--out", type=Path, metavar="DIR", help="folder to write (default: STUDY_DIR/report)"
     )
-    result.add_argument(
+    place.add_argument(
         "--publish", type=Path, metavar="DIR", help="folder for what a repository keeps"
     )
     return result

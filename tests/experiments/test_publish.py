@@ -42,5 +42,9 @@ def test_what_is_not_done_or_not_ours_is_left_alone(tmp_path):
     assert not (tmp_path / "kept").exists()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "letter.txt").write_text("mine")
-    with pytest.raises(CannotCreateError, match="holds something else"):
-        publish(collect(write_study(tmp_path / "t", ARMS)), tmp_path / "other")
+    study = collect(write_study(tmp_path / "t", ARMS))
+    before = sorted((tmp_path / "t").rglob("*"))
+    for place in (tmp_path / "other", tmp_path / "t"):  # a study has a plan.json too
+        with pytest.raises(CannotCreateError, match="is not a kept result; name another folder"):
+            publish(study, place)
+    assert sorted((tmp_path / "t").rglob("*")) == before

@@ -9,11 +9,10 @@ No runs and no checkpoints: the command makes them again.
 """
 
 import json
-import os
 from pathlib import Path
 
 from sparsecl import config as configs
-from sparsecl.errors import CannotCreateError, UserError
+from sparsecl.errors import UserError
 from sparsecl.experiments.findings.collect import Study
 from sparsecl.experiments.findings.compare import compare
 from sparsecl.experiments.findings.frontier import frontier_text
@@ -24,10 +23,12 @@ from sparsecl.experiments.report import answer, results
 from sparsecl.experiments.report.sections import Material, sections
 from sparsecl.experiments.report.setting import origins
 from sparsecl.experiments.report.table import as_csv
-from sparsecl.experiments.report.write import replace_folder
+from sparsecl.experiments.report.write import check_place, replace_folder
 from sparsecl.experiments.study.study_plan import PLAN
 from sparsecl.files import temporary_folder, writing
-from sparsecl.opening import is_folder
+
+MARK = "tables/seeds.csv"
+"""What tells such a folder from others, from that of a study above all."""
 
 FIGURES = ("tuning", "frontier", "arms", "density", "crossover", "core", "movement", "pareto")
 
@@ -48,9 +49,7 @@ def publish(study: Study, folder: Path) -> Path:
             f"--publish: {counts['begun'] + counts['missing']} of {len(study.results)} runs are "
             "still to come; finish the study first"
         )
-    if os.path.lexists(folder) and not (is_folder(folder) and (folder / PLAN).is_file()):
-        if not is_folder(folder) or any(folder.iterdir()):
-            raise CannotCreateError(f"--publish {folder}: holds something else; name another")
+    check_place(folder, MARK, "kept result")
     with temporary_folder(folder) as temporary, writing(folder):
         made = temporary / "new"
         made.mkdir()

@@ -34,7 +34,7 @@ def write_report(study: Study, folder: Path) -> Path:
         CannotCreateError, StorageError: if the folder cannot be written, or holds something that is
             no report.
     """
-    _check_place(folder)
+    check_place(folder, PAGE, "report")
     with temporary_folder(folder) as temporary, writing(folder):
         made = temporary / "new"
         made.mkdir()
@@ -43,12 +43,16 @@ def write_report(study: Study, folder: Path) -> Path:
     return folder / PAGE
 
 
-def _check_place(folder: Path) -> None:
-    """A folder that is no report is not ours to replace."""
-    if os.path.lexists(folder) and not (is_folder(folder) and (folder / PAGE).is_file()):
+def check_place(folder: Path, mark: str, what: str) -> None:
+    """A folder that is not of our kind is not ours to replace.
+
+    Args:
+        mark: a file that every folder of the kind has, and no other.
+    """
+    if os.path.lexists(folder) and not (is_folder(folder) and (folder / mark).is_file()):
         if not is_folder(folder) or any(folder.iterdir()):
             raise CannotCreateError(
-                f"{folder}: is there already and is not a report; name another folder"
+                f"{folder}: is there already and is not a {what}; name another folder"
             )
 
 
