@@ -9,10 +9,11 @@ from sparsecl.data.config import DataConfig, TokenizerConfig
 from sparsecl.data.known import known_tokens
 from sparsecl.engine import ledger
 from sparsecl.engine.deepspeed import ds_config
+from sparsecl.engine.observe.drift import BYTES_PER_TOKEN
 from sparsecl.engine.reading import planned_tokens, reading_text
 from sparsecl.engine.run import run_numbers, vocabulary
 from sparsecl.engine.run_config import BatchConfig, RunConfig
-from sparsecl.engine.schedule import Schedule, make_schedule, rank_layout
+from sparsecl.engine.schedule import JOINT, Schedule, make_schedule, rank_layout
 from sparsecl.errors import UserError
 from sparsecl.metrics.passes import pass_warnings, passes
 from sparsecl.model.config import padded_vocabulary
@@ -91,7 +92,7 @@ def estimate(subject: Subject, machine: Machine, gpus: int, *, disk: float) -> E
     flops = training_flops_per_token(
         schedule.shape, subject.counts, role=config.topology.role, multiplied=multiplied
     )
-    saved = checkpoint_bytes(subject, layout.num_moments)
+    saved = checkpoint_bytes(subject, schedule, layout.num_moments)
     compute = time.compute - time.optimizer
     tokens_per_rank = schedule.tokens_per_step / schedule.dp_size
     sizes = _known(config.data, config.tokenizer, config.seed)
@@ -127,8 +128,9 @@ def _known(
     return known_tokens(data, tokenizer, seed=seed)
 
 
-def checkpoint_bytes(subject: Subject, num_moments: int) -> int:
-    """fp32 master and moments of what lives, and the live sets as bits or indices.
+def checkpoint_bytes(subject: Subject, schedule: Schedule, num_moments: int) -> int:
+    """fp32 master and moments of what lives, the live sets as bits or indices, and what the KL of
+    old and new model is measured on, at the end of the run.
 
     Role update keeps every weight, so every weight is saved.
     """
@@ -140,7 +142,9 @@ def checkpoint_bytes(subject: Subject, num_moments: int) -> int:
     # Padding rows of the embedding are saved with it.
     width, vocab = subject.config.model.resolved().width, vocabulary(subject.config)
     rows = padded_vocabulary(vocab, subject.config.parallel.tensor) - vocab
-    return 4 * (1 + num_moments) * (kept + rows * width) + masks
+    trained = {phase.domain for phase in schedule.phases} - {JOINT}
+    references = len(trained) * subject.config.eval.kl_tokens * BYTES_PER_TOKEN
+    return 4 * (1 + num_moments) * (kept + rows * width) + masks + references
 
 
 def _possible(config: RunConfig, gpus: int) -> tuple[RunConfig, list[str]]:

@@ -40,6 +40,9 @@ NUM_DRAWS = 8
 """At each position. Draws cost nothing beside the forward pass, but those of one position share its
 text, so that more of them help less and less."""
 
+BYTES_PER_TOKEN = 4 + 8 * NUM_DRAWS
+"""Of a reference: the token, and a draw's id and log-probability."""
+
 
 @dataclass
 class References:
