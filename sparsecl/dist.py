@@ -1,7 +1,8 @@
 """Who am I among the ranks: the tensor-parallel (tp) and data-parallel (dp) place of this process.
 
 World ranks are laid out tp first: rank = dp_rank * tp_size + tp_rank, as in Megatron-core. All
-functions work in a single process without a process group (tp and dp are then of size 1).
+functions work in a single process without a process group (tp and dp are then of size 1), and in a
+process group that is not of `init` (all of it is then dp).
 """
 
 import datetime
@@ -133,12 +134,16 @@ def tp_rank() -> int:
 
 def dp_size() -> int:
     """Number of copies of the model."""
-    return parallel_state.get_data_parallel_world_size() if _grouped() else 1
+    if not _grouped():  # somebody else's process group: all of it is data parallel
+        return torch_dist.get_world_size() if is_initialized() else 1
+    return parallel_state.get_data_parallel_world_size()
 
 
 def dp_rank() -> int:
     """Which copy of the model this rank belongs to."""
-    return parallel_state.get_data_parallel_rank() if _grouped() else 0
+    if not _grouped():
+        return torch_dist.get_rank() if is_initialized() else 0
+    return parallel_state.get_data_parallel_rank()
 
 
 def tp_group() -> torch_dist.ProcessGroup | None:
@@ -148,7 +153,7 @@ def tp_group() -> torch_dist.ProcessGroup | None:
 
 
 def dp_group() -> torch_dist.ProcessGroup | None:
-    """The ranks that hold the same slice of the model as I; None in a lone process."""
+    """The ranks that hold the same slice of the model as I; None = all, or a lone process."""
     found: Any = parallel_state.get_data_parallel_group() if _grouped() else None
     return found
 

@@ -62,6 +62,7 @@ FLOORS: dict[str, tuple[int, tuple[str, ...]]] = {
         6,
         ("topology", "sparse", "optim", "model", "methods", "checkpoint", "engine"),
     ),
+    "library": (7, ("topology", "optim")),
     "planning": (7, ("topology", "metrics", "data", "model", "engine", "experiments")),
     "programs": (
         8,

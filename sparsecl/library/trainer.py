@@ -1,0 +1,47 @@
+"""A guard for transformers' Trainer, which makes its optimizer only when training begins."""
+
+from typing import Any
+
+from transformers import Trainer, TrainerCallback
+
+from sparsecl.errors import UserError
+from sparsecl.library.audit import Counts, Guard
+from sparsecl.library.guard import mask_guard
+from sparsecl.library.masks import checked_layers
+
+
+class TrainerGuard(Guard):
+    """Guards model and optimizer of a Trainer as soon as both exist."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        model: Any = trainer.model
+        checked_layers(model)  # a mistake is told now and not when training begins
+        self._trainer, self._guard = trainer, None
+        self._callback = _Begin(self)
+        trainer.add_callback(self._callback)
+
+    def begin(self, optimizer: Any) -> None:
+        """Guard what the Trainer has just made; it may begin again, with another batch size."""
+        if self._guard is not None:
+            self._guard.close()
+        wrapped: Any = self._trainer.model_wrapped
+        is_engine = hasattr(wrapped, "zero_optimization_stage")
+        self._guard = mask_guard(wrapped) if is_engine else mask_guard(wrapped, optimizer)
+
+    def close(self) -> None:
+        self._trainer.remove_callback(self._callback)
+        if self._guard is not None:
+            self._guard.close()
+
+    def counts(self) -> Counts:
+        if self._guard is None:
+            raise UserError("mask_guard: the Trainer has not begun to train, there is no optimizer")
+        return self._guard.counts()
+
+
+class _Begin(TrainerCallback):
+    def __init__(self, guard: TrainerGuard) -> None:
+        self.guard = guard
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.guard.begin(kwargs["optimizer"])
