@@ -88,8 +88,8 @@ def topology_config(
     for option in options:
         if option not in known:
             raise UserError(f"{option} is no option of {kind}. Known: {', '.join(known) or 'none'}")
-    parts: dict[str, Any] = {field: cls(**options)} if cls else {}
     try:
+        parts: dict[str, Any] = {field: cls(**options)} if cls else {}
         if block is not None:
             parts["block"] = BlockConfig(size=block)
         return TopologyConfig(kind=kind, density=density, allocation=allocation, **parts)  # type: ignore[arg-type]

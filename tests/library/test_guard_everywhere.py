@@ -1,4 +1,4 @@
-"""The law: weights, gradients and moments of absent weights are exactly zero, however it is trained.
+"""The law: absent weights, their gradients and moments are exactly zero, however it is trained.
 
 A model is trained dense, pruned in the middle, and goes on with the same optimizer: its moments are
 what brings pruned weights back to life.
