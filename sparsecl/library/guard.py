@@ -42,7 +42,7 @@ def mask_guard(model: Any, *optimizers: Any) -> Guard:
     if _is_trainer(model):
         from sparsecl.library.trainer import TrainerGuard
 
-        return TrainerGuard(model)
+        return TrainerGuard(model, mask_guard)
     if hasattr(model, "zero_optimization_stage") and hasattr(model, "module"):
         from sparsecl.library.engine import EngineGuard
 

@@ -1,22 +1,23 @@
 """A guard for transformers' Trainer, which makes its optimizer only when training begins."""
 
+from collections.abc import Callable
 from typing import Any
 
 from transformers import Trainer, TrainerCallback
 
 from sparsecl.errors import UserError
 from sparsecl.library.audit import Counts, Guard
-from sparsecl.library.guard import mask_guard
 from sparsecl.library.masks import checked_layers
 
 
 class TrainerGuard(Guard):
     """Guards model and optimizer of a Trainer as soon as both exist."""
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Trainer, make: Callable[..., Guard]) -> None:
+        """Wait for the Trainer to begin; `make` is mask_guard, which knows this class."""
         model: Any = trainer.model
         checked_layers(model)  # a mistake is told now and not when training begins
-        self._trainer, self._guard = trainer, None
+        self._trainer, self._make, self._guard = trainer, make, None
         self._callback = _Begin(self)
         trainer.add_callback(self._callback)
 
@@ -26,7 +27,7 @@ class TrainerGuard(Guard):
             self._guard.close()
         wrapped: Any = self._trainer.model_wrapped
         is_engine = hasattr(wrapped, "zero_optimization_stage")
-        self._guard = mask_guard(wrapped) if is_engine else mask_guard(wrapped, optimizer)
+        self._guard = self._make(wrapped) if is_engine else self._make(wrapped, optimizer)
 
     def close(self) -> None:
         self._trainer.remove_callback(self._callback)
