@@ -142,8 +142,8 @@ def test_accelerate_keeps_zeros() -> None:
     assert wrong(net, "exp_avg", optimizer.optimizer) == 0
 
 
-def train_with_zero(stage: int, folder: str) -> tuple[int, float]:
-    """A Trainer over DeepSpeed; what the audit says, and how much of the model lives."""
+def train_with_zero(stage: int, folder: str) -> tuple[int, set[str]]:
+    """A Trainer over DeepSpeed; what the audit says, and which copies it has seen."""
     import logging
 
     import deepspeed
@@ -163,13 +163,11 @@ def train_with_zero(stage: int, folder: str) -> tuple[int, float]:
     trainer = Trainer(model, arguments(Path(folder), deepspeed=settings), train_dataset=dataset())
     guard = sparsecl.mask_guard(trainer)
     trainer.train()
-    found = guard.audit(strict=True).total
-    names = [key for key in guard.counts()]
-    return found, len(names)
+    return guard.audit(strict=True).total, {copy for _, copy in guard.counts()}
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_a_trainer_over_deepspeed_keeps_zeros(stage: int, pool: Pool, tmp_path: Path) -> None:
-    for found, num_copies in pool.run(train_with_zero, 2, stage, str(tmp_path)):
-        assert found == 0 and num_copies >= 4
+    for found, seen in pool.run(train_with_zero, 2, stage, str(tmp_path)):
+        assert found == 0 and seen == {"weight", "master", "exp_avg", "exp_avg_sq"}
