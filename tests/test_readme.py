@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsecl.programs import bench, metrics, train
+from sparsecl.programs import bench, metrics, sample, train
 from tests.events import HANG, free_port
 from tests.experiments.fake_study import FakeArm, write_study
 from tests.launch.starter import run_script
@@ -271,6 +271,17 @@ def interference_tool(arguments: list[str], workspace: Workspace) -> None:
     assert (workspace.folder / arguments[0] / "interference.json").is_file()
 
 
+def sample_tool(arguments: list[str], workspace: Workspace) -> None:
+    options = sample.parser().parse_args(arguments)
+    workspace.train_into(str(options.path))
+    output = workspace.run(sys.executable, "tools/sample.py", *arguments)
+    assert [line.split(" (")[0] for line in output.splitlines() if line.startswith("====")] == [
+        "==== after phase 0, a",
+        "==== after phase 1, b",
+    ]
+    assert output.count("def main") == 2
+
+
 SCRIPTS: dict[str, Callable[[list[str], Workspace], None]] = {
     "launch/prepare_data.py": prepare_data,
     "launch/sweep.py": sweep_tool,
@@ -278,6 +289,7 @@ SCRIPTS: dict[str, Callable[[list[str], Workspace], None]] = {
     "tools/report.py": report_tool,
     "tools/interference.py": interference_tool,
     "tools/metrics.py": metrics_tool,
+    "tools/sample.py": sample_tool,
     "tools/bench.py": bench_tool,
     "tools/inspect_topology.py": inspect_tool,
 }

@@ -1,4 +1,4 @@
-"""A trained model out of a checkpoint, and held-out text to look at it with. One process.
+"""A trained model out of a checkpoint, and held-out text to look at it with.
 
 What the run was split over does not matter: a checkpoint is in global coordinates. Weights are the
 fp32 masters whatever the run's precision, products are dense whatever its backend; both differ from
@@ -79,7 +79,7 @@ def load_model(
     seed: int,
     device: torch.device | None = None,
 ) -> GPT:
-    """The model of a whole checkpoint, in fp32.
+    """The model of a whole checkpoint, in fp32; this tp rank's share of it. Local.
 
     Args:
         checkpoint: a folder that `locate` has accepted.
@@ -181,7 +181,7 @@ def _topologies(
 
 @torch.no_grad()
 def _fill(model: GPT, reader: Reader) -> None:
-    """Set every parameter from the masters, which are global: tp is 1 here."""
+    """Set every parameter from the masters, which are global, as this tp rank holds it."""
     linears = {name: entry.layer for name, entry in sparse_parameters(model).items()}
     params = dict(model.named_parameters())
     if params.keys() != reader.manifest.parameters.keys():
@@ -191,6 +191,7 @@ def _fill(model: GPT, reader: Reader) -> None:
         value = reader.read(MASTER, name)
         if name == "embedding.weight":
             value = _real_rows(value, model)
+        value = _local(value, param)
         wanted = linears[name].local_shape if name in linears else param.shape
         if value.shape != wanted:
             raise DataError(
@@ -203,8 +204,16 @@ def _fill(model: GPT, reader: Reader) -> None:
 
 
 def _real_rows(embedding: Tensor, model: GPT) -> Tensor:
-    """The embedding with this process's padding: how many rows are padded depends on tp."""
-    padded = torch.zeros(model.embedding.weight.shape[0], embedding.shape[1])
+    """The embedding with the padding of this layout: how many rows are padded depends on tp."""
+    num_rows = model.embedding.weight.shape[0] * dist.tp_size()
+    padded = torch.zeros(num_rows, embedding.shape[1])
     real = embedding[: model.vocab_size]
     padded[: real.shape[0]] = real
     return padded
+
+
+def _local(value: Tensor, param: Tensor) -> Tensor:
+    """This tp rank's slice of a global tensor."""
+    dim = int(getattr(param, "partition_dim", -1))
+    whole = dim < 0 or dist.tp_size() == 1
+    return value if whole else value.chunk(dist.tp_size(), dim=dim)[dist.tp_rank()]
