@@ -223,7 +223,7 @@ def find(options: argparse.Namespace) -> list[Snapshot]:
 
 def phase_ends(run: Path) -> list[Snapshot]:
     """The whole checkpoints of a run that are of the end of a phase, in order."""
-    from sparsecl.checkpoint.find import Found, all_checkpoints
+    from sparsecl.checkpoint.find import Found, all_checkpoints, run_above
     from sparsecl.checkpoint.manifest import NewerFormatError, read_manifest, verify
 
     found: dict[int | None, Snapshot] = {}
@@ -231,7 +231,7 @@ def phase_ends(run: Path) -> list[Snapshot]:
     problem: DataError | None = None
     for folder in all_checkpoints(run):
         try:
-            snapshot = snapshot_of(Found(folder, run, ()), read_manifest(folder))
+            snapshot = snapshot_of(Found(folder, run_above(folder), ()), read_manifest(folder))
             if snapshot.ended:
                 verify(folder)
                 found[snapshot.phase] = snapshot
@@ -259,11 +259,17 @@ def snapshot_of(found: "Found", manifest: "Manifest") -> Snapshot:
     phase, ended, domain = None, False, None
     if isinstance(position, dict):
         # Position names the next step to take; between two phases that is the first of the later.
-        ended = position.get("phase_step") == 0 and position.get("phase") != 0
-        phase = int(position.get("phase", 0)) - ended
+        following, step = position.get("phase"), position.get("phase_step")
         schedule = schedule_of(config)
-        if not 0 <= phase < len(schedule.phases):
-            raise DataError(f"{found.folder}: phase {phase}, the run has {len(schedule.phases)}")
+        if type(following) is not int or not 0 <= following <= len(schedule.phases):
+            raise DataError(
+                f"{found.folder}: state.position.phase: {following!r}, the run has "
+                f"{len(schedule.phases)} phases"
+            )
+        ended = step == 0 and following > 0
+        phase = following - ended
+        if phase == len(schedule.phases):
+            raise DataError(f"{found.folder}: state.position.phase_step: {step!r} behind the end")
         domain = schedule.domain_name(schedule.phases[phase])
     return Snapshot(found.folder, config, manifest.state, manifest.step, phase, domain, ended)
 
