@@ -243,6 +243,23 @@ def test_another_format_is_refused(capsys, tmp_path, made):
         assert (code, text) == (65, "") and "format 5, this version reads 4" in err
 
 
+@pytest.mark.parametrize(
+    ("position", "message"),
+    [
+        ({"phase": 3, "phase_step": 0}, "state.position.phase: 3, the run has 2 phases"),
+        ({"phase": "1"}, "state.position.phase: '1', the run has 2 phases"),
+        ({"phase": 2, "phase_step": 1}, "state.position.phase_step: 1 behind the end"),
+    ],
+)
+def test_a_position_that_no_run_can_have_is_refused(capsys, tmp_path, made, position, message):
+    step = Path(shutil.copytree(made / "checkpoints" / "step_3", tmp_path / "step_3"))
+    manifest = read_manifest(step)
+    manifest.state["position"] = position
+    write_manifest(step, manifest)
+    code, text, err = ask(capsys, step)
+    assert (code, text) == (65, "") and f"sparsecl: {step}: {message}" in err
+
+
 def test_a_checkpoint_stands_by_itself_but_needs_its_tokenizer(capsys, tmp_path, made):
     step = Path(shutil.copytree(made / "checkpoints" / "step_3", tmp_path / "step_3"))
     wanted = ask(capsys, made, "--tokens", "5")[1]
