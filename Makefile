@@ -30,11 +30,14 @@ demo: $(STAMP)
 	$(BIN)/deepspeed launch/train.py --ds_config ds_configs/zero2.json
 
 # One thread per process: tests that start several gloo ranks would fight for the cores otherwise.
+# Two workers: ranks wait for one another more than half of the time. A file stays with one worker.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow $(ARGS)
+	$(PYTEST) -m slow $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
