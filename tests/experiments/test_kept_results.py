@@ -106,12 +106,19 @@ def test_what_is_kept_is_small_and_names_no_machine(kept):
 def test_what_the_page_of_the_studies_tells_of_experiment_3():
     text = " ".join((RESULTS.parent / "README.md").read_text().split())
     folder = RESULTS / "exp3_crossover"
-    for arm, label in (("rho_05", "5 %"), ("rho_10", "10 %")):
-        values = differences(folder, arm, "dense", "final_loss")
+
+    def interval(arm: str, measure: str) -> str:
+        values = differences(folder, arm, "dense", measure)
         half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-        ends = f"by {values.mean():.3f} [{values.mean() - half:.3f}, {values.mean() + half:.3f}]"
+        return f"by {values.mean():.3f} [{values.mean() - half:.3f}, {values.mean() + half:.3f}]"
+
+    for arm, label in (("rho_05", "5 %"), ("rho_10", "10 %")):
+        ends = interval(arm, "final_loss")
         mean = np.mean(list(by_seed(folder, arm, "final_loss").values()))
         assert f"{mean:.3f} at {label} ({ends})" in text
+        assert f"{interval(arm, 'F_last')} at {label}" in text
+    verdicts = [row["verdict"] for row in rows(folder, "tests-secondary") if row["margin"]]
+    assert verdicts == ["worse, yet equivalent within 0.05"] * 2 and "margin of 0.05" in text
     dense = np.mean(list(by_seed(folder, "dense", "final_loss").values()))
     assert f"final loss {dense:.3f} dense" in text
     told = {row["arm"]: row for row in rows(folder, "crossover") if row["curve"] == "all domains"}

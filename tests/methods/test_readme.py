@@ -1,14 +1,15 @@
-"""The table of sparsecl/methods/README.md is what the options say."""
+"""The table of methods, on their page and on the first one, is what the options say."""
 
 from dataclasses import fields
-from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
 
 from sparsecl.methods.config import MethodsConfig
+from tests.readme.pages import PAGES, section, table
 
-README = Path(__file__).resolve().parents[2] / "sparsecl" / "methods" / "README.md"
+METHODS = "sparsecl/methods"
+TABLES = {METHODS: PAGES[METHODS], ".": section(".", "Methods")}
 LETTERS = "IBDPFXC"
 
 
@@ -22,16 +23,23 @@ def options() -> dict[str, type]:
     return found
 
 
+def rows(page: str) -> dict[str, dict[str, str]]:
+    """Method -> letter -> what the table says of it."""
+    found = {}
+    for name, *cells in table(TABLES[page], "block"):
+        said = zip(LETTERS, cells, strict=True)
+        found[name.strip("`")] = {letter: cell for letter, cell in said if cell}
+    return found
+
+
+@pytest.mark.parametrize("page", TABLES)
 @pytest.mark.parametrize("name", options())
-def test_flags_are_those_of_the_table(name):
-    (row,) = [x for x in README.read_text().splitlines() if x.startswith(f"| `{name}` |")]
-    cells = [cell.strip() for cell in row.strip("|").split("|")[1:]]
-    said = {letter: cell for letter, cell in zip(LETTERS, cells, strict=True) if cell}
-    assert said == dict(options()[name].flags)
+def test_flags_are_those_of_the_table(name, page):
+    assert rows(page)[name] == dict(options()[name].flags)
 
 
-def test_every_row_is_a_method_and_has_a_page():
-    text = README.read_text()
-    rows = [x.split("`")[1] for x in text.splitlines() if x.startswith("| `")]
-    assert sorted(rows) == sorted(options())
-    assert all(f"**`{name}`**" in text for name in rows)
+@pytest.mark.parametrize("page", TABLES)
+def test_every_row_is_a_method_and_has_a_paragraph(page):
+    assert len(table(TABLES[page], "block")) == len(rows(page))
+    assert sorted(rows(page)) == sorted(options())
+    assert all(f"**`{name}`**" in PAGES[METHODS] for name in rows(page))

@@ -205,9 +205,9 @@ def test_a_study_without_a_tune_block_has_the_digest_that_it_had(tmp_path):
     assert plan.digest == hashlib.sha256(text.encode()).hexdigest() and plan.tuning is None
 
 
-def test_the_block_of_the_readme_tunes_the_first_experiment(tmp_path):
-    readme = (ROOT / "README.md").read_text()
-    (block,) = re.findall(r"^```yaml\n(tune:\n.*?)^```", readme, re.DOTALL | re.MULTILINE)
+def test_the_block_of_the_studies_page_tunes_the_first_experiment(tmp_path):
+    page = (ROOT / "launch" / "experiments" / "README.md").read_text()
+    (block,) = re.findall(r"^```yaml\n(tune:\n.*?)^```", page, re.DOTALL | re.MULTILINE)
     path = tmp_path / "study.yaml"
     exp1 = (ROOT / "launch" / "experiments" / "exp1_density.yaml").read_text()
     without = re.sub(r"^    tune:.*\n(      .*\n)+", "", exp1, flags=re.MULTILINE)

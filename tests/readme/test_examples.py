@@ -1,13 +1,14 @@
-"""The README's own examples: its guide in five steps, and what it tells a reader to add.
+"""What the README files tell a reader to add: a domain, a graph, a method, a backend.
 
-The blocks of "Adding your own" are put into a copy of the package word for word, as a reader would
-do it, and their laws are checked on that copy. A check runs in a process of its own, forked from
-one that has imported torch already; this file is also the script that it runs.
+The blocks of "Adding your own" of four pages are put into a copy of the package word for word, as a
+reader would do it, and their laws are checked on that copy. A check runs in a process of its own,
+forked from one that has imported torch already; this file is also the script that it runs.
 """
 
 import json
 import re
 import runpy
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -17,7 +18,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.readme.pages import commands, section
+
+ROOT = Path(__file__).resolve().parents[2]
+TITLE = "Adding your own"
+GUIDES = {
+    "domain": "sparsecl/data",
+    "topology": "sparsecl/topology",
+    "method": "sparsecl/methods",
+    "backend": "sparsecl/sparse",
+}
 OURS = ("sparsecl", "launch", "tools", "tests")
 SMALL = (
     "model={preset: null, layers: 1, width: 32, heads: 4, context: 16}",
@@ -31,7 +41,7 @@ SMALL = (
 )
 
 
-# ---- the README, read as a reader does ---------------------------------------------------------
+# ---- the pages, read as a reader does ----------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -43,18 +53,10 @@ class Block:
     text: str
 
 
-def section(title: str) -> str:
-    """The text below a heading of the README, up to the next one of its level."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    found = re.search(rf"^## {title}\n(.*?)(?=^## )", readme, re.DOTALL | re.MULTILINE)
-    assert found, title
-    return found[1]
-
-
-def blocks(title: str) -> list[Block]:
-    """All blocks of a section that name a file, in order."""
+def named_blocks(text: str) -> list[Block]:
+    """All blocks that name a file, in order."""
     fence = r"^```(python|diff|yaml)\n# (\S+)\n(.*?)^```$"
-    return [Block(*groups) for groups in re.findall(fence, section(title), re.M | re.S)]
+    return [Block(*groups) for groups in re.findall(fence, text, re.M | re.S)]
 
 
 def added_lines(text: str, hunk: str, where: str) -> str:
@@ -74,17 +76,18 @@ def added_lines(text: str, hunk: str, where: str) -> str:
 
 
 def follow(root: Path) -> None:
-    """Do in the folder `root` all that "Adding your own" says."""
-    for block in blocks("Adding your own"):
-        path = root / block.path
-        if block.language == "diff":
-            text = path.read_text(encoding="utf-8")
-            for hunk in re.split(r"\n\n+", block.text.strip("\n")):
-                text = added_lines(text, hunk, f"README.md, {block.path}")
-            path.write_text(text, encoding="utf-8")
-        else:
-            assert not path.exists(), f"{block.path} is there already"
-            path.write_text(f"# {block.path}\n{block.text}", encoding="utf-8")
+    """Do in the folder `root` all that the pages say of adding one's own."""
+    for page in (*GUIDES.values(), "sparsecl"):
+        for block in named_blocks(section(page, TITLE)):
+            path = root / block.path
+            if block.language == "diff":
+                text = path.read_text(encoding="utf-8")
+                for hunk in re.split(r"\n\n+", block.text.strip("\n")):
+                    text = added_lines(text, hunk, f"{page}/README.md, {block.path}")
+                path.write_text(text, encoding="utf-8")
+            else:
+                assert not path.exists(), f"{block.path} is there already"
+                path.write_text(f"# {block.path}\n{block.text}", encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -255,9 +258,11 @@ def backend() -> None:
 
 
 def training() -> None:
-    """launch/train.py with the README's own.yaml, made small: all four parts in one run."""
-    words = ["--ds_config", "ds_configs/zero2.json", "--config", "own.yaml", "--run_dir", "run"]
-    sys.argv = ["launch/train.py", *words, "--set", *SMALL]
+    """The command of own.yaml, made small: all four parts in one run."""
+    (command,) = commands("sparsecl")
+    launcher, script, *words = shlex.split(command)
+    assert (launcher, script) == ("deepspeed", "launch/train.py") and "own.yaml" in words
+    sys.argv = [script, *words, "--run_dir", "run", "--set", *SMALL]
     train = runpy.run_path("launch/train.py")
     assert train["train"].main() == 0
     summary = json.loads(Path("run/results.json").read_text())
@@ -302,15 +307,11 @@ def test_an_example_of_the_readme_does_what_it_says(name: str, extended: Path) -
     check(name, extended)
 
 
-def test_each_addition_is_one_new_file_and_a_few_lines_in_others() -> None:
-    found = blocks("Adding your own")
-    parts = re.split(
-        r"^\*\*An? (domain|topology|method|backend)\*\*", section("Adding your own"), flags=re.M
-    )
-    assert parts[1::2] == ["domain", "topology", "method", "backend"]
-    assert sum(block.language == "python" for block in found) == 4
-    for text in parts[2::2]:
-        assert text.count("```python") == 1 and 1 <= text.count("```diff") <= 3
+@pytest.mark.parametrize("page", GUIDES.values())
+def test_each_addition_is_one_new_file_and_a_few_lines_in_others(page: str) -> None:
+    languages = [block.language for block in named_blocks(section(page, TITLE))]
+    assert languages[0] == "python" and 1 <= languages.count("diff") <= 3
+    assert len(languages) == 1 + languages.count("diff")
 
 
 def test_a_hunk_must_fit_exactly_once() -> None:
@@ -319,12 +320,6 @@ def test_a_hunk_must_fit_exactly_once() -> None:
     for text in ("b\n", "a\na\n"):
         with pytest.raises(AssertionError, match="here: found"):
             added_lines(text, " a\n+x", "here")
-
-
-def test_the_guide_has_five_steps_with_one_block_each() -> None:
-    steps = re.split(r"^\*\*(\d)\. ", section("From a laptop to a cluster"), flags=re.M)
-    assert steps[1::2] == ["1", "2", "3", "4", "5"]
-    assert [text.count("```bash\n") for text in steps[2::2]] == [1] * 5
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""README.md against the code: every command runs, and the file tree is the file tree.
+"""Every command of every README.md runs, or is checked as far as this machine can.
 
 Commands run in a folder of their own that has links to the code, so that they are taken word for
-word and still leave nothing in the checkout. Runs are made small by settings put at their end.
+word and still leave nothing in the checkout. Runs are made small by settings put at their end. A
+command that stands on several pages runs once.
 """
 
 import gzip
@@ -16,20 +17,21 @@ from pathlib import Path
 
 import pytest
 
-from sparsecl.programs import bench, metrics, sample, train
+from sparsecl.programs import bench, metrics, plan, sample, train
 from tests.events import HANG, free_port
 from tests.experiments.fake_study import FakeArm, write_study
+from tests.faults import matrix
 from tests.launch.starter import run_script
+from tests.readme.pages import FOLDERS, PAGES, ROOT, commands, named_block
 
-ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOMAINS = ("code", "math", "medical", "legal", "dialogue")
+COMMANDS = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
 
 # A run of a few steps; the model is given whole, because a preset cannot be made smaller by parts.
 SMALL = (
     "model={preset: null, layers: 1, width: 32, heads: 4, context: 16}",
     "tokenizer={kind: bytes}",
-    "phases.steps=2",
+    "phases.steps=3",
     "batch={sequences: 4}",
     "eval={every: 0, tokens: 64}",
     "data.cache_dir=cache",
@@ -41,31 +43,20 @@ SYNTHETIC = (
 )
 
 
-def commands() -> list[str]:
-    """Every command of the README's bash blocks, continued lines joined."""
-    blocks = re.findall(r"^```bash\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    return [" ".join(line.split()) for line in lines if line.strip()]
-
-
-COMMANDS = commands()
-
-
 class Workspace:
-    """A folder in which the README's commands run, and what they have left there."""
+    """A folder in which the pages' commands run, and what they have left there."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         for name in ("Makefile", "pyproject.toml", "constraints.txt"):
             (folder / name).symlink_to(ROOT / name)
-        for name in ("launch", "ds_configs", "tools", "sparsecl"):
+        for name in FOLDERS:
             (folder / name).symlink_to(ROOT / name)
         self.trained: dict[str, Path] = {}
+        self.converted: set[str] = set()
         write_corpora(folder / "corpora")
         write_dataset(folder / "data" / "dialogue")
-        yaml = re.search(r"^```yaml\n# mine\.yaml\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-        assert yaml, "the README's guide has lost its mine.yaml"
-        (folder / "mine.yaml").write_text(yaml[1], encoding="utf-8")
+        (folder / "mine.yaml").write_text(named_block(".", "yaml", "mine.yaml"), encoding="utf-8")
 
     def run(self, *words: str) -> str:
         """Run a program to its end and return what it printed on stdout."""
@@ -96,10 +87,17 @@ class Workspace:
         return self.trained[command]
 
     def train_into(self, run_dir: str) -> Path:
-        """Train the README's run of this folder."""
+        """Train the run of this folder as the pages say."""
         found = [c for c in COMMANDS if f"--run_dir {run_dir} " in f"{c} " and "--resume" not in c]
         assert len(found) == 1, f"{run_dir}: expected one command that makes it, found {found}"
         return self.train(found[0])
+
+    def convert(self, kind: str) -> None:
+        """Run the pages' commands of one kind of conversion, once."""
+        found = [c for c in COMMANDS if c.startswith(f"python tools/convert.py {kind} ")]
+        for command in set(found) - self.converted:
+            self.run(sys.executable, *shlex.split(command)[1:])
+            self.converted.add(command)
 
 
 def write_corpora(folder: Path) -> None:
@@ -136,7 +134,7 @@ def num_processes(command: str) -> int:
 
 @pytest.fixture(scope="module")
 def workspace(server: None, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """One folder for all commands, as for somebody who follows the README."""
+    """One folder for all commands, as for somebody who follows the pages."""
     return Workspace(tmp_path_factory.mktemp("readme"))
 
 
@@ -154,8 +152,12 @@ def source(command: str, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) 
 
 def deepspeed(command: str, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Checked as it stands, for its number of processes; then trained if a CPU can."""
-    dry_run(command, workspace.folder, monkeypatch)
     options = train.parse(train_arguments(command))
+    if [path.name for path in options.config] == ["own.yaml"]:
+        return  # test_examples.py trains it, on a package that has what it names
+    if options.config and options.config[0].parts[0] == "imported":
+        import_gpt2(workspace)
+    dry_run(command, workspace.folder, monkeypatch)
     if options.resume == "must":
         goes_on(command, workspace)
     elif num_processes(command) == 1 and not options.dry_run and options.run_dir:
@@ -193,9 +195,29 @@ def goes_on(command: str, workspace: Workspace) -> None:
     assert again["matrix"] == whole["matrix"]
 
 
+def bash(command: str, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "--dry-run" in command, "nothing is submitted from here"
+    submitted, note, started = workspace.run(*shlex.split(command)).splitlines()
+    assert submitted.startswith("sbatch --nodes=2 ") and started.startswith("srun ")
+
+
 def python(command: str, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     script, *arguments = shlex.split(command)[1:]
+    if script == "-m":
+        script, *arguments = arguments
     SCRIPTS[script](arguments, workspace)
+
+
+def fault_matrix(arguments: list[str], workspace: Workspace) -> None:
+    """Without what the two halves of the tests write, every row is told as not run."""
+    reports = [workspace.folder / name for name in arguments]
+    for report in reports:
+        report.write_text("<testsuites/>", encoding="utf-8")
+    table = matrix.markdown(matrix.ROWS, matrix.read_results(*reports))
+    assert f"{len(matrix.ROWS)} rows: " in table
+    assert {f"--junitxml={name}" for name in arguments} == {
+        word.rpartition("ARGS=")[2] for c in COMMANDS for word in c.split() if "junitxml" in word
+    }
 
 
 def prepare_data(arguments: list[str], workspace: Workspace) -> None:
@@ -244,16 +266,42 @@ def sweep_tool(arguments: list[str], workspace: Workspace) -> None:
     """Planned as it stands; a small one is run by tests/launch/test_sweep.py."""
     words = [word for word in arguments if word != "--dry_run"]
     output = workspace.run(sys.executable, "launch/sweep.py", *words, "--dry_run")
-    runs = "8 seeds x 2 orders = 144 runs" if "100m" in words else "8 seeds = 72 runs"
-    assert f"9 arms x {runs}" in output
+    scale = words[words.index("--scale") + 1] if "--scale" in words else "demo"
+    assert SWEEPS[Path(words[0]).stem, scale] in output
     if "--where" in words:
         assert "sbatch" in output and "--array=0-23 " in output  # its tuning comes first
 
 
 def plan_tool(arguments: list[str], workspace: Workspace) -> None:
-    output = workspace.run(sys.executable, "tools/plan.py", *arguments)
-    assert "9 arms, 168 runs, each on 1 x H100" in output
-    assert re.search(r"^In all: [\d,.]+ GPU-hours", output, re.MULTILINE)
+    """Large ones are parsed; tests/tools/test_study_costs.py and test_plan.py plan such."""
+    options = plan.parser().parse_args(arguments)
+    subject = str(options.file)
+    if subject.startswith("runs/"):
+        workspace.train_into(subject)
+        assert "CPU core" in workspace.run(sys.executable, "tools/plan.py", *arguments)
+    elif options.base:
+        output = workspace.run(sys.executable, "tools/plan.py", *arguments)
+        assert "9 arms, 168 runs, each on 1 x H100" in output
+        assert re.search(r"^In all: [\d,.]+ GPU-hours", output, re.MULTILINE)
+    else:
+        plan.check_flags(options)
+        assert (workspace.folder / subject).is_file()
+
+
+def convert_tool(arguments: list[str], workspace: Workspace) -> None:
+    kind = arguments[0]
+    if kind == "hf-import":
+        import_gpt2(workspace)
+        return
+    workspace.train_into("runs/sparse")
+    workspace.convert(kind)
+
+
+def import_gpt2(workspace: Workspace) -> None:
+    """What the run of the pages writes for transformers, read back."""
+    convert_tool(["hf-export"], workspace)
+    workspace.convert("hf-import")
+    assert (workspace.folder / "imported" / "checkpoints" / "step_0").is_dir()
 
 
 def report_tool(arguments: list[str], workspace: Workspace) -> None:
@@ -282,6 +330,11 @@ def sample_tool(arguments: list[str], workspace: Workspace) -> None:
     assert output.count("def main") == 2
 
 
+SWEEPS = {
+    ("exp1_density", "demo"): "9 arms x 8 seeds = 72 runs",
+    ("exp1_density", "100m"): "9 arms x 8 seeds x 2 orders = 144 runs",
+    ("exp3_crossover", "laptop"): "3 arms x 8 seeds = 24 runs",
+}
 SCRIPTS: dict[str, Callable[[list[str], Workspace], None]] = {
     "launch/prepare_data.py": prepare_data,
     "launch/sweep.py": sweep_tool,
@@ -291,11 +344,14 @@ SCRIPTS: dict[str, Callable[[list[str], Workspace], None]] = {
     "tools/metrics.py": metrics_tool,
     "tools/sample.py": sample_tool,
     "tools/bench.py": bench_tool,
+    "tools/convert.py": convert_tool,
+    "tests.faults.matrix": fault_matrix,
     "tools/inspect_topology.py": inspect_tool,
 }
 PROGRAMS: dict[str, Callable[[str, Workspace, pytest.MonkeyPatch], None]] = {
     "make": make,
     "source": source,
+    "bash": bash,
     "deepspeed": deepspeed,
     "python": python,
     "tensorboard": tensorboard,
@@ -321,64 +377,3 @@ def test_the_launcher_starts_two_processes(workspace: Workspace) -> None:
 
 def num_processes_or_none(command: str) -> int | None:
     return num_processes(command) if command.startswith("deepspeed") else None
-
-
-# ---- what stands in the README beside commands ------------------------------------------------
-
-
-def tree() -> list[str]:
-    """Paths of the file tree, from its indentation; folders end in "/"."""
-    block = re.search(r"<!-- tree -->\n```text\n(.*?)```", README, re.DOTALL)
-    assert block
-    paths, folders = [], []
-    for line in block[1].splitlines():
-        name = line.split()[0]
-        depth = (len(line) - len(line.lstrip())) // 2
-        folders = folders[:depth]
-        paths.append("".join([*folders, name]))
-        if name.endswith("/"):
-            folders.append(name)
-    return paths
-
-
-def test_the_tree_names_every_file_once_and_no_other():
-    patterns = {
-        "sparsecl": ("*.py",),
-        "launch": ("*.py", "*.yaml"),
-        "tools": ("*.py",),
-        "ds_configs": ("*.json",),
-    }
-    files = {
-        path.relative_to(ROOT).as_posix()
-        for folder, globs in patterns.items()
-        for pattern in globs
-        for path in (ROOT / folder).rglob(pattern)
-        if path.name != "__init__.py"
-    }
-    named = [path for path in tree() if path.startswith(tuple(f"{f}/" for f in patterns))]
-    named = [path for path in named if not path.endswith("/")]
-    assert sorted(named) == sorted(files)
-
-
-def test_what_the_tree_names_is_there():
-    assert [path for path in tree() if not (ROOT / path).exists()] == []
-
-
-def test_every_line_of_the_tree_says_something():
-    block = re.search(r"<!-- tree -->\n```text\n(.*?)```", README, re.DOTALL)
-    assert block
-    silent = [line for line in block[1].splitlines() if len(line.split()) == 1]
-    assert all(line.endswith("/") for line in silent)
-
-
-def test_exit_codes_are_those_of_the_code():
-    from sparsecl import errors
-
-    classes = [value for value in vars(errors).values() if hasattr(value, "exit_code")]
-    table = README.partition("| exit code |")[2].partition("\n\n")[0]
-    codes = {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)}
-    assert {found.exit_code for found in classes} == codes - {0, 1, 2, 130}
-
-
-def test_it_fits_the_page():
-    assert [line for line in README.splitlines() if len(line) > 100] == []
