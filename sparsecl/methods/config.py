@@ -9,7 +9,15 @@ from typing import Any
 
 from sparsecl.methods.adapters.config import OLoraConfig
 from sparsecl.methods.cl.config import DerppConfig, EwcConfig, PackNetConfig, ReplayConfig
-from sparsecl.methods.dst.config import RiglConfig, SetConfig
+from sparsecl.methods.dst.config import (
+    ChtConfig,
+    ChtsConfig,
+    DeepRConfig,
+    GranetConfig,
+    RiglConfig,
+    SetConfig,
+    SnfsConfig,
+)
 from sparsecl.methods.facts import AddedParameter, MethodConfig, MethodMemory
 from sparsecl.methods.plasticity.config import CbpConfig, ShrinkPerturbConfig
 from sparsecl.sparse.sizes import RankSizes
@@ -28,6 +36,21 @@ class MethodsConfig:
 
     rigl: RiglConfig | None = None
     """RigL: the topology moves to where gradients are large."""
+
+    snfs: SnfsConfig | None = None
+    """Sparse networks from scratch: to where their running mean is large."""
+
+    granet: GranetConfig | None = None
+    """GraNet: RigL from a denser start, pruned on the way."""
+
+    deep_r: DeepRConfig | None = None
+    """DEEP R: what would change its sign goes."""
+
+    cht: ChtConfig | None = None
+    """Cannistraci-Hebb training: the topology moves to where its own paths call for it."""
+
+    chts: ChtsConfig | None = None
+    """CHTs and CHTss: the same at random, for large layers."""
 
     replay: ReplayConfig | None = None
     """Experience replay: earlier sequences are trained again beside the new ones."""

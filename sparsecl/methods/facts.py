@@ -40,6 +40,9 @@ class RunFacts:
     dense: bool
     """No layer is on a topology."""
 
+    density: float = 1.0
+    """topology.density of the run config."""
+
     role: Literal["topology", "update"]
     storage: Literal["masked", "packed"]
     tiled: bool = False

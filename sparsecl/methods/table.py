@@ -7,8 +7,13 @@ from sparsecl.methods.cl.ewc import Ewc
 from sparsecl.methods.cl.packnet import PackNet
 from sparsecl.methods.cl.replay import Replay
 from sparsecl.methods.config import MethodsConfig
+from sparsecl.methods.dst.cht import Cht
+from sparsecl.methods.dst.chts import Chts
+from sparsecl.methods.dst.deep_r import DeepR
+from sparsecl.methods.dst.granet import Granet
 from sparsecl.methods.dst.rigl import Rigl
 from sparsecl.methods.dst.set import Set
+from sparsecl.methods.dst.snfs import Snfs
 from sparsecl.methods.plasticity.cbp import Cbp
 from sparsecl.methods.plasticity.shrink_perturb import ShrinkPerturb
 from sparsecl.methods.several import Methods
@@ -21,6 +26,11 @@ _CLASSES: tuple[type[Method], ...] = (
     Replay,
     Rigl,
     Set,
+    Snfs,
+    Granet,
+    DeepR,
+    Cht,
+    Chts,
     Cbp,
     ShrinkPerturb,
 )

@@ -52,6 +52,11 @@ class RankSizes:
     """Bytes of the logits of a micro-batch that are kept for a method."""
 
     @property
+    def whole_cells(self) -> int:
+        """Weights and absent cells of all linears, over all tp ranks."""
+        return sum(layer.num_cells for layer in self.layers)
+
+    @property
     def held(self) -> int:
         """Bytes beside the masters where some of every slice is held: value, and two marks."""
         return 6 * self.slices - 4 * self.anchored

@@ -21,7 +21,17 @@ from tests.distributed.references.ewc import EwcReference
 from tests.distributed.references.o_lora import OLoraReference
 from tests.distributed.references.packnet import PackNetReference
 from tests.distributed.references.replay import ReplayReference
-from tests.distributed.references.rewired import PerWeightReference, RiglReference, SetReference
+from tests.distributed.references.rewired import (
+    ChtReference,
+    ChtsReference,
+    DeepRReference,
+    GranetReference,
+    MestReference,
+    PerWeightReference,
+    RiglReference,
+    SetReference,
+    SnfsReference,
+)
 from tests.distributed.references.run import ReferenceRun, Trace
 from tests.distributed.references.shrink_perturb import ShrinkPerturbReference
 
@@ -60,6 +70,24 @@ CASES = {
         PerWeightReference,
         ("methods.set={every: 3, drop_fraction: 0.3, adam_restart: per_weight}",),
     ),
+    "mest": Case(MestReference, ("methods.set={every: 3, drop: mest, mest_gradient: 3.0}",)),
+    "snfs": Case(SnfsReference, ("methods.snfs={every: 3}",)),
+    "granet": Case(
+        GranetReference,
+        ("methods.granet={every: 3, final_density: 0.1, final_fraction: 0.1}",),
+    ),
+    "granet, layer": Case(
+        GranetReference,
+        ("methods.granet={every: 3, final_density: 0.1, scope: layer}",),
+    ),
+    "deep_r": Case(DeepRReference, ("methods.deep_r={l1: 0.3, noise: 0.3}",)),
+    "deep_r, global": Case(
+        DeepRReference, ("methods.deep_r={l1: 0.3, noise: 0.3, every: 4, scope: global}",)
+    ),
+    "deep_r, soft": Case(DeepRReference, ("methods.deep_r={l1: 0.05, noise: 0.3, variant: soft}",)),
+    "cht": Case(ChtReference, ("methods.cht={every: 3, stop_overlap: 1.0}",)),
+    "chts": Case(ChtsReference, ("methods.chts={every: 3}",)),
+    "chtss": Case(ChtsReference, ("methods.chts={every: 3, final_density: 0.1}",)),
     "packnet": Case(PackNetReference, ("methods.packnet={prune: [0.5, 0.25]}",)),
     "replay": Case(ReplayReference, ("methods.replay={sequences: 64, share: 0.5}",)),
     "shrink_perturb": Case(
@@ -73,10 +101,27 @@ CASES = {
 }
 
 # Those whose state or graph moves within a phase.
-STEPWISE = ("cbp", "derpp", "replay", "set", "rigl", "per_weight")
+STEPWISE = (
+    "cbp",
+    "derpp",
+    "replay",
+    "set",
+    "rigl",
+    "per_weight",
+    "mest",
+    "snfs",
+    "granet",
+    "granet, layer",
+    "deep_r",
+    "deep_r, global",
+    "deep_r, soft",
+    "cht",
+    "chts",
+    "chtss",
+)
 STAGES = ("zero0", "zero1", "zero2", "zero3")
 # Those that look at more than one element at a time, and so at tp's split.
-SPLIT = ("cbp", "o_lora", "derpp", "rigl", "packnet")
+SPLIT = ("cbp", "o_lora", "derpp", "rigl", "packnet", "snfs", "granet", "deep_r", "cht", "chtss")
 LAYOUTS = [
     *((stage, tp, dp) for stage in STAGES for tp, dp in ((1, 2), (2, 1))),
     ("zero2", 2, 2),

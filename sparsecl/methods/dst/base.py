@@ -8,14 +8,14 @@ packed storage each tensor-parallel slice keeps its count and chooses for itself
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sparsecl.methods.base import Method
-from sparsecl.methods.context import MethodContext, SliceTensors
+from sparsecl.methods.context import MethodContext, Progress, SliceTensors
 from sparsecl.methods.dst.config import RewireConfig
 from sparsecl.methods.restart import AdamRestart
 from sparsecl.optim.slice import Slice
@@ -27,6 +27,9 @@ class LayerView:
     N = live weights. On the CPU, the same on all ranks that decide together."""
 
     name: str
+    shape: torch.Size
+    """[O, I] of what `live` is flat of."""
+
     part: int
     """Of the matrix, for random streams: 0, or the tensor-parallel rank in packed storage."""
 
@@ -51,11 +54,12 @@ def look(context: MethodContext, name: str) -> LayerView:
     """What a rewire of one layer chooses over. Collective over dp, in masked storage also tp."""
     layer = context.sparse[name].layer
     if layer.packed:
-        live, values = layer.live_mask().view(-1), context.live_values(name).cpu()
-        return LayerView(name, layer.tp_rank, live, values)
+        live, values = layer.live_mask(), context.live_values(name).cpu()
+        return LayerView(name, live.shape, layer.tp_rank, live.view(-1), values)
     assert layer.topology is not None
-    live = torch.from_numpy(layer.topology.mask()).view(-1)
-    return LayerView(name, 0, live, context.matrix(name).cpu().view(-1)[live])
+    live = torch.from_numpy(layer.topology.mask())
+    values = context.matrix(name).cpu()[live]
+    return LayerView(name, live.shape, 0, live.view(-1), values)
 
 
 def as_chosen(context: MethodContext, name: str, local: Tensor) -> Tensor:
@@ -70,14 +74,151 @@ def cosine(step: int, end: int) -> float:
     return (1.0 + math.cos(math.pi * min(step / max(end, 1), 1.0))) / 2.0
 
 
-class DropAndGrow(Method, ABC):
-    """The skeleton; `drop` and `grow` are what a relative means."""
+class Clock(NamedTuple):
+    """Where a run is in a stretch of it in which the graph moves; in optimizer steps."""
+
+    step: int
+    """Since the stretch began."""
+
+    end: int
+    """The last step of it at which the graph moves."""
+
+    begin: int
+    """Step of the run at which the stretch began."""
+
+    span: int
+    """Steps of the stretch if it had no end before the last."""
+
+
+def clock(config: RewireConfig, progress: Progress) -> Clock | None:
+    """The stretch of this moment; None while the graph stays as it is."""
+    begin = progress.step - progress.phase_step
+    if config.during == "all":
+        step, begin, span = progress.step, 0, progress.total_steps
+    elif config.during == "first" and progress.phase > 0:
+        return None
+    else:
+        step, span = progress.phase_step, progress.phase_steps
+    if config.during == "after_switch":
+        end = min(config.switch_steps, span)
+    else:
+        end = int(config.end * span)
+    return Clock(step, end, begin, span) if step <= end else None
+
+
+def check_counts(start: Mapping[str, Any]) -> None:
+    """Raise ValueError unless these can be live weights by matrix, as a checkpoint keeps them."""
+    for name, num in start.items():
+        if type(num) is not int or num < 1:
+            raise ValueError(f"start.{name}: {num!r:.40} is no number of weights")
+
+
+class Rewirer(Method):
+    """What all methods share that move live weights: a clock, and Adam's age of new weights."""
 
     config: RewireConfig
 
     def __init__(self, config: RewireConfig) -> None:
         super().__init__(config)
         self.restart = AdamRestart(config.adam_restart)
+
+    def is_due_after(self, context: MethodContext) -> bool:
+        """In `after_step`: the graph moves now, every `every` steps of its stretch."""
+        now = clock(self.config, context.progress)
+        return now is not None and now.step % self.config.every == 0
+
+    def is_due_before(self, context: MethodContext) -> bool:
+        """In `step_start`: `is_due_after` will hold once this step is applied."""
+        progress = context.progress
+        after = replace(progress, step=progress.step + 1, phase_step=progress.phase_step + 1)
+        now = clock(self.config, after)
+        return now is not None and now.step % self.config.every == 0
+
+    def fraction(self, progress: Progress) -> float:
+        """The drop fraction of this moment."""
+        now = clock(self.config, progress)
+        if now is None or self.config.schedule == "constant":
+            return self.config.drop_fraction if now else 0.0
+        return self.config.drop_fraction * cosine(now.step, now.end)
+
+    def phase_start(self, context: MethodContext) -> None:
+        self.restart.phase_start(context)
+
+    def after_update(self, context: MethodContext, items: Collection[Slice]) -> None:
+        self.restart.after_update(context, items)
+
+    def slice_tensors(self) -> Iterable[SliceTensors]:
+        return self.restart.slice_tensors()
+
+    def state_dict(self) -> tuple[Mapping[str, SliceTensors], Mapping[str, Any]]:
+        return self.restart.state(), {}
+
+    def check_state(self, tensors: Collection[str], values: Mapping[str, Any]) -> None:
+        super().check_state(tensors, values)
+        self.restart.check_state(tensors)
+
+    def load_state_dict(
+        self, tensors: Mapping[str, SliceTensors], values: Mapping[str, Any]
+    ) -> None:
+        self.restart.load_state(tensors)
+
+    def set_live(self, context: MethodContext, name: str, mask: Tensor) -> None:
+        """Give a layer in masked storage the live set bool [O, I]. Collective over the world."""
+        self.restart.mark(context, name, context.set_live(name, mask))
+
+
+class InPlaceOfAStep(Rewirer):
+    """The graph moves in place of the weights' step, the first time at once. One that was discarded
+    is made up for by the next."""
+
+    def __init__(self, config: RewireConfig) -> None:
+        super().__init__(config)
+        self.last = -1
+        """The step of the last rewire, 0-based; -1 = none yet."""
+        self.at: Progress | None = None
+        """Before the step at hand, if it is to rewire."""
+
+    def is_due(self, progress: Progress) -> bool:
+        """Before a step."""
+        now = clock(self.config, progress)
+        if now is None:
+            return False
+        return self.last < now.begin or progress.step >= self.last + self.config.every
+
+    @abstractmethod
+    def move(self, context: MethodContext, at: Progress) -> None:
+        """Move the graph; `at` is from before the step. Collective over the world."""
+
+    def step_start(self, context: MethodContext) -> None:
+        self.at = context.progress if self.is_due(context.progress) else None
+
+    def after_backward(self, context: MethodContext) -> None:
+        if self.at is not None:
+            context.skip_update()
+
+    def after_step(self, context: MethodContext, *, applied: bool) -> None:
+        """Unless the step's gradients were bad."""
+        if self.at is not None and context.update_skipped:
+            self.move(context, self.at)
+            self.last = self.at.step
+
+    def state_dict(self) -> tuple[Mapping[str, SliceTensors], Mapping[str, Any]]:
+        return super().state_dict()[0], {"last": self.last}
+
+    def check_state(self, tensors: Collection[str], values: Mapping[str, Any]) -> None:
+        super().check_state(tensors, values)
+        if not -1 <= values["last"] < 2**62:
+            raise ValueError(f"last: {values['last']} is no step")
+
+    def load_state_dict(
+        self, tensors: Mapping[str, SliceTensors], values: Mapping[str, Any]
+    ) -> None:
+        super().load_state_dict(tensors, values)
+        self.last = values["last"] if values else -1
+
+
+class DropAndGrow(Rewirer, ABC):
+    """The skeleton; `drop` and `grow` are what a relative means."""
 
     @abstractmethod
     def drop(self, context: MethodContext, choice: LayerView) -> Tensor:
@@ -100,23 +241,27 @@ class DropAndGrow(Method, ABC):
             new = context.rewire(name, dropped[~stays], grown[comes])
             self.restart.mark(context, name, new)
 
-    def phase_start(self, context: MethodContext) -> None:
-        self.restart.phase_start(context)
 
-    def after_update(self, context: MethodContext, items: Collection[Slice]) -> None:
-        self.restart.after_update(context, items)
+def weakest(choice: LayerView, num: int) -> Tensor:
+    """The live weights of smallest |w|, int64 [num]; equal ones in the order of the matrix."""
+    return choice.values.abs().argsort(stable=True)[:num]
 
-    def slice_tensors(self) -> Iterable[SliceTensors]:
-        return self.restart.slice_tensors()
 
-    def state_dict(self) -> tuple[Mapping[str, SliceTensors], Mapping[str, Any]]:
-        return self.restart.state(), {}
+def largest_absent(
+    context: MethodContext, choice: LayerView, dropped: Tensor, local: Tensor
+) -> Tensor:
+    """Where |local|, a tp-local matrix, is largest among all cells that are not kept: int64, as
+    many as were dropped. In masked storage collective over tp."""
+    score = as_chosen(context, choice.name, local).abs()
+    kept = choice.live.clone()
+    kept[dropped] = False
+    score.masked_fill_(kept.to(score.device), -1.0)
+    return score.sort(stable=True, descending=True).indices[: dropped.numel()].cpu()
 
-    def check_state(self, tensors: Collection[str], values: Mapping[str, Any]) -> None:
-        super().check_state(tensors, values)
-        self.restart.check_state(tensors)
 
-    def load_state_dict(
-        self, tensors: Mapping[str, SliceTensors], values: Mapping[str, Any]
-    ) -> None:
-        self.restart.load_state(tensors)
+def random_absent(context: MethodContext, method: str, choice: LayerView, num: int) -> Tensor:
+    """Cells that were absent, evenly at random: int64 [num], or fewer if there is no room."""
+    absent = choice.absent
+    rng = context.generator(method, choice.name, context.progress.step, choice.part)
+    num = min(num, absent.numel())
+    return absent[torch.from_numpy(rng.choice(absent.numel(), size=num, replace=False))]

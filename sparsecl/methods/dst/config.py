@@ -1,7 +1,7 @@
 """Options of the methods that move the topology (dynamic sparse training)."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -14,20 +14,38 @@ from sparsecl.methods.facts import (
 )
 from sparsecl.sparse.sizes import RankSizes
 
+Scope = Literal["layer", "global"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class RewireConfig(MethodConfig):
-    """What drops and grows has these options, and needs weights that can move one by one."""
+    """What moves the topology has these options, and needs weights that can move one by one."""
 
     flags = {"C": "a little, at rewires"}
     rewires = True
     not_negative = ("born",)
+    needs_room: ClassVar[bool] = False
+    """It chooses over whole matrices or changes counts, which packed storage has no room for."""
 
     every: Annotated[int, Ge(1)] = 100
-    """Optimizer steps between rewires, in all phases."""
+    """Optimizer steps between rewires."""
 
     drop_fraction: Annotated[float, Ge(0.0), Lt(1.0)] = 0.3
     """Share of the live weights of a layer that is replaced."""
+
+    schedule: Literal["cosine", "constant"] = "constant"
+    """Of the drop fraction: down to 0 along a cosine until the graph stops, or the same."""
+
+    during: Literal["all", "first", "after_switch"] = "all"
+    """When the graph moves. all: the whole run; first: the first phase, so that later ones have a
+    fixed topology found by training; after_switch: `switch_steps` at the start of every phase."""
+
+    end: Annotated[float, Gt(0.0), Le(1.0)] = 1.0
+    """Share of the steps of the run (with during first: of the first phase) after which the graph
+    stays as it is."""
+
+    switch_steps: Annotated[int, Ge(1)] = 100
+    """With during after_switch: steps after which the graph stays as it is until the next phase."""
 
     adam_restart: AdamRestartKind = "global"
     """Adam's bias correction for new weights counts from the run's first step, or from each one's
@@ -44,6 +62,11 @@ class RewireConfig(MethodConfig):
             raise ValueError(
                 "single weights move, and tiles would fall apart; use topology.backend dense or csr"
             )
+        if self.needs_room and run.storage == "packed":
+            raise ValueError(
+                "it chooses over whole matrices, and packed storage keeps the count of each slice; "
+                "use topology.storage=masked"
+            )
         if run.freezing:
             raise ValueError(
                 f"{run.freezing[0]} freezes weights, and what is frozen cannot go; leave one "
@@ -56,23 +79,196 @@ class RewireConfig(MethodConfig):
         return MethodMemory(beside=born)
 
 
+def dense_gradients(rank: RankSizes) -> MethodMemory:
+    """Of all layers at once, for the length of a step that shows them."""
+    return MethodMemory(passing=4 * rank.cells)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SetConfig(RewireConfig):
-    """How often and how much of each layer is rewired; zeta is `drop_fraction`, of the positive and
-    of the negative weights apart."""
+    """Zeta is `drop_fraction`."""
+
+    drop: Literal["per_sign", "magnitude", "mest"] = "per_sign"
+    """per_sign: the share of the smallest positive and of the smallest negative weights (as
+    published); magnitude: the smallest |w|; mest: the smallest |w| + mest_gradient |gradient|."""
+
+    mest_gradient: Annotated[float, Ge(0.0)] = 1.0
+    """Weight of the gradient with drop mest."""
+
+    def memory(self, rank: RankSizes) -> MethodMemory:
+        extra = dense_gradients(rank) if self.drop == "mest" else MethodMemory()
+        return super().memory(rank) + extra
 
 
 @dataclass(frozen=True, kw_only=True)
 class RiglConfig(RewireConfig):
-    """How often, how long and how much of each layer is rewired."""
+    """Grows where the gradient is large."""
 
     flags = {"C": "dense gradients at rewires, which take the place of a step"}
 
     schedule: Literal["cosine", "constant"] = "cosine"
-    """Of the drop fraction from step 0 to the end: down to 0 along a cosine, or the same."""
-
     end: Annotated[float, Gt(0.0), Le(1.0)] = 0.75
-    """Share of all steps of the run after which the graph stays as it is."""
 
     def memory(self, rank: RankSizes) -> MethodMemory:
-        return super().memory(rank) + MethodMemory(passing=4 * rank.cells)  # dense gradients
+        return super().memory(rank) + dense_gradients(rank)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnfsConfig(RewireConfig):
+    """Grows where the running mean of the gradient is large."""
+
+    flags = {"X": "one for each cell, absent ones too", "C": "dense gradients at every step"}
+    needs_room = True
+
+    schedule: Literal["cosine", "constant"] = "cosine"
+    end: Annotated[float, Gt(0.0), Le(1.0)] = 0.75
+
+    decay: Annotated[float, Ge(0.0), Lt(1.0)] = 0.9
+    """Of the running mean of the dense gradient."""
+
+    def memory(self, rank: RankSizes) -> MethodMemory:
+        means = MethodMemory(host=4 * rank.whole_cells)
+        return super().memory(rank) + dense_gradients(rank) + means
+
+
+@dataclass(frozen=True, kw_only=True)
+class GranetConfig(RewireConfig):
+    """Prunes along a cubic, and replaces some of what is left at every step of it."""
+
+    flags = {"C": "dense gradients at rewires; more weights than in the end until `prune_end`"}
+    needs_room = True
+
+    drop_fraction: Annotated[float, Ge(0.0), Lt(1.0)] = 0.5
+    schedule: Literal["cosine", "constant"] = "cosine"
+
+    final_fraction: Annotated[float, Ge(0.0), Lt(1.0)] = 0.005
+    """Where the cosine of the drop fraction ends."""
+
+    final_density: Annotated[float | None, Gt(0.0), Le(1.0)] = None
+    """Live weights / all weights of the masked matrices in the end; topology.density is that of
+    the start. null: a tenth of the start."""
+
+    prune_end: Annotated[float, Gt(0.0), Le(1.0)] = 0.6875
+    """Share of the steps in which the graph moves until the final density (110 of 160 epochs)."""
+
+    scope: Scope = "global"
+    """Of pruning: the smallest |w| of all matrices together, or of each by itself."""
+
+    exact_final: bool = True
+    """false: stop one pruning early, as the public code does; the density then ends above the
+    final one."""
+
+    def check(self, run: RunFacts) -> None:
+        super().check(run)
+        check_final_density(self.final_density, run)
+
+    def memory(self, rank: RankSizes) -> MethodMemory:
+        return super().memory(rank) + dense_gradients(rank)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepRConfig(RewireConfig):
+    """A weight that would change its sign goes, and a random one comes. drop_fraction and schedule
+    mean nothing here."""
+
+    flags = {"C": "a normal draw for each weight at every step, and the search for lost ones"}
+    needs_room = True
+
+    every: Annotated[int, Ge(1)] = 1
+    """Optimizer steps between searches for lost weights, which stay at zero until then."""
+
+    l1: Annotated[float, Ge(0.0)] = 1e-5
+    """Pull of a weight to zero, times the learning rate at every step."""
+
+    noise: Annotated[float, Ge(0.0)] = 1e-5
+    """Standard deviation of a weight's random walk, times the learning rate at every step."""
+
+    scope: Scope = "layer"
+    """Where lost weights come back: in the layer that lost them, or in all layers by their size and
+    density at the start."""
+
+    variant: Literal["hard", "soft"] = "hard"
+    """hard: the count of live weights is kept. soft: absent ones walk at random too, and live as
+    soon as they are above zero; no bound on the count (4 bytes a cell)."""
+
+    def check(self, run: RunFacts) -> None:
+        super().check(run)
+        if self.variant == "soft" and not (self.l1 and self.noise):
+            raise ValueError("variant=soft needs l1 and noise above 0: its floor is their quotient")
+
+    def memory(self, rank: RankSizes) -> MethodMemory:
+        found = super().memory(rank) + MethodMemory(update=28 * rank.largest_slice)
+        walks = MethodMemory(host=4 * rank.whole_cells)
+        return found + walks if self.variant == "soft" else found
+
+
+@dataclass(frozen=True, kw_only=True)
+class HebbConfig(RewireConfig):
+    """What grows by the paths of the graph has these options."""
+
+    needs_room = True
+
+    score: Literal["ch3_l3p", "ch2_l3p", "ch3_l3n", "ch2_l3n"] = "ch3_l3n"
+    """Cannistraci-Hebb score of an absent weight: ch2 or ch3, over each path of length 3 (l3p,
+    slow in large layers) or in matrix form (l3n)."""
+
+    percolate: bool = True
+    """Before growth, drop what leads to a hidden unit that nothing reads, or from one that nothing
+    feeds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChtConfig(HebbConfig):
+    """Cannistraci-Hebb training: the smallest go, the highest scores come."""
+
+    score: Literal["ch3_l3p", "ch2_l3p", "ch3_l3n", "ch2_l3n"] = "ch3_l3p"
+
+    stop_overlap: Annotated[float, Gt(0.0), Le(1.0)] = 0.9
+    """A layer stays as it is once more than this share of what it dropped has come back."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChtsConfig(HebbConfig):
+    """CHTs; with `final_density` CHTss."""
+
+    flags = {"C": "scores at rewires, which take the place of a step"}
+
+    schedule: Literal["cosine", "constant"] = "cosine"
+    end: Annotated[float, Gt(0.0), Le(1.0)] = 0.75
+    score: Literal["ch3_l3p", "ch2_l3p", "ch3_l3n", "ch2_l3n"] = "ch2_l3n"
+    percolate: bool = False
+
+    removal: Literal["magnitude", "relative"] = "relative"
+    """What a weight is kept for: |w|, or its share of its row's and of its column's sum of |w|."""
+
+    temperature: tuple[float, float] = (1.0, 9.0)
+    """At the start and at the end: weights are kept at random, by score^temperature; 0 = evenly."""
+
+    growth: Literal["sampled", "top"] = "sampled"
+    """At random by the scores, or the highest."""
+
+    final_density: Annotated[float | None, Gt(0.0), Le(1.0)] = None
+    """Live weights / all weights of the masked matrices in the end (CHTss); topology.density is
+    that of the start. null: the density stays."""
+
+    prune_end: Annotated[float, Gt(0.0), Le(1.0)] = 0.8
+    """Share of the steps in which the graph could move (the run, or the first phase) until the
+    final density."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.temperature) < 0.0:
+            raise ValueError(f"temperature must be >= 0, got {self.temperature}")
+
+    def check(self, run: RunFacts) -> None:
+        super().check(run)
+        check_final_density(self.final_density, run)
+
+
+def check_final_density(density: float | None, run: RunFacts) -> None:
+    """Raise ValueError if it is not below that of the start."""
+    if density is not None and density > run.density:
+        raise ValueError(
+            f"final_density={density:g} is above the density of the start, {run.density:g} "
+            "(topology.density); it can only fall"
+        )

@@ -1,5 +1,6 @@
 """SET: what is dropped, what grows, and how much."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,13 +12,16 @@ from sparsecl.methods.dst.base import LayerView
 from sparsecl.methods.dst.config import SetConfig
 from sparsecl.methods.dst.set import Set
 from sparsecl.methods.facts import RunFacts
+from tests.methods.plain import START
 
-NO_CONTEXT: Any = None
+
+def view(live: torch.Tensor, values: torch.Tensor) -> LayerView:
+    return LayerView("w", torch.Size((1, len(live))), 0, live, values)
 
 
 def dropped(values: torch.Tensor, **options: Any) -> list[int]:
-    choice = LayerView("w", 0, torch.ones(len(values), dtype=torch.bool), values)
-    return Set(SetConfig(**options)).drop(NO_CONTEXT, choice).tolist()
+    choice = view(torch.ones(len(values), dtype=torch.bool), values)
+    return Set(SetConfig(**options)).drop(context(0), choice).tolist()
 
 
 def test_the_weakest_of_each_sign_go():
@@ -31,6 +35,7 @@ def test_the_vectors_of_the_public_code():
     assert dropped(first, drop_fraction=0.25) == [0, 4]
     second = torch.tensor([0.1, 0.2, 0.3, 0.4, -1.0, -2.0, -3.0, -4.0])
     assert dropped(second, drop_fraction=0.25) == [0, 4]
+    assert dropped(second, drop_fraction=0.25, drop="magnitude") == [0, 1]
 
 
 def test_signs_count_apart():
@@ -45,13 +50,13 @@ def test_fraction_zero_is_the_identity():
 
 def context(step: int) -> Any:
     return SimpleNamespace(
-        progress=SimpleNamespace(step=step),
+        progress=replace(START, step=step, total_steps=1000),
         generator=lambda *names: np.random.default_rng(abs(hash(names)) % 2**32),
     )
 
 
 def grown(step: int, live: torch.Tensor, num: int) -> torch.Tensor:
-    choice = LayerView("w", 0, live, torch.zeros(int(live.sum())))
+    choice = view(live, torch.zeros(int(live.sum())))
     return Set(SetConfig()).grow(context(step), choice, torch.arange(num))
 
 

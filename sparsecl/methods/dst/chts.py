@@ -1,0 +1,110 @@
+"""CHTs: soft removal, and growth drawn by Cannistraci-Hebb scores. CHTss: the density falls too.
+
+Source: Zhang et al., NeurIPS 2025, https://arxiv.org/abs/2501.19107, and its two public codes. In
+place of every `every`-th step of the weights: int(f N) weights of a layer go, the others are kept
+at random by score^T (`removal`, `temperature`: T rises in a line to `end`), and as many cells come,
+at random by their CH2-L3n score (`growth: sampled`, the first code) or the highest (`top`, the
+second). CHTss (`final_density`) first prunes to a density that falls along a sigmoid.
+
+Differs: removal draws among live weights only (the second code lets absent ones in with a chance of
+about 0), and both draws are Gumbel top-k, for any size. Pruning goes on to `prune_end` also where
+the graph does not move any more. Left out: EM_S and removal by heads.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsecl.methods.context import MethodContext, Progress, SliceTensors
+from sparsecl.methods.dst.base import InPlaceOfAStep, LayerView, check_counts, clock
+from sparsecl.methods.dst.config import ChtsConfig
+from sparsecl.methods.dst.falling import Falling, sigmoid
+from sparsecl.methods.dst.hebb import Hebb, highest, sampled
+
+
+class Chts(InPlaceOfAStep, Hebb):
+    """CHTs and CHTss: the graph moves in place of the weights' step."""
+
+    name = "chts"
+    config: ChtsConfig
+
+    def __init__(self, config: ChtsConfig) -> None:
+        super().__init__(config)
+        self.falling = Falling(config.final_density or 1.0, relative=False)
+
+    def is_due(self, progress: Progress) -> bool:
+        done = self.pruned_share(progress)
+        if clock(self.config, progress) is None and done is not None:
+            return progress.step >= self.last + self.config.every
+        return super().is_due(progress)
+
+    def pruned_share(self, progress: Progress) -> float | None:
+        """Share of the prunings that one now completes; None when there is none to do."""
+        step, span = progress.step, progress.total_steps
+        if self.config.during != "all":
+            step, span = progress.phase_step, progress.phase_steps
+        total = int(self.config.prune_end * span) // self.config.every
+        done = step // self.config.every
+        first = self.config.during == "all" or progress.phase == 0
+        if self.config.final_density is None or not first or done > total:
+            return None
+        return done / total if total else 1.0
+
+    def move(self, context: MethodContext, at: Progress) -> None:
+        self._power = self.temperature(at)
+        done = self.pruned_share(at)
+        if done is not None:
+            masks = self.falling.masks(context, sigmoid, done, together=False, score=self.score)
+            for name, mask in masks.items():
+                self.set_live(context, name, mask)
+        if clock(self.config, at) is not None:
+            self._fraction = self.fraction(at)
+            counts = {name: entry.topology.num_live for name, entry in context.sparse.items()}
+            self.turn(context, list(context.sparse), counts)
+
+    def temperature(self, progress: Progress) -> float:
+        """T of this moment."""
+        now, (first, last) = clock(self.config, progress), self.config.temperature
+        return last if now is None else first + (last - first) * now.step / max(now.end, 1)
+
+    def score(self, choice: LayerView) -> Tensor:
+        """What a live weight is kept for, fp32 [N]."""
+        if self.config.removal == "magnitude":
+            return choice.values.abs()
+        size = torch.zeros(choice.live.numel())
+        size[choice.live] = choice.values.abs()
+        size = size.view(choice.shape)
+        rows, columns = (size.sum(dim=dim, keepdim=True).clamp_(min=1e-30) for dim in (1, 0))
+        return (size / rows + size / columns).view(-1)[choice.live] + 1e-5
+
+    def keep(self, context: MethodContext, choice: LayerView) -> Tensor:
+        num = choice.values.numel() - int(choice.values.numel() * self._fraction)
+        rng = context.generator(self.name, "keep", choice.name, context.progress.step)
+        uniform = torch.from_numpy(rng.random(choice.values.numel()))
+        stays = torch.zeros(choice.values.numel(), dtype=torch.bool)
+        # A weight of 0 still has a chance, as in the code.
+        score = self.score(choice).double().clamp_(min=1e-12)
+        stays[sampled(score, num, self._power, uniform)] = True
+        return stays
+
+    def choose(self, context: MethodContext, name: str, score: Tensor, num: int) -> Tensor:
+        rng = context.generator(self.name, name, context.progress.step)
+        if self.config.growth == "top":
+            return highest(score, num, torch.from_numpy(rng.permutation(score.numel())))
+        return sampled(score.double(), num, 1.0, torch.from_numpy(rng.random(score.numel())))
+
+    def state_dict(self) -> tuple[Mapping[str, SliceTensors], Mapping[str, Any]]:
+        tensors, values = super().state_dict()
+        return tensors, {**values, "start": dict(self.falling.start)}
+
+    def check_state(self, tensors: Collection[str], values: Mapping[str, Any]) -> None:
+        super().check_state(tensors, values)
+        check_counts(values["start"])
+
+    def load_state_dict(
+        self, tensors: Mapping[str, SliceTensors], values: Mapping[str, Any]
+    ) -> None:
+        super().load_state_dict(tensors, values)
+        self.falling.start = dict(values["start"]) if values else {}

@@ -1,0 +1,91 @@
+"""A density that falls during a run: its schedules, and pruning to an exact count.
+
+Cubic: GraNet (Liu et al. 2021, https://arxiv.org/abs/2106.10404) after Zhu & Gupta 2017. Sigmoid:
+CHTss (https://arxiv.org/abs/2501.19107) and its public code.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sparsecl.methods.context import MethodContext
+from sparsecl.methods.dst.base import LayerView, look
+
+Score = Callable[[LayerView], Tensor]
+"""fp32 [N]: the live weights with the smallest go."""
+
+
+def cubic(start: float, final: float, done: float) -> float:
+    """Density once the share `done` in [0, 1] of the prunings is behind."""
+    return final + (start - final) * (1.0 - min(done, 1.0)) ** 3
+
+
+def sigmoid(start: float, final: float, done: float) -> float:
+    """The same along a sigmoid that is scaled to meet both ends."""
+
+    def plain(x: float) -> float:
+        return 1.0 / (1.0 + math.exp(-12.0 * (x - 0.5)))
+
+    shaped = (plain(min(done, 1.0)) - 0.5) / (plain(1.0) - plain(0.0)) + 0.5
+    return start + (final - start) * shaped
+
+
+class Falling:
+    """The density of a run's matrices on its way down; owned by a method."""
+
+    def __init__(self, final: float, *, relative: bool) -> None:
+        """`final`: density in the end, of all cells; or, `relative`, as a share of the start's."""
+        self.final, self.relative = final, relative
+        self.start: dict[str, int] = {}
+        """Live weights of each matrix before the first pruning; part of a checkpoint."""
+
+    def masks(
+        self,
+        context: MethodContext,
+        schedule: Callable[[float, float, float], float],
+        done: float,
+        *,
+        together: bool,
+        score: Score,
+    ) -> dict[str, Tensor]:
+        """What a pruning leaves of every matrix that it shrinks, bool [O, I] by name. Collective
+        over the world.
+
+        Args:
+            schedule: `cubic` or `sigmoid`.
+            done: share of the prunings that this one completes.
+            together: the smallest scores of all matrices go; else each keeps its share of
+                the start.
+        """
+        if not self.start:
+            self.start = {name: entry.topology.num_live for name, entry in context.sparse.items()}
+        views = {name: look(context, name) for name in context.sparse}
+        cells = sum(view.live.numel() for view in views.values())
+        first = sum(self.start.values()) / cells
+        density = schedule(first, self.final * first if self.relative else self.final, done)
+        if together:
+            scores = [score(view) for view in views.values()]
+            # The largest of each comes first: no matrix loses all its weights.
+            for some in scores:
+                some[some.argmax()] = math.inf
+            kept = _largest(torch.cat(scores), round(density * cells))
+            chosen = dict(zip(views, kept.split([len(some) for some in scores]), strict=True))
+        else:
+            counts = {name: round(density / first * num) for name, num in self.start.items()}
+            chosen = {name: _largest(score(v), max(1, counts[name])) for name, v in views.items()}
+        found = {}
+        for name, keep in chosen.items():
+            if not keep.all():
+                mask = torch.zeros_like(views[name].live)
+                mask[views[name].places[keep]] = True
+                found[name] = mask.view(views[name].shape)
+        return found
+
+
+def _largest(score: Tensor, num: int) -> Tensor:
+    """bool: the `num` largest of score [N], of equal ones the first."""
+    kept = torch.zeros(len(score), dtype=torch.bool)
+    kept[score.argsort(descending=True, stable=True)[:num]] = True
+    return kept
