@@ -168,7 +168,7 @@ def _check_methods(config: RunConfig, micro: int, num_phases: int) -> None:
     for name, block in used.items():
         facts = RunFacts(
             dense=config.topology.kind == "dense",
-            density=config.topology.density,
+            density=1.0 if config.topology.path else config.topology.rho,
             role=config.topology.role,
             storage=config.topology.storage,
             tiled=_tiled(config.topology),

@@ -41,7 +41,7 @@ class RunFacts:
     """No layer is on a topology."""
 
     density: float = 1.0
-    """topology.density of the run config."""
+    """topology.density of the run config; 1.0 where a file says what lives."""
 
     role: Literal["topology", "update"]
     storage: Literal["masked", "packed"]

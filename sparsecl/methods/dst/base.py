@@ -106,6 +106,11 @@ def clock(config: RewireConfig, progress: Progress) -> Clock | None:
     return Clock(step, end, begin, span) if step <= end else None
 
 
+def ahead(progress: Progress) -> Progress:
+    """Where the run is once the step at hand is done."""
+    return replace(progress, step=progress.step + 1, phase_step=progress.phase_step + 1)
+
+
 def check_counts(start: Mapping[str, Any]) -> None:
     """Raise ValueError unless these can be live weights by matrix, as a checkpoint keeps them."""
     for name, num in start.items():
@@ -129,9 +134,7 @@ class Rewirer(Method):
 
     def is_due_before(self, context: MethodContext) -> bool:
         """In `step_start`: `is_due_after` will hold once this step is applied."""
-        progress = context.progress
-        after = replace(progress, step=progress.step + 1, phase_step=progress.phase_step + 1)
-        now = clock(self.config, after)
+        now = clock(self.config, ahead(context.progress))
         return now is not None and now.step % self.config.every == 0
 
     def fraction(self, progress: Progress) -> float:
