@@ -5,7 +5,15 @@ import pytest
 from sparsecl.methods.adapters.config import OLoraConfig
 from sparsecl.methods.cl.config import DerppConfig, EwcConfig, PackNetConfig, ReplayConfig
 from sparsecl.methods.config import MethodsConfig
-from sparsecl.methods.dst.config import RiglConfig, SetConfig
+from sparsecl.methods.dst.config import (
+    ChtConfig,
+    ChtsConfig,
+    DeepRConfig,
+    GranetConfig,
+    RiglConfig,
+    SetConfig,
+    SnfsConfig,
+)
 from sparsecl.methods.facts import MethodMemory
 from sparsecl.methods.plasticity.config import CbpConfig, ShrinkPerturbConfig
 from sparsecl.sparse.sizes import RankSizes
@@ -62,6 +70,13 @@ RANK = RankSizes(
         ({"set": SetConfig()}, {}),
         ({"set": SetConfig(adam_restart="per_weight")}, {"beside": 4 * 96}),
         ({"rigl": RiglConfig()}, {"passing": 4 * 200}),
+        ({"set": SetConfig(drop="mest")}, {"passing": 4 * 200}),
+        # The linears have 32 + 64 cells over all tp ranks.
+        ({"snfs": SnfsConfig()}, {"passing": 4 * 200, "host": 4 * 96}),
+        ({"granet": GranetConfig()}, {"passing": 4 * 200}),
+        ({"deep_r": DeepRConfig()}, {"update": 28 * 300, "host": 4 * 96}),
+        ({"deep_r": DeepRConfig(variant="soft")}, {"update": 28 * 300, "host": 8 * 96}),
+        ({"cht": ChtConfig(), "chts": ChtsConfig()}, {}),
         ({"rigl": RiglConfig(adam_restart="per_weight")}, {"beside": 4 * 96, "passing": 800}),
         ({"replay": ReplayConfig(sequences=5)}, {"host": 16 * 5}),
         (

@@ -171,7 +171,10 @@ class DeepRConfig(RewireConfig):
     """A weight that would change its sign goes, and a random one comes. drop_fraction and schedule
     mean nothing here."""
 
-    flags = {"C": "a normal draw for each weight at every step, and the search for lost ones"}
+    flags = {
+        "X": "a sign for each cell",
+        "C": "a normal draw for each weight at every step, and the search for lost ones",
+    }
     needs_room = True
 
     every: Annotated[int, Ge(1)] = 1
@@ -189,7 +192,7 @@ class DeepRConfig(RewireConfig):
 
     variant: Literal["hard", "soft"] = "hard"
     """hard: the count of live weights is kept. soft: absent ones walk at random too, and live as
-    soon as they are above zero; no bound on the count (4 bytes a cell)."""
+    soon as they are above zero; no bound on the count."""
 
     def check(self, run: RunFacts) -> None:
         super().check(run)
@@ -197,9 +200,9 @@ class DeepRConfig(RewireConfig):
             raise ValueError("variant=soft needs l1 and noise above 0: its floor is their quotient")
 
     def memory(self, rank: RankSizes) -> MethodMemory:
-        found = super().memory(rank) + MethodMemory(update=28 * rank.largest_slice)
-        walks = MethodMemory(host=4 * rank.whole_cells)
-        return found + walks if self.variant == "soft" else found
+        kept = 8 if self.variant == "soft" else 4  # signs, and where absent weights are
+        own = MethodMemory(update=28 * rank.largest_slice, host=kept * rank.whole_cells)
+        return super().memory(rank) + own
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,7 +51,7 @@ class DeepR(Rewirer):
         for name in context.sparse:
             choice = look(context, name)
             rng = context.generator(self.name, "signs", name)
-            drawn = torch.from_numpy(rng.integers(0, 2, choice.live.numel(), dtype=np.int32) * 2 - 1)
+            drawn = torch.from_numpy(rng.integers(0, 2, choice.live.numel(), np.int32) * 2 - 1)
             drawn[choice.live] = torch.where(choice.values < 0, -1, 1).to(torch.int32)
             self.signs[name] = drawn.view(choice.shape)
             self.start[name] = choice.values.numel()
