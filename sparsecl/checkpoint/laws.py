@@ -62,7 +62,7 @@ class StateLaws:
     not_negative: Callable[[Manifest], Collection[str]]
     """States of methods that are never below zero, as the manifest names them."""
 
-    arrays: Callable[[Manifest, Mapping[str, torch.Tensor]], Iterator[str]] = lambda *_: iter(())
+    arrays: Callable[[Reader, Mapping[str, torch.Tensor]], Iterator[str]] = lambda *_: iter(())
     """What is wrong with the arrays that methods and observers keep beside the parameters."""
 
 
@@ -195,7 +195,7 @@ def _arrays(reader: Reader, state: StateLaws) -> Iterator[str]:
     for key, value in arrays.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             yield f"{reader.folder}: {key} has values that are not finite"
-    for problem in state.arrays(reader.manifest, arrays):
+    for problem in state.arrays(reader, arrays):
         yield f"{reader.folder}: {problem}"
 
 

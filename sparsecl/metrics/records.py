@@ -25,6 +25,7 @@ from sparsecl.seal import Extent, sealed_lines
 SCALARS = "scalars.jsonl"
 WITH_IDENTITY = "eval_with_identity"
 _EVALS = ("eval", WITH_IDENTITY)
+TURNOVER = ("came", "lifetime", "ever")
 START_PHASE = -1  # the phase written on evaluations that come before any training
 
 
@@ -101,6 +102,10 @@ class PhaseMark:
     """Live weights of all matrices on a topology; None where no method moves them."""
     cells: int = 0
     """Of these matrices, where `live` is known."""
+    came: float | None = None
+    lifetime: float | None = None
+    ever: float | None = None
+    """As in engine/observe/turnover.py, where a method moves live weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,6 +321,7 @@ class _Reader:
                 replayed_by_phase=_integers(record, "replayed_by_phase"),
                 live=record.get("live"),
                 cells=record.get("cells", 0),
+                **{key: _real(record, key) for key in TURNOVER if key in record},
             )
             if entry.live is not None and not (
                 is_count(entry.live) and is_count(entry.cells) and 0 < entry.cells >= entry.live

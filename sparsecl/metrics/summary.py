@@ -228,7 +228,15 @@ def _final_density(records: RunRecords, num_phases: int) -> dict[str, Any]:
     if last is None or last.live is None or not total:
         return {}
     model = (last.live + total - last.cells) / total
-    return {"final_density": {"masked": last.live / last.cells, "model": model}}
+    found: dict[str, Any] = {"final_density": {"masked": last.live / last.cells, "model": model}}
+    if last.lifetime is not None:
+        by_phase = sorted(ends, key=lambda mark: mark.phase)
+        found["turnover"] = {
+            "came": [mark.came for mark in by_phase],
+            "lifetime": last.lifetime,
+            "ever": last.ever,
+        }
+    return found
 
 
 def _methods(records: RunRecords, num_phases: int) -> dict[str, dict[str, Any]]:

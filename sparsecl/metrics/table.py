@@ -134,6 +134,13 @@ def _heading(summary: dict[str, Any], width: int) -> list[str]:
             f"density: {number(density.get('masked'))} of the masked matrices, "
             f"{number(density.get('model'))} of the model{end if final != density else ''}"
         )
+    moved = summary.get("turnover")
+    if moved:
+        came = " ".join(number(share) for share in moved["came"])
+        lines.append(
+            f"graph: came in each phase {came} of the live weights; a weight lives "
+            f"{number(moved['lifetime'], 1)} steps; {number(moved['ever'])} of all cells have lived"
+        )
     if parameters:
         lines.append(f"parameters: {parameters.get('live')} live of {parameters.get('total')}")
     methods = summary.get("methods")  # earlier versions did not say

@@ -67,17 +67,20 @@ RANK = RankSizes(
             {"o_lora": OLoraConfig(rank=2, kinds=("q",))},
             {"beside": 6 * 1000, "passing": 2 * 50 * 4},
         ),
-        ({"set": SetConfig()}, {}),
-        ({"set": SetConfig(adam_restart="per_weight")}, {"beside": 4 * 96}),
-        ({"rigl": RiglConfig()}, {"passing": 4 * 200}),
-        ({"set": SetConfig(drop="mest")}, {"passing": 4 * 200}),
+        ({"set": SetConfig()}, {"host": 4 * 96}),
+        ({"set": SetConfig(adam_restart="per_weight")}, {"beside": 4 * 96, "host": 4 * 96}),
+        ({"rigl": RiglConfig()}, {"passing": 4 * 200, "host": 4 * 96}),
+        ({"set": SetConfig(drop="mest")}, {"passing": 4 * 200, "host": 4 * 96}),
         # The linears have 32 + 64 cells over all tp ranks.
-        ({"snfs": SnfsConfig()}, {"passing": 4 * 200, "host": 4 * 96}),
-        ({"granet": GranetConfig()}, {"passing": 4 * 200}),
-        ({"deep_r": DeepRConfig()}, {"update": 28 * 300, "host": 4 * 96}),
-        ({"deep_r": DeepRConfig(variant="soft")}, {"update": 28 * 300, "host": 8 * 96}),
-        ({"cht": ChtConfig(), "chts": ChtsConfig()}, {}),
-        ({"rigl": RiglConfig(adam_restart="per_weight")}, {"beside": 4 * 96, "passing": 800}),
+        ({"snfs": SnfsConfig()}, {"passing": 4 * 200, "host": 8 * 96}),
+        ({"granet": GranetConfig()}, {"passing": 4 * 200, "host": 4 * 96}),
+        ({"deep_r": DeepRConfig()}, {"update": 28 * 300, "host": 8 * 96}),
+        ({"deep_r": DeepRConfig(variant="soft")}, {"update": 28 * 300, "host": 12 * 96}),
+        ({"cht": ChtConfig(), "chts": ChtsConfig()}, {"host": 8 * 96}),
+        (
+            {"rigl": RiglConfig(adam_restart="per_weight")},
+            {"beside": 4 * 96, "passing": 800, "host": 4 * 96},
+        ),
         ({"replay": ReplayConfig(sequences=5)}, {"host": 16 * 5}),
         (
             {"derpp": DerppConfig(sequences=5, top=3)},
@@ -98,7 +101,7 @@ RANK = RankSizes(
         # What stays adds up; updates come one after the other.
         (
             {"ewc": EwcConfig(), "set": SetConfig(), "shrink_perturb": ShrinkPerturbConfig()},
-            {"beside": 8000, "update": 8400},
+            {"beside": 8000, "update": 8400, "host": 4 * 96},
         ),
     ],
 )

@@ -158,7 +158,7 @@ def test_the_density_at_the_end_is_that_of_the_last_finished_phase(tmp_path, ref
     }
     ends = [
         {"kind": "phase", "event": "end", "phase": phase, "step": step, "tokens": 8 * step}
-        | {"live": live, "cells": 2000}
+        | {"live": live, "cells": 2000, "came": 0.1 * phase, "lifetime": step / 4, "ever": 0.5}
         for phase, step, live in ((0, 100, 400), (1, 200, 300), (2, 300, 200))
     ]
     written = [head, *sorted([*records[1:], *ends], key=lambda record: record["step"])]
@@ -166,6 +166,10 @@ def test_the_density_at_the_end_is_that_of_the_last_finished_phase(tmp_path, ref
     assert summary["final_density"] == {"masked": 0.1, "model": 3200 / 5000}
     assert summary["density"] == {"masked": 0.25, "model": 0.7}
     assert "at the end 0.100 and 0.640" in table.report(summary)
+    assert summary["turnover"] == {"came": [0.0, 0.1, 0.2], "lifetime": 75.0, "ever": 0.5}
+    told = "came in each phase 0.000 0.100 0.200 of the live weights; a weight lives 75.0 steps"
+    text = " ".join(table.report(summary).split())
+    assert f"graph: {told}; 0.500 of all cells have lived" in text
     partial = summary_of(tmp_path, written[: written.index(ends[1]) + 1])
     assert partial["final_density"]["masked"] == 0.15
 

@@ -33,6 +33,7 @@ from sparsecl.engine.observe.monitor import Monitor
 from sparsecl.engine.observe.observer import Observer, Remembered
 from sparsecl.engine.observe.plasticity import Panel
 from sparsecl.engine.observe.profile import StepProfile
+from sparsecl.engine.observe.turnover import Turnover
 from sparsecl.engine.outcomes import StepResult
 from sparsecl.engine.position import Position
 from sparsecl.engine.resume import state
@@ -114,12 +115,14 @@ class Trainer:
             seed=config.seed,
             batch=batch,
         )
+        self.turnover = Turnover(built.engine.module, moves=methods.rewires)
         self.observers: dict[str, Observer[Any]] = {
             "clock": self.journal.clock,
             "health": self.health,
             "early_end": self.early_end,
             "plasticity": self.panel,
             "drift": self.drift,
+            "turnover": self.turnover,
         }
         self.keeper = Keeper(
             config.checkpoint,
@@ -224,9 +227,9 @@ class Trainer:
         self._audit()
         with watchdog.patient("the methods' end of a phase", METHOD_SECONDS):
             self.methods.phase_end(self.context)
-        replayed, live = self.methods.replayed_by_phase, self.monitor.live()
-        self.journal.phase_end(self.domain, replayed, live)
         position = self.position
+        live = self.turnover.figures(self.step, position.phase_step) | self.monitor.live()
+        self.journal.phase_end(self.domain, self.methods.replayed_by_phase, live)
         position.phase, position.phase_step = phase.index + 1, 0
         position.data_shift = 0
         self._save()
@@ -250,6 +253,7 @@ class Trainer:
             looked = self.panel.after_update(position.phase_step)
             self.monitor.evaluated(looked)
         self.context.after_step(applied=result.applied, skipped=result.skipped)
+        self.turnover.look(self.step)
         if config.precision != "fp16":
             self.health.judge(result, batch=self._batch_name())
         loss = self._log_step(result, lr) if logged else None

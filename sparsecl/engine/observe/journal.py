@@ -145,18 +145,18 @@ class Journal:
                 now = bits[self.schedule.domain_name(phase)]
                 self.log.chart(tag, {IN_TRAINING: now}, tokens=self.tokens)
 
-    def live(self, counts: Mapping[str, int]) -> None:
+    def live(self, counts: Mapping[str, float]) -> None:
         """How many weights live, as Monitor counts them; nothing is drawn of an empty count."""
         if counts:
             density = counts["live"] / counts["cells"]
             self.scalars({"topology/live": counts["live"], "topology/density": density})
 
-    def phase_end(self, domain: str, replayed: Sequence[int], live: Mapping[str, int]) -> None:
+    def phase_end(self, domain: str, replayed: Sequence[int], live: Mapping[str, float]) -> None:
         """A phase is over.
 
         Args:
             replayed: sequences trained again so far, by their own phase.
-            live: as Monitor counts them.
+            live: as Monitor counts them, and what Turnover says of them.
         """
         tokens = [count * self.schedule.shape.context for count in replayed]
         more = {"replayed_by_phase": tokens} if any(tokens) else {}

@@ -23,6 +23,7 @@ from sparsecl.checkpoint.canonical import MASTER
 from sparsecl.checkpoint.gpt2_names import EMBEDDING, entries
 from sparsecl.checkpoint.laws import StateLaws, check_laws
 from sparsecl.checkpoint.manifest import Manifest, ParameterEntry, read_manifest
+from sparsecl.checkpoint.reader import Reader
 from sparsecl.config_nodes import one_line
 from sparsecl.engine.observe.clock import Times
 from sparsecl.engine.observe.drift import References, array_problems
@@ -30,6 +31,7 @@ from sparsecl.engine.observe.early_end import Best
 from sparsecl.engine.observe.health import Seen
 from sparsecl.engine.observe.observer import arrays_of
 from sparsecl.engine.observe.plasticity import PhaseSums
+from sparsecl.engine.observe.turnover import Lives, births_problems
 from sparsecl.engine.position import Count, Position
 from sparsecl.engine.resume.changes import parsed
 from sparsecl.engine.run_config import RunConfig
@@ -92,6 +94,10 @@ class Matrix(_Strict):
     perplexity: Rows
 
 
+LATER = ("drift", "turnover")
+"""Observers that earlier versions had not."""
+
+
 class Observed(_Strict):
     """What those who watch the run had seen."""
 
@@ -99,7 +105,8 @@ class Observed(_Strict):
     health: Seen
     early_end: Best
     plasticity: PhaseSums
-    drift: References | None = None  # earlier versions have none
+    drift: References | None = None
+    turnover: Lives | None = None
 
 
 class RunState(_Strict):
@@ -159,7 +166,8 @@ def state_problems(manifest: Manifest) -> Iterator[str]:
         yield from _schema_problems(error)
         return
     if isinstance(found, RunState):
-        observers = found.observers.model_dump(exclude=None if found.observers.drift else {"drift"})
+        later = {name for name in LATER if getattr(found.observers, name) is None}
+        observers = found.observers.model_dump(exclude=later)
         missing = _missing(asdict(found.position), state["position"], "position") or _missing(
             observers, state["observers"], "observers"
         )
@@ -319,8 +327,9 @@ def _methods(found: RunState, manifest: Manifest, config: RunConfig) -> Iterator
         yield f"state.methods: {error}"
 
 
-def _arrays(manifest: Manifest, arrays: Mapping[str, torch.Tensor]) -> Iterator[str]:
+def _arrays(reader: Reader, arrays: Mapping[str, torch.Tensor]) -> Iterator[str]:
     """The same for what methods and observers keep beside the parameters."""
+    manifest = reader.manifest
     if manifest.state.get("weights_only") is True and not arrays:
         return
     drift = arrays_of("drift", arrays)
@@ -329,7 +338,10 @@ def _arrays(manifest: Manifest, arrays: Mapping[str, torch.Tensor]) -> Iterator[
     rows = manifest.parameters[EMBEDDING].shape[0]
     for problem in array_problems(References(**kept), drift, vocab_size=rows):
         yield f"observers: drift.{problem}"
-    own = {key: value for key, value in arrays.items() if not key.startswith("drift.")}
+    for problem in births_problems(arrays_of("turnover", arrays), reader.topologies):
+        yield f"observers: turnover.{problem}"
+    observed = ("drift.", "turnover.")
+    own = {key: value for key, value in arrays.items() if not key.startswith(observed)}
     try:
         build_methods(_config(manifest).methods).check_arrays(
             own, manifest.state.get("methods", {})

@@ -76,7 +76,8 @@ class RewireConfig(MethodConfig):
 
     def memory(self, rank: RankSizes) -> MethodMemory:
         born = 4 * rank.sparse_slices if self.adam_restart == "per_weight" else 0
-        return MethodMemory(beside=born)
+        # The step of birth of every cell, for what a run tells of its graph.
+        return MethodMemory(beside=born, host=4 * rank.whole_cells)
 
 
 def dense_gradients(rank: RankSizes) -> MethodMemory:
