@@ -47,6 +47,7 @@ from sparsecl.files import sha256_text
 
 T = TypeVar("T")
 
+_YOUNGER = "younger"  # in the metadata of a field
 _INT = re.compile(r"[-+]?(0|[1-9][0-9_]{0,30})")
 _FLOAT = re.compile(r"[-+]?(?=\.?[0-9])[0-9_]*(\.[0-9_]*)?([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.?(inf|nan|infinity)", re.IGNORECASE)
@@ -125,9 +126,15 @@ def dump(instance: Any) -> str:
     return yaml.safe_dump(to_dict(instance), sort_keys=False, width=100)
 
 
+def younger(default: T) -> T:
+    """A field that `digest` leaves out at its default: runs that do not use it keep the digest, and
+    so the folder, that they had before the field was there."""
+    return dataclasses.field(default=default, metadata={_YOUNGER: True})
+
+
 def digest(instance: Any) -> str:
     """Hex sha256 of the canonical JSON. Equal instances have equal digests: 1 is 1.0 there."""
-    text = json.dumps(_canonical(to_dict(instance)), sort_keys=True, allow_nan=False)
+    text = json.dumps(_canonical(_digested(instance)), sort_keys=True, allow_nan=False)
     return sha256_text(text)
 
 
@@ -392,6 +399,22 @@ def _hint(node: Node, tp: Any) -> str:
         if get_origin(member) is Literal and close:
             return f"; did you mean {close[0]}?"
     return ""
+
+
+def _digested(value: Any) -> Any:
+    """As `to_dict`, without younger fields at their defaults."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        found = ((field, getattr(value, field.name)) for field in _fields(type(value)))
+        return {
+            field.name: _digested(item)
+            for field, item in found
+            if not (_YOUNGER in field.metadata and item == field.default)
+        }
+    if isinstance(value, Mapping):
+        return {str(key): _digested(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_digested(item) for item in value]
+    return to_dict(value)
 
 
 def _canonical(value: Any) -> Any:

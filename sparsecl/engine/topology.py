@@ -17,7 +17,7 @@ from sparsecl.errors import UserError
 from sparsecl.files import write_json
 from sparsecl.methods.facts import error_text
 from sparsecl.model.build import linear_options
-from sparsecl.model.gpt import make_linear, split_dim
+from sparsecl.model.gpt import make_linear
 from sparsecl.model.shapes import layer_shapes
 from sparsecl.opening import read_plain
 from sparsecl.sparse.auto import Choice, choose
@@ -61,7 +61,7 @@ def _check_live(config: RunConfig, topologies: Mapping[str, LayerTopology]) -> N
 
 
 def _check_slices(config: RunConfig, shape: LayerShape, topology: LayerTopology) -> None:
-    dim, tensor = split_dim(shape), config.parallel.tensor
+    dim, tensor = shape.split_dim, config.parallel.tensor
     local = (shape.out_features, shape.in_features)[dim] // tensor
     if config.topology.storage == "packed":
         degrees = topology.row_degrees() if dim == 0 else topology.column_degrees()
@@ -159,7 +159,7 @@ def _key(
 ) -> str:
     """All that the choice depends on. Live counts within 5 % cost the same."""
     facts = {
-        "shape": [shape.out_features, shape.in_features, split_dim(shape), dist.tp_size()],
+        "shape": [shape.out_features, shape.in_features, shape.split_dim, dist.tp_size()],
         "density": float(f"{topology.density:.1e}"),
         "tokens": [schedule.micro, schedule.shape.context],
         "precision": config.precision,

@@ -52,10 +52,10 @@ def _replace_forward(block: Block, backend: str) -> None:
     # shapes came before, and a resumed run would round differently.
     compiled: Any = torch.compile(eager, dynamic=False, backend=backend)
 
-    def forward(x: Tensor, spread: bool = False) -> Tensor:
+    def forward(x: Tensor, spread: bool = False, angles: Tensor | None = None) -> Tensor:
         # A hook inside the block would not be called from the graph, a tap is not in it.
         fit = torch.is_grad_enabled() and not _is_watched(block)
-        return compiled(x, spread) if fit else eager(x, spread)
+        return compiled(x, spread, angles) if fit else eager(x, spread, angles)
 
     own: Any = block
     own.forward = forward
@@ -79,7 +79,7 @@ def _leave_out(block: Block) -> None:
         if isinstance(part, SparseLinear):
             part.product, part.rearrange = _outside(live_product), _outside(arrange)
             part.exchange = _same if alone else _outside(leave_tensor_parallel)
-        elif isinstance(part, Norm | LowRank):
+        if isinstance(part, SparseLinear | Norm | LowRank):
             part.share = _outside(summed_gradient)
 
 

@@ -4,12 +4,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from sparsecl.config import younger
 from sparsecl.errors import UserError
 
 # Of any number of the model. Memory ends long before; far above it, counts would overflow.
 LARGEST = 1 << 20
 
 Preset = Literal["demo", "10m", "100m", "500m", "1b"]
+Form = Literal["gpt", "gpt2", "llama"]
+
+LAYER_NORM_EPS = 1e-5  # nn.LayerNorm's default, GPT-2's and Llama 2's
+ROPE_THETA = 10_000.0  # Su et al. 2021; Llama 3 has 500,000
+LLAMA_MULTIPLE = 64  # hidden units of a gated part: 8/3 width is rarely whole
 
 # layers, width, heads, context. Names count the weights of the blocks, 12 * layers * width^2,
 # except that 100m is GPT-2 small, 124M with its embedding.
@@ -35,10 +41,53 @@ class ModelShape:
     mlp: int
     """Hidden units of the feed-forward part."""
 
+    form: Form = "gpt"
+    kv_heads: int = 0
+    """Heads of keys and values, a divisor of heads; 0 becomes as many as heads."""
+
+    tied: bool = True
+    """The head is the embedding."""
+
+    norm_eps: float = LAYER_NORM_EPS
+    rope_theta: float = ROPE_THETA
+    """Base of the rotary angles (llama)."""
+
+    qkv_bias: bool = False
+    """q, k and v have biases (llama: Qwen2)."""
+
+    def __post_init__(self) -> None:
+        if not self.kv_heads:
+            object.__setattr__(self, "kv_heads", self.heads)
+
     @property
     def head_width(self) -> int:
         """Features of one attention head."""
         return self.width // self.heads
+
+    @property
+    def kv_width(self) -> int:
+        """Features of all keys; as many of all values."""
+        return self.kv_heads * self.head_width
+
+    @property
+    def rotary(self) -> bool:
+        """Positions are angles of q and k; otherwise they are learned features."""
+        return self.form == "llama"
+
+    @property
+    def gated(self) -> bool:
+        """SwiGLU: down(silu(gate x) * up x); otherwise down(gelu(up x))."""
+        return self.form == "llama"
+
+    @property
+    def rms_norm(self) -> bool:
+        """Norms divide by the root of the mean square; otherwise they are LayerNorms."""
+        return self.form == "llama"
+
+    @property
+    def biases(self) -> bool:
+        """All linears and norms have biases."""
+        return self.form == "gpt2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +110,34 @@ class ModelConfig:
     """Longest sequence, in tokens."""
 
     mlp_ratio: int = 4
-    """Hidden units of the feed-forward part, as a multiple of width."""
+    """Hidden units of the feed-forward part, as a multiple of width. llama, which has three
+    matrices for two: two thirds of that, rounded up to a multiple of 64."""
 
     mlp: int | None = None
     """Hidden units of the feed-forward part as a number, in place of mlp_ratio."""
 
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory, about a third more compute."""
+
+    form: Form = younger("gpt")
+    """gpt: pre-norm blocks with exact GELU, learned positions, a tied head and no biases. gpt2: the
+    same with biases and the tanh form of GELU, as published. llama: RMSNorm, SwiGLU, rotary
+    positions and no biases."""
+
+    kv_heads: int | None = younger(None)
+    """llama: heads of keys and values; a divisor of heads. null: as many as heads."""
+
+    tied: bool | None = younger(None)
+    """The head is the embedding. null: false for llama; gpt and gpt2 have no other head."""
+
+    norm_eps: float = younger(LAYER_NORM_EPS)
+    """Added to the variance (llama: to the mean square) in every norm."""
+
+    rope_theta: float = younger(ROPE_THETA)
+    """llama: base of the rotary angles."""
+
+    qkv_bias: bool = younger(False)
+    """llama: q, k and v have biases, as in Qwen2."""
 
     density_corrected_init: bool = True
     """Scale the initial weights of a row by sqrt(inputs / live inputs), so that activations start
@@ -89,12 +159,44 @@ class ModelConfig:
                 raise ValueError(f"{name} must be >= 1, got {value}")
             if value > LARGEST:
                 raise ValueError(f"{name} must be <= {LARGEST}, got {value}")
-        width, heads = self.resolved().width, self.resolved().heads
+        self._check_form()
+        shape = self.resolved()
+        width, heads = shape.width, shape.heads
         if width % heads:
             raise ValueError(
                 f"heads={heads} does not divide width={width}. "
                 f"Use {_nearest(heads, lambda n: width % n == 0)} heads."
             )
+        if shape.rotary and shape.head_width % 2:
+            raise ValueError(
+                f"heads={heads} leaves {shape.head_width} features to a head; rotary positions "
+                "turn them in pairs. Use another number of heads."
+            )
+        if self.kv_heads is not None and (self.kv_heads < 1 or heads % self.kv_heads):
+            raise ValueError(
+                f"kv_heads={self.kv_heads} does not divide heads={heads}. "
+                f"Use {_nearest(max(self.kv_heads, 1), lambda n: heads % n == 0)}."
+            )
+
+    def _check_form(self) -> None:
+        if not 0.0 < self.norm_eps < 1.0:
+            raise ValueError(f"norm_eps must be in (0, 1), got {self.norm_eps}")
+        if not 1.0 < self.rope_theta < float("inf"):
+            raise ValueError(f"rope_theta must be > 1, got {self.rope_theta}")
+        if self.form == "llama":
+            return
+        given = {
+            "kv_heads": self.kv_heads is not None,
+            "rope_theta": self.rope_theta != ROPE_THETA,
+            "qkv_bias": self.qkv_bias,
+            "tied": self.tied is False,
+        }
+        for name, is_given in given.items():
+            if is_given:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} has no meaning with form: {self.form}; it "
+                    "belongs to form: llama"
+                )
 
     def _sizes(self) -> dict[str, int | None]:
         """The sizes by field name, after preset and overrides."""
@@ -111,13 +213,40 @@ class ModelConfig:
     def resolved(self) -> ModelShape:
         """The sizes, with nothing left open."""
         sizes = {name: value or 0 for name, value in self._sizes().items()}
+        mlp, llama = sizes["width"] * sizes["mlp_ratio"], self.form == "llama"
+        if llama:
+            mlp = -(-2 * mlp // (3 * LLAMA_MULTIPLE)) * LLAMA_MULTIPLE
         return ModelShape(
             layers=sizes["layers"],
             width=sizes["width"],
             heads=sizes["heads"],
             context=sizes["context"],
-            mlp=sizes.get("mlp", sizes["width"] * sizes["mlp_ratio"]),
+            mlp=sizes.get("mlp", mlp),
+            form=self.form,
+            kv_heads=self.kv_heads or 0,
+            tied=not llama if self.tied is None else self.tied,
+            norm_eps=self.norm_eps,
+            rope_theta=self.rope_theta,
+            qkv_bias=self.qkv_bias,
         )
+
+
+def config_of(shape: ModelShape) -> ModelConfig:
+    """The config that resolves to `shape`, every size written."""
+    return ModelConfig(
+        preset=None,
+        layers=shape.layers,
+        width=shape.width,
+        heads=shape.heads,
+        context=shape.context,
+        mlp=shape.mlp,
+        form=shape.form,
+        kv_heads=shape.kv_heads if shape.kv_heads < shape.heads else None,
+        tied=shape.tied if shape.form == "llama" else None,
+        norm_eps=shape.norm_eps,
+        rope_theta=shape.rope_theta,
+        qkv_bias=shape.qkv_bias,
+    )
 
 
 def check_tensor_parallel(shape: ModelShape, tp_size: int, *, sequence: bool = False) -> None:
@@ -128,7 +257,8 @@ def check_tensor_parallel(shape: ModelShape, tp_size: int, *, sequence: bool = F
     Args:
         sequence: positions are spread too (parallel.sequence), so the context must divide.
     """
-    fitting = [n for n in range(1, tp_size) if shape.heads % n == 0 and shape.mlp % n == 0]
+    split = (shape.heads, shape.kv_heads, shape.mlp)
+    fitting = [n for n in range(1, tp_size) if not any(size % n for size in split)]
     sizes = ", ".join(map(str, fitting))
     if shape.heads % tp_size:
         choices = [n for n in range(tp_size, shape.width + 1, tp_size) if shape.width % n == 0]
@@ -137,6 +267,11 @@ def check_tensor_parallel(shape: ModelShape, tp_size: int, *, sequence: bool = F
             f"model.heads={shape.heads} is not divisible by parallel.tensor={tp_size}. Use "
             + (f"model.heads={closest}, or " if closest else "")
             + f"parallel.tensor {sizes}."
+        )
+    if shape.kv_heads % tp_size:
+        raise UserError(
+            f"model.kv_heads={shape.kv_heads} is not divisible by parallel.tensor={tp_size}: every rank "
+            f"needs whole heads of keys and values. Use parallel.tensor {sizes}."
         )
     if shape.mlp % tp_size:
         raise UserError(

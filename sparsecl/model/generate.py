@@ -62,12 +62,12 @@ def generate(
         InvariantError: on all ranks, if a logit is not finite.
     """
     assert prompt and not model.training
-    device = model.positions.weight.device
+    device = model.embedding.weight.device
     seen = list(prompt)
     log_probs: list[float] = []
     for u in uniform.tolist():
         window = torch.tensor([seen[-model.shape.context :]], device=device)
-        logits = model.embedding(model.features(window)[:, -1:])
+        logits = model.logits(model.features(window)[:, -1:])
         token = _choose(model, logits, u, choice)
         first_id = model.embedding.vocab_start_index
         found = chosen(logits, token[..., None], first_id)[..., 0] - log_sum_exp(logits)

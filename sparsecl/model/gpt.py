@@ -1,7 +1,7 @@
-"""GPT on a topology: pre-norm blocks, GELU, learned positions, tied embedding, no biases.
+"""GPT on a topology: pre-norm blocks, in one of the forms of model/README.md.
 
-B = batch, T = tokens, W = width, H = heads and D = head width; `_local` = this tensor-parallel
-rank's share. Where it says "spread", features between the linears are [T / tp, B, W], of this
+B = batch, T = tokens, W = width, H = heads (KV of keys and values) and D = head width; `_local` =
+this tensor-parallel rank's share. Where it says "spread", features between the linears are [T / tp, B, W], of this
 rank's positions, in place of [B, T, W] of all (sparse/parallel.py).
 
 After nanoGPT (https://github.com/karpathy/nanoGPT). Differs: q, k and v are separate matrices (a
@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sparsecl import dist
 from sparsecl.model.config import ModelShape, check_tensor_parallel
+from sparsecl.model.rotary import Rotary, rotate
 from sparsecl.model.shapes import block_shapes
 from sparsecl.model.vocabulary import NO_TARGET, VocabularyEmbedding, best_token, cross_entropy
 from sparsecl.sparse.backends import DEFAULT, LinearOptions
@@ -37,7 +38,8 @@ from sparsecl.topology.layer import LayerShape, LayerTopology
 
 
 class Attention(nn.Module):
-    """Causal self-attention; heads are split over tp."""
+    """Causal self-attention; heads are split over tp. A head of keys and values serves H / KV
+    consecutive heads of queries (Ainslie et al. 2023, https://arxiv.org/abs/2305.13245)."""
 
     def __init__(self, linears: Mapping[str, SparseLinear], head_width: int) -> None:
         super().__init__()
@@ -45,47 +47,75 @@ class Attention(nn.Module):
         self.head_width = head_width
         self.enter = enter_tensor_parallel
 
-    def forward(self, x: Tensor, spread: bool = False) -> Tensor:
-        """[B, T, W] -> [B, T, W], or spread. Collective over tp."""
+    def forward(self, x: Tensor, spread: bool = False, angles: Tensor | None = None) -> Tensor:
+        """[B, T, W] -> [B, T, W], or spread. Collective over tp.
+
+        Args:
+            angles: of all positions, from `Rotary`; None = x knows its positions.
+        """
         x = self.q.arrange(self.enter(x, spread))  # once for the three readers
         # [B, T, W_local] -> [B, H_local, T, D]; if spread, from [T, B, W_local].
         q, k, v = (
             _heads_first(linear(x).unflatten(-1, (-1, self.head_width)), spread)
             for linear in (self.q, self.k, self.v)
         )
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
         # A flag and no mask tensor: only then may torch take its flash kernels (in bf16 and fp16).
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        grouped = k.shape[1] < q.shape[1]
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
         y = y.permute(2, 0, 1, 3) if spread else y.transpose(1, 2)
         return self.o(y.flatten(2), spread)
 
 
 class Mlp(nn.Module):
-    """Two linears with a GELU between; hidden units are split over tp."""
+    """Hidden units between two linears, gelu(up x), or silu(gate x) * up x (SwiGLU, Shazeer 2020,
+    https://arxiv.org/abs/2002.05202); they are split over tp."""
 
-    def __init__(self, linears: Mapping[str, SparseLinear]) -> None:
+    gate: SparseLinear | None
+
+    def __init__(self, linears: Mapping[str, SparseLinear], *, gelu: str) -> None:
+        """Take the linears; gelu: torch's `approximate`, of a form that is not gated."""
         super().__init__()
-        self.up, self.down = linears["up"], linears["down"]
+        self.gate, self.up, self.down = linears.get("gate"), linears["up"], linears["down"]
+        self.gelu = gelu
         self.enter = enter_tensor_parallel
         self.units: UnitGroup | None = None
 
     def forward(self, x: Tensor, spread: bool = False) -> Tensor:
         """[B, T, W] -> [B, T, W], or spread. Collective over tp."""
-        h = F.gelu(self.up(self.enter(x, spread)))
+        x = self.enter(x, spread)
+        if self.gate is None:
+            h = F.gelu(self.up(x), approximate=self.gelu)
+        else:
+            x = self.gate.arrange(x)
+            h = F.silu(self.gate(x)) * self.up(x)
         return self.down(h if self.units is None else self.units(h), spread)
 
 
-class Norm(nn.LayerNorm):
-    """LayerNorm with a gain and no bias, whole on every tp rank."""
+class Norm(nn.Module):
+    """LayerNorm, or RMSNorm (Zhang & Sennrich 2019, https://arxiv.org/abs/1910.07467), with a gain
+    and in some forms a bias; whole on every tp rank."""
 
-    def __init__(self, width: int) -> None:
-        super().__init__(width, bias=False)
-        mark_tensor_parallel(self.weight, -1)
+    bias: nn.Parameter | None
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.size, self.eps, self.rms = (shape.width,), shape.norm_eps, shape.rms_norm
+        self.weight = mark_tensor_parallel(nn.Parameter(torch.empty(self.size)), -1)
+        self.register_parameter("bias", None)
+        if shape.biases:
+            self.bias = mark_tensor_parallel(nn.Parameter(torch.empty(self.size)), -1)
         self.share = summed_gradient
 
     def forward(self, input: Tensor, spread: bool = False) -> Tensor:
         """[..., W] -> [..., W]; the backward pass is collective over tp if spread."""
-        gain = self.share(self.weight) if spread else self.weight
-        return F.layer_norm(input, self.normalized_shape, gain, None, self.eps)
+        gain, bias = self.weight, self.bias
+        if spread:
+            gain, bias = self.share(gain), None if bias is None else self.share(bias)
+        if self.rms:
+            return F.rms_norm(input, self.size, gain, self.eps)
+        return F.layer_norm(input, self.size, gain, bias, self.eps)
 
 
 class Block(nn.Module):
@@ -93,14 +123,15 @@ class Block(nn.Module):
 
     def __init__(self, linears: Mapping[str, SparseLinear], shape: ModelShape) -> None:
         super().__init__()
-        self.norm1 = Norm(shape.width)
+        self.norm1 = Norm(shape)
         self.attention = Attention(linears, shape.head_width)
-        self.norm2 = Norm(shape.width)
-        self.mlp = Mlp(linears)
+        self.norm2 = Norm(shape)
+        # GPT-2 was published with the tanh form (gelu_new), nanoGPT has the exact one.
+        self.mlp = Mlp(linears, gelu="tanh" if shape.form == "gpt2" else "none")
 
-    def forward(self, x: Tensor, spread: bool = False) -> Tensor:
+    def forward(self, x: Tensor, spread: bool = False, angles: Tensor | None = None) -> Tensor:
         """[B, T, W] -> [B, T, W], or spread. Collective over tp."""
-        x = x + self.attention(self.norm1(x, spread), spread)
+        x = x + self.attention(self.norm1(x, spread), spread, angles)
         return x + self.mlp(self.norm2(x, spread), spread)
 
 
@@ -124,9 +155,14 @@ class Positions(nn.Module):
 class GPT(nn.Module):
     """A language model. Weights are uninitialised until `initialize` of init.py has run.
 
-    Parameter names: embedding.weight, positions.weight, norm.weight, and in layers.{i}:
-    norm1.weight, attention.{q,k,v,o}.weight, norm2.weight, mlp.{up,down}.weight.
+    Parameter names are those of model/shapes.py: embedding.weight, positions.weight, norm.weight,
+    and in layers.{i}: norm1.weight, attention.{q,k,v,o}.weight, norm2.weight, mlp.{up,down}.weight;
+    by form also mlp.gate.weight, head.weight, and `bias` beside `weight`.
     """
+
+    positions: "Positions | Rotary"
+    head: VocabularyEmbedding | None
+    """None if the head is the embedding."""
 
     def __init__(
         self,
@@ -147,8 +183,8 @@ class GPT(nn.Module):
             sequence: spread positions over tp ranks between the linears (parallel.sequence).
 
         Raises:
-            UserError: if the tensor-parallel size does not divide heads or hidden units (with
-                `sequence`, the context), or a backend does not fit its topology.
+            UserError: if the tensor-parallel size does not divide heads, those of keys or hidden
+                units (with `sequence`, the context), or a backend does not fit its topology.
         """
         super().__init__()
         check_tensor_parallel(shape, dist.tp_size(), sequence=sequence)
@@ -157,12 +193,17 @@ class GPT(nn.Module):
         self.activation_checkpointing = activation_checkpointing
         self.sequence = sequence
         self.embedding = VocabularyEmbedding(vocab_size, shape.width)
-        self.positions = Positions(shape.context, shape.width)
+        self.positions = (
+            Rotary(shape.context, shape.head_width, shape.rope_theta)
+            if shape.rotary
+            else Positions(shape.context, shape.width)
+        )
         self.layers = nn.ModuleList(
             Block(block_linears(shape, index, topologies, options or {}), shape)
             for index in range(shape.layers)
         )
-        self.norm = Norm(shape.width)
+        self.norm = Norm(shape)
+        self.head = None if shape.tied else VocabularyEmbedding(vocab_size, shape.width)
 
     def forward(
         self, tokens: Tensor, targets: Tensor, *, with_logits: bool = False
@@ -197,15 +238,25 @@ class GPT(nn.Module):
         Returns:
             [B, T, W], or [T / tp, B, W] of this rank's positions if spread.
         """
-        x = self.embedding(tokens, spread) + self.positions(tokens, spread)
+        x, angles = self.embedding(tokens, spread), None
+        if isinstance(self.positions, Rotary):
+            angles = self.positions(tokens.shape[0 if spread else 1])
+        else:
+            x = x + self.positions(tokens, spread)
         recompute = self.activation_checkpointing and torch.is_grad_enabled()
         for layer in self.layers:
             if recompute:
                 # Nothing random happens in a block, so the generator need not be saved.
-                x = checkpoint(layer, x, spread, use_reentrant=False, preserve_rng_state=False)
+                x = checkpoint(
+                    layer, x, spread, angles, use_reentrant=False, preserve_rng_state=False
+                )
             else:
-                x = layer(x, spread)
+                x = layer(x, spread, angles)
         return self.norm(x, spread)
+
+    def logits(self, features: Tensor, spread: bool = False) -> Tensor:
+        """fp32 scores [B, T, V_local] of what `features` gave; see VocabularyEmbedding."""
+        return (self.embedding if self.head is None else self.head)(features, spread)
 
     def _spreads(self, tokens: Tensor) -> bool:
         """Positions are spread in this pass. The same on all ranks of the tp group.
@@ -221,7 +272,7 @@ class GPT(nn.Module):
         self, tokens: Tensor, targets: Tensor, with_logits: bool, *, spread: bool = False
     ) -> tuple[Tensor | None, ...]:
         """See `forward`; all are [T, B] if spread."""
-        logits = self.embedding(self.features(tokens, spread), spread)
+        logits = self.logits(self.features(tokens, spread), spread)
         correct = None
         if not self.training:
             # Before the loss, which may overwrite the logits.
@@ -245,7 +296,7 @@ def block_linears(
     topologies: Mapping[str, LayerTopology],
     options: Mapping[str, LinearOptions],
 ) -> dict[str, SparseLinear]:
-    """The six linears of block `index` by kind, this rank's slices."""
+    """The linears of block `index` by kind, this rank's slices."""
     return {
         layer.kind: make_linear(
             layer,
@@ -267,11 +318,5 @@ def make_linear(
     tp_size: int,
 ) -> SparseLinear:
     """One linear of a block: a slice of it, for a tp rank."""
-    split = (ColumnParallelSparseLinear, RowParallelSparseLinear)[split_dim(layer)]
+    split = (ColumnParallelSparseLinear, RowParallelSparseLinear)[layer.split_dim]
     return split(layer, topology, tp_rank=tp_rank, tp_size=tp_size, options=options)
-
-
-def split_dim(layer: LayerShape) -> int:
-    """The dim of the matrix that tp splits. Row-parallel (1) closes what column-parallel (0) opens:
-    one all-reduce for each pair."""
-    return 1 if layer.kind in ("o", "down") else 0

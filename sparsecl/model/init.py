@@ -3,7 +3,7 @@
 O = out_features, I = in_features, global. Every parameter has its own random stream, named after
 it, so its bits depend on (seed, name, global shape) only: not on the tensor-parallel size, the rank
 or the order of modules. Scales are those of GPT-2: std 0.02, and 1/sqrt(2 * layers) of it for the
-matrices that write into the residual stream.
+matrices that write into the residual stream. Biases start at zero.
 """
 
 import math
@@ -16,28 +16,31 @@ from torch import nn
 
 from sparsecl import dist, seeding
 from sparsecl.model.config import ModelConfig
-from sparsecl.model.gpt import GPT
+from sparsecl.model.gpt import GPT, Norm, Positions
+from sparsecl.model.shapes import EMBEDDING, HEAD, POSITIONS
+from sparsecl.model.vocabulary import VocabularyEmbedding
 from sparsecl.sparse.linear import SparseLinear
-from sparsecl.topology.layer import LayerTopology
-
-RESIDUAL_KINDS = ("o", "down")
+from sparsecl.topology.layer import ROW_PARALLEL, LayerTopology
 
 
 def initialize(model: GPT, config: ModelConfig, *, seed: int) -> None:
     """Fill every parameter of the local model, in place. The model must be on the CPU in fp32."""
     residual_std = config.init_std / math.sqrt(2 * model.shape.layers)
-    for name, module in model.named_modules():
+    for module in model.modules():
         if isinstance(module, SparseLinear):
-            std = residual_std if module.shape.kind in RESIDUAL_KINDS else config.init_std
+            # Row-parallel matrices are those that write into the residual stream.
+            std = residual_std if module.shape.kind in ROW_PARALLEL else config.init_std
             fill_linear(module, seed=seed, std=std, corrected=config.density_corrected_init)
-        elif isinstance(module, nn.LayerNorm):
+        elif isinstance(module, Norm):
             nn.init.ones_(module.weight)
-            assert module.bias is None, name
-    _fill_embedding(model, config.init_std, seed)
-    positions = draw(
-        "positions.weight", model.positions.weight.shape, seed=seed, std=config.init_std
-    )
-    _assign(model.positions.weight, positions)
+        if isinstance(module, SparseLinear | Norm) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+    _fill_vocabulary(EMBEDDING, model.embedding, config.init_std, seed)
+    if model.head is not None:
+        _fill_vocabulary(HEAD, model.head, config.init_std, seed)
+    if isinstance(model.positions, Positions):
+        weight = model.positions.weight
+        _assign(weight, draw(POSITIONS, weight.shape, seed=seed, std=config.init_std))
 
 
 def draw(name: str, shape: Sequence[int], *, seed: int, std: float) -> NDArray[np.float32]:
@@ -107,13 +110,12 @@ def tp_slice(
     return values if dim < 0 else np.split(values, tp_size, axis=dim)[tp_rank]
 
 
-def _fill_embedding(model: GPT, std: float, seed: int) -> None:
-    embedding = model.embedding
+def _fill_vocabulary(name: str, module: VocabularyEmbedding, std: float, seed: int) -> None:
+    width = module.weight.shape[1]
+    values = np.zeros((module.num_embeddings, width), dtype=np.float32)
     # Only rows of real tokens are drawn: the amount of padding depends on the tp size.
-    real = draw("embedding.weight", (model.vocab_size, model.shape.width), seed=seed, std=std)
-    values = np.zeros((embedding.num_embeddings, model.shape.width), dtype=np.float32)
-    values[: model.vocab_size] = real
-    _assign(embedding.weight, tp_slice(values, 0, dist.tp_rank(), dist.tp_size()))
+    values[: module.vocab_size] = draw(name, (module.vocab_size, width), seed=seed, std=std)
+    _assign(module.weight, tp_slice(values, 0, dist.tp_rank(), dist.tp_size()))
 
 
 def _assign(parameter: nn.Parameter, values: NDArray[np.float32]) -> None:

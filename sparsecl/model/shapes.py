@@ -1,23 +1,96 @@
-"""The matrices of the model that a topology can mask: global sizes and names."""
+"""The parts of a model: every parameter, its global size, and which of them a topology can mask.
+
+The one table of what a model of each form is made of. Names, sizes and splits of parameters are
+taken from here by checkpoints, formulas and conversions; a test compares it with the built model.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from sparsecl.model.config import ModelShape
 from sparsecl.topology.layer import LayerShape
 
+EMBEDDING, POSITIONS, LAST_NORM = "embedding.weight", "positions.weight", "norm.weight"
+HEAD = "head.weight"
+VOCABULARY = (EMBEDDING, HEAD)
+"""Matrices with a row for each token id; rows above those in use are padding."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One parameter of the global model."""
+
+    name: str
+    shape: tuple[int, ...]
+    partition_dim: int = -1
+    """The dim that tp splits; -1: every rank holds it whole."""
+
+    layer: LayerShape | None = None
+    """The matrix that this is the weight of, if a topology can mask it."""
+
+    @property
+    def is_gain(self) -> bool:
+        """A vector that every rank of a tp group holds: of norms, and biases of what is summed."""
+        return len(self.shape) == 1 and self.partition_dim < 0
+
 
 def block_shapes(shape: ModelShape, index: int) -> list[LayerShape]:
-    """The six matrices of block `index`. The embedding, positions and norms stay dense."""
-    width, mlp = shape.width, shape.mlp
+    """The matrices of block `index`: six, and seven in a gated form."""
+    width, kv_width, mlp = shape.width, shape.kv_width, shape.mlp
     attention, feed_forward = f"layers.{index}.attention", f"layers.{index}.mlp"
+    every, qkv = shape.biases, shape.biases or shape.qkv_bias
+    gate = [LayerShape(f"{feed_forward}.gate", "gate", mlp, width, every)] if shape.gated else []
     return [
-        LayerShape(f"{attention}.q", "q", width, width),
-        LayerShape(f"{attention}.k", "k", width, width),
-        LayerShape(f"{attention}.v", "v", width, width),
-        LayerShape(f"{attention}.o", "o", width, width),
-        LayerShape(f"{feed_forward}.up", "up", mlp, width),
-        LayerShape(f"{feed_forward}.down", "down", width, mlp),
+        LayerShape(f"{attention}.q", "q", width, width, qkv),
+        LayerShape(f"{attention}.k", "k", kv_width, width, qkv),
+        LayerShape(f"{attention}.v", "v", kv_width, width, qkv),
+        LayerShape(f"{attention}.o", "o", width, width, every),
+        *gate,
+        LayerShape(f"{feed_forward}.up", "up", mlp, width, every),
+        LayerShape(f"{feed_forward}.down", "down", width, mlp, every),
     ]
 
 
 def layer_shapes(shape: ModelShape) -> list[LayerShape]:
     """All matrices that may be masked, block by block."""
     return [layer for index in range(shape.layers) for layer in block_shapes(shape, index)]
+
+
+def parts(shape: ModelShape, rows: int) -> list[Part]:
+    """Every parameter, in the order of the model.
+
+    Args:
+        rows: of the embedding, with its padding if that is to be counted.
+    """
+    vocabulary = (rows, shape.width)
+    found = [Part(EMBEDDING, vocabulary, 0)]
+    if not shape.rotary:
+        found.append(Part(POSITIONS, (shape.context, shape.width)))
+    for index in range(shape.layers):
+        found += _block_parts(shape, index)
+    found += _norm_parts(shape, "norm")
+    return found if shape.tied else [*found, Part(HEAD, vocabulary, 0)]
+
+
+def _block_parts(shape: ModelShape, index: int) -> Iterator[Part]:
+    yield from _norm_parts(shape, f"layers.{index}.norm1")
+    for layer in block_shapes(shape, index):
+        if layer.kind == "o":
+            yield from _linear_parts(layer)
+            yield from _norm_parts(shape, f"layers.{index}.norm2")
+        else:
+            yield from _linear_parts(layer)
+
+
+def _norm_parts(shape: ModelShape, name: str) -> Iterator[Part]:
+    yield Part(f"{name}.weight", (shape.width,))
+    if shape.biases:
+        yield Part(f"{name}.bias", (shape.width,))
+
+
+def _linear_parts(layer: LayerShape) -> Iterator[Part]:
+    size = (layer.out_features, layer.in_features)
+    yield Part(f"{layer.name}.weight", size, layer.split_dim, layer)
+    if layer.bias:
+        # Of a row-parallel layer it is added to the sum over ranks, so all of them have it.
+        yield Part(f"{layer.name}.bias", size[:1], -1 if layer.split_dim else 0)

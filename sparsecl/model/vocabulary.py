@@ -1,4 +1,4 @@
-"""The two vocabulary-parallel ends of the model: tied embedding and cross entropy.
+"""The two vocabulary-parallel ends of the model: embedding, head and cross entropy.
 
 B = batch, T = tokens, W = width, V = padded vocabulary; V_local = V / tp. Megatron-core supplies
 both at tp > 1. In a process without tensor parallelism torch's own functions are used, so that no
@@ -24,7 +24,8 @@ class VocabularyEmbedding(VocabParallelEmbedding):
     """Tokens to features and features to logits, by one matrix [V_local, W].
 
     Both directions are one module because ZeRO-3 gathers a parameter around the forward call of its
-    own module: a tied head elsewhere would find an empty tensor. The dtype of the input chooses.
+    own module: a tied head elsewhere would find an empty tensor. The dtype of the input chooses. A
+    head that is not tied is another one of these, which sees features only.
     """
 
     weight: nn.Parameter

@@ -1,8 +1,9 @@
-"""Linear layers on a topology, split over tensor-parallel ranks. No bias.
+"""Linear layers on a topology, split over tensor-parallel ranks.
 
 O = out_features, I = in_features, global; a rank holds [O / tp, I] or [O, I / tp] of the matrix,
 with N live weights in it. What the parameter is (the matrix, or the live values alone) and how it
-multiplies are two choices that do not know of each other; see product.py.
+multiplies are two choices that do not know of each other; see product.py. A bias, where there is
+one, is never masked.
 """
 
 from typing import ClassVar
@@ -15,7 +16,7 @@ from sparsecl.sparse.backends import DEFAULT, LinearOptions, make_backend
 from sparsecl.sparse.dense import DenseBackend
 from sparsecl.sparse.index import LiveIndex
 from sparsecl.sparse.masked import masked_linear
-from sparsecl.sparse.parallel import leave_tensor_parallel
+from sparsecl.sparse.parallel import leave_tensor_parallel, summed_gradient
 from sparsecl.sparse.product import Backend, arrange, sparse_product
 from sparsecl.sparse.tap import DenseTap
 from sparsecl.topology.layer import LayerShape, LayerTopology
@@ -47,6 +48,9 @@ class SparseLinear(nn.Module):
     partition_dim: ClassVar[int]
     weight: nn.Parameter
     """[O, I] (local), or the live values [N] in row-major order (packed storage)."""
+
+    bias: nn.Parameter | None
+    """Column-parallel [O] (local); row-parallel [O], whole on every rank."""
 
     dead: Tensor | None
     """bool [O, I] (local), True = absent; masked storage only."""
@@ -91,7 +95,7 @@ class SparseLinear(nn.Module):
         self.parts: nn.ModuleDict | None = None
         # Attributes, so that a compiled model can leave them out of its graphs (model/compiled.py).
         self.product, self.rearrange = live_product, arrange
-        self.exchange = leave_tensor_parallel
+        self.exchange, self.share = leave_tensor_parallel, summed_gradient
         # Not persistent: a mask is rebuilt from (seed, layer name), or read from the checkpoint.
         self.register_buffer("dead", None, persistent=False)
         if topology is not None:
@@ -100,6 +104,10 @@ class SparseLinear(nn.Module):
         self.weight = mark_tensor_parallel(weight, self.partition_dim)
         if self.packed:
             setattr(self.weight, "dense_shape", self.local_shape)  # noqa: B010
+        self.register_parameter("bias", None)
+        if shape.bias:
+            split = 0 if self.partition_dim == 0 else -1
+            self.bias = mark_tensor_parallel(nn.Parameter(torch.empty(size_local[0])), split)
 
     @property
     def packed(self) -> bool:
@@ -153,7 +161,7 @@ class SparseLinear(nn.Module):
             self.index, self.backend = index.to(device), backend.to(device)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., I_local] -> [..., O_local]."""
+        """[..., I_local] -> [..., O_local], without the bias."""
         if self.backend is None or self.index is None:
             y = masked_linear(x, self.weight, self.dead, self.tap)
         else:
@@ -231,9 +239,18 @@ class ColumnParallelSparseLinear(SparseLinear):
 
     partition_dim = 0
 
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., I] -> [..., O_local]."""
+        y = super().forward(x)
+        return y if self.bias is None else y + self.bias
+
 
 class RowParallelSparseLinear(SparseLinear):
-    """Splits the inputs: [..., I / tp] -> [..., O], summed over tp. Collective over tp."""
+    """Splits the inputs: [..., I / tp] -> [..., O], summed over tp. Collective over tp.
+
+    The bias is added once, to the sum. Where positions are spread each rank adds it to its own, so
+    its gradient is summed over tp.
+    """
 
     partition_dim = 1
 
@@ -243,4 +260,5 @@ class RowParallelSparseLinear(SparseLinear):
         Args:
             spread: leave each rank its positions only: [T, ..., I_local] -> [T / tp, ..., O_local].
         """
-        return self.exchange(super().forward(x), spread)
+        y = self.exchange(super().forward(x), spread)
+        return y if self.bias is None else y + (self.share(self.bias) if spread else self.bias)

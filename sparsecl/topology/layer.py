@@ -15,7 +15,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-LayerKind = Literal["q", "k", "v", "o", "up", "down"]
+LayerKind = Literal["q", "k", "v", "o", "gate", "up", "down"]
+ROW_PARALLEL = ("o", "down")
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,19 @@ class LayerShape:
 
     out_features: int
     in_features: int
+    bias: bool = False
+    """A bias [O] is added to its product. No topology masks it."""
 
     @property
     def num_cells(self) -> int:
         """Weights of the dense matrix, live or not."""
         return self.out_features * self.in_features
+
+    @property
+    def split_dim(self) -> Literal[0, 1]:
+        """The dim of the matrix that tp splits. Row-parallel (1) closes what column-parallel (0)
+        opens: one all-reduce for each pair."""
+        return 1 if self.kind in ROW_PARALLEL else 0
 
 
 class LayerTopology:

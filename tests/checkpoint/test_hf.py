@@ -21,7 +21,6 @@ from sparsecl.checkpoint.reader import Reader
 from sparsecl.data import tokenizer_training
 from sparsecl.data.tokenizer import BytesTokenizer, SentencePieceTokenizer
 from sparsecl.errors import DataError, MissingInputError, UserError
-from sparsecl.model.gpt import split_dim
 from sparsecl.model.shapes import layer_shapes
 from sparsecl.programs.convert import main
 from tests.analysis.made_run import load, make_run
@@ -157,7 +156,7 @@ def test_row_parallel_kinds_are_those_of_the_model(made):
     found = entries(shape, 512, frozenset())
     assert list(found) == [name for name, _ in made[1].named_parameters()]
     for layer in layer_shapes(shape):
-        assert found[f"{layer.name}.weight"].partition_dim == split_dim(layer)
+        assert found[f"{layer.name}.weight"].partition_dim == layer.split_dim
 
 
 def test_a_weight_that_lives_but_should_not_is_refused(made, tmp_path):

@@ -21,7 +21,7 @@ from sparsecl.engine.schedule import learning_rate, make_schedule
 from sparsecl.metrics.records import read_records
 from sparsecl.model.config import ModelShape, check_tensor_parallel, padded_vocabulary
 from sparsecl.model.flops import count_parameters
-from sparsecl.model.gpt import GPT, split_dim
+from sparsecl.model.gpt import GPT
 from sparsecl.model.shapes import layer_shapes
 from tests.events import HANG
 
@@ -87,7 +87,7 @@ def test_it_divides_by_tensor_parallel_ranks(name, tensor):
     check_tensor_parallel(shape, tensor)
     assert padded_vocabulary(vocabulary(config), tensor) % tensor == 0
     for layer in layer_shapes(shape):
-        assert (layer.out_features, layer.in_features)[split_dim(layer)] % tensor == 0
+        assert (layer.out_features, layer.in_features)[layer.split_dim] % tensor == 0
 
 
 @pytest.mark.parametrize("name", PRESETS)
