@@ -28,7 +28,7 @@ from sparsecl.errors import DataError, MissingInputError
 from sparsecl.model.build import build_gpt
 from sparsecl.model.config import ModelConfig
 from sparsecl.model.gpt import GPT
-from sparsecl.model.shapes import layer_shapes
+from sparsecl.model.shapes import VOCABULARY, layer_shapes
 from sparsecl.sparse.registry import sparse_parameters
 from sparsecl.topology.build import build_topologies
 from sparsecl.topology.config import TopologyConfig
@@ -189,7 +189,7 @@ def _fill(model: GPT, reader: Reader) -> None:
         raise DataError(f"{reader.folder}: its parameters are not those of this config: {other}")
     for name, param in params.items():
         value = reader.read(MASTER, name)
-        if name == "embedding.weight":
+        if name in VOCABULARY:
             value = _real_rows(value, model)
         value = _local(value, param)
         wanted = linears[name].local_shape if name in linears else param.shape
@@ -203,11 +203,11 @@ def _fill(model: GPT, reader: Reader) -> None:
             param.copy_(value)
 
 
-def _real_rows(embedding: Tensor, model: GPT) -> Tensor:
-    """The embedding with the padding of this layout: how many rows are padded depends on tp."""
+def _real_rows(matrix: Tensor, model: GPT) -> Tensor:
+    """Embedding or head with the padding of this layout: how many rows are padded depends on tp."""
     num_rows = model.embedding.weight.shape[0] * dist.tp_size()
-    padded = torch.zeros(num_rows, embedding.shape[1])
-    real = embedding[: model.vocab_size]
+    padded = torch.zeros(num_rows, matrix.shape[1])
+    real = matrix[: model.vocab_size]
     padded[: real.shape[0]] = real
     return padded
 

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from sparsecl.errors import DataError, MissingInputError, UserError
+from sparsecl.model.config import ModelShape
 
 SAFETENSORS = ".safetensors"
 PICKLES = (".bin", ".pt", ".pth")
@@ -32,6 +33,19 @@ class Tensors:
 
     notes: tuple[str, ...] = ()
     """What was done to read them that the user should know."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model of ours to start from, read as it is asked for."""
+
+    shape: ModelShape
+    vocab_size: int
+    read: Callable[[str], torch.Tensor]
+    """fp32 tensor of one of our parameters; embedding and head are [vocab_size, W]."""
+
+    notes: tuple[str, ...]
+    """What was left out or done, for the user."""
 
 
 def open_safetensors(files: list[Path]) -> Tensors:

@@ -15,13 +15,13 @@ import torch
 from numpy.typing import NDArray
 
 from sparsecl.checkpoint.canonical import MASTER, Advance
-from sparsecl.checkpoint.gpt2_names import EMBEDDING, entries
-from sparsecl.checkpoint.gpt2_weights import Weights
+from sparsecl.checkpoint.entries import entries
+from sparsecl.checkpoint.foreign import Weights
 from sparsecl.checkpoint.manifest import ParameterEntry
 from sparsecl.checkpoint.rewrite import reshard
 from sparsecl.errors import DataError, UserError
 from sparsecl.model.config import ModelShape, padded_vocabulary
-from sparsecl.model.shapes import layer_shapes
+from sparsecl.model.shapes import VOCABULARY, layer_shapes
 from sparsecl.topology.layer import LayerTopology
 
 WEIGHTS_ONLY = "weights_only"
@@ -85,7 +85,7 @@ class WeightsSource:
         value = self._weights.read(name).float().clone()
         if not torch.isfinite(value).all():
             raise DataError(f"{name}: holds weights that are not finite")
-        if name == EMBEDDING:
+        if name in VOCABULARY:
             padded = torch.zeros(self.manifest.parameters[name].shape)
             padded[: len(value)] = value
             return padded

@@ -21,7 +21,7 @@ from sparsecl.opening import plain_input, read_plain
 if TYPE_CHECKING:
     import torch
 
-    from sparsecl.checkpoint.gpt2_weights import Weights
+    from sparsecl.checkpoint.foreign import Weights
     from sparsecl.data.tokenizer import Tokenizer
     from sparsecl.engine.run_config import RunConfig
     from sparsecl.topology.layer import LayerTopology
@@ -70,9 +70,11 @@ def run(args: argparse.Namespace) -> int:
     )
     state = read_fp32(args.source, tag)
     if config is None:
+        from sparsecl.model.shapes import EMBEDDING
+
         write_plain(args.out, state)
         print(f"wrote {args.out / MODEL}: {len(state)} fp32 tensors under the names they had")
-        if "positions.weight" in state:
+        if EMBEDDING in state:
             print("its names are ours: with --config it becomes a checkpoint to start from")
         return 0
     from sparsecl.engine.topology import draw_topologies
@@ -187,8 +189,9 @@ def our_weights(
     """
     import torch
 
-    from sparsecl.checkpoint.gpt2_names import EMBEDDING, entries
-    from sparsecl.checkpoint.gpt2_weights import Weights
+    from sparsecl.checkpoint.entries import entries
+    from sparsecl.checkpoint.foreign import Weights
+    from sparsecl.model.shapes import VOCABULARY
 
     shape = config.model.resolved()
     vocab_size = tokenizer.vocab_size if tokenizer else config.tokenizer.vocab_size
@@ -199,7 +202,7 @@ def our_weights(
 
     def read(name: str) -> torch.Tensor:
         value = state[name].float()
-        if name == EMBEDDING:
+        if name in VOCABULARY:
             value = value[:vocab_size]
         layer = name.removesuffix(".weight")
         if layer in topologies and value.dim() == 1:  # packed: the live values in row-major order

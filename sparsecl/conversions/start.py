@@ -14,7 +14,7 @@ from sparsecl.conversions.common import progress
 from sparsecl.errors import UserError
 
 if TYPE_CHECKING:
-    from sparsecl.checkpoint.gpt2_weights import Weights
+    from sparsecl.checkpoint.foreign import Weights
     from sparsecl.data.tokenizer import Tokenizer
     from sparsecl.engine.run_config import RunConfig
     from sparsecl.model.config import ModelShape
@@ -177,7 +177,7 @@ def draw(
 
 def read_stored(path: Path, shape: "ModelShape") -> "dict[str, LayerTopology]":
     """The live sets that hf-export wrote, by layer name; DataError if they do not fit."""
-    from sparsecl.checkpoint.gpt2_names import entries
+    from sparsecl.checkpoint.entries import entries
     from sparsecl.checkpoint.topologies import StoredTopologies
     from sparsecl.model.shapes import layer_shapes
 
@@ -227,17 +227,12 @@ def run_config(
     from sparsecl.checkpoint.hf_tokenizer import MODEL
     from sparsecl.data.config import TokenizerConfig
     from sparsecl.engine.run_config import RunConfig
-    from sparsecl.model.config import ModelConfig
+    from sparsecl.model.config import config_of
 
-    shape = weights.shape
-    model = ModelConfig(
-        preset=None,
-        layers=shape.layers,
-        width=shape.width,
-        heads=shape.heads,
-        context=shape.context,
-        mlp=shape.mlp,
-    )
+    try:
+        model = config_of(weights.shape)
+    except ValueError as error:
+        raise UserError(f"the model cannot be one of ours: {error}") from None
     if tokenizer is None:
         words = TokenizerConfig(vocab_size=max(weights.vocab_size, 259))
     elif tokenizer.kind == "bytes":

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from sparsecl.model.config import ModelShape
-from sparsecl.model.shapes import layer_shapes
+from sparsecl.model.shapes import VOCABULARY, layer_shapes, parts
 from sparsecl.topology.layer import LayerTopology
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -13,7 +13,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """Weights of the global model. The tied embedding counts once, its padding rows not at all."""
+    """Weights of the global model. A tied embedding counts once, padding rows not at all."""
 
     masked_total: int
     """Cells of the matrices that a topology may mask."""
@@ -25,7 +25,10 @@ class ParameterCounts:
     """vocab_size x width."""
 
     other: int
-    """Positions and norms."""
+    """Positions, norms and biases."""
+
+    head: int = 0
+    """As `embedding`, if the head is not tied to it."""
 
     added: int = 0
     """Of parts that methods add; all of them live."""
@@ -33,12 +36,12 @@ class ParameterCounts:
     @property
     def total(self) -> int:
         """Parameters of the dense model of this shape, with the same parts."""
-        return self.masked_total + self.embedding + self.other + self.added
+        return self.masked_total + self.embedding + self.head + self.other + self.added
 
     @property
     def live(self) -> int:
         """Parameters that exist (role topology) or are trained (role update)."""
-        return self.masked_live + self.embedding + self.other + self.added
+        return self.masked_live + self.embedding + self.head + self.other + self.added
 
     @property
     def density_masked(self) -> float:
@@ -71,12 +74,14 @@ def count_parameters(
         total += layer.num_cells
         topology = topologies.get(layer.name)
         live += layer.num_cells if topology is None else topology.num_live
+    embedding, found = vocab_size * shape.width, parts(shape, vocab_size)
+    kept = [part for part in found if part.layer is None and part.name not in VOCABULARY]
     return ParameterCounts(
         masked_total=total,
         masked_live=live,
-        embedding=vocab_size * shape.width,
-        # Two norms in each layer, one at the end.
-        other=(shape.context + 2 * shape.layers + 1) * shape.width,
+        embedding=embedding,
+        other=sum(part.num_elements for part in kept),
+        head=0 if shape.tied else embedding,
         added=added,
     )
 
@@ -104,8 +109,9 @@ def training_flops_per_token(
 ) -> TrainingFlops:
     """Count matrix products: per weight 2 FLOPs forward, 2 for dX and 2 for dW.
 
-    The head is a product with the embedding and counts, and so do added parts; lookups, norms and
-    softmax do not.
+    The head is a product with the embedding, or with a matrix of its size, and counts, and so do
+    added parts; lookups, norms, biases, rotary positions and softmax do not. Nor does it change
+    attention that heads of keys and values serve several heads of queries.
     Attention adds 12 * layers * width * context, the whole square as in PaLM, appendix B
     (https://arxiv.org/abs/2204.02311), which makes utilisation comparable with published numbers.
 

@@ -12,13 +12,13 @@ cell.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
 
 import numpy as np
 
 from sparsecl.model.config import ModelShape, padded_vocabulary
 from sparsecl.model.flops import Precision
-from sparsecl.model.shapes import layer_shapes
+from sparsecl.model.shapes import VOCABULARY, layer_shapes
+from sparsecl.model.shapes import parts as model_parts
 from sparsecl.sparse.backends import BackendName
 from sparsecl.sparse.block import MAX_KERNEL_SIZE, MIN_KERNEL_SIZE
 from sparsecl.sparse.index import INT32_CELLS
@@ -170,7 +170,7 @@ def memory_per_rank(
     parts = _fullest_rank(shape, topologies, config, layout.tp_size, backends or {})
     packed, e = config.storage == "packed", layout.element
     rows = padded_vocabulary(vocab_size, layout.tp_size) // layout.tp_size
-    sizes = [*_sizes(shape, rows, parts, packed), *added]
+    sizes = [*_sizes(shape, rows, parts, packed, layout.tp_size), *added]
     num_local = sum(sizes)
     num_shard = -(-num_local // layout.dp_size)
     num_state = layout.share(num_local)
@@ -182,10 +182,10 @@ def memory_per_rank(
     shards_gradients = layout.zero_stage >= (2 if keeps_whole else 1)
     own_master = layout.precision != "fp32" or layout.zero_stage >= 1
     activations, head, block = _activations(shape, rows, layout, parts)
-    # The embedding's gradient from the head waits for that from the lookup. At the end, when no
-    # activation is left, both exist and their sum.
+    # The gradient that a tied embedding has from the head waits for that from the lookup. At the
+    # end, when no activation is left, both exist and their sum; of one that is not tied, one.
     table = e * rows * shape.width
-    matrices = e * max(_new_elements(part, config) for part in parts) + table
+    matrices = e * max(_new_elements(part, config) for part in parts) + shape.tied * table
     return RankMemory(
         weights=e * (num_shard + num_whole if layout.zero_stage >= 3 else num_local),
         gradients=summed * (num_shard if shards_gradients else num_local),
@@ -195,7 +195,7 @@ def memory_per_rank(
         indices=sum(_index_bytes(part, config) for part in parts),
         kept=e * sum(part.cells for part in parts if config.keep_expansion and _expands(part)),
         activations=activations,
-        transient=max(head, block + matrices, 3 * table - activations),
+        transient=max(head, block + matrices, (3 if shape.tied else 1) * table - activations),
     )
 
 
@@ -211,7 +211,7 @@ def parameter_sizes(
     """Elements of every parameter on the fullest tensor-parallel rank, the embedding first."""
     parts = _fullest_rank(shape, topologies, config, tp_size, {})
     rows = padded_vocabulary(vocab_size, tp_size) // tp_size
-    return [*_sizes(shape, rows, parts, config.storage == "packed"), *added]
+    return [*_sizes(shape, rows, parts, config.storage == "packed", tp_size), *added]
 
 
 def rank_sizes(
@@ -229,7 +229,7 @@ def rank_sizes(
     parts = _fullest_rank(shape, topologies, config, layout.tp_size, backends or {})
     rows = padded_vocabulary(vocab_size, layout.tp_size) // layout.tp_size
     layers, packed = layer_shapes(shape), config.storage == "packed"
-    sizes = [*_sizes(shape, rows, parts, packed), *added]
+    sizes = [*_sizes(shape, rows, parts, packed, layout.tp_size), *added]
     by_kind = dict.fromkeys((layer.kind for layer in layers), 0)
     for layer, part in zip(layers, parts, strict=True):
         by_kind[layer.kind] += part.elements(packed)
@@ -256,10 +256,20 @@ def rank_sizes(
     )
 
 
-def _sizes(shape: ModelShape, rows: int, parts: Sequence[_Part], packed: bool) -> list[int]:
-    # Embedding, positions, two norms in each layer and one at the end, matrices.
-    dense = [rows * shape.width, shape.context * shape.width]
-    dense += [shape.width] * (2 * shape.layers + 1)
+def _sizes(
+    shape: ModelShape, rows: int, parts: Sequence[_Part], packed: bool, tp_size: int
+) -> list[int]:
+    """Elements of every parameter on a rank, the embedding first and the matrices last.
+
+    Args:
+        rows: of this rank's embedding.
+    """
+    dense = [
+        # The rows are this rank's already.
+        part.num_elements // (1 if part.partition_dim < 0 or part.name in VOCABULARY else tp_size)
+        for part in model_parts(shape, rows)
+        if part.layer is None
+    ]
     return dense + [part.elements(packed) for part in parts]
 
 
@@ -281,8 +291,10 @@ def _activations(
     """Bytes that stay until the backward pass, and that it adds: in the head, in the last block.
 
     Autograd keeps of a block: the inputs of both norms and what they give (4 W), q, k, v and the
-    output of attention (4 W / tp), the hidden units before and after the GELU (2 mlp / tp). With
-    activation checkpointing only the block's input stays, and one block at a time is made again.
+    output of attention (4 W / tp, less where heads of keys and values are fewer), the hidden units
+    before and after the GELU (2 mlp / tp); in a gated form what gate and up give, the one after
+    SiLU, and their product (4 mlp / tp). An RMSNorm on a CPU keeps what it gives before the gain
+    too. With activation checkpointing only the block's input stays, and one block at a time is made again.
     With `sequence` the inputs of norms are of T / tp positions; what they give is kept as it was
     gathered.
 
@@ -293,16 +305,21 @@ def _activations(
     num_tokens = layout.num_tokens(shape)
     stream = e * num_tokens * shape.width
     inner, hidden = stream // tp, e * num_tokens * shape.mlp // tp
+    keys = inner * shape.kv_heads // shape.heads  # as many bytes are values
     spread = tp if layout.sequence else 1
     own = stream // spread  # of the residual stream
     # Sparse products on a CPU want features first, and attention gives tokens first: `o` keeps a
     # copy.
     copies = not layout.gpu and any(part.backend != "dense" for part in parts)
-    # fp32: mean and deviation of two norms, and the logarithm of each softmax's denominator.
-    statistics = 4 * num_tokens * 4 // spread + 4 * num_tokens * (shape.heads // tp)
-    saved = 2 * own + 2 * stream + (4 + copies) * inner + 2 * hidden + statistics
+    # fp32: deviation (and mean, of a LayerNorm) of two norms, and the logarithm of each softmax's
+    # denominator.
+    per_norm = 1 if shape.rms_norm else 2
+    statistics = 8 * per_norm * num_tokens // spread + 4 * num_tokens * (shape.heads // tp)
+    norms = 2 * own + 2 * stream + (2 * own if shape.rms_norm and not layout.gpu else 0)
+    saved = norms + (2 + copies) * inner + 2 * keys + (4 if shape.gated else 2) * hidden
+    saved += statistics
     # The stream's gradient, and that of the hidden units; if spread, also the gathered gradient.
-    in_block = stream + hidden + (own if spread > 1 else 0)
+    in_block = stream + (2 if shape.gated else 1) * hidden + (own if spread > 1 else 0)
     if copies:
         # The stream's gradient with features first; lower precisions are computed in fp32.
         in_block += stream + (4 // e - 1) * 2 * (stream + hidden)
@@ -310,7 +327,7 @@ def _activations(
     # Megatron's cross entropy turns the one into the other in place.
     logits = 4 * num_tokens * vocab_local
     # Input and output of the last norm stay until the head is done.
-    in_head = own + stream + 8 * num_tokens // spread + (3 if tp == 1 else 1) * logits
+    in_head = norms // 2 + 4 * per_norm * num_tokens // spread + (3 if tp == 1 else 1) * logits
     if not layout.activation_checkpointing:
         return shape.layers * saved, in_head, in_block
     return shape.layers * own, in_head, in_block + saved - own
@@ -332,15 +349,11 @@ def _fullest_rank(
     parts = []
     for layer, live in zip(layers, counts[:, fullest], strict=True):
         size = [layer.out_features, layer.in_features]
-        size[_split_dim(layer)] //= tp_size
+        size[layer.split_dim] //= tp_size
         chosen = config.backend if config.backend != "auto" else backends.get(layer.name, "dense")
         sparse = layer.name in topologies
         parts.append(_Part(size[0], size[1], int(live), chosen if sparse else "dense", sparse))
     return parts
-
-
-def _split_dim(layer: LayerShape) -> Literal[0, 1]:
-    return 1 if layer.kind in ("o", "down") else 0
 
 
 def _live_by_rank(layer: LayerShape, topology: LayerTopology | None, tp_size: int) -> Sequence[int]:
@@ -348,7 +361,7 @@ def _live_by_rank(layer: LayerShape, topology: LayerTopology | None, tp_size: in
         return [layer.num_cells // tp_size] * tp_size
     if tp_size == 1:
         return [topology.num_live]
-    degrees = topology.column_degrees() if _split_dim(layer) else topology.row_degrees()
+    degrees = topology.column_degrees() if layer.split_dim else topology.row_degrees()
     return [int(count) for count in degrees.reshape(tp_size, -1).sum(1)]
 
 

@@ -4,6 +4,7 @@ The one table of what a model of each form is made of. Names, sizes and splits o
 taken from here by checkpoints, formulas and conversions; a test compares it with the built model.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -29,6 +30,10 @@ class Part:
     """The matrix that this is the weight of, if a topology can mask it."""
 
     @property
+    def num_elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
     def is_gain(self) -> bool:
         """A vector that every rank of a tp group holds: of norms, and biases of what is summed."""
         return len(self.shape) == 1 and self.partition_dim < 0
@@ -38,12 +43,12 @@ def block_shapes(shape: ModelShape, index: int) -> list[LayerShape]:
     """The matrices of block `index`: six, and seven in a gated form."""
     width, kv_width, mlp = shape.width, shape.kv_width, shape.mlp
     attention, feed_forward = f"layers.{index}.attention", f"layers.{index}.mlp"
-    every, qkv = shape.biases, shape.biases or shape.qkv_bias
+    every, qkv = shape.biases, (shape.biases or shape.qkv_bias, shape.head_width)
     gate = [LayerShape(f"{feed_forward}.gate", "gate", mlp, width, every)] if shape.gated else []
     return [
-        LayerShape(f"{attention}.q", "q", width, width, qkv),
-        LayerShape(f"{attention}.k", "k", kv_width, width, qkv),
-        LayerShape(f"{attention}.v", "v", kv_width, width, qkv),
+        LayerShape(f"{attention}.q", "q", width, width, *qkv),
+        LayerShape(f"{attention}.k", "k", kv_width, width, *qkv),
+        LayerShape(f"{attention}.v", "v", kv_width, width, *qkv),
         LayerShape(f"{attention}.o", "o", width, width, every),
         *gate,
         LayerShape(f"{feed_forward}.up", "up", mlp, width, every),

@@ -1,6 +1,6 @@
 """The model before DeepSpeed has it, as methods see it: they import no model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,18 +31,23 @@ class GptSide:
         def fresh(
             name: str, units: NDArray[np.int64], rng: np.random.Generator
         ) -> NDArray[np.float32]:
+            if name.endswith(".bias"):
+                return np.zeros(len(units), dtype=np.float32)
             return fresh_rows(linears[name.removesuffix(".weight")], units, rng)
 
-        for index, block in enumerate(self._model.layers):
+        for block in self._model.layers:
             assert isinstance(block, Block)
             if block.mlp.units is None:
-                name = f"layers.{index}.mlp"
-                block.mlp.units = UnitGroup(
-                    block.mlp.up.shape.out_features,
-                    incoming=[f"{name}.up.weight"],
-                    outgoing=[f"{name}.down.weight"],
+                mlp = block.mlp
+                readers = [mlp.up] if mlp.gate is None else [mlp.gate, mlp.up]
+                mlp.units = UnitGroup(
+                    mlp.up.shape.out_features,
+                    incoming=[name for linear in readers for name in _names(linear)],
+                    outgoing=[f"{mlp.down.shape.name}.weight"],
+                    biases=list(_names(mlp.down))[1:],
                     fresh=fresh,
                 )
+            assert block.mlp.units is not None
             if gated:
                 block.mlp.units.add_gate()
         return unit_groups(self._model)
@@ -54,3 +59,10 @@ class GptSide:
     def generator(self, *names: str | int) -> np.random.Generator:
         """A named random stream of the run."""
         return seeding.stream(self._seed, *names)
+
+
+def _names(linear: SparseLinear) -> Iterator[str]:
+    """Of its parameters: the matrix, and the bias if there is one."""
+    yield f"{linear.shape.name}.weight"
+    if linear.bias is not None:
+        yield f"{linear.shape.name}.bias"

@@ -142,6 +142,7 @@ def checkpoint_bytes(subject: Subject, schedule: Schedule, num_moments: int) -> 
     # Padding rows of the embedding are saved with it.
     width, vocab = subject.config.model.resolved().width, vocabulary(subject.config)
     rows = padded_vocabulary(vocab, subject.config.parallel.tensor) - vocab
+    rows *= 1 if subject.config.model.resolved().tied else 2
     trained = {phase.domain for phase in schedule.phases} - {JOINT}
     references = len(trained) * subject.config.eval.kl_tokens * BYTES_PER_TOKEN
     return 4 * (1 + num_moments) * (kept + rows * width) + masks + references

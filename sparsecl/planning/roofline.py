@@ -17,6 +17,9 @@ from sparsecl.planning.traffic import Flow, Wiring
 # Elements that one block reads and writes forward: two norms (in, out), two residual sums (two in,
 # one out), and two copies around attention are of width W; the GELU (in, out) is of its own.
 STREAM_MOVES, INNER_MOVES, HIDDEN_MOVES = 10, 4, 2
+# SiLU (in, out) and the product with what `up` gives (two in, one out); q and k turned (each read
+# twice and written once, the copy with halves exchanged written and read).
+GATED_MOVES, ROTARY_MOVES = 5, 10
 BACKWARD = 2
 """Backward over forward, in bytes of elementwise work and in FLOPs of products."""
 
@@ -190,7 +193,9 @@ def elementwise_bytes(work: Work) -> float:
     """Of one micro-batch."""
     shape = work.shape
     elements = STREAM_MOVES * shape.width / (work.tp_size if work.sequence else 1)
-    elements += (INNER_MOVES * shape.width + HIDDEN_MOVES * shape.mlp) / work.tp_size
+    inner = INNER_MOVES * shape.width + (GATED_MOVES if shape.gated else HIDDEN_MOVES) * shape.mlp
+    inner += ROTARY_MOVES * (shape.width + shape.kv_width) / 2 if shape.rotary else 0
+    elements += inner / work.tp_size
     times = 1 + BACKWARD + (1 if work.activation_checkpointing else 0)
     share = COMPILED_SHARE if work.compiled else 1.0
     return share * times * shape.layers * work.tokens * work.element * elements

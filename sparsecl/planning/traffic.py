@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sparsecl.model.config import ModelShape
+from sparsecl.model.shapes import parts
 from sparsecl.planning.machines import Machine
 
 Collective = Literal["all_reduce", "reduce_scatter", "all_gather"]
@@ -166,15 +167,17 @@ def _spread_activations(given: Exchange, stream: int) -> list[Flow]:
     same reversed backward. So at both ends of the model. A block that is made again repeats both of
     its gathers and its first scatter.
 
-    Once for a pass, the gradient of position features is gathered, and those of gains are summed.
+    Once for a pass, the gradient of learned position features is gathered, and those of gains (with
+    all biases that every rank holds) are summed.
     """
     layers, again = given.shape.layers, int(given.activation_checkpointing)
     passes, width = given.accumulation, given.element * given.shape.width
     gathers, scatters = (4 + 2 * again) * layers + 2, (4 + again) * layers + 2
-    gathered = gathers * stream // given.tp_size + given.shape.context // given.tp_size * width
-    gains = 2 * layers + 1
+    gathered, learned = gathers * stream // given.tp_size, 0 if given.shape.rotary else 1
+    gathered += learned * given.shape.context // given.tp_size * width
+    gains = sum(part.is_gain for part in parts(given.shape, 1))
     return [
-        Flow("activations", "tp", "all_gather", passes * gathered, passes * (gathers + 1)),
+        Flow("activations", "tp", "all_gather", passes * gathered, passes * (gathers + learned)),
         Flow("activations", "tp", "reduce_scatter", passes * scatters * stream, passes * scatters),
         Flow("gains", "tp", "all_reduce", passes * gains * width, passes * gains),
     ]

@@ -34,6 +34,9 @@ class LayerShape:
     bias: bool = False
     """A bias [O] is added to its product. No topology masks it."""
 
+    head_width: int = 0
+    """Features of a head, of which the rows of q, k and v are made."""
+
     @property
     def num_cells(self) -> int:
         """Weights of the dense matrix, live or not."""

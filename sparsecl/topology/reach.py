@@ -2,7 +2,8 @@
 
 Boolean propagation along live weights; how strongly one unit depends on another is not asked.
 The path through a block is that of the values: the attention part is o after v, the feed-forward
-part is down after up. Left out, because each of them couples units without an edge between them:
+part is down after up; in a gated form, where a unit is silu(gate x) * up x, after either of the
+two. A head of values that serves several heads of queries reaches what all of them reach. Left out, because each of them couples units without an edge between them:
 q and k, which act on all units alike through the attention weights, and the layer norms, which
 divide by the spread over all units. Reach is therefore a lower bound of what can interfere.
 
@@ -30,8 +31,12 @@ error of a sixteenth of its spread over units."""
 # Cells of a mask whose live weights are listed at once: 16 MiB of states at 8 words a unit.
 CHUNK_CELLS = 1 << 18
 
-# The two parts of a block, each as the matrices that values pass, in order.
-VALUE_PATH: tuple[tuple[LayerKind, LayerKind], ...] = (("v", "o"), ("up", "down"))
+# The two parts of a block, each as the matrices that values pass, in order. Matrices of one tuple
+# stand side by side.
+VALUE_PATH: tuple[tuple[tuple[LayerKind, ...], LayerKind], ...] = (
+    (("v",), "o"),
+    (("gate", "up"), "down"),
+)
 
 State = NDArray[np.uint64]
 
@@ -87,11 +92,11 @@ def block_reach(
     state = np.concatenate([start, start], axis=1)
     counts = []
     for block in blocks:
-        for part in VALUE_PATH:
-            new = state
-            for kind in part:
-                shape = block[kind]
-                new = spread(topologies.get(shape.name), new, shape.out_features)
+        for readers, writer in VALUE_PATH:
+            inner = _inner(topologies, [block[kind] for kind in readers if kind in block], state)
+            last = block[writer]
+            inner = _served(inner, last.in_features, block[readers[-1]].head_width)
+            new = spread(topologies.get(last.name), inner, last.out_features)
             new[:, words:] |= state[:, words:]
             state = new
         counts.append([_counts(half, chosen.size) for half in np.split(state, 2, axis=1)])
@@ -191,10 +196,29 @@ def _through(mask: NDArray[np.bool_], state: State) -> State:
 
 
 def _blocks(shapes: Sequence[LayerShape]) -> list[dict[LayerKind, LayerShape]]:
-    """The matrices of the value path, block by block."""
-    kinds: list[LayerKind] = [kind for part in VALUE_PATH for kind in part]
-    columns = [[shape for shape in shapes if shape.kind == kind] for kind in kinds]
-    return [dict(zip(kinds, block, strict=True)) for block in zip(*columns, strict=True)]
+    """The matrices by kind, block by block; each block begins with its q or v."""
+    blocks: list[dict[LayerKind, LayerShape]] = []
+    for shape in shapes:
+        if not blocks or shape.kind in blocks[-1]:
+            blocks.append({})
+        blocks[-1][shape.kind] = shape
+    return blocks
+
+
+def _inner(
+    topologies: Mapping[str, LayerTopology], readers: Sequence[LayerShape], state: State
+) -> State:
+    """What the units between two matrices are reached by: the union over those that read."""
+    found = [spread(topologies.get(s.name), state, s.out_features) for s in readers]
+    return np.bitwise_or.reduce(found) if len(found) > 1 else found[0]
+
+
+def _served(state: State, num_units: int, head_width: int) -> State:
+    """Values [KV * D, W] as the heads of queries read them, [H * D, W]: each H / KV times."""
+    if len(state) == num_units:
+        return state
+    heads = state.reshape(-1, head_width, state.shape[1])
+    return np.repeat(heads, num_units // len(state), axis=0).reshape(num_units, -1)
 
 
 def _start(num_units: int, sources: NDArray[np.int64]) -> State:

@@ -14,7 +14,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from sparsecl.checkpoint import hf_tokenizer, start
-from sparsecl.checkpoint.gpt2_names import entries
+from sparsecl.checkpoint.entries import entries
 from sparsecl.checkpoint.hf_import import read_gpt2
 from sparsecl.checkpoint.nanogpt import read_nanogpt
 from sparsecl.checkpoint.reader import Reader

@@ -9,10 +9,12 @@ import torch
 import transformers
 
 from sparsecl import config as configs
+from sparsecl import dist
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import UserError
 from sparsecl.model.build import build_gpt
 from sparsecl.model.config import ModelConfig, check_tensor_parallel, config_of
+from sparsecl.model.init import draw
 from sparsecl.model.shapes import layer_shapes, parts
 from sparsecl.sparse.registry import sparse_parameters
 from sparsecl.topology.config import TopologyConfig
@@ -30,16 +32,18 @@ FORMS = {
 }
 
 
-def build(form, density=0.3, **fields):
-    """A model whose biases and gains are not those that it begins with."""
+def build(form, density=0.3, storage="masked", sequence=False, **fields):
+    """This rank's share of a model whose biases and gains are not those that it begins with."""
     config = ModelConfig(**{**SIZES, **FORMS[form], "init_std": 0.1, **fields})
-    topology = TopologyConfig(density=density)
-    model = build_gpt(config, topology, vocab_size=VOCAB, seed=5)
-    generator = torch.Generator().manual_seed(1)
+    topology = TopologyConfig(density=density, storage=storage)
+    model = build_gpt(config, topology, vocab_size=VOCAB, seed=5, sequence=sequence)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1 and not hasattr(parameter, "dense_shape"):
+                split = getattr(parameter, "partition_dim", -1) >= 0
+                size = len(parameter) * (dist.tp_size() if split else 1)
+                noise = torch.from_numpy(draw(name, (size,), seed=1, std=0.1))
+                parameter += noise.chunk(dist.tp_size())[dist.tp_rank()] if split else noise
     return model
 
 

@@ -147,3 +147,33 @@ def test_reference_values_of_random_masks(rho, shares):
     alike = np.flatnonzero(masks[0].sum(axis=0) == round(768 * shares[0]))
     curve = stacked_reach(masks, sources=alike.tolist())
     assert curve.mean == pytest.approx(shares, abs=0.03)
+
+
+def test_a_gated_form_with_grouped_heads_by_hand():
+    # Width 4, two heads of 2 for queries, one for values; three hidden units.
+    shapes = [
+        LayerShape("0.q", "q", 4, 4, head_width=2),
+        LayerShape("0.k", "k", 2, 4, head_width=2),
+        LayerShape("0.v", "v", 2, 4, head_width=2),
+        LayerShape("0.o", "o", 4, 4),
+        LayerShape("0.gate", "gate", 3, 4),
+        LayerShape("0.up", "up", 3, 4),
+        LayerShape("0.down", "down", 4, 3),
+    ]
+    value = np.zeros((2, 4), dtype=bool)
+    value[0, 0] = True  # unit 0 is the first value, which both heads read: columns 0 and 2 of o
+    out = np.zeros((4, 4), dtype=bool)
+    out[1, 2] = True
+    gate, up = np.zeros((2, 3, 4), dtype=bool)
+    gate[0, 1], up[1, 1] = True, True
+    down = np.zeros((4, 3), dtype=bool)
+    down[2, 0], down[3, 1] = True, True
+    masks = {"v": value, "o": out, "gate": gate, "up": up, "down": down}
+    topologies = {
+        f"0.{kind}": LayerTopology.from_mask(f"0.{kind}", mask) for kind, mask in masks.items()
+    }
+    found = block_reach(topologies, shapes, sources=[0, 3])
+    # 0 -> o 1 -> hidden 0 by the gate and 1 by `up` -> 2 and 3; unit 3 goes nowhere.
+    assert found.without_residual.maximum == (0.5,)
+    assert found.without_residual.minimum == (0.0,)
+    assert found.with_residual.maximum == (1.0,)

@@ -20,7 +20,7 @@ from annotated_types import Gt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sparsecl.checkpoint.canonical import MASTER
-from sparsecl.checkpoint.gpt2_names import EMBEDDING, entries
+from sparsecl.checkpoint.entries import entries
 from sparsecl.checkpoint.laws import StateLaws, check_laws
 from sparsecl.checkpoint.manifest import Manifest, ParameterEntry, read_manifest
 from sparsecl.checkpoint.reader import Reader
@@ -38,7 +38,7 @@ from sparsecl.engine.run_config import RunConfig
 from sparsecl.engine.schedule import JOINT, Schedule, make_schedule
 from sparsecl.errors import DataError
 from sparsecl.methods.table import build_methods
-from sparsecl.model.shapes import layer_shapes
+from sparsecl.model.shapes import EMBEDDING, layer_shapes
 from sparsecl.topology.config import BackendName
 
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]

@@ -2,18 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, get_args
 
 from annotated_types import Ge, Gt
 
 from sparsecl.methods.facts import AddedParameter, MethodConfig, MethodMemory, RunFacts
 from sparsecl.sparse.sizes import RankSizes
-from sparsecl.topology.layer import LayerShape
-
-ROW_PARALLEL = ("o", "down")
-"""As model.gpt.split_dim, which brings torch."""
-
-Kind = Literal["q", "k", "v", "o", "up", "down"]
+from sparsecl.topology.layer import LayerKind, LayerShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +32,14 @@ class OLoraConfig(MethodConfig):
     l1: Annotated[float, Ge(0.0)] = 0.5
     """Weight of sum |A_old A^T|, which keeps the new adapter's inputs orthogonal to the old."""
 
-    kinds: tuple[Kind, ...] = ("q", "v")
+    kinds: tuple[LayerKind, ...] = ("q", "v")
     """Linears that have adapters, in every block."""
 
     def check(self, run: RunFacts) -> None:
         if run.joint or run.num_phases < 2:
             raise ValueError("the first phase trains the base, the later ones adapters: 2 at least")
         if not self.kinds:
-            raise ValueError("kinds is empty; name one of q, k, v, o, up, down at least")
+            raise ValueError(f"kinds is empty; name one of {', '.join(get_args(LayerKind))} at least")
         total = self.rank * (run.num_phases - 1)
         narrow = min(layer.in_features for layer in run.layers if layer.kind in self.kinds)
         if total > narrow:
@@ -59,7 +54,7 @@ class OLoraConfig(MethodConfig):
         found, total = {}, self.rank * (num_phases - 1)
         for layer in layers:
             if layer.kind in self.kinds:
-                rows = layer.kind in ROW_PARALLEL
+                rows = layer.split_dim == 1
                 a, b = (total, layer.in_features), (layer.out_features, total)
                 part = f"{layer.name}.parts.o_lora"
                 found[f"{part}.a"] = AddedParameter(shape=a, partition_dim=1 if rows else -1)

@@ -13,7 +13,8 @@ activations from their running mean is measured from the mean before the step an
 from the one after it, exact for one sample a step, as in the paper's streams: the mean after the
 step is known when the activations are gone. In the public code of the multi-layer networks the
 transfer to biases does nothing, because the running mean is cleared first; here `bias_transfer`
-does it, off by default. A GPT has no biases.
+does it, off by default; only form gpt2 has biases there. A unit of a gated form (SwiGLU) has two
+incoming rows, of gate and up, which begin anew together.
 
 n = units of a group, global.
 """

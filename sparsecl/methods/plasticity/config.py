@@ -47,7 +47,7 @@ class CbpConfig(MethodConfig):
     probability."""
 
     bias_transfer: bool = False
-    """What a unit gave on average is added to the biases behind it; a GPT has none."""
+    """What a unit gave on average is added to the biases behind it, if the form has any."""
 
     adam_restart: AdamRestartKind = "global"
     """Adam's bias correction of what begins anew: with the run's count of steps, or its own."""
@@ -59,7 +59,7 @@ class CbpConfig(MethodConfig):
 
     def memory(self, rank: RankSizes) -> MethodMemory:
         units = sum(layer.out_features for layer in rank.layers if layer.kind == "up")
-        born = sum(rank.slices_by_kind.get(kind, 0) for kind in ("up", "down"))
+        born = sum(rank.slices_by_kind.get(kind, 0) for kind in ("gate", "up", "down"))
         # Two running means, a centre and five sums of each unit; its age.
         return MethodMemory(
             kept=32 * units,

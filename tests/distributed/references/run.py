@@ -39,7 +39,16 @@ class ReferenceRun:
         )
         masks = {name: ~found.dead for name, found in sparse_parameters(model).items()}
         state = dict(model.state_dict())
-        self.model = ReferenceGPT(state, masks, heads=4, vocab_size=257)
+        shape = self.schedule.shape
+        self.model = ReferenceGPT(
+            state,
+            masks,
+            heads=4,
+            vocab_size=257,
+            tanh=shape.form == "gpt2",
+            eps=shape.norm_eps,
+            theta=shape.rope_theta,
+        )
         self.params, self.masks = self.model.params, masks
         groups = [
             {"params": [p for p in self.params.values() if p.dim() == 2], "weight_decay": 0.1},
