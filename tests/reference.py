@@ -1,6 +1,7 @@
 """A model in one sitting: what sparsecl's must agree with. One process, no splits, no hooks.
 
-Which form it is shows in the names of its parameters. Weights are dense and multiplied by their mask in the forward pass; autograd does the rest.
+Which form it is shows in the names of its parameters. Weights are dense and multiplied by their
+mask in the forward pass; autograd does the rest.
 """
 
 import torch

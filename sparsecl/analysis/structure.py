@@ -4,10 +4,10 @@ O = out_features, I = in_features, K = matrices of the chain, n = units of a lay
 
 The chain is the feed-forward matrices one after the other, up, down, up, down, ..., without
 residual paths, norms and attention; the gate of a SwiGLU, which multiplies what `up` carries, is
-left out too. A path takes one live weight of each matrix. The paths through
-a weight (o, i) are those that arrive at i times those that leave o; both are products of masks with
-vectors of counts. Each path uses one weight of every matrix, so the sum over the weights of one
-matrix is the number of all paths, and the mean over the live weights of the chain is K * paths / N.
+left out too. A path takes one live weight of each matrix. The paths through a weight (o, i) are
+those that arrive at i times those that leave o; both are products of masks with vectors of counts.
+Each path uses one weight of every matrix, so the sum over the weights of one matrix is the number
+of all paths, and the mean over the live weights of the chain is K * paths / N.
 
 Two ratios that are easily taken for each other:
 

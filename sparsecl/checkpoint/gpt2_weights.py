@@ -1,26 +1,23 @@
-"""The weights of some GPT-2 as those of our GPT, or the reason why it is none.
+"""The weights of some GPT-2 as those of a model of form gpt or gpt2, or why it is neither.
 
 transformers' GPT-2 and nanoGPT compute the same function up to names, transposes and options. What
-ours has no place for (biases, the tanh form of GELU, another epsilon) is refused, or, if the user
-asks for an approximation, left out and said.
+form gpt has no place for (biases beside the exact GELU) is refused, or, if the user asks for an
+approximation, left out and said.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from sparsecl.checkpoint.foreign import Tensors
-from sparsecl.checkpoint.gpt2_names import (
-    BUFFER,
-    EMBEDDING,
-    entries,
-    gpt2_biases,
-    place,
-)
+from sparsecl.checkpoint.entries import entries
+from sparsecl.checkpoint.foreign import Tensors, Weights
+from sparsecl.checkpoint.hf_config import Gpt2Form
+from sparsecl.checkpoint.hf_names import BUFFER, gpt2_biases, place
 from sparsecl.errors import DataError, UserError
-from sparsecl.model.config import ModelShape
+from sparsecl.model.config import LAYER_NORM_EPS, ModelShape
+from sparsecl.model.shapes import EMBEDDING
 
 PREFIX = "transformer."
 HEAD = "lm_head.weight"
@@ -30,21 +27,15 @@ WRAPPERS = ("_orig_mod.", "module.")  # what torch.compile and DDP put before ev
 MAX_SIZE = 1 << 24  # of any one dimension: far above real models, and products stay exact
 
 
-@dataclass(frozen=True)
-class Weights:
-    """A model of ours to start from, read as it is asked for."""
-
-    shape: ModelShape
-    vocab_size: int
-    read: Callable[[str], torch.Tensor]
-    """fp32 tensor of one of our parameters; the embedding is [vocab_size, W]."""
-
-    notes: tuple[str, ...]
-    """What was left out or done, for the user."""
-
-
 def gpt2_weights(
-    tensors: Tensors, where: Path, *, heads: int, conv1d: bool, approximate: bool
+    tensors: Tensors,
+    where: Path,
+    *,
+    heads: int,
+    conv1d: bool,
+    approximate: bool,
+    form: Gpt2Form = "gpt",
+    norm_eps: float = LAYER_NORM_EPS,
 ) -> Weights:
     """Check a GPT-2 and open it under our names.
 
@@ -53,11 +44,13 @@ def gpt2_weights(
         where: the file, for errors.
         heads: attention heads, which no tensor tells.
         conv1d: linears are [inputs, outputs] (transformers), not [outputs, inputs] (nanoGPT).
-        approximate: leave out biases.
+        approximate: form gpt: leave out biases.
+        form: gpt for the exact GELU, gpt2 for its tanh form.
+        norm_eps: of all norms.
 
     Raises:
         DataError: it is no GPT-2, or not whole.
-        UserError: it has what ours has not, and `approximate` is False.
+        UserError: it has what the form has not, and `approximate` is False.
     """
     tensors = _unwrapped(tensors, where)
     prefix = _prefix(tensors, where)
@@ -70,19 +63,20 @@ def gpt2_weights(
         return tensors.read(prefix + name)
 
     shape, vocab_size = _shape(get, names, where, heads, conv1d)
+    shape = replace(shape, form=form, norm_eps=norm_eps)
     biases = gpt2_biases(shape)
     wanted = entries(shape, vocab_size, frozenset())
-    keys = {place(name).key for name in wanted}
+    keys = {place(form, name).key for name in wanted}
     for name in sorted(names - keys - biases.keys()):
         raise DataError(f"{where}: {prefix}{name} is not a tensor of a GPT-2")
     _check_head(tensors, prefix, where)
-    notes = _left_out_biases(get, names & biases.keys(), where, approximate)
+    notes = _left_out_biases(get, (names & biases.keys()) - keys, where, approximate)
 
     def read(name: str) -> torch.Tensor:
-        spot, size = place(name), wanted[name].shape
+        spot, size = place(form, name), wanted[name].shape
         found = get(spot.key)
         whole = size if spot.third is None else (3 * size[0], *size[1:])
-        transposed = conv1d and spot.is_linear
+        transposed = conv1d and spot.is_conv
         if tuple(found.shape) != (whole[::-1] if transposed else whole):
             raise DataError(
                 f"{where}: {prefix}{spot.key} is of shape {list(found.shape)}, which does not fit "
@@ -160,8 +154,8 @@ def _check_head(tensors: Tensors, prefix: str, where: Path) -> None:
         return
     if not torch.equal(tensors.read(HEAD), tensors.read(f"{prefix}wte.weight")):
         raise UserError(
-            f"{where}: {HEAD} differs from {prefix}wte.weight; the head of this model is always "
-            f"tied to its {EMBEDDING}"
+            f"{where}: {HEAD} differs from {prefix}wte.weight; the head of forms gpt and gpt2 is "
+            f"always tied to its {EMBEDDING}"
         )
 
 
@@ -172,5 +166,8 @@ def _left_out_biases(
     largest, name = max(((float(get(name).abs().max()), name) for name in names), default=(0.0, ""))
     if largest == 0.0:
         return ()
-    what = f"{where}: has biases, this model has none ({name} is up to {largest:.3g})"
+    what = (
+        f"{where}: has biases beside the exact GELU, form gpt has none ({name} is up to "
+        f"{largest:.3g})"
+    )
     return (approximation(what, approximate=approximate),)

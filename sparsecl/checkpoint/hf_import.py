@@ -1,5 +1,6 @@
-"""A GPT-2 of transformers: its folder, or one weight file with config.json beside it."""
+"""A model of transformers: its folder, or one weight file with config.json beside it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,28 +8,23 @@ from sparsecl.checkpoint.foreign import (
     PICKLES,
     SAFETENSORS,
     Tensors,
+    Weights,
     from_mapping,
     load_pickle,
     open_safetensors,
     refuse_pickle,
 )
-from sparsecl.checkpoint.gpt2_weights import Weights, approximation, gpt2_weights
-from sparsecl.checkpoint.hf import ACTIVATION, CONFIG, NORM_EPS, WEIGHTS, read_json
+from sparsecl.checkpoint.gpt2_weights import gpt2_weights
+from sparsecl.checkpoint.hf import WEIGHTS
+from sparsecl.checkpoint.hf_config import CONFIG, read_gpt2_config, read_json, read_llama_config
+from sparsecl.checkpoint.llama_weights import llama_weights
 from sparsecl.errors import DataError, MissingInputError, UserError
 
-_EXACT_GELU = (ACTIVATION, "gelu_python")
-_TANH_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate", "gelu_python_tanh")
-
-# Options of GPT2Config that change the function: ours, which is also GPT-2's default.
-_OPTIONS = {
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "add_cross_attention": False,
-    "tie_word_embeddings": True,
-}
+INDEX = "model.safetensors.index.json"
+KINDS = ("gpt2", "llama", "qwen2")
 
 
-def read_gpt2(path: Path, *, trusted: bool, approximate: bool) -> Weights:
+def read_model(path: Path, *, trusted: bool, approximate: bool) -> Weights:
     """Open the weights under our names.
 
     Args:
@@ -43,18 +39,30 @@ def read_gpt2(path: Path, *, trusted: bool, approximate: bool) -> Weights:
     """
     folder = path if path.is_dir() else path.parent
     tensors = _open(path, trusted)
-    if not (folder / CONFIG).is_file():
+    where = folder / CONFIG
+    if not where.is_file():
         raise MissingInputError(
-            f"{folder / CONFIG}: not there; the number of heads (n_head) is in no weight"
+            f"{where}: not there; the number of heads (n_head, num_attention_heads) is in no weight"
         )
-    config = read_json(folder / CONFIG)
-    notes = _check_config(folder / CONFIG, config, approximate)
-    found = gpt2_weights(
-        tensors, path, heads=_heads(folder, config), conv1d=True, approximate=approximate
-    )
-    return Weights(
-        found.shape, found.vocab_size, found.read, (*tensors.notes, *notes, *found.notes)
-    )
+    config = read_json(where)
+    kind = config.get("model_type", "gpt2")
+    if kind not in KINDS:
+        raise UserError(f"{where}: model_type={kind!r}; only {', '.join(KINDS)} can be imported")
+    if kind == "gpt2":
+        facts = read_gpt2_config(where, config)
+        found = gpt2_weights(
+            tensors,
+            path,
+            heads=facts.heads,
+            conv1d=True,
+            approximate=approximate,
+            form=facts.form,
+            norm_eps=facts.norm_eps,
+        )
+    else:
+        shape, vocab_size = read_llama_config(where, config)
+        found = llama_weights(tensors, path, shape, vocab_size)
+    return replace(found, notes=(*tensors.notes, *found.notes))
 
 
 def _open(path: Path, trusted: bool) -> Tensors:
@@ -79,6 +87,8 @@ def _open(path: Path, trusted: bool) -> Tensors:
 
 def _weight_files(folder: Path) -> list[Path]:
     """The files of the model in one of the forms that transformers saves."""
+    if (folder / INDEX).is_file() and not (folder / WEIGHTS).is_file():
+        return _listed_files(folder)
     for pattern in (
         WEIGHTS,
         "model-*-of-*.safetensors",
@@ -91,29 +101,15 @@ def _weight_files(folder: Path) -> list[Path]:
     raise MissingInputError(f"{folder}: holds no {WEIGHTS}")
 
 
-def _check_config(path: Path, config: dict[str, Any], approximate: bool) -> list[str]:
-    """Lines for what ours computes otherwise; see `approximation`."""
-    if config.get("model_type", "gpt2") != "gpt2":
-        raise UserError(f"{path}: model_type={config['model_type']!r}; only gpt2 can be imported")
-    for key, ours in _OPTIONS.items():
-        if config.get(key, ours) is not ours:
-            raise UserError(f"{path}: {key}={config[key]!r}; this model has {key}={ours} only")
-    notes = []
-    activation = config.get("activation_function", "gelu_new")
-    if activation in _TANH_GELU:
-        what = f"{path}: activation_function={activation}; this model has the exact GELU"
-        notes.append(approximation(what, approximate=approximate))
-    elif activation not in _EXACT_GELU:
-        raise UserError(f"{path}: activation_function={activation!r}; this model has GELU only")
-    eps = config.get("layer_norm_epsilon", NORM_EPS)
-    if eps != NORM_EPS:
-        what = f"{path}: layer_norm_epsilon={eps!r}; this model has {NORM_EPS}"
-        notes.append(approximation(what, approximate=approximate))
-    return notes
-
-
-def _heads(folder: Path, config: dict[str, Any]) -> int:
-    heads = config.get("n_head")
-    if not isinstance(heads, int) or isinstance(heads, bool):
-        raise DataError(f"{folder / CONFIG}: n_head={heads!r} is not a number of heads")
-    return heads
+def _listed_files(folder: Path) -> list[Path]:
+    """The files that the index of a model in several files names."""
+    listed = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+        raise DataError(f"{folder / INDEX}: has no weight_map from names to files")
+    files = [folder / name for name in sorted(set(listed.values()))]
+    for file in files:
+        if file.parent != folder or file.suffix != SAFETENSORS:
+            raise DataError(f"{folder / INDEX}: names {file.name[:80]!r}, no {SAFETENSORS} in it")
+        if not file.is_file():
+            raise MissingInputError(f"{file}: not there; {INDEX} names it")
+    return files

@@ -32,7 +32,6 @@ from sparsecl.errors import UserError, reason
 from sparsecl.model.shapes import VOCABULARY
 from sparsecl.topology.layer import LayerTopology
 
-
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 NOT_NEGATIVE = "exp_avg_sq"  # a mean of squares

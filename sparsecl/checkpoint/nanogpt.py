@@ -7,8 +7,8 @@ It is a pickle of a dictionary: "model", the state dict, and "model_args", its s
 from collections.abc import Mapping
 from pathlib import Path
 
-from sparsecl.checkpoint.foreign import from_mapping, load_pickle
-from sparsecl.checkpoint.gpt2_weights import Weights, gpt2_weights
+from sparsecl.checkpoint.foreign import Weights, from_mapping, load_pickle
+from sparsecl.checkpoint.gpt2_weights import gpt2_weights
 from sparsecl.errors import DataError
 
 

@@ -1,4 +1,4 @@
-"""hf-import: a GPT-2 of transformers as a checkpoint that a run can start from."""
+"""hf-import: a model of transformers as a checkpoint that a run can start from."""
 
 import argparse
 from pathlib import Path
@@ -11,7 +11,7 @@ def add_parser(subparsers: Any) -> None:
     """The command line of `hf-import`."""
     parser = subparsers.add_parser(
         "hf-import",
-        help="GPT-2 weights of Hugging Face as a checkpoint to start from, with a run config",
+        help="GPT-2, Llama or Qwen2 of Hugging Face as a checkpoint to start from, with a config",
         description="Only .safetensors are read unless --trust-checkpoint is given. The folder "
         "that hf-export writes comes back as it was: weights bit for bit (in fp32), live sets, "
         "tokenizer.",
@@ -24,9 +24,9 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Import; the exit code."""
-    from sparsecl.checkpoint.hf_import import read_gpt2
+    from sparsecl.checkpoint.hf_import import read_model
 
     check_start_options(args)
-    weights = read_gpt2(args.source, trusted=args.trust_checkpoint, approximate=args.approximate)
+    weights = read_model(args.source, trusted=args.trust_checkpoint, approximate=args.approximate)
     write_start(args, weights, beside=args.source if args.source.is_dir() else args.source.parent)
     return 0

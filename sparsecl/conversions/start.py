@@ -35,7 +35,7 @@ def add_start_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--approximate",
         action="store_true",
-        help="leave out what this model has not (biases, tanh GELU, another epsilon), and say so",
+        help="leave out what this model has not (biases beside the exact GELU), and say so",
     )
     parser.add_argument("--density", type=float, metavar="RHO", help="live / all, in (0, 1]")
     parser.add_argument(

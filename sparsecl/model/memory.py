@@ -294,9 +294,9 @@ def _activations(
     output of attention (4 W / tp, less where heads of keys and values are fewer), the hidden units
     before and after the GELU (2 mlp / tp); in a gated form what gate and up give, the one after
     SiLU, and their product (4 mlp / tp). An RMSNorm on a CPU keeps what it gives before the gain
-    too. With activation checkpointing only the block's input stays, and one block at a time is made again.
-    With `sequence` the inputs of norms are of T / tp positions; what they give is kept as it was
-    gathered.
+    too. With activation checkpointing only the block's input stays, and one block at a time is made
+    again. With `sequence` the inputs of norms are of T / tp positions; what they give is kept as it
+    was gathered.
 
     Args:
         vocab_local: rows of this rank's embedding.

@@ -1,11 +1,12 @@
 """How far one unit of the residual stream reaches: the share of units that depend on it.
 
-Boolean propagation along live weights; how strongly one unit depends on another is not asked.
-The path through a block is that of the values: the attention part is o after v, the feed-forward
-part is down after up; in a gated form, where a unit is silu(gate x) * up x, after either of the
-two. A head of values that serves several heads of queries reaches what all of them reach. Left out, because each of them couples units without an edge between them:
-q and k, which act on all units alike through the attention weights, and the layer norms, which
-divide by the spread over all units. Reach is therefore a lower bound of what can interfere.
+Boolean propagation along live weights; how strongly one unit depends on another is not asked. The
+path through a block is that of the values: the attention part is o after v, the feed-forward part
+is down after up; in a gated form, where a unit is silu(gate x) * up x, after either of the two. A
+head of values that serves several heads of queries reaches what all of them reach. Left out,
+because each of them couples units without an edge between them: q and k, which act on all units
+alike through the attention weights, and the layer norms, which divide by the spread over all units.
+Reach is therefore a lower bound of what can interfere.
 
 Two readings of the same graph. Without residual paths a block is its two parts one after the other,
 x -> down(up(o(v(x)))), and only what the weights carry counts. With them each part adds to what was

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from sparsecl.checkpoint import hf_tokenizer, start
 from sparsecl.checkpoint.entries import entries
-from sparsecl.checkpoint.hf_import import read_gpt2
+from sparsecl.checkpoint.hf_import import read_model
 from sparsecl.checkpoint.nanogpt import read_nanogpt
 from sparsecl.checkpoint.reader import Reader
 from sparsecl.data import tokenizer_training
@@ -179,24 +179,23 @@ def test_largest_weights_by_hand():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"activation_function": "gelu_new"}, "activation_function=gelu_new"),
-        ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon=1e-06"),
         ({"weights": {f"{PREFIX}h.1.ln_2.bias": torch.full((32,), 0.5)}}, "up to 0.5"),
     ],
 )
 def test_what_we_have_not_is_refused_or_left_out_by_wish(made, tmp_path, changes, message):
     folder = copy_of(made, tmp_path / "in", **changes)
     with pytest.raises(UserError, match=message) as caught:
-        read_gpt2(folder, trusted=False, approximate=False)
+        read_model(folder, trusted=False, approximate=False)
     assert "\n" not in str(caught.value) and "--approximate" in str(caught.value)
-    found = read_gpt2(folder, trusted=False, approximate=True)
+    found = read_model(folder, trusted=False, approximate=True)
     assert len(found.notes) == 1 and message in found.notes[0]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "llama"}, "only gpt2"),
+        ({"model_type": "mistral"}, "only gpt2, llama, qwen2"),
+        ({"layer_norm_epsilon": "1e-5"}, "layer_norm_epsilon='1e-5'"),
         ({"activation_function": "relu"}, "has GELU only"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
         ({"n_head": "4"}, "n_head='4'"),
@@ -210,7 +209,7 @@ def test_what_we_have_not_is_refused_or_left_out_by_wish(made, tmp_path, changes
 def test_no_gpt2_of_ours(made, tmp_path, changes, message):
     folder = copy_of(made, tmp_path / "in", **changes)
     with pytest.raises(UserError, match=message) as caught:
-        found = read_gpt2(folder, trusted=False, approximate=True)
+        found = read_model(folder, trusted=False, approximate=True)
         [found.read(name) for name in entries(found.shape, found.vocab_size, frozenset())]
     assert "\n" not in str(caught.value)
 
@@ -250,7 +249,7 @@ def test_what_wraps_a_model_does_not_matter(made, tmp_path, wrapped, kind):
         tensors = load_file(folder / "model.safetensors")
         tensors = {wrapped + key: value for key, value in tensors.items()}
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-        found = read_gpt2(folder, trusted=False, approximate=False)
+        found = read_model(folder, trusted=False, approximate=False)
     else:
         checkpoint = nanogpt_checkpoint(made)
         state = checkpoint["model"]
@@ -295,7 +294,7 @@ def test_a_folder_of_links_as_the_hub_keeps_models(made, tmp_path):
         (blobs / name).rename(blobs / f"3af{number}")
         (tmp_path / "snapshot" / name).symlink_to(blobs / f"3af{number}")
     for path in (tmp_path / "snapshot", tmp_path / "snapshot" / "model.safetensors"):
-        assert read_gpt2(path, trusted=False, approximate=False).shape == made[1].shape
+        assert read_model(path, trusted=False, approximate=False).shape == made[1].shape
 
 
 def test_the_tokenizer_pads_where_generation_does_not_go_on(made):
@@ -324,7 +323,7 @@ def test_a_pickle_is_never_executed(made, tmp_path, name, trusted):
     canary = tmp_path / "canary"
     (tmp_path / "config.json").write_text((made[2] / "config.json").read_text())
     torch.save({"model": {"x": Canary(canary)}, "model_args": {}}, tmp_path / name)
-    read = read_gpt2 if name.endswith(".bin") else read_nanogpt
+    read = read_model if name.endswith(".bin") else read_nanogpt
     path = tmp_path if name.endswith(".bin") else tmp_path / name
     error = DataError if trusted else UserError
     with pytest.raises(error, match="restricted unpickler" if trusted else "--trust-checkpoint"):
@@ -378,17 +377,17 @@ def test_a_config_that_is_none(made, tmp_path, text):
     folder = copy_of(made, tmp_path / "in")
     (folder / "config.json").write_text(text, encoding="latin-1")
     with pytest.raises(DataError, match="config.json"):
-        read_gpt2(folder, trusted=False, approximate=False)
+        read_model(folder, trusted=False, approximate=False)
 
 
 def test_missing_files(tmp_path, made):
     with pytest.raises(MissingInputError, match="no such folder"):
-        read_gpt2(tmp_path / "none", trusted=False, approximate=False)
+        read_model(tmp_path / "none", trusted=False, approximate=False)
     with pytest.raises(MissingInputError, match=r"holds no model\.safetensors"):
-        read_gpt2(tmp_path, trusted=False, approximate=False)
+        read_model(tmp_path, trusted=False, approximate=False)
     folder = copy_of(made, tmp_path / "in")
     (folder / "config.json").unlink()
     with pytest.raises(MissingInputError, match="n_head"):
-        read_gpt2(folder / "model.safetensors", trusted=False, approximate=False)
+        read_model(folder / "model.safetensors", trusted=False, approximate=False)
     with pytest.raises(MissingInputError, match=r"ckpt\.pt"):
         read_nanogpt(tmp_path / "ckpt.pt", trusted=True, approximate=False)

@@ -39,7 +39,9 @@ class OLoraConfig(MethodConfig):
         if run.joint or run.num_phases < 2:
             raise ValueError("the first phase trains the base, the later ones adapters: 2 at least")
         if not self.kinds:
-            raise ValueError(f"kinds is empty; name one of {', '.join(get_args(LayerKind))} at least")
+            raise ValueError(
+                f"kinds is empty; name one of {', '.join(get_args(LayerKind))} at least"
+            )
         total = self.rank * (run.num_phases - 1)
         narrow = min(layer.in_features for layer in run.layers if layer.kind in self.kinds)
         if total > narrow:
