@@ -107,7 +107,7 @@ def ledger(
     )
     dense = memory_per_rank(schedule.shape, vocab_size, {}, config.topology, layout)
     counts = count_parameters(schedule.shape, padded_vocabulary(vocab_size, 1), {})
-    others = counts.embedding + counts.other
+    others = counts.embedding + counts.head + counts.other
     return {
         **asdict(found),
         "state": found.state,

@@ -72,7 +72,7 @@ def reshard(
 
 def check_divides(source: TensorSource, tp_size: int) -> None:
     """Raise UserError, with the numbers, unless `tp_size` divides all that it would split."""
-    split = {"attention heads": heads} if (heads := _num_heads(source)) else {}
+    split = _num_heads(source)
     for name, entry in source.manifest.parameters.items():
         if entry.partition_dim >= 0:
             split[f"size of dim {entry.partition_dim} of {name}"] = entry.shape[entry.partition_dim]
@@ -86,13 +86,14 @@ def check_divides(source: TensorSource, tp_size: int) -> None:
             )
 
 
-def _num_heads(source: TensorSource) -> int | None:
-    """Attention heads, which no rank may hold a part of; None if the config is not there."""
+def _num_heads(source: TensorSource) -> dict[str, int]:
+    """Heads of queries and of keys, which no rank may hold a part of; none without a config."""
     model = config_part(source.manifest.state, "model")
     if not model:
-        return None
+        return {}
     try:
-        return ModelConfig(**model).resolved().heads
+        shape = ModelConfig(**model).resolved()
+        return {"attention heads": shape.heads, "heads of keys and values": shape.kv_heads}
     except (TypeError, ValueError) as error:
         raise DataError(f"the config in the checkpoint has no readable model: {error}") from None
 

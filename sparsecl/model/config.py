@@ -270,8 +270,8 @@ def check_tensor_parallel(shape: ModelShape, tp_size: int, *, sequence: bool = F
         )
     if shape.kv_heads % tp_size:
         raise UserError(
-            f"model.kv_heads={shape.kv_heads} is not divisible by parallel.tensor={tp_size}: every rank "
-            f"needs whole heads of keys and values. Use parallel.tensor {sizes}."
+            f"model.kv_heads={shape.kv_heads} is not divisible by parallel.tensor={tp_size}: every "
+            f"rank needs whole heads of keys and values. Use parallel.tensor {sizes}."
         )
     if shape.mlp % tp_size:
         raise UserError(

@@ -1,8 +1,8 @@
 """GPT on a topology: pre-norm blocks, in one of the forms of model/README.md.
 
 B = batch, T = tokens, W = width, H = heads (KV of keys and values) and D = head width; `_local` =
-this tensor-parallel rank's share. Where it says "spread", features between the linears are [T / tp, B, W], of this
-rank's positions, in place of [B, T, W] of all (sparse/parallel.py).
+this tensor-parallel rank's share. Where it says "spread", features between the linears are
+[T / tp, B, W], of this rank's positions, in place of [B, T, W] of all (sparse/parallel.py).
 
 After nanoGPT (https://github.com/karpathy/nanoGPT). Differs: q, k and v are separate matrices (a
 topology is drawn for each), the linears may be sparse, and there is no dropout, which would be a

@@ -117,10 +117,11 @@ def _head(found: Estimate) -> str:
     config, shape, flops = subject.config, found.schedule.shape, found.flops
     kind = config.topology.kind
     storage = "" if kind == "dense" else f", {config.topology.storage} storage"
+    form = "" if shape.form == "gpt" else f"{shape.form}, "
     return "\n".join(
         [
             f"{subject.name} on {found.gpus} x {found.machine.name}",
-            f"  model       {shape.layers} layers x {shape.width}, {shape.heads} heads, context "
+            f"  model       {form}{shape.layers} layers x {shape.width}, {shape.heads} heads, context "
             f"{shape.context}; topology {kind}{storage}; {config.precision}",
             f"  parameters  {counts.live:,} live of {counts.total:,} (density of the matrices "
             f"{counts.density_masked:.3f})",

@@ -9,6 +9,7 @@ import torch
 from sparsecl import dist
 from tests.distributed import cases
 from tests.distributed.pool import Pool
+from tests.distributed.references.cbp import CbpReference
 from tests.distributed.references.run import ReferenceRun
 from tests.model.test_forms import FORMS, build, real_text
 
@@ -123,3 +124,22 @@ def test_every_layout_equals_plain_pytorch(
         assert found[name][: len(weight)].sub(weight).abs().max() < TOLERANCE, name
     moved = [name for name in found if name.endswith(".bias") and found[name].any()]
     assert bool(moved) is (form != "llama")
+
+
+CBP = "methods.cbp={rate: 0.1, maturity: 3, decay: 0.9}"
+
+
+@pytest.mark.parametrize(("form", "more"), [("gpt2", ()), ("llama", PACKED)])
+def test_units_begin_anew_with_their_gates_and_biases(
+    pool: Pool, shared_cache, tmp_path, form, more
+):
+    settings = (*SETTINGS[form], CBP)
+    reference = CbpReference(str(shared_cache), settings).train()
+    overrides = (*settings, *more, "parallel.tensor=2", "batch.micro=8")
+    results = pool.run(cases.train, 2, str(shared_cache), "zero2", overrides, str(tmp_path))
+    for result in results:
+        assert result["losses"] == pytest.approx(reference.losses, abs=TOLERANCE)
+        assert result["audit"] == (4, 0)
+    found = cases.masters(tmp_path)
+    for name, weight in reference.weights.items():
+        assert found[name][: len(weight)].sub(weight).abs().max() < TOLERANCE, name

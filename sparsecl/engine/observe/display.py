@@ -25,6 +25,7 @@ from sparsecl.topology.layer import LayerTopology
 from sparsecl.topology.report import describe
 
 WIDTH = 100  # columns of a terminal
+FORMS = {"gpt": "GPT", "gpt2": "GPT-2", "llama": "Llama"}
 
 
 def watch(folder: Path) -> str:
@@ -59,7 +60,7 @@ def header(
     memory = ledger.rank_memory(config, vocab, topologies, layout, backends=backends).memory
     lines = {
         "run": f"{config.name}, seed {config.seed}",
-        "model": f"GPT {shape.layers} layers x {shape.width} wide, {shape.heads} heads, "
+        "model": f"{FORMS[shape.form]} {shape.layers} layers x {shape.width} wide, {shape.heads} heads, "
         f"context {shape.context}",
         "parameters": f"{counts.live:,} live of {counts.total:,} (density "
         f"{counts.density_model:.3f}; masked matrices {counts.density_masked:.3f})",

@@ -138,7 +138,9 @@ def equal_parameters(
 
     best: tuple[float, RunConfig] | None = None
     step = dense.parallel.tensor
-    for width in range(shape.heads, shape.width + 1, shape.heads):
+    # Rotary positions turn the features of a head in pairs.
+    widths = shape.heads * (2 if shape.rotary else 1)
+    for width in range(widths, shape.width + 1, widths):
         least, more = price(sized(width, step)).live, price(sized(width, 2 * step)).live
         mlp = step * max(1, round(1 + (target - least) / (more - least)))
         found = sized(width, mlp)

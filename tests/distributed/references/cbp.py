@@ -1,5 +1,7 @@
 """Continual backpropagation on whole matrices, one unit after another."""
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -10,13 +12,10 @@ from tests.distributed.references.run import ReferenceRun
 class CbpReference(ReferenceRun):
     def phase_start(self) -> None:
         if self.phase == 0:
-            sizes = [(i, len(self.up(i))) for i in range(self.model.layers)]
+            sizes = [(i, self.down(i).shape[1]) for i in range(self.model.layers)]
             self.age = {i: np.zeros(n, dtype=int) for i, n in sizes}
             self.utility = {i: torch.zeros(n) for i, n in sizes}
             self.due = {i: 0.0 for i, _ in sizes}
-
-    def up(self, layer: int) -> torch.nn.Parameter:
-        return self.params[f"layers.{layer}.mlp.up.weight"]
 
     def down(self, layer: int) -> torch.nn.Parameter:
         return self.params[f"layers.{layer}.mlp.down.weight"]
@@ -40,12 +39,21 @@ class CbpReference(ReferenceRun):
     def replace(self, layer: int, units: list[int]) -> None:
         name = f"layers.{layer}.mlp"
         rng = seeding.stream(self.config.seed, "cbp", "fresh", name, self.step)
+        readers = [f"{name}.{kind}" for kind in ("gate", "up")]
+        for reader in [r for r in readers if f"{r}.weight" in self.params]:
+            for unit in units:
+                mask = self.masks[f"{reader}.weight"][unit]
+                row = torch.from_numpy(rng.standard_normal(len(mask), dtype=np.float32)) * 0.02
+                self.begin(f"{reader}.weight", unit, row * mask * (len(mask) / mask.sum()) ** 0.5)
+                if f"{reader}.bias" in self.params:
+                    self.begin(f"{reader}.bias", unit, 0.0)
         for unit in units:
-            mask = self.masks[f"{name}.up.weight"][unit]
-            row = torch.from_numpy(rng.standard_normal(len(mask), dtype=np.float32)) * 0.02
-            self.up(layer)[unit] = row * mask * (len(mask) / mask.sum()) ** 0.5
-            self.down(layer)[:, unit] = 0.0
-            for weight, lines in ((self.up(layer), unit), (self.down(layer), np.s_[:, unit])):
-                for key in ("exp_avg", "exp_avg_sq"):
-                    self.optimizer.state[weight][key][lines] = 0.0
+            self.begin(f"{name}.down.weight", np.s_[:, unit], 0.0)
             self.age[layer][unit], self.utility[layer][unit] = 0, 0.0
+
+    def begin(self, name: str, lines: Any, value: Any) -> None:
+        """Part of a parameter anew, with moments of zero."""
+        weight = self.params[name]
+        weight[lines] = value
+        for key in ("exp_avg", "exp_avg_sq"):
+            self.optimizer.state[weight][key][lines] = 0.0
