@@ -1,8 +1,8 @@
 """Our tokenizers as a tokenizer.json of Hugging Face's `tokenizers`, with the same ids.
 
-Both kinds are byte-pair encodings there: SentencePiece's with the merges that its pieces allow,
-in the order of their scores, and `bytes` without any merge. Characters that are no piece fall back
-to byte pieces in both libraries.
+One that came from there goes out as it came. Both other kinds are byte-pair encodings there:
+SentencePiece's with the merges that its pieces allow, in the order of their scores, and `bytes`
+without any merge. Characters that are no piece fall back to byte pieces in both libraries.
 
 Differs from the converters of transformers: spaces are kept as spaces in the vocabulary, not as
 U+2581. No normalizer is needed then, and a U+2581 of the text is not taken for a space; we encode
@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sparsecl.data.hf_tokenizer import HfTokenizer
 from sparsecl.data.tokenizer import BytesTokenizer, SentencePieceTokenizer, Tokenizer
 from sparsecl.files import atomic_open, write_json
 from sparsecl.opening import plain_input, read_plain
@@ -46,6 +47,9 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, context: int) -> str 
     Returns:
         None, or why there is no tokenizer.json: the tokenizer cannot be expressed exactly.
     """
+    if isinstance(tokenizer, HfTokenizer):
+        tokenizer.write_files(folder)
+        return None
     if isinstance(tokenizer, SentencePieceTokenizer):
         model = model_bytes(tokenizer)
         with atomic_open(folder / MODEL, "wb") as file:
@@ -86,6 +90,11 @@ def is_bytes(folder: Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return found == _bytes_json()
+
+
+def obstacle(tokenizer: SentencePieceTokenizer) -> str | None:
+    """Why `tokenizers` cannot do the same; None if it can."""
+    return _obstacle(_parse(model_bytes(tokenizer)))
 
 
 def model_bytes(tokenizer: SentencePieceTokenizer) -> bytes:

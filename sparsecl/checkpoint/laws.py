@@ -241,6 +241,8 @@ def _first_padded(state: dict[str, Any]) -> int | None:
     tokenizer = config_part(state, "tokenizer")
     if tokenizer.get("kind") == "bytes":
         return 257
+    if tokenizer.get("kind") == "hf":
+        return None
     # A SentencePiece model may have ended with fewer pieces than were asked for, never with more;
     # one that was given has as many as it has.
     size = None if tokenizer.get("model") else tokenizer.get("vocab_size")

@@ -12,14 +12,16 @@ from typing import Any
 
 from sparsecl.checkpoint.canonical import config_part
 from sparsecl.data.config import DataConfig
-from sparsecl.data.tokenizer import BytesTokenizer, Tokenizer, load, read_model
+from sparsecl.data.given_tokenizer import load
+from sparsecl.data.hf_tokenizer import read_hf
+from sparsecl.data.tokenizer import BytesTokenizer, Tokenizer, read_model
 from sparsecl.errors import UserError
 
 
 def find_tokenizer(state: Mapping[str, Any], cache: Path | None = None) -> Tokenizer | None:
     """The tokenizer whose digest a checkpoint's `state` holds; None if it cannot be found.
 
-    Looked at are the bytes tokenizer, the model that the config names, and the data cache. A
+    Looked at are the bytes tokenizer, what the config names, and the data cache. A
     candidate that is broken or another one is passed over.
 
     Args:
@@ -37,10 +39,11 @@ def find_tokenizer(state: Mapping[str, Any], cache: Path | None = None) -> Token
 
 def _candidates(state: Mapping[str, Any], cache: Path | None) -> Iterator[Tokenizer]:
     yield BytesTokenizer()
-    model = config_part(state, "tokenizer").get("model")
-    if model is not None:
-        with contextlib.suppress(UserError):
-            yield read_model(Path(str(model)))
+    for key, read in (("model", read_model), ("path", read_hf)):
+        named = config_part(state, "tokenizer").get(key)
+        if named is not None:
+            with contextlib.suppress(UserError):
+                yield read(Path(str(named)))
     root = cache or Path(str(config_part(state, "data").get("cache_dir", DataConfig().cache_dir)))
     for path in sorted(root.glob("tokenizers/*/tokenizer.json")):
         with contextlib.suppress(UserError):

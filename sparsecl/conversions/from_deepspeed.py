@@ -168,11 +168,9 @@ def write_plain(out: Path, state: State) -> None:
 
 def known_tokenizer(config: "RunConfig") -> "Tokenizer | None":
     """The tokenizer, where the config alone decides it; None for one that was trained."""
-    from sparsecl.data.tokenizer import BytesTokenizer, read_model
+    from sparsecl.data.given_tokenizer import given
 
-    if config.tokenizer.kind == "bytes":
-        return BytesTokenizer()
-    return read_model(Path(config.tokenizer.model)) if config.tokenizer.model else None
+    return given(config.tokenizer)
 
 
 def our_weights(

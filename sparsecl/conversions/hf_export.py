@@ -18,9 +18,9 @@ def add_parser(subparsers: Any) -> None:
     """The command line of `hf-export`."""
     parser = subparsers.add_parser(
         "hf-export",
-        help="a folder for Hugging Face transformers: GPT-2 weights, config, tokenizer",
-        description="The fp32 masters as a GPT2LMHeadModel with equal logits: absent weights are "
-        "zeros, the padding of the vocabulary is left out, biases are zeros. tokenizer.json gives "
+        help="a folder for Hugging Face transformers: weights, config, tokenizer, model card",
+        description="The fp32 masters as a GPT-2, Llama or Qwen2 with equal logits: absent weights "
+        "are zeros, the padding of the vocabulary is left out. tokenizer.json gives "
         "the ids of the run's tokenizer. topology.safetensors keeps the live sets for hf-import.",
     )
     parser.add_argument("checkpoint", type=Path, metavar="CKPT", help=CKPT_HELP)
@@ -30,7 +30,10 @@ def add_parser(subparsers: Any) -> None:
         "--cache", type=Path, metavar="DIR", help="data cache, if it is not where the config says"
     )
     parser.add_argument(
-        "--tokenizer", type=Path, metavar="FILE.model", help="SentencePiece model of the run"
+        "--tokenizer",
+        type=Path,
+        metavar="FILE.model|FOLDER",
+        help="SentencePiece model, or folder with the tokenizer.json, of the run",
     )
 
 
@@ -108,11 +111,12 @@ def tokenizer_of(
     """
     from sparsecl import config as configs
     from sparsecl.checkpoint.run_tokenizer import find_tokenizer
-    from sparsecl.data.tokenizer import read_model
+    from sparsecl.data.hf_tokenizer import read_hf
+    from sparsecl.data.tokenizer import Tokenizer, read_model
 
     digest = state.get("tokenizer")
     if args.tokenizer:
-        given = read_model(args.tokenizer)
+        given: Tokenizer = (read_hf if args.tokenizer.is_dir() else read_model)(args.tokenizer)
         if digest not in (None, given.digest):
             raise UserError(
                 f"--tokenizer {args.tokenizer}: digest {given.digest[:12]}, the checkpoint was "

@@ -49,7 +49,7 @@ def add_start_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of --topology and of the config")
     parser.add_argument(
         "--tokenizer",
-        metavar="FILE.model|bytes",
+        metavar="FILE.model|FOLDER|bytes",
         help="what the ids mean; default: what lies beside the weights",
     )
 
@@ -116,6 +116,7 @@ def write_run(
     from sparsecl.checkpoint.new_output import new_folder
     from sparsecl.checkpoint.start import WeightsSource
     from sparsecl.checkpoint.start import write_start as write_checkpoint
+    from sparsecl.data.hf_tokenizer import FOLDER, HfTokenizer
     from sparsecl.data.tokenizer import SentencePieceTokenizer
 
     state: dict[str, Any] = {
@@ -133,6 +134,9 @@ def write_run(
             write_masks(folder / MASKS, topologies)
         if isinstance(tokenizer, SentencePieceTokenizer):
             (folder / MODEL).write_bytes(model_bytes(tokenizer))
+        if isinstance(tokenizer, HfTokenizer):
+            (folder / FOLDER).mkdir()
+            tokenizer.write_whole(folder / FOLDER)
 
 
 def choose_topologies(
@@ -199,22 +203,46 @@ def find_tokenizer(
     args: argparse.Namespace, weights: "Weights", beside: Path | None
 ) -> "Tokenizer | None":
     """The tokenizer that was named or lies beside the weights; UserError if it does not fit."""
-    from sparsecl.checkpoint.hf_tokenizer import MODEL, is_bytes
+    from sparsecl.data.hf_tokenizer import read_hf
     from sparsecl.data.tokenizer import BytesTokenizer, Tokenizer, read_model
 
     found: Tokenizer | None = None
-    if args.tokenizer:
-        found = BytesTokenizer() if args.tokenizer == "bytes" else read_model(Path(args.tokenizer))
-    elif beside and (beside / MODEL).is_file():
-        found = read_model(beside / MODEL)
-    elif beside and is_bytes(beside):
+    if args.tokenizer == "bytes":
         found = BytesTokenizer()
+    elif args.tokenizer:
+        path = Path(args.tokenizer)
+        found = read_hf(path) if path.is_dir() else read_model(path)
+    elif beside:
+        found = tokenizer_beside(beside)
     if found and found.vocab_size != weights.vocab_size:
         raise UserError(
             f"the tokenizer has {found.vocab_size} ids, the weights have {weights.vocab_size}; "
             "give the right one by --tokenizer FILE.model"
         )
     return found
+
+
+def tokenizer_beside(folder: Path) -> "Tokenizer | None":
+    """The tokenizer in the folder of a model; None if there is none that we can use, and why on
+    stderr."""
+    from sparsecl.checkpoint.hf_tokenizer import MODEL, TOKENIZER, is_bytes, obstacle
+    from sparsecl.data.hf_tokenizer import read_hf
+    from sparsecl.data.tokenizer import BytesTokenizer, read_model
+
+    if (folder / MODEL).is_file():
+        found = read_model(folder / MODEL)
+        # What changes text (Llama 2 has one beside its tokenizer.json) cannot be used as it is.
+        if obstacle(found) is None or not (folder / TOKENIZER).is_file():
+            return found
+    if is_bytes(folder):
+        return BytesTokenizer()
+    if not (folder / TOKENIZER).is_file():
+        return None
+    try:
+        return read_hf(folder)
+    except UserError as error:
+        print(f"{TOKENIZER} is passed over: {error}", file=sys.stderr)
+        return None
 
 
 def run_config(
@@ -226,6 +254,7 @@ def run_config(
     """A config with the model, topology and tokenizer of the weights; all else is default."""
     from sparsecl.checkpoint.hf_tokenizer import MODEL
     from sparsecl.data.config import TokenizerConfig
+    from sparsecl.data.hf_tokenizer import FOLDER
     from sparsecl.engine.run_config import RunConfig
     from sparsecl.model.config import config_of
 
@@ -237,6 +266,8 @@ def run_config(
         words = TokenizerConfig(vocab_size=max(weights.vocab_size, 259))
     elif tokenizer.kind == "bytes":
         words = TokenizerConfig(kind="bytes")
+    elif tokenizer.kind == "hf":
+        words = TokenizerConfig(kind="hf", path=str(args.out.resolve() / FOLDER))
     else:
         words = TokenizerConfig(
             vocab_size=tokenizer.vocab_size, model=str(args.out.resolve() / MODEL)

@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from sparsecl.config import younger
+
 INSTALLED_DOMAINS = ("code", "math", "manual", "legal", "dialogue")
 """Text that every installation has (sources/installed.py)."""
 
@@ -28,11 +30,15 @@ SOURCE_KEYS: dict[str, tuple[str, ...]] = {
 class TokenizerConfig:
     """How text becomes token ids; one tokenizer serves all domains of a run."""
 
-    kind: Literal["bytes", "sentencepiece"] = "sentencepiece"
-    """bytes: 256 byte values and end-of-text. sentencepiece: BPE trained on the run's domains."""
+    kind: Literal["bytes", "sentencepiece", "hf"] = "sentencepiece"
+    """bytes: 256 byte values and end-of-text. sentencepiece: BPE trained on the run's domains. hf:
+    one of Hugging Face, from the folder `path`."""
 
     vocab_size: int = 4096
     """Number of token ids to train (sentencepiece without `model`; ignored otherwise)."""
+
+    path: str | None = younger(None)
+    """hf: folder with tokenizer.json and the files beside it that name its special tokens."""
 
     model: str | None = None
     """A trained SentencePiece .model file to use as it is, instead of training one."""
@@ -46,8 +52,16 @@ class TokenizerConfig:
             raise ValueError(
                 f"vocab_size must be >= 259 (256 bytes, 2 markers, 1 piece), got {self.vocab_size}"
             )
-        if self.model is not None and self.kind == "bytes":
-            raise ValueError(f"model={self.model!r} has no meaning with kind: bytes; leave it out")
+        if self.model is not None and self.kind != "sentencepiece":
+            raise ValueError(
+                f"model={self.model!r} has no meaning with kind: {self.kind}; leave it out"
+            )
+        if self.kind == "hf" and not self.path:
+            raise ValueError("path is missing: kind: hf needs the folder of a tokenizer.json")
+        if self.path is not None and self.kind != "hf":
+            raise ValueError(
+                f"path={self.path!r} has no meaning with kind: {self.kind}; it belongs to kind: hf"
+            )
         if self.train_bytes < 1:
             raise ValueError(f"train_bytes must be >= 1 byte, got {self.train_bytes}")
 

@@ -28,13 +28,14 @@ from sparsecl.data import cache, leaks, tokenizer_training
 from sparsecl.data.config import DataConfig, DomainConfig, TokenizerConfig
 from sparsecl.data.documents import SPLITS, write_texts
 from sparsecl.data.domain_text import DomainText
+from sparsecl.data.given_tokenizer import given, load
 from sparsecl.data.held_file import Stamp
 from sparsecl.data.identity import RULES
 from sparsecl.data.sources import Source, check_apart, open_source
 from sparsecl.data.sources.reads import check_reads
 from sparsecl.data.token_store import TokenStore, open_store
 from sparsecl.data.tokenize import write_tokens
-from sparsecl.data.tokenizer import BytesTokenizer, Tokenizer, load, read_model
+from sparsecl.data.tokenizer import Tokenizer
 from sparsecl.errors import DataError, UserError
 from sparsecl.files import sha256_text
 
@@ -150,8 +151,7 @@ def find_inputs(data: DataConfig, tokenizer: TokenizerConfig, *, seed: int) -> l
     limit = data.max_document_bytes
     sources = [open_source(domain, seed=seed, max_document_bytes=limit) for domain in data.domains]
     check_apart({d.name: s.files for d, s in zip(data.domains, sources, strict=True)})
-    if tokenizer.model is not None:
-        read_model(Path(tokenizer.model))
+    given(tokenizer)
     return sources
 
 
@@ -212,11 +212,10 @@ def _tokenizer(
     config: TokenizerConfig, texts: list[DomainText], root: Path, show_progress: bool
 ) -> Tokenizer:
     """The run's tokenizer."""
-    if config.kind == "bytes" or config.model is not None:
-        ready = BytesTokenizer() if config.model is None else read_model(Path(config.model))
+    ready = given(config)
+    if ready is not None:
         key: Any = ready.digest
     else:
-        ready = None
         # Sorted by content: the order of the phases must not change the tokenizer.
         texts = sorted(texts, key=lambda text: text.digest)
         key = [config.vocab_size, config.train_bytes, [text.digest for text in texts]]
@@ -224,6 +223,8 @@ def _tokenizer(
     def build(folder: Path) -> dict[str, Any]:
         trained = ready or _train(config, texts, show_progress)
         trained.save(folder)
+        for note in trained.notes:
+            complain(f"warning: tokenizer {note}")
         return {"kind": trained.kind, "digest": trained.digest, "key": key}
 
     entry, manifest = cache.open_entry(root, "tokenizers", config.kind, key, build)

@@ -5,7 +5,6 @@ decode(encode(text)) == text. Bits per byte is a fair unit across tokenizers onl
 """
 
 import abc
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,12 @@ import numpy as np
 import sentencepiece
 from numpy.typing import NDArray
 
-from sparsecl.errors import DataError, MissingInputError, reason
+from sparsecl.errors import DataError, MissingInputError
 from sparsecl.files import atomic_open, sha256_text, write_json
-from sparsecl.opening import Opener, plain, plain_input
+from sparsecl.opening import Opener, plain_input
 
-_DESCRIPTION = "tokenizer.json"
-_MODEL = "tokenizer.model"
+DESCRIPTION = "tokenizer.json"
+MODEL = "tokenizer.model"
 
 MAX_MODEL_BYTES = 256 << 20
 """A model of a million pieces has a tenth of it."""
@@ -30,10 +29,11 @@ _SPACE_MARK_BYTES = _SPACE_MARK.encode()
 
 
 class Tokenizer(abc.ABC):
-    """One tokenizer of two kinds.
+    """One tokenizer of three kinds.
 
     Attributes:
-        kind: `bytes` or `sentencepiece`.
+        kind: `bytes`, `sentencepiece` or `hf`.
+        remedy: what to do if the byte law does not hold.
         vocab_size: ids are 0..vocab_size-1.
         eot_id: the end-of-text token that closes every document; no text encodes to it.
         bytes_per_token: UTF-8 bytes of each id, int32 [vocab_size]; 0 for markers.
@@ -41,6 +41,9 @@ class Tokenizer(abc.ABC):
     """
 
     kind: str
+    remedy: str = "report it"
+    notes: tuple[str, ...] = ()
+    """What it does otherwise than where it comes from, a line each."""
     vocab_size: int
     eot_id: int
     bytes_per_token: NDArray[np.int32]
@@ -57,7 +60,7 @@ class Tokenizer(abc.ABC):
     def save(self, folder: Path) -> None:
         """Write the tokenizer into an existing folder."""
         description = {"kind": self.kind, "digest": self.digest, "vocab_size": self.vocab_size}
-        write_json(folder / _DESCRIPTION, description)
+        write_json(folder / DESCRIPTION, description)
 
 
 class BytesTokenizer(Tokenizer):
@@ -91,6 +94,10 @@ class SentencePieceTokenizer(Tokenizer):
     """
 
     kind = "sentencepiece"
+    remedy = (
+        "train it with normalization_rule_name=identity, add_dummy_prefix=false, "
+        "remove_extra_whitespaces=false, byte_fallback=true"
+    )
 
     def __init__(self, model: bytes, *, name: str = "tokenizer") -> None:
         try:
@@ -124,7 +131,7 @@ class SentencePieceTokenizer(Tokenizer):
         return b"".join(self._bytes[i] for i in np.asarray(ids).tolist()).decode(errors="replace")
 
     def save(self, folder: Path) -> None:
-        with atomic_open(folder / _MODEL, "wb") as file:
+        with atomic_open(folder / MODEL, "wb") as file:
             file.write(self._model)
         super().save(folder)
 
@@ -156,9 +163,8 @@ def check_document(tokenizer: Tokenizer, ids: NDArray[np.int64], num_bytes: int)
     counted = int(tokenizer.bytes_per_token[ids].sum())
     if counted != num_bytes:
         raise DataError(
-            f"tokenizer.model changes text ({num_bytes} bytes became {counted}): train it with "
-            f"normalization_rule_name=identity, add_dummy_prefix=false, "
-            f"remove_extra_whitespaces=false, byte_fallback=true"
+            f"tokenizer.{'path' if tokenizer.kind == 'hf' else 'model'} changes text ({num_bytes} "
+            f"bytes became {counted}): {tokenizer.remedy}"
         )
 
 
@@ -179,32 +185,3 @@ def read_model(path: Path, *, opener: Opener = plain_input) -> SentencePieceToke
     if not model:
         raise DataError(f"tokenizer.model={path}: the file is empty")
     return SentencePieceTokenizer(model, name=f"tokenizer.model={path}")
-
-
-def load(folder: Path) -> Tokenizer:
-    """Read a saved tokenizer.
-
-    Raises:
-        MissingInputError: if the folder holds none.
-        DataError: if its files do not belong together.
-    """
-    path = folder / _DESCRIPTION
-    try:
-        with open(path, "rb", opener=plain) as file:
-            description = json.loads(file.read(1 << 16))
-        kind, digest = description["kind"], description["digest"]
-    except FileNotFoundError:
-        raise MissingInputError(f"{path}: missing; {folder} holds no tokenizer") from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{path}: no tokenizer description ({reason(error)})") from error
-    if kind == "bytes":
-        tokenizer: Tokenizer = BytesTokenizer()
-    elif kind == "sentencepiece":
-        tokenizer = read_model(folder / _MODEL, opener=plain)
-    else:
-        raise DataError(f"{path}: kind={kind!r} is neither bytes nor sentencepiece")
-    if tokenizer.digest != digest:
-        raise DataError(
-            f"{folder}: digest is {tokenizer.digest[:12]}, {_DESCRIPTION} says {str(digest)[:12]}"
-        )
-    return tokenizer

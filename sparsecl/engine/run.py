@@ -16,6 +16,7 @@ from sparsecl.checkpoint.manifest import MANIFEST, read_manifest
 from sparsecl.checkpoint.publish import candidates, newest_valid
 from sparsecl.config_nodes import read_text
 from sparsecl.data.held_file import Stamp
+from sparsecl.data.hf_tokenizer import hf_vocab_size
 from sparsecl.data.known import known_tokens
 from sparsecl.data.prepare import PreparedData, find_inputs, prepare
 from sparsecl.engine import ledger
@@ -111,6 +112,8 @@ def run_numbers(config: RunConfig, schedule: Schedule) -> ds_config.RunNumbers:
 
 def vocabulary(config: RunConfig) -> int:
     """Tokens that the tokenizer will have, or at most has."""
+    if config.tokenizer.path is not None:
+        return hf_vocab_size(config.tokenizer.path)
     return 257 if config.tokenizer.kind == "bytes" else config.tokenizer.vocab_size
 
 

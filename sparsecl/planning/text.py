@@ -121,8 +121,8 @@ def _head(found: Estimate) -> str:
     return "\n".join(
         [
             f"{subject.name} on {found.gpus} x {found.machine.name}",
-            f"  model       {form}{shape.layers} layers x {shape.width}, {shape.heads} heads, context "
-            f"{shape.context}; topology {kind}{storage}; {config.precision}",
+            f"  model       {form}{shape.layers} layers x {shape.width}, {shape.heads} heads, "
+            f"context {shape.context}; topology {kind}{storage}; {config.precision}",
             f"  parameters  {counts.live:,} live of {counts.total:,} (density of the matrices "
             f"{counts.density_masked:.3f})",
             f"  FLOPs/token {flops.useful:.3e} by live weights, {flops.executed:.3e} executed, "

@@ -165,7 +165,10 @@ def parser() -> argparse.ArgumentParser:
         "--cache", type=Path, metavar="DIR", help="data cache, if it is not where the config says"
     )
     result.add_argument(
-        "--tokenizer", type=Path, metavar="FILE.model", help="SentencePiece model of the run"
+        "--tokenizer",
+        type=Path,
+        metavar="FILE.model|FOLDER",
+        help="SentencePiece model, or folder with the tokenizer.json, of the run",
     )
     result.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the launcher
     return result

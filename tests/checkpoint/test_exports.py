@@ -15,7 +15,8 @@ from sparsecl.checkpoint.consolidate import CONFIG_FILE, DTYPES, MODEL_FILE, con
 from sparsecl.checkpoint.reader import Reader
 from sparsecl.checkpoint.run_tokenizer import find_tokenizer
 from sparsecl.checkpoint.sparse_file import export_sparse
-from sparsecl.data.tokenizer import BytesTokenizer, load
+from sparsecl.data.given_tokenizer import load
+from sparsecl.data.tokenizer import BytesTokenizer
 from sparsecl.errors import CannotCreateError, DataError
 from tests.checkpoint import made
 

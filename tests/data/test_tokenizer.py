@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from sparsecl.data import tokenizer, tokenizer_training
+from sparsecl.data import given_tokenizer, tokenizer, tokenizer_training
 from sparsecl.errors import DataError, MissingInputError, UserError
 
 CORPORA = Path(__file__).resolve().parents[3] / "shared" / "corpora"
@@ -95,7 +95,7 @@ def test_training_compresses_and_repeats_exactly(trained):
 
 def test_save_and_load(any_tokenizer, tmp_path):
     any_tokenizer.save(tmp_path)
-    again = tokenizer.load(tmp_path)
+    again = given_tokenizer.load(tmp_path)
     assert again.digest == any_tokenizer.digest and again.kind == any_tokenizer.kind
     assert again.encode("def f(x):").tolist() == any_tokenizer.encode("def f(x):").tolist()
 
@@ -169,12 +169,12 @@ def test_a_swapped_model_is_refused(trained, tmp_path):
     other = tokenizer_training.train(real_text(), 601)
     (tmp_path / "tokenizer.model").write_bytes(other._model)
     with pytest.raises(DataError, match="digest is .*, tokenizer.json says"):
-        tokenizer.load(tmp_path)
+        given_tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text("[1, 2]")
     with pytest.raises(DataError, match="no tokenizer description"):
-        tokenizer.load(tmp_path)
+        given_tokenizer.load(tmp_path)
     with pytest.raises(MissingInputError, match="holds no tokenizer"):
-        tokenizer.load(tmp_path / "absent")
+        given_tokenizer.load(tmp_path / "absent")
 
 
 def test_a_model_is_read_through_a_link_to_any_name(tmp_path, trained):

@@ -14,8 +14,9 @@ import yaml
 
 from sparsecl import config as configs
 from sparsecl.data import text_store, tokenizer_training
+from sparsecl.data.given_tokenizer import load
 from sparsecl.data.prepare import PreparedData, prepare
-from sparsecl.data.tokenizer import MAX_MODEL_BYTES, load, read_model
+from sparsecl.data.tokenizer import MAX_MODEL_BYTES, read_model
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import UserError
 from tests.data.stores import reseal

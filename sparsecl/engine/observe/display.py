@@ -60,8 +60,8 @@ def header(
     memory = ledger.rank_memory(config, vocab, topologies, layout, backends=backends).memory
     lines = {
         "run": f"{config.name}, seed {config.seed}",
-        "model": f"{FORMS[shape.form]} {shape.layers} layers x {shape.width} wide, {shape.heads} heads, "
-        f"context {shape.context}",
+        "model": f"{FORMS[shape.form]} {shape.layers} layers x {shape.width} wide, "
+        f"{shape.heads} heads, context {shape.context}",
         "parameters": f"{counts.live:,} live of {counts.total:,} (density "
         f"{counts.density_model:.3f}; masked matrices {counts.density_masked:.3f})",
         "topology": describe(config.topology, topologies) + role,

@@ -25,7 +25,7 @@ from sparsecl.errors import UserError
 
 VERSIONED = (
     "torch", "deepspeed", "megatron-core", "numpy", "scipy", "safetensors", "datasets",
-    "sentencepiece", "tensorboard", "triton",
+    "sentencepiece", "tokenizers", "tensorboard", "triton",
 )  # fmt: skip
 
 # Where a launcher or batch system says how it started this process. No others are recorded: an

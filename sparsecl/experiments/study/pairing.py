@@ -15,7 +15,7 @@ from sparsecl.experiments.study.study_plan import ContrastConfig, StudyPlan
 
 SCORED = {
     "data": ("domains", "validation_share", "max_document_bytes"),
-    "tokenizer": ("kind", "vocab_size", "model", "train_bytes"),
+    "tokenizer": ("kind", "vocab_size", "model", "path", "train_bytes"),
     "model": ("context",),
     "eval": ("tokens", "end_tokens"),
 }
