@@ -43,12 +43,14 @@ def run(args: argparse.Namespace) -> int:
     from sparsecl.checkpoint.hf import WEIGHTS, export_weights
     from sparsecl.checkpoint.hf_tokenizer import write_tokenizer
     from sparsecl.checkpoint.new_output import new_folder
+    from sparsecl.conversions.card import card_text
 
     found, reader = open_checkpoint(args.checkpoint)
     state = reader.manifest.state
     config = config_of(found, state)
     tokenizer = tokenizer_of(args, config, state)
     shape = config.model.resolved()
+    vocab_size = tokenizer.vocab_size if tokenizer else int(state["vocab_size"])
     note: str | None = "the checkpoint knows of no tokenizer"
     masters = [(MASTER, name) for name in reader.manifest.parameters]
     with new_folder(args.out) as folder:
@@ -57,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
                 reader,
                 shape,
                 folder,
-                vocab_size=tokenizer.vocab_size if tokenizer else int(state["vocab_size"]),
+                vocab_size=vocab_size,
                 eot_id=tokenizer.eot_id if tokenizer else None,
                 init_std=config.model.init_std,
                 dtype=args.dtype,
@@ -65,6 +67,15 @@ def run(args: argparse.Namespace) -> int:
             )
         if tokenizer:
             note = write_tokenizer(tokenizer, folder, context=shape.context)
+        text = card_text(
+            config,
+            state,
+            reader.topologies,
+            step=reader.manifest.step,
+            vocab_size=vocab_size,
+            has_tokenizer=note is None,
+        )
+        (folder / "README.md").write_text(text, encoding="utf-8")
     size = size_text((args.out / WEIGHTS).stat().st_size)
     print(f"wrote {args.out}: step {reader.manifest.step} of {found.folder}, {args.dtype}, {size}")
     if note:

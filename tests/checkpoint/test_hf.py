@@ -141,6 +141,8 @@ def test_export_and_import_is_the_identity(made, tmp_path, shared_cache):
     # Also as files: what is exported from the import is the export.
     assert main(["hf-export", str(tmp_path / "back"), str(tmp_path / "again")]) == 0
     for path in out.iterdir():
+        if path.name == "README.md":
+            continue  # an import knows nothing of the training
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
 
 

@@ -5,16 +5,20 @@ import json
 import pytest
 import torch
 import transformers
+import yaml
 from safetensors.torch import load_file
 
 from sparsecl import config as configs
 from sparsecl.analysis.load import load_model
 from sparsecl.checkpoint.hf_import import read_model
+from sparsecl.checkpoint.manifest import verify, write_manifest
 from sparsecl.checkpoint.reader import Reader
+from sparsecl.engine.run import vocabulary
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import DataError, MissingInputError, UserError
 from sparsecl.programs.convert import main
 from tests.analysis.made_run import load, make_run
+from tests.data.test_hf_tokenizer import END, build
 from tests.model.test_forms import real_text
 
 LLAMA = {
@@ -24,7 +28,6 @@ LLAMA = {
     "num_attention_heads": 8,
     "num_key_value_heads": 2,
     "max_position_embeddings": 48,
-    "vocab_size": 257,
 }
 MODELS = {
     "gpt2": ("GPT2", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 48}),
@@ -38,10 +41,10 @@ MODELS = {
 }
 
 
-def make(form, folder, **save):
+def make(form, folder, vocab_size=257, **save):
     """A model of transformers with random weights, biases and gains, saved in `folder`."""
     family, fields = MODELS[form]
-    fields = {"vocab_size": 257, **(LLAMA if family != "GPT2" else {}), **fields}
+    fields = {**(LLAMA if family != "GPT2" else {}), **fields, "vocab_size": vocab_size}
     config = getattr(transformers, f"{family}Config")(**fields)
     head = "GPT2LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM"
     torch.manual_seed(3)
@@ -126,6 +129,59 @@ def test_a_sparse_run_goes_out_and_comes_back(form, tmp_path, shared_cache):
         n: t.digest for n, t in before.topologies.items()
     }
     assert tool("verify", tmp_path / "back" / "checkpoints" / "step_0") == 0
+
+
+def test_the_card_says_what_the_model_is(tmp_path, shared_cache):
+    make_run(tmp_path / "run", load(shared_cache, *RUNS["llama"]))
+    (step,) = (tmp_path / "run" / "checkpoints").glob("step_*")
+    manifest = verify(step)
+    rows = [[5.5, 5.5], [2.0, 4.25]]
+    manifest.state["matrix"] = {"loss": rows, "bits_per_byte": [[8.0, 8.0], [3.0, None]]}
+    write_manifest(step, manifest)
+    assert tool("hf-export", tmp_path / "run", tmp_path / "out") == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    for text in (
+        "architecture of Llama: 2 layers of width 32, 4 heads (2 of keys and values)",
+        "| kind | er_fixed |",
+        "| density of the masked matrices | 0.25 |",
+        "one after the other: a, b.",
+        "| a | 2.0000 | 3.0000 |",
+        "| b | 4.2500 | unknown |",
+        "licence of the data, and so of the weights, is unknown",
+        "AutoTokenizer.from_pretrained",
+    ):
+        assert text in card, card
+    head, front, _ = card.split("---\n", 2)
+    assert not head and yaml.safe_load(front)["license"] == "unknown"
+    live = sum(int((value != 0).sum()) for value in tensors_of(tmp_path / "out").values())
+    assert f"| live parameters | {live:,} |" in card
+    assert tool("hf-import", tmp_path / "out", tmp_path / "back") == 0
+    assert tool("hf-export", tmp_path / "back", tmp_path / "again") == 0
+    again = (tmp_path / "again" / "README.md").read_text()
+    assert "What they were trained on is not known" in again and "one after" not in again
+
+
+@torch.no_grad()
+def test_a_model_with_its_tokenizer_comes_in_and_goes_out(tmp_path):
+    theirs = make("qwen2", tmp_path / "in", vocab_size=1000)
+    build("qwen2").save(str(tmp_path / "in" / "tokenizer.json"))
+    (tmp_path / "in" / "tokenizer_config.json").write_text(json.dumps({"eos_token": END}))
+    assert tool("hf-import", tmp_path / "in", tmp_path / "run") == 0
+    config = configs.load(RunConfig, tmp_path / "run" / "config.yaml")
+    assert (config.tokenizer.kind, vocabulary(config)) == ("hf", 1000)
+    assert tool("hf-export", tmp_path / "run", tmp_path / "out") == 0
+    name = "tokenizer.json"
+    assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "in" / name).read_bytes()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    tokens = tokenizer("def heap(x):\n    return x", return_tensors="pt")["input_ids"]
+    assert torch.equal(again(tokens).logits, theirs(tokens).logits)
+    # Another tokenizer's ids are not those of the weights.
+    (tmp_path / "other").mkdir()
+    build("gpt2").save(str(tmp_path / "other" / "tokenizer.json"))
+    (tmp_path / "other" / "special_tokens_map.json").write_text(json.dumps({"eos_token": END}))
+    words = ("--tokenizer", tmp_path / "other")
+    assert tool("hf-import", tmp_path / "in", tmp_path / "no", *words) == 64
 
 
 @pytest.mark.parametrize(
