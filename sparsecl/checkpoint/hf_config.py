@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeGuard, get_args
+from typing import Any, Literal, TypeGuard
 
 from sparsecl.errors import DataError, UserError
 from sparsecl.model.config import LARGEST, LAYER_NORM_EPS, ROPE_THETA, ModelShape
@@ -134,9 +134,8 @@ def read_gpt2_config(path: Path, config: Mapping[str, Any]) -> Gpt2Facts:
         if config.get(key, ours) is not ours:
             raise UserError(f"{path}: {key}={config[key]!r}; this model has {key}={ours} only")
     activation = config.get("activation_function", "gelu_new")
-    forms: tuple[Gpt2Form, ...] = get_args(Gpt2Form)
-    form = next((name for name in forms if activation in GELUS[name]), None)
-    if form is None:
+    form: Gpt2Form = "gpt" if activation in GELUS["gpt"] else "gpt2"
+    if activation not in GELUS[form]:
         raise UserError(
             f"{path}: activation_function={activation!r}; this model has GELU only "
             f"({', '.join(name for names in GELUS.values() for name in names)})"

@@ -61,7 +61,7 @@ def _model(config: "RunConfig", vocab_size: int) -> list[str]:
     )
     return [
         f"# A {'sparse ' if config.topology.kind != 'dense' else ''}language model",
-        f"A model of the architecture of {kind}: {sizes}. It was written by sparsecl, which studies "
+        f"A model of the architecture of {kind}: {sizes}. It was written by sparsecl, which asks "
         "whether a sparse topology by itself makes a model forget less. It is a result of research "
         "and not made for use: it was not tuned to follow instructions, and nothing was filtered.",
     ]

@@ -183,9 +183,10 @@ def _object(content: bytes, where: str) -> dict[str, Any]:
 def _exact(spec: dict[str, Any], name: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The rules without those that change text, and a line for each that was left out."""
     model = spec.get("model")
-    kind = model.get("type") if isinstance(model, dict) else None
+    model = model if isinstance(model, dict) else {}
+    kind = model.get("type")
     # Older files name no type: a model with merges is a BPE.
-    if kind != "BPE" and not (kind is None and isinstance(model, dict) and "merges" in model):
+    if kind != "BPE" and not (kind is None and "merges" in model):
         raise DataError(f"{name}: model.type={kind!r} cannot keep every text; it must be BPE")
     if not _has(spec, "ByteLevel") and model.get("byte_fallback") is not True:
         raise DataError(

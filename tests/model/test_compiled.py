@@ -195,3 +195,15 @@ def test_attention_is_fit_for_flash_kernels():
     with sdpa_kernel(SDPBackend.MATH):
         for mine, other in zip(fast, passed(build("dense")), strict=True):
             torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["gpt2", "llama"])
+def test_other_forms_share_one_graph_too(form, graphs):
+    found, backend = graphs
+    fields = {"kv_heads": 2} if form == "llama" else {}
+    model = build("masked", form=form, **fields)
+    expected = passed(model)
+    compile_blocks(model, backend=backend)
+    for mine, other in zip(passed(model), expected, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+    assert len(found) == 1
