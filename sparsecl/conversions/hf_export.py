@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from sparsecl.checkpoint.hf_tokenizer import write_tokenizer
     from sparsecl.checkpoint.new_output import new_folder
     from sparsecl.conversions.card import card_text
+    from sparsecl.files import atomic_open
 
     found, reader = open_checkpoint(args.checkpoint)
     state = reader.manifest.state
@@ -75,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
             vocab_size=vocab_size,
             has_tokenizer=note is None,
         )
-        (folder / "README.md").write_text(text, encoding="utf-8")
+        with atomic_open(folder / "README.md", "wb") as file:
+            file.write(text.encode())
     size = size_text((args.out / WEIGHTS).stat().st_size)
     print(f"wrote {args.out}: step {reader.manifest.step} of {found.folder}, {args.dtype}, {size}")
     if note:

@@ -240,7 +240,9 @@ class GPT(nn.Module):
         """
         x, angles = self.embedding(tokens, spread), None
         if isinstance(self.positions, Rotary):
-            angles = self.positions(tokens.shape[0 if spread else 1])
+            # DeepSpeed casts parameters to bf16 and leaves this table as it is; transformers rounds
+            # cosines and sines too.
+            angles = self.positions(tokens.shape[0 if spread else 1]).to(x.dtype)
         else:
             x = x + self.positions(tokens, spread)
         recompute = self.activation_checkpointing and torch.is_grad_enabled()

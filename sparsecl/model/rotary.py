@@ -13,8 +13,7 @@ class Rotary(nn.Module):
     """Cosines and sines of all positions. No parameter, and nothing of it is in a checkpoint."""
 
     table: Tensor
-    """[2, context, D]. Computed in fp32; a model that is cast takes it along, as transformers
-    does."""
+    """[2, context, D], computed in fp32."""
 
     def __init__(self, context: int, head_width: int, theta: float) -> None:
         super().__init__()

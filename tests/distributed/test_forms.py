@@ -128,6 +128,16 @@ def test_every_layout_equals_plain_pytorch(
     assert bool(moved) is (form != "llama")
 
 
+@pytest.mark.parametrize("form", ["gpt2", cases.slow("llama"), "qwen2"])
+def test_bf16_learns_and_absent_weights_stay_zero(pool: Pool, shared_cache, tmp_path, form):
+    overrides = (*SETTINGS[form], DENSITY, *SPREAD, "parallel.tensor=2", "precision=bf16")
+    overrides += (*PACKED,) if form == "qwen2" else ()
+    results = pool.run(cases.train, 2, str(shared_cache), "zero2", overrides, str(tmp_path))
+    for result in results:
+        assert result["losses"][-1] < result["losses"][0] - 0.3
+        assert result["audit"] == (4, 0)
+
+
 CBP = "methods.cbp={rate: 0.1, maturity: 3, decay: 0.9}"
 
 
