@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from sparsecl.config import younger
 from sparsecl.methods.adapters.config import OLoraConfig
 from sparsecl.methods.cl.config import DerppConfig, EwcConfig, PackNetConfig, ReplayConfig
 from sparsecl.methods.dst.config import (
@@ -37,19 +38,19 @@ class MethodsConfig:
     rigl: RiglConfig | None = None
     """RigL: the topology moves to where gradients are large."""
 
-    snfs: SnfsConfig | None = None
+    snfs: SnfsConfig | None = younger(None)
     """Sparse networks from scratch: to where their running mean is large."""
 
-    granet: GranetConfig | None = None
+    granet: GranetConfig | None = younger(None)
     """GraNet: RigL from a denser start, pruned on the way."""
 
-    deep_r: DeepRConfig | None = None
+    deep_r: DeepRConfig | None = younger(None)
     """DEEP R: what would change its sign goes."""
 
-    cht: ChtConfig | None = None
+    cht: ChtConfig | None = younger(None)
     """Cannistraci-Hebb training: the topology moves to where its own paths call for it."""
 
-    chts: ChtsConfig | None = None
+    chts: ChtsConfig | None = younger(None)
     """CHTs and CHTss: the same at random, for large layers."""
 
     replay: ReplayConfig | None = None

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from sparsecl.config import younger
 from sparsecl.methods.facts import (
     AdamRestartKind,
     MethodConfig,
@@ -33,18 +34,18 @@ class RewireConfig(MethodConfig):
     drop_fraction: Annotated[float, Ge(0.0), Lt(1.0)] = 0.3
     """Share of the live weights of a layer that is replaced."""
 
-    schedule: Literal["cosine", "constant"] = "constant"
+    schedule: Literal["cosine", "constant"] = younger("constant")
     """Of the drop fraction: down to 0 along a cosine until the graph stops, or the same."""
 
-    during: Literal["all", "first", "after_switch"] = "all"
+    during: Literal["all", "first", "after_switch"] = younger("all")
     """When the graph moves. all: the whole run; first: the first phase, so that later ones have a
     fixed topology found by training; after_switch: `switch_steps` at the start of every phase."""
 
-    end: Annotated[float, Gt(0.0), Le(1.0)] = 1.0
+    end: Annotated[float, Gt(0.0), Le(1.0)] = younger(1.0)
     """Share of the steps of the run (with during first: of the first phase) after which the graph
     stays as it is."""
 
-    switch_steps: Annotated[int, Ge(1)] = 100
+    switch_steps: Annotated[int, Ge(1)] = younger(100)
     """With during after_switch: steps after which the graph stays as it is until the next phase."""
 
     adam_restart: AdamRestartKind = "global"
@@ -89,11 +90,11 @@ def dense_gradients(rank: RankSizes) -> MethodMemory:
 class SetConfig(RewireConfig):
     """Zeta is `drop_fraction`."""
 
-    drop: Literal["per_sign", "magnitude", "mest"] = "per_sign"
+    drop: Literal["per_sign", "magnitude", "mest"] = younger("per_sign")
     """per_sign: the share of the smallest positive and of the smallest negative weights (as
     published); magnitude: the smallest |w|; mest: the smallest |w| + mest_gradient |gradient|."""
 
-    mest_gradient: Annotated[float, Ge(0.0)] = 1.0
+    mest_gradient: Annotated[float, Ge(0.0)] = younger(1.0)
     """Weight of the gradient with drop mest."""
 
     def memory(self, rank: RankSizes) -> MethodMemory:
