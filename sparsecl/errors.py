@@ -4,6 +4,7 @@ Codes follow sysexits.h, so that a batch system can tell "fix the config" from "
 """
 
 import errno
+import sys
 
 
 class UserError(ValueError):
@@ -113,4 +114,9 @@ def shortage(error: BaseException) -> StorageError | None:
 
 def reason(error: BaseException) -> str:
     """Why, in one line; without the path, which an OSError repeats and the message already has."""
-    return getattr(error, "strerror", None) or " ".join(str(error).split())
+    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+
+
+def warn(text: str) -> None:
+    """Say one line on stderr."""
+    print(f"sparsecl: warning: {text}", file=sys.stderr, flush=True)

@@ -16,36 +16,36 @@ import json
 import os
 import shutil
 import sys
-import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from sparsecl.config_nodes import one_line
-from sparsecl.errors import CannotCreateError, DataError
+from sparsecl.errors import CannotCreateError, DataError, reason, warn
 from sparsecl.files import cannot_write, writing
-from sparsecl.opening import make_folder, plain
+from sparsecl.opening import plain
 from sparsecl.seal import Extent, seal
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from sparsecl.tensor_board import TensorBoard
+from sparsecl.wandb_run import WandbRun
 
 # Lines kept in memory because no fsync has covered them yet; then one is done between checkpoints.
 MAX_UNSYNCED = 4096
-
-EVENTS = "events.out.tfevents."
 
 
 class RunLog:
     """The writers of one run folder, on rank 0."""
 
     def __init__(
-        self, folder: Path, *, resume_at: Extent | None = None, purge_tokens: int = 0
+        self,
+        folder: Path,
+        *,
+        resume_at: Extent | None = None,
+        purge_tokens: int = 0,
+        wandb: WandbRun | None = None,
     ) -> None:
         """Open the logs.
 
@@ -53,6 +53,7 @@ class RunLog:
             folder: the run folder; it exists.
             resume_at: what scalars.jsonl held at the checkpoint; None = begin anew.
             purge_tokens: TensorBoard drops events after this many tokens (resume only).
+            wandb: gets every curve too; whoever made it closes it.
 
         Raises:
             DataError: if scalars.jsonl is not what it was at the checkpoint.
@@ -60,12 +61,15 @@ class RunLog:
         """
         self.folder = folder
         self.path = folder / "scalars.jsonl"
+        self.wandb = wandb
         self._warned: set[str] = set()
         if resume_at is None:
             # Events of an attempt that reached no checkpoint would be drawn over the new ones.
             shutil.rmtree(folder / "tb", ignore_errors=True)
         self._records = RecordFile(self.path, keep=resume_at)
-        self._board = Board(folder / "tb", purge=None if resume_at is None else purge_tokens + 1)
+        self._board = TensorBoard(
+            folder / "tb", purge=None if resume_at is None else purge_tokens + 1
+        )
 
     def say(self, text: str = "") -> None:
         """Print on stdout, without tearing a progress bar, and append to log.txt."""
@@ -100,17 +104,15 @@ class RunLog:
         """What scalars.jsonl must hold, once no record waits."""
         return self._records.extent
 
-    def scalars(self, values: Mapping[str, float], *, tokens: int) -> None:
-        """Write TensorBoard scalars `group/name` at `tokens`, the run's common axis."""
-        self._board.scalars([("", tag, value) for tag, value in values.items()], tokens)
+    def scalars(self, values: Mapping[str, float], *, tokens: int, rare: bool = False) -> None:
+        """Draw points `group/name` at `tokens`, the run's common axis.
 
-    def chart(self, tag: str, curves: Mapping[str, float], *, tokens: int) -> None:
-        """Write one point of every curve of a chart that holds several.
-
-        TensorBoard gives a chart's curves different colours only if they come from different
-        folders, so each curve has its own.
+        Args:
+            rare: a curve of a few points, of which none may be taken for an outlier.
         """
-        self._board.scalars([(curve, tag, value) for curve, value in curves.items()], tokens)
+        self._board.scalars(values, tokens, rare=rare)
+        if self.wandb:
+            self.wandb.scalars(values, tokens)
 
     def image(self, tag: str, pixels: np.ndarray, *, tokens: int) -> None:
         """Write a TensorBoard picture [height, width] of numbers in [0, 1]."""
@@ -142,16 +144,7 @@ class RunLog:
             config: hyper-parameter -> value.
             metrics: tags of scalars; the table shows the last value of each.
         """
-
-        def draw(writer: "SummaryWriter") -> None:
-            from torch.utils.tensorboard.summary import hparams
-
-            # Not SummaryWriter.add_hparams: it writes every metric once more, at step 0, and the
-            # scalar pages then begin with cards of a single dot.
-            for summary in hparams(dict(config), dict.fromkeys(metrics, 0.0)):
-                writer.file_writer.add_summary(summary)  # pyright: ignore
-
-        self._board.draw(draw)
+        self._board.hparams(config, metrics)
 
     def sync(self) -> Extent:
         """Make everything durable. Returns what scalars.jsonl holds.
@@ -179,7 +172,7 @@ class RunLog:
     def _warn_once(self, what: str, error: Exception) -> None:
         if what not in self._warned:
             self._warned.add(what)
-            warn(f"{what}: cannot be written ({_reason(error)}); the run goes on")
+            warn(f"{what}: cannot be written ({reason(error)}); the run goes on")
 
 
 class RecordFile:
@@ -296,104 +289,6 @@ class RecordFile:
             self._torn = False
 
 
-class Board:
-    """TensorBoard's files. The first failure, in whatever thread, turns it off for the run."""
-
-    def __init__(self, folder: Path, *, purge: int | None) -> None:
-        """Open the main writer; those of curves follow when they are needed.
-
-        Args:
-            purge: earlier events from this step on are void; None = there are none.
-        """
-        self.folder, self.purge = folder, purge
-        self.is_on = True
-        self._writers: dict[str, SummaryWriter] = {}
-        self._hook = threading.excepthook
-        threading.excepthook = self._hear_thread
-        # Wall time by the monotonic clock, from where the last attempt ended: a clock that is set
-        # back gives no negative durations.
-        self._begun, self._wall_begun = time.monotonic(), time.time()
-
-        def start() -> None:
-            if purge is not None:
-                self._wall_begun = max(self._wall_begun, _newest_change(folder))
-                _put_before_now(folder)
-            self._writer("")
-
-        self._try(start)
-
-    def draw(self, action: Callable[["SummaryWriter"], Any]) -> None:
-        """Let `action` write with the main writer."""
-        self._try(lambda: action(self._writer("")))
-
-    def scalars(self, points: Iterable[tuple[str, str, float]], tokens: int) -> None:
-        """Write points (curve, tag, value); the curve "" is the main writer's."""
-
-        def write() -> None:
-            wall = self._wall_begun + time.monotonic() - self._begun
-            for curve, tag, value in points:
-                self._writer(curve).add_scalar(tag, value, tokens, walltime=wall)
-
-        self._try(write)
-
-    def flush(self) -> None:
-        """Hand everything to the operating system."""
-        self._try(lambda: [writer.flush() for writer in self._writers.values()])
-
-    def close(self) -> None:
-        """Flush and close all writers."""
-        self._try(self._close)
-        # Bound methods are new objects each time, so equality, not identity.
-        if threading.excepthook == self._hear_thread:
-            threading.excepthook = self._hook
-
-    def _writer(self, curve: str) -> "SummaryWriter":
-        from torch.utils.tensorboard import SummaryWriter  # slow import, wanted on rank 0 only
-
-        if curve not in self._writers:
-            # The library makes folders and files by name, and would follow links.
-            for folder in dict.fromkeys((self.folder, self.folder / curve)):
-                make_folder(folder)
-            self._writers[curve] = SummaryWriter(
-                str(self.folder / curve), purge_step=self.purge, flush_secs=30
-            )
-        return self._writers[curve]
-
-    def _close(self) -> None:
-        while self._writers:
-            self._writers.popitem()[1].close()
-
-    def _try(self, action: Callable[[], Any]) -> None:
-        if not self.is_on:
-            return
-        try:
-            action()
-        # Wide on purpose: the disk, protocol buffers and the writers' threads raise what they
-        # like, and no picture is worth a run.
-        except Exception as error:
-            self.is_on = False
-            warn(f"TensorBoard is off from here on ({_reason(error)}); scalars.jsonl has all of it")
-            while self._writers:
-                with contextlib.suppress(Exception):
-                    self._close()
-
-    def _hear_thread(self, args: Any) -> None:
-        """A writer's thread that dies prints no traceback: the writer's next call raises it."""
-        if type(args.thread).__module__.startswith("tensorboard."):
-            return
-        self._hook(args)
-
-
-def warn(text: str) -> None:
-    """Say one line on stderr."""
-    print(f"sparsecl: warning: {text}", file=sys.stderr, flush=True)
-
-
-def _reason(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(text.split())[:200]
-
-
 def check_prefix(path: Path, keep: Extent) -> "hashlib._Hash":
     """Check that a record file begins with what it held at a checkpoint.
 
@@ -415,7 +310,7 @@ def check_prefix(path: Path, keep: Extent) -> "hashlib._Hash":
     except FileNotFoundError:
         size = 0
     except OSError as error:
-        raise CannotCreateError(f"{path}: cannot be read ({_reason(error)})") from None
+        raise CannotCreateError(f"{path}: cannot be read ({reason(error)})") from None
     problem = ""
     if size < keep.num_bytes:
         problem = f"{size} bytes, but {keep.num_bytes} at the checkpoint"
@@ -428,26 +323,3 @@ def check_prefix(path: Path, keep: Extent) -> "hashlib._Hash":
             + "--run_dir; with --set init_from=CHECKPOINT it begins with the weights of this run."
         )
     return digest
-
-
-def _newest_change(folder: Path) -> float:
-    """When an event file was last written; 0 if there is none."""
-    return max((path.stat().st_mtime for path in folder.rglob(EVENTS + "*")), default=0.0)
-
-
-def _put_before_now(folder: Path) -> None:
-    """Rename event files that would sort behind those that are written now.
-
-    A name begins with the second of its making, and TensorBoard reads a folder in the order of the
-    names. If the clock was set back, the new events would be read first, and those that they
-    replace would be drawn over them.
-    """
-    now = int(time.time())
-    for parent in {path.parent for path in folder.rglob(EVENTS + "*")}:
-        files = sorted(parent.glob(EVENTS + "*"))
-        stamps = [path.name.removeprefix(EVENTS).partition(".")[0] for path in files]
-        if not all(map(str.isdecimal, stamps)) or int(stamps[-1]) < now:
-            continue
-        for place, (path, stamp) in enumerate(zip(files, stamps, strict=True)):
-            rest = path.name.removeprefix(EVENTS + stamp)
-            path.rename(path.with_name(f"{EVENTS}{now - len(files) + place:010d}{rest}"))

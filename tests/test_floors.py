@@ -36,6 +36,8 @@ GROUND = (
     "seal",
     "seeding",
     "signals",
+    "tensor_board",
+    "wandb_run",
     "watchdog",
 )
 

@@ -232,7 +232,6 @@ def test_tensorboard_that_cannot_start(tmp_path, capsys):
     (tmp_path / "tb").write_text("a file in its place")
     log = RunLog(tmp_path)
     log.scalars({"a/b": 1.0}, tokens=1)
-    log.chart("a/c", {"x": 1.0}, tokens=1)
     log.record("run")
     log.close()
     assert capsys.readouterr().err.count("TensorBoard is off") == 1
@@ -285,20 +284,17 @@ def test_a_clock_that_jumps_between_two_starts(tmp_path, monkeypatch, jump):
     log = RunLog(tmp_path)
     for step in (10, 20, 30):
         log.scalars({"train/loss": 1.0}, tokens=step)
-        log.chart("train/loss", {"curve": 1.0}, tokens=step)
     log.close()
     clock = time.time
     monkeypatch.setattr(time, "time", lambda: clock() + jump)
     log = RunLog(tmp_path, resume_at=EMPTY, purge_tokens=20)
     for step in (30, 40):
         log.scalars({"train/loss": 2.0}, tokens=step)
-        log.chart("train/loss", {"curve": 2.0}, tokens=step)
     log.close()
-    for folder in (tmp_path / "tb", tmp_path / "tb" / "curve"):
-        found = events(folder)
-        assert [event[:2] for event in found] == [(10, 1.0), (20, 1.0), (30, 2.0), (40, 2.0)]
-        walls = [event[2] for event in found]
-        assert walls == sorted(walls)
+    found = events(tmp_path / "tb")
+    assert [event[:2] for event in found] == [(10, 1.0), (20, 1.0), (30, 2.0), (40, 2.0)]
+    walls = [event[2] for event in found]
+    assert walls == sorted(walls)
 
 
 def test_a_clock_that_is_set_back_in_a_run(log, tmp_path, monkeypatch):

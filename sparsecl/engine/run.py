@@ -58,6 +58,7 @@ from sparsecl.metrics.table import report
 from sparsecl.opening import read_plain
 from sparsecl.topology.layer import LayerTopology
 from sparsecl.topology.report import table
+from sparsecl.wandb_run import WandbRun, check_installed
 from sparsecl.watchdog import Watchdog
 
 Resume = Literal["auto", "never", "must"]
@@ -88,6 +89,7 @@ def check(config: RunConfig, ds_path: Path, run_dir: Path | None) -> Prepared:
     resolved = ds_config.resolve(ds_path, run_numbers(config, schedule))
     check_precision(config)
     check_speed(config.speed, stage=resolved.stage)
+    check_installed(config.log.wandb)
     warnings = check_environment(resolved, config)
     topologies = draw_topologies(config)
     folder = run_dir or default_run_dir(config, ds_path)
@@ -370,7 +372,11 @@ def _assemble(
 
     def open_log() -> None:
         if folder is not None:
-            log = RunLog(folder.path, resume_at=records, purge_tokens=tokens)
+            shown = config.log.wandb
+            wandb = None
+            if shown is not None and shown.mode != "disabled":
+                wandb = WandbRun(folder.path, shown, identity["config"], new=records is None)
+            log = RunLog(folder.path, resume_at=records, purge_tokens=tokens, wandb=wandb)
             folder.describe(configs.dump(config), prepared.deepspeed.config)
             opened.append(log)
             warnings = (*prepared.deepspeed.warnings, *prepared.warnings)
@@ -450,6 +456,9 @@ def _finish(trainer: Trainer, folder: RunFolder | None) -> dict[str, Any] | None
     log.say()
     log.say(text)
     log.close()
+    if log.wandb:
+        log.wandb.results(summary)
+        log.wandb.close()
     return summary
 
 

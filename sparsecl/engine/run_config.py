@@ -9,6 +9,7 @@ from sparsecl.methods.config import MethodsConfig
 from sparsecl.model.config import ModelConfig
 from sparsecl.optim.config import AuditConfig, OptimizerConfig, ScheduleConfig, StageConfig
 from sparsecl.topology.config import TopologyConfig
+from sparsecl.wandb_run import WandbConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,10 +218,12 @@ class HealthConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """How often training scalars are recorded."""
+    """How often training scalars are recorded, and where they are shown beside TensorBoard."""
 
     every: int = 10
     """Optimizer steps between records."""
+
+    wandb: WandbConfig | None = None
 
     def __post_init__(self) -> None:
         if self.every < 1:

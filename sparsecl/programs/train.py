@@ -163,7 +163,7 @@ def train(args: argparse.Namespace) -> None:
 
 def draw(run_dir: Path) -> None:
     """The picture of a finished run. If there can be none, the run is not worth less."""
-    from sparsecl.log import warn
+    from sparsecl.errors import warn
 
     picture = run_dir / "forgetting.png"
     try:

@@ -1,4 +1,4 @@
-"""What TensorBoard shows beside plain curves: charts of all domains, cards, masks, hparams.
+"""What TensorBoard shows beside plain curves: charts of several curves, cards, masks, hparams.
 
 A curve's tag is `group/name`; its step is the number of tokens trained in the whole run.
 """
@@ -16,9 +16,8 @@ PICTURE_CELLS = 128  # along each side of a mask's picture; a larger mask is ave
 PICTURE_PIXELS = 512  # along each side, about; cells are drawn as squares of several pixels
 MAX_PICTURES = 6
 FORGETTING = ("F_last", "F_std", "F_seed", "NF")  # metrics/forgetting.py
-CHART = "all_domains"  # first in the alphabet, so first on TensorBoard's page
-IN_TRAINING = "now training"
-"""The curve that follows the domain in training; no domain's name has a space."""
+IN_TRAINING = "now_training/validation_bits_per_byte"
+"""The curve that follows the domain in training."""
 
 # Category -> chart -> patterns of tags (RunLog.layout). What a run does not have stays empty.
 LAYOUT = {
@@ -28,8 +27,9 @@ LAYOUT = {
         "gradient norm": ("train/live_gradient_norm$",),
     },
     "Forgetting": {
-        "all domains, bits per byte": (f"{CHART}/validation_bits_per_byte$",),
-        "all domains, nats forgotten": (f"{CHART}/forgotten_nats$",),
+        "all domains, bits per byte": ("validation_bits_per_byte/",),
+        "domain in training, bits per byte": (f"{IN_TRAINING}$",),
+        "all domains, nats forgotten": (rf"forgetting/(?!({'|'.join(FORGETTING)})$)",),
         "mean forgetting, nats (F_last)": ("forgetting/F_last$",),
         "share of what was learned (NF)": ("forgetting/NF$",),
         "KL since each domain's own phase": ("drift/",),
@@ -76,8 +76,8 @@ def about_card(head: str) -> str:
 
 - The horizontal axis is trained tokens over the whole run. Set *Smoothing* to 0: validation is
   measured on fixed text, there is no noise to smooth.
-- `{CHART}/...` has all domains in one chart. The curve `{IN_TRAINING}` follows the domain that
-  is being trained, so its jumps are the borders between phases.
+- A run has one colour on every page. `{IN_TRAINING}` follows the
+  domain that is being trained, so its jumps are the borders between phases.
 - `forgetting/DOMAIN`, after each phase: loss now minus loss at the end of the domain's own
   training, nats per token. `forgetting/F_last` and its like are means over domains.
 - `drift/DOMAIN`: KL of the model right after the domain's own training to the model now, nats per
@@ -85,7 +85,8 @@ def about_card(head: str) -> str:
 - `masks/LAYER`: white is live, black is absent; rows are outputs, columns inputs. A large matrix
   is averaged: brighter is denser.
 - The page CUSTOM SCALARS has the same curves by subject: learning, forgetting, speed, time, memory,
-  health. `performance/...`, `time/...` and `memory/...` are over the steps since the point before;
+  health; in a chart of all domains the colour is the run and the symbol the domain. With many runs
+  the settings *Ignore outliers* hide the run that forgets most: untick them. `performance/...`, `time/...` and `memory/...` are over the steps since the point before;
   `time/goodput` is the share of the wall time since the first start that trained.
 - To compare runs, start TensorBoard on the folder that holds their folders. One card
   `validation_bits_per_byte/DOMAIN` then has that domain in all runs, HPARAMS one row per run.

@@ -21,7 +21,7 @@ import torch
 from sparsecl import dist
 from sparsecl.engine.observe.profile import new_profiler
 from sparsecl.engine.speed_config import ProfileConfig
-from sparsecl.log import warn
+from sparsecl.errors import warn
 
 FIRST = 3  # step of a phase in this process: before it kernels are compiled, buffers made
 WINDOW = "sparsecl step"

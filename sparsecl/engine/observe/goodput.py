@@ -26,7 +26,8 @@ from typing import Any
 
 from sparsecl.errors import UserError
 from sparsecl.files import writing
-from sparsecl.log import RecordFile, warn
+from sparsecl.errors import warn
+from sparsecl.log import RecordFile
 from sparsecl.opening import read_plain
 from sparsecl.seal import Extent, sealed_lines
 

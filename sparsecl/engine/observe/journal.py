@@ -11,7 +11,7 @@ from typing import Any
 
 from sparsecl import dist
 from sparsecl.checkpoint.background import Saved
-from sparsecl.engine.observe.board import CHART, IN_TRAINING, forgetting_scalars
+from sparsecl.engine.observe.board import IN_TRAINING, forgetting_scalars
 from sparsecl.engine.observe.clock import Clock
 from sparsecl.engine.observe.display import evaluation_line
 from sparsecl.engine.observe.drift import Moved
@@ -65,10 +65,10 @@ class Journal:
         if self.log:
             self.log.say(text)
 
-    def scalars(self, values: Mapping[str, float]) -> None:
-        """Points of TensorBoard curves."""
+    def scalars(self, values: Mapping[str, float], *, rare: bool = False) -> None:
+        """Points of curves; see RunLog.scalars."""
         if self.log:
-            self.log.scalars(values, tokens=self.tokens)
+            self.log.scalars(values, tokens=self.tokens, rare=rare)
 
     def step(
         self, loss: float, grad_norm: float | None, lr: float, *, replayed: Mapping[str, int]
@@ -120,7 +120,7 @@ class Journal:
             )
         trained = self.schedule.domain_name(self.schedule.phases[phase]) if phase >= 0 else None
         self.say(evaluation_line(self.position.step, losses, trained, border=at != "during"))
-        self._chart_bits(bits, self.schedule.phases[max(0, phase) : phase + 1 + (at != "during")])
+        self._follow(bits, self.schedule.phases[max(0, phase) : phase + 1 + (at != "during")])
 
     def evaluation_with_identity(
         self, scores: Mapping[str, Mapping[TextName, Score]], *, at: str, phase: int
@@ -134,16 +134,13 @@ class Journal:
         trained = self.schedule.domain_name(self.schedule.phases[phase]) if phase >= 0 else None
         self.say(evaluation_line(self.position.step, losses, trained, told=True))
 
-    def _chart_bits(self, bits: Mapping[str, float], trained: Sequence[Phase]) -> None:
-        """Draw all domains in one chart; at a border, `trained` is the old and the new phase."""
-        if self.log is None:
-            return
-        tag = f"{CHART}/validation_bits_per_byte"
-        self.log.chart(tag, bits, tokens=self.tokens)
-        for phase in trained:  # two points at a border make the curve jump
-            if phase.domain != JOINT:
+    def _follow(self, bits: Mapping[str, float], trained: Sequence[Phase]) -> None:
+        """Draw the domain in training; at a border, `trained` is the old and the new phase."""
+        for place, phase in enumerate(trained, start=1 - len(trained)):
+            if self.log and phase.domain != JOINT:
+                # TensorBoard keeps one point of a step: the old phase's stands a token before it.
                 now = bits[self.schedule.domain_name(phase)]
-                self.log.chart(tag, {IN_TRAINING: now}, tokens=self.tokens)
+                self.log.scalars({IN_TRAINING: now}, tokens=self.tokens + place)
 
     def live(self, counts: Mapping[str, float]) -> None:
         """How many weights live, as Monitor counts them; nothing is drawn of an empty count."""
@@ -176,7 +173,7 @@ class Journal:
             standard_error={name: one.error for name, one in found.items()},
             num_tokens={name: one.num_tokens for name, one in found.items()},
         )
-        self.scalars({f"drift/{name}": one.kl for name, one in found.items()})
+        self.scalars({f"drift/{name}": one.kl for name, one in found.items()}, rare=True)
 
     def forgetting(self) -> None:
         """Draw what is forgotten so far, from the records as the report does."""
@@ -184,10 +181,7 @@ class Journal:
             return
         summary = summarize(self.read_back(self.log))
         self.matrix = summary["matrix"]
-        self.scalars(forgetting_scalars(summary))
-        risen = summary["forgetting"]["per_domain"]
-        known = {name: value for name, value in risen.items() if value is not None}
-        self.log.chart(f"{CHART}/forgotten_nats", known, tokens=self.tokens)
+        self.scalars(forgetting_scalars(summary), rare=True)
 
     def read_back(self, log: RunLog) -> RunRecords:
         """What stands in scalars.jsonl, which must be what was written. No record may wait.
@@ -241,7 +235,12 @@ class Journal:
         def reopen() -> None:
             if self.log:
                 self.log.close()
-                self.log = RunLog(self.log.folder, resume_at=extent, purge_tokens=self.tokens)
+                self.log = RunLog(
+                    self.log.folder,
+                    resume_at=extent,
+                    purge_tokens=self.tokens,
+                    wandb=self.log.wandb,
+                )
 
         dist.agree(reopen)
 

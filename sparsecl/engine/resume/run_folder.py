@@ -28,7 +28,7 @@ FILES = (
     "forgetting.png",
     "interference.json",
 )
-FOLDERS = ("checkpoints", "diagnostics", "initial", "tb")
+FOLDERS = ("checkpoints", "diagnostics", "initial", "tb", "wandb")
 
 
 class RunFolder:
