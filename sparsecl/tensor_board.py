@@ -35,7 +35,7 @@ class TensorBoard:
 
     def __init__(self, folder: Path, *, purge: int | None) -> None:
         """Args:
-            purge: earlier events from this step on are void; None = there are none.
+        purge: earlier events from this step on are void; None = there are none.
         """
         self.folder, self.purge = folder, purge
         self.is_on = True

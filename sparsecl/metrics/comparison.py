@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sparsecl.metrics import transfer
+from sparsecl.metrics.columns import align, column_widths
 from sparsecl.metrics.forgetting import MIN_IMPROVEMENT, counted_shares, exposed_rows, mean
 from sparsecl.metrics.matrix import ResultMatrix
 from sparsecl.metrics.summary import forgetting_figures, matrix_of
@@ -129,18 +130,17 @@ def _setting(summary: dict[str, Any], common: list[str]) -> dict[str, Any]:
 
 def _align(names: Sequence[str], rows: list[dict[str, str]], width: int) -> list[str]:
     """Header and one line a run; names give way if the line would not fit."""
-    columns = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
+    cells = [list(rows[0]), *(list(row.values()) for row in rows)]
+    columns = column_widths(cells)
     longest = min(MAX_RUN_NAME, max(len(name) for name in names))
     for gap in ("  ", " "):
-        room = width - sum(columns.values()) - len(columns) * len(gap)
+        room = width - sum(columns) - len(columns) * len(gap)
         if room >= longest:
             break
     left = max(3, min(longest, room))
-    lines = ["run".ljust(left) + "".join(gap + key.rjust(size) for key, size in columns.items())]
-    for name, row in zip(names, rows, strict=True):
-        cells = "".join(gap + row[key].rjust(size) for key, size in columns.items())
-        lines.append(clip(name, left).ljust(left) + cells)
-    return lines
+    first = ["run", *(clip(name, left) for name in names)]
+    table = [[name, *row] for name, row in zip(first, cells, strict=True)]
+    return align(table, widths=[left, *columns], gap=gap)
 
 
 def _notes(summaries: Sequence[dict[str, Any]], common: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from sparsecl.metrics.columns import align, column_widths
 from sparsecl.metrics.interference import Interference, Matrix
 
 COLUMNS = (
@@ -87,31 +88,20 @@ def scaled(matrix: Matrix) -> Matrix:
 def table(title: str, names: Sequence[str], matrix: Matrix, form: str = "{:.4f}") -> str:
     """Aligned text with names at both sides."""
     cells = [[form.format(value) for value in row] for row in matrix]
-    columns = [max(len(name), *(len(row[i]) for row in cells)) for i, name in enumerate(names)]
-    left = max(map(len, names))
-    head = "  ".join(f"{name:>{width}}" for name, width in zip(names, columns, strict=True))
-    lines = [title, f"  {'':<{left}}  {head}"]
-    for name, row in zip(names, cells, strict=True):
-        body = "  ".join(f"{cell:>{width}}" for cell, width in zip(row, columns, strict=True))
-        lines.append(f"  {name:<{left}}  {body}")
-    return "\n".join(lines)
+    rows = [["", *names], *([name, *row] for name, row in zip(names, cells, strict=True))]
+    return "\n".join([title, *(f"  {line}" for line in align(rows))])
 
 
 def side_by_side(found: Sequence[tuple[str, Interference]]) -> str:
     """One line for each checkpoint: density, means over pairs of domains, share of logits moved."""
-    left = max(len(name) for name, _ in found)
-    head = " ".join(f"{title:>10}" for title, _, _ in COLUMNS)
-    lines = [
-        "Means over pairs of different domains; d loss and KL in nats per token",
-        f"{'':<{left}} {'density':>8} {head} {'logits':>7}",
-    ]
+    rows = [["", "density", *(title for title, _, _ in COLUMNS), "logits"]]
     for name, one in found:
         values = [
             "-" if one.means.get(key) is None else form.format(one.means[key])
             for _, key, form in COLUMNS
         ]
-        cells = " ".join(f"{value:>10}" for value in values)
-        lines.append(
-            f"{name:<{left}} {one.density.masked:>8.5f} {cells} {one.single_weight.logits:>7.4f}"
-        )
-    return "\n".join(lines)
+        ends = f"{one.density.masked:.5f}", f"{one.single_weight.logits:.4f}"
+        rows.append([name, ends[0], *values, ends[1]])
+    widths = [column_widths(rows)[0], 8, *[10] * len(COLUMNS), 7]
+    title = "Means over pairs of different domains; d loss and KL in nats per token"
+    return "\n".join([title, *align(rows, widths=widths, gap=" ")])

@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from sparsecl.metrics.columns import align
 from sparsecl.metrics.forgetting import MIN_IMPROVEMENT, exposed_rows
 from sparsecl.metrics.matrix import OTHER_DOMAIN, ResultMatrix
 from sparsecl.metrics.passes import number_text
@@ -232,16 +233,12 @@ def _blocks(
     per_block = max(1, (width - left) // cell)
     lines: list[str] = []
     for start in range(0, len(names), per_block):
-        part = slice(start, start + per_block)
-
-        def line(label: str, texts: list[str], part: slice = part) -> str:
-            return (label.ljust(left) + "".join(t.rjust(cell) for t in texts[part])).rstrip()
-
-        lines += [""] if start else []
-        lines.append(line("", names))
-        lines += [line(label, row) for label, row in zip(labels, rows, strict=True)]
-        lines.append("-" * (left + cell * len(names[part]) - 1))
-        lines += [line(label, texts) for label, texts in foot]
+        whole = [("", names), *zip(labels, rows, strict=True), *foot]
+        table = [[label, *texts[start : start + per_block]] for label, texts in whole]
+        widths = [left, *[cell] * (len(table[0]) - 1)]
+        block = align(table, widths=widths, gap="")
+        block.insert(1 + len(labels), "-" * (sum(widths) - 1))
+        lines += [*([""] if start else []), *block]
     return lines
 
 

@@ -86,7 +86,8 @@ def about_card(head: str) -> str:
   is averaged: brighter is denser.
 - The page CUSTOM SCALARS has the same curves by subject: learning, forgetting, speed, time, memory,
   health; in a chart of all domains the colour is the run and the symbol the domain. With many runs
-  the settings *Ignore outliers* hide the run that forgets most: untick them. `performance/...`, `time/...` and `memory/...` are over the steps since the point before;
+  the setting *Ignore outliers* hides the run that forgets most: untick it.
+- `performance/...`, `time/...` and `memory/...` are over the steps since the point before;
   `time/goodput` is the share of the wall time since the first start that trained.
 - To compare runs, start TensorBoard on the folder that holds their folders. One card
   `validation_bits_per_byte/DOMAIN` then has that domain in all runs, HPARAMS one row per run.

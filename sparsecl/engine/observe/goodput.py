@@ -24,9 +24,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from sparsecl.errors import UserError
+from sparsecl.errors import UserError, warn
 from sparsecl.files import writing
-from sparsecl.errors import warn
 from sparsecl.log import RecordFile
 from sparsecl.opening import read_plain
 from sparsecl.seal import Extent, sealed_lines

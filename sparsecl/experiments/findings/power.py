@@ -12,6 +12,7 @@ import numpy as np
 from sparsecl.experiments.findings.collect import Study
 from sparsecl.experiments.findings.compare import Contrast
 from sparsecl.experiments.study.measures import MEASURES
+from sparsecl.metrics.columns import align
 from sparsecl.metrics.power import POWER, detectable, fewest_seeds, seeds_for, upper_sd
 from sparsecl.metrics.table import number
 
@@ -141,11 +142,7 @@ def _table(powers: Sequence[ContrastPower]) -> list[str]:
         numbers = number(one.sd, 4), number(one.detectable, 4)
         counts = ("-" if n is None else f"{n:,}" for n in (one.seeds, one.seeds_if_wider))
         rows.append((name, str(one.num_seeds), *numbers, *counts))
-    widths = [max(len(row[k]) for row in rows) for k in range(len(head))]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
-        for row in rows
-    ]
+    return align(rows)
 
 
 def _spread(study: Study, contrast: Contrast) -> tuple[float | None, int]:

@@ -7,6 +7,7 @@ from sparsecl.experiments.findings.compare import Comparison, Contrast, Figure, 
 from sparsecl.experiments.findings.frontier import families, family_contrasts, frontier_text
 from sparsecl.experiments.study.measures import MEASURES
 from sparsecl.metrics.bootstrap import MIN_SEEDS
+from sparsecl.metrics.columns import align, column_widths
 from sparsecl.metrics.table import WIDTH, clip, number
 
 MAX_ARM = 24
@@ -67,15 +68,8 @@ def _table(study: Study, comparison: Comparison) -> list[str]:
         p = "-" if test is None else p_text(test)
         interval = [_interval(figure)] if shown else []
         rows.append([clip(arm.name, MAX_ARM), done, _mean(figure), *interval, *means, p])
-    widths = [max(len(row[k]) for row in rows) for k in range(len(names))]
-    gap = "  " if sum(widths) + 2 * len(widths) <= WIDTH else " "
-    return [_line(row, widths, gap) for row in rows]
-
-
-def _line(row: list[str], widths: list[int], gap: str) -> str:
-    cells = [row[0].ljust(widths[0])]
-    cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-    return gap.join(cells).rstrip()
+    room = WIDTH - sum(column_widths(rows)) - 2 * len(names)
+    return align(rows, gap="  " if room >= 0 else " ")
 
 
 def _mean(figure: Figure) -> str:
