@@ -26,6 +26,9 @@ sigma 0.75), tests/metrics/test_coverage.py:
     10      90  89  84 %          95  96  89 %
     20      92  92  90 %          95  95  91 %
 
+Not scipy.stats.bootstrap: it draws by itself, while several figures stand on one set of draws here,
+seeds may have several orders, and equal draws that differ in the last bit must count as ties.
+
 No interval repairs a skew that few seeds do not show. Nothing here is random by itself: the caller
 hands in the generator.
 """

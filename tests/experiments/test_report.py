@@ -1,13 +1,14 @@
 """The report: every number is that of the run folders, every text of a user is harmless."""
 
 import csv
-import html
 import re
 from dataclasses import fields, replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
+from markupsafe import Markup, escape
 
 from sparsecl.errors import CannotCreateError
 from sparsecl.experiments.findings.collect import collect
@@ -16,7 +17,8 @@ from sparsecl.experiments.findings.trends import Trends, crossovers, trends
 from sparsecl.experiments.plots import lines, points, style
 from sparsecl.experiments.plots.study import study_figures
 from sparsecl.experiments.report import answer, methods, setting, write, write_report
-from sparsecl.experiments.report.page import STYLE
+from sparsecl.experiments.report import page as pieces
+from sparsecl.experiments.report.page import STYLE, Section
 from sparsecl.experiments.report.results import interference_table
 from sparsecl.experiments.report.table import Column, Table, as_csv, as_html, as_latex, shown
 from sparsecl.experiments.report.tables import seeds_table
@@ -230,7 +232,7 @@ def test_text_of_users_is_text_and_nothing_is_fetched(made):
     assert not {"script", "iframe", "img", "link", "b"} & set(page.tags)
     assert "onerror" not in text and "javascript:" not in text
     assert f"Why {HOSTILE}?" in page.text  # all of it, as written
-    assert html.escape(HOSTILE) in text
+    assert str(escape(HOSTILE)) in text
     for link in page.links:
         inside = link.startswith("#") and link[1:] in page.ids
         assert inside or (report / link).is_file(), link
@@ -482,3 +484,30 @@ def test_the_crossover_is_marked_or_denied(tmp_path):
 def test_every_measure_is_defined(made):
     _, report, _ = made
     assert [row["measure"] for row in table(report, "definitions")] == list(MEASURES)
+
+
+EVIL = "<script>alert(1)</script>"
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        pieces.page(EVIL, EVIL, pieces.banner(EVIL, [EVIL]), [Section("a", EVIL, Markup())]),
+        pieces.heading(EVIL) + pieces.strong(EVIL) + pieces.paragraph(EVIL),
+        pieces.bullets([EVIL]) + pieces.facts([(EVIL, EVIL)]) + pieces.listing(EVIL),
+        pieces.fold(EVIL, EVIL),
+        pieces.plot(EVIL, EVIL, ""),
+        pieces.grid(
+            EVIL, EVIL, [EVIL], [[EVIL]], numeric=[False], bad=[], folded=True
+        ),
+        pieces.join([EVIL, pieces.paragraph(EVIL)]),
+    ],
+)  # fmt: skip
+def test_every_piece_of_the_page_escapes_what_it_is_given(made):
+    assert "<script" not in made and "&lt;script&gt;" in made
+
+
+def test_no_html_is_made_by_hand():
+    """It all stands in the template, whose environment escapes."""
+    for path in Path(pieces.__file__).parent.glob("*.py"):
+        assert not re.search(r"</|<[a-z]+[ >]", path.read_text()), path.name

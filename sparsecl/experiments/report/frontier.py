@@ -1,5 +1,7 @@
 """Learning against forgetting over learning rates: the tables of a report."""
 
+from markupsafe import Markup
+
 from sparsecl.experiments.findings.collect import Study
 from sparsecl.experiments.findings.frontier import (
     HEADINGS,
@@ -14,12 +16,12 @@ from sparsecl.experiments.report.table import Cell, Column, Table
 from sparsecl.experiments.report.tables import SEEDS, ends, level_text
 
 
-def words(study: Study, trends: Trends) -> str:
+def words(study: Study, trends: Trends) -> Markup:
     """Where the points come from, or why there are none, as HTML."""
     tuning = study.plan.tuning
     if tuning is None or not tuned_over_rate(study):
         if trends.families:
-            return ""
+            return Markup()
         return paragraph(
             f"No two arms differ in {KEY} alone, so what is said of arms at one rate each may be "
             "an effect of the rate."

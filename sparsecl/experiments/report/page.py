@@ -1,8 +1,15 @@
-"""The page around the sections: one HTML file with its style inside, nothing fetched, no script."""
+"""The page and its pieces: one HTML file with its style inside, nothing fetched, no script.
 
-import html
-from collections.abc import Sequence
+All HTML stands in page.html. A piece is Markup; whatever is no Markup is text, and is escaped.
+"""
+
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 STYLE = """
 :root { color-scheme: light dark;
@@ -67,83 +74,102 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the page; `body` is HTML."""
+    """One part of the page."""
 
     name: str
     """In links."""
     title: str
-    body: str
+    body: Markup
 
 
-def page(title: str, lead: str, banner: str, sections: Sequence[Section]) -> str:
-    """The whole document. `title` and `lead` are text; `banner` is HTML or empty."""
-    links = "\n".join(
-        f'<li><a href="#{part.name}">{html.escape(part.title)}</a></li>' for part in sections
+_TEMPLATE: Any = (
+    Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
     )
-    bodies = "\n".join(
-        f'<section id="{part.name}">\n<h2>{html.escape(part.title)}</h2>\n{part.body}</section>'
-        for part in sections
-    )
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(title)}</title>
-<style>
-{STYLE}
-</style>
-</head>
-<body>
-<h1>{html.escape(title)}</h1>
-<p class="lead">{html.escape(lead)}</p>
-{banner}<nav aria-label="Contents">
-<ol>
-{links}
-</ol>
-</nav>
-{bodies}
-</body>
-</html>
-"""
+    .get_template("page.html")
+    .module
+)
 
 
-def paragraph(text: str) -> str:
-    """Text as a <p>."""
-    return f"<p>{html.escape(text)}</p>\n"
+def page(title: str, lead: str, banner: Markup, sections: Sequence[Section]) -> str:
+    """The whole document."""
+    return str(_TEMPLATE.page(title, lead, banner, sections, Markup(STYLE)))
 
 
-def bullets(lines: Sequence[str]) -> str:
+def join(parts: Iterable[str]) -> Markup:
+    """Pieces of HTML one after the other; text among them is escaped."""
+    return Markup().join(parts)
+
+
+def paragraph(text: str) -> Markup:
+    """Text as a paragraph."""
+    return _TEMPLATE.paragraph(text)
+
+
+def strong(text: str) -> Markup:
+    """A paragraph that must be seen."""
+    return _TEMPLATE.strong(text)
+
+
+def heading(text: str) -> Markup:
+    """A heading inside a section."""
+    return _TEMPLATE.heading(text)
+
+
+def bullets(lines: Sequence[str]) -> Markup:
     """Texts as a list; empty for none."""
-    items = "\n".join(f"<li>{html.escape(line)}</li>" for line in lines)
-    return f"<ul>\n{items}\n</ul>\n" if lines else ""
+    return _TEMPLATE.bullets(lines)
 
 
-def facts(pairs: Sequence[tuple[str, str]]) -> str:
+def facts(pairs: Sequence[tuple[str, str]]) -> Markup:
     """Names and values as a definition list."""
-    rows = "\n".join(
-        f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in pairs
-    )
-    return f"<dl>\n{rows}\n</dl>\n"
+    return _TEMPLATE.facts(pairs)
 
 
-def fold(title: str, body: str) -> str:
+def fold(title: str, body: str) -> Markup:
     """HTML that is shown when the reader asks for it; empty stays empty."""
-    if not body:
-        return ""
-    return f"<details>\n<summary>{html.escape(title)}</summary>\n{body}</details>\n"
+    return _TEMPLATE.fold(title, body)
 
 
-def listing(title: str, text: str) -> str:
-    """A long text, folded."""
-    return fold(title, f"<pre>{html.escape(text)}</pre>\n")
+def listing(text: str) -> Markup:
+    """Text whose lines stay as they are."""
+    return _TEMPLATE.listing(text)
 
 
-def plot(name: str, caption: str, drawing: str) -> str:
-    """An inline <svg> with its caption and the files beside the page."""
-    links = " ".join(f'<a href="figures/{name}.{kind}">{kind}</a>' for kind in ("pdf", "png"))
-    return (
-        f'<figure id="figure-{name}">\n<figcaption>{html.escape(caption)} '
-        f'<span class="files">{links}</span></figcaption>\n'
-        f"{drawing}\n</figure>\n"
-    )
+def banner(lead: str, lines: Sequence[str]) -> Markup:
+    """A warning above everything."""
+    return _TEMPLATE.banner(lead, lines)
+
+
+def plot(name: str, caption: str, drawing: str) -> Markup:
+    """A drawing with its caption and the files beside the page.
+
+    Args:
+        drawing: HTML, as matplotlib makes it.
+    """
+    return _TEMPLATE.plot(name, caption, Markup(drawing))
+
+
+def grid(
+    name: str,
+    caption: str,
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    numeric: Sequence[bool],
+    bad: Sequence[str],
+    folded: bool,
+) -> Markup:
+    """A table in a box that scrolls by itself on a narrow window.
+
+    Args:
+        numeric: of each column.
+        bad: cells that must be seen.
+        folded: the rows are shown when the reader asks for them.
+    """
+    return _TEMPLATE.table(name, caption, headings, rows, numeric, bad, folded)

@@ -3,13 +3,23 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from markupsafe import Markup
+
 from sparsecl.experiments.findings.collect import Study, pairing_problems
 from sparsecl.experiments.findings.compare import Comparison
 from sparsecl.experiments.findings.frontier import frontier_text
 from sparsecl.experiments.findings.trends import Trends
 from sparsecl.experiments.report import answer, frontier, results, setting, tables, tuning
 from sparsecl.experiments.report.methods import flags_table, told_table
-from sparsecl.experiments.report.page import Section, bullets, fold, paragraph
+from sparsecl.experiments.report.page import (
+    Section,
+    bullets,
+    fold,
+    heading,
+    join,
+    paragraph,
+    strong,
+)
 from sparsecl.experiments.report.table import Table, as_html
 from sparsecl.experiments.study.measures import MEASURES
 from sparsecl.metrics.bootstrap import MIN_BOOTSTRAP, MIN_SEEDS
@@ -24,21 +34,21 @@ class Material:
     study: Study
     comparison: Comparison
     trends: Trends
-    plots: Mapping[str, str]
-    """Figure name -> HTML."""
+    plots: Mapping[str, Markup]
+    """By name of the figure."""
     tables: dict[str, Table] = field(default_factory=dict)
     """Filled by `table`: every table of the page is written as CSV and LaTeX too."""
 
-    def table(self, table: Table | None, *, folded: bool = False) -> str:
+    def table(self, table: Table | None, *, folded: bool = False) -> Markup:
         """A table as HTML; nothing if it has no rows."""
         if table is None or not table.rows:
-            return ""
+            return Markup()
         self.tables[table.name] = table
         return as_html(table, folded=folded)
 
-    def plot(self, name: str) -> str:
+    def plot(self, name: str) -> Markup:
         """A figure as HTML; nothing if there was nothing to draw."""
-        return self.plots.get(name, "")
+        return self.plots.get(name, Markup())
 
 
 def sections(material: Material) -> list[Section]:
@@ -51,7 +61,7 @@ def sections(material: Material) -> list[Section]:
     return made
 
 
-def _question(m: Material) -> str:
+def _question(m: Material) -> Markup:
     study, analysis = m.study, m.study.plan.analysis
     primary = MEASURES[analysis.metrics[0]]
     planned = [f"{c.arm} minus {c.against}" for c in study.plan.contrasts()]
@@ -66,7 +76,7 @@ def _question(m: Material) -> str:
             f", unless the interval of the difference lies within {margin:g} {primary.unit} of 0: "
             "then the arms are equivalent for all that was asked"
         )
-    return "".join(
+    return join(
         (
             paragraph(study.plan.question or "The study file states no question."),
             paragraph(
@@ -80,11 +90,11 @@ def _question(m: Material) -> str:
     )
 
 
-def _answer(m: Material) -> str:
+def _answer(m: Material) -> Markup:
     over_rates = frontier_text(m.trends.family_contrasts)
-    return "".join(
+    return join(
         (
-            f"<p><strong>{paragraph(answer.headline(m.study, m.comparison))[3:-5]}</strong></p>\n",
+            strong(answer.headline(m.study, m.comparison)),
             bullets(answer.sentences(m.study, m.comparison)),
             *([paragraph("Learning rates taken out (not planned):")] if over_rates else []),
             bullets(over_rates),
@@ -93,9 +103,9 @@ def _answer(m: Material) -> str:
     )
 
 
-def _setting(m: Material) -> str:
+def _setting(m: Material) -> Markup:
     problems = pairing_problems(m.study)
-    pairing = "<h3>Pairing</h3>\n" + (
+    pairing = heading("Pairing") + (
         paragraph("Runs of one seed are not equal where they must be:") + bullets(problems)
         if problems
         else paragraph("Runs of one seed have the same data and tokenizer digests.")
@@ -109,8 +119,8 @@ def _setting(m: Material) -> str:
     )
 
 
-def _runs(m: Material) -> str:
-    return "".join(
+def _runs(m: Material) -> Markup:
+    return join(
         map(
             m.table,
             (
@@ -122,16 +132,16 @@ def _runs(m: Material) -> str:
     )
 
 
-def _tuning(m: Material) -> str:
+def _tuning(m: Material) -> Markup:
     found = m.study.plan.tuning
     if found is None:
-        return ""
+        return Markup()
     taken, curves = tuning.taken_table(found), tuning.curves_table(found)
     body = tuning.words(found) + m.plot("tuning") + m.table(taken) + m.table(curves, folded=True)
     return body + m.table(tuning.trials_table(found, m.trends.trials), folded=True)
 
 
-def _figures(m: Material) -> str:
+def _figures(m: Material) -> Markup:
     if not m.study.counts()["done"]:
         return paragraph("No run is finished.")
     metrics = dict.fromkeys([*m.study.plan.analysis.metrics, "learned_loss"])
@@ -139,17 +149,17 @@ def _figures(m: Material) -> str:
     made += [m.table(tables.measure_table(m.study, m.comparison, metric)) for metric in metrics]
     made += [m.table(tables.means_table(m.study, m.comparison))]
     made += [m.table(tables.seeds_table(m.study), folded=True)]
-    return "".join(made)
+    return join(made)
 
 
-def _many_passes(m: Material) -> list[str]:
+def _many_passes(m: Material) -> list[Markup]:
     """What a reader should know of text that was read too often; once for the whole study."""
     found = (planned_often(r.records) for r in m.study.results if r.records is not None)
     lines = dict.fromkeys(line for run in found for line in run)
     return [bullets(list(lines))]
 
 
-def _tests(m: Material) -> str:
+def _tests(m: Material) -> Markup:
     text = paragraph(
         "p: sign-flip permutation test of the paired differences, exact up to 20 seeds; for "
         "unpaired arms a permutation test of the two groups; none where that number of seeds could "
@@ -164,14 +174,14 @@ def _tests(m: Material) -> str:
     secondary = m.table(results.contrasts_table(m.study, m.comparison, "secondary"))
     if not primary:
         return paragraph("The plan has no contrast.")
-    more = f"<h3>Secondary measures</h3>\n{secondary}" if secondary else ""
-    return f"{text}<h3>Primary measure</h3>\n{primary}{more}"
+    more = heading("Secondary measures") + secondary if secondary else Markup()
+    return text + heading("Primary measure") + primary + more
 
 
-def _orders(m: Material) -> str:
+def _orders(m: Material) -> Markup:
     orders = m.study.plan.orders
     if not orders:
-        return ""
+        return Markup()
     lines = [f"{name}: {', '.join(order)}" for name, order in orders.items()]
     return (
         paragraph("Every seed was run in each of these orders, and counts with the mean over them:")
@@ -180,8 +190,8 @@ def _orders(m: Material) -> str:
     )
 
 
-def _controls(m: Material) -> str:
-    body = "".join(
+def _controls(m: Material) -> Markup:
+    body = join(
         map(
             m.table,
             (
@@ -194,46 +204,46 @@ def _controls(m: Material) -> str:
     return body or paragraph("The study has no controls.")
 
 
-def _matrices(m: Material) -> str:
-    numbers = "".join(map(m.table, tables.matrix_tables(m.study)))
+def _matrices(m: Material) -> Markup:
+    numbers = join(map(m.table, tables.matrix_tables(m.study)))
     body = m.plot("matrices") + fold("The means to four digits", numbers)
     return body or paragraph("No run is finished.")
 
 
-def _curves(m: Material) -> str:
+def _curves(m: Material) -> Markup:
     return m.plot("curves") + m.plot("level") or paragraph("No run is finished.")
 
 
-def _crossover(m: Material) -> str:
+def _crossover(m: Material) -> Markup:
     body = m.plot("crossover") + m.plot("core")
     table = m.table(results.crossover_table(m.study, m.trends))
     return body + table or paragraph("There is no arm beside the reference.")
 
 
-def _pareto(m: Material) -> str:
+def _pareto(m: Material) -> Markup:
     body = m.plot("pareto") + m.table(results.pareto_table(m.trends))
     return body or paragraph("Fewer than two arms have finished runs of the same seeds.")
 
 
-def _frontier(m: Material) -> str:
+def _frontier(m: Material) -> Markup:
     body = frontier.words(m.study, m.trends) + m.plot("frontier") + m.plot("movement")
     body += m.table(frontier.families_table(m.trends))
     return body + m.table(frontier.frontier_table(m.study, m.trends))
 
 
-def _density(m: Material) -> str:
+def _density(m: Material) -> Markup:
     body = m.plot("density") + m.table(results.density_table(m.study, m.trends))
     return body or paragraph(
         "No three arms differ in density alone, so no relation with density can be fitted."
     )
 
 
-def _optima(m: Material) -> str:
+def _optima(m: Material) -> Markup:
     body = m.plot("optima") + m.table(results.optima_table(m.study, m.trends))
     return body or paragraph("The study has one size of the model.")
 
 
-def _interference(m: Material) -> str:
+def _interference(m: Material) -> Markup:
     body = m.plot("interference") + m.table(results.interference_table(m.trends))
     body += bullets([f"Cannot be read: {text}" for text in m.trends.interference_problems])
     return body or paragraph(
@@ -241,21 +251,21 @@ def _interference(m: Material) -> str:
     )
 
 
-def _plasticity(m: Material) -> str:
+def _plasticity(m: Material) -> Markup:
     table = m.table(results.plasticity_table(m.study), folded=True)
     body = m.plot("plasticity") + table
     return body or paragraph("Not measured: no finished run has a plasticity panel.")
 
 
-def _methods(m: Material) -> str:
+def _methods(m: Material) -> Markup:
     return m.table(flags_table(m.study)) + m.table(told_table(m.study))
 
 
-def _cost(m: Material) -> str:
+def _cost(m: Material) -> Markup:
     return m.plot("cost") + m.table(tables.cost_table(m.study, m.comparison))
 
 
-def _definitions(m: Material) -> str:
+def _definitions(m: Material) -> Markup:
     figures = m.comparison.figures.values()
     known = any(figure.estimate is not None and figure.estimate.t for figure in figures)
     return m.table(tables.definitions_table()) + bullets([*DEFINITIONS, *INTERVALS[: int(known)]])
@@ -291,11 +301,11 @@ INTERVALS = (
 )
 
 
-def _repeat(m: Material) -> str:
+def _repeat(m: Material) -> Markup:
     return setting.repeat(m.study)
 
 
-SECTIONS: tuple[tuple[str, str, Callable[[Material], str]], ...] = (
+SECTIONS: tuple[tuple[str, str, Callable[[Material], Markup]], ...] = (
     ("question", "Question and hypothesis", _question),
     ("answer", "Answer in short", _answer),
     ("setting", "Setting", _setting),

@@ -1,12 +1,14 @@
 """What was run, on what, with which code: everything of a report that is not a result."""
 
-import html
 import json
 from collections import Counter
 from typing import Any
 
+from markupsafe import Markup
+
 from sparsecl.experiments.findings.collect import Study
-from sparsecl.experiments.report.page import bullets, facts, listing, paragraph
+from sparsecl.experiments.report import page
+from sparsecl.experiments.report.page import bullets, facts, fold, heading, listing, paragraph
 from sparsecl.experiments.report.table import Cell, Column, Table
 from sparsecl.experiments.study.study_plan import arm_config
 from sparsecl.opening import read_plain
@@ -15,19 +17,19 @@ SHOWN_DIGITS = 16
 """Of a sha256, enough to see that two are equal; the CSV has all."""
 
 
-def banner(study: Study) -> str:
-    """HTML that names every run without a result; empty if all are done."""
+def banner(study: Study) -> Markup:
+    """Names every run without a result; empty if all are done."""
     counts = study.counts()
     if counts["done"] == len(study.results):
-        return ""
+        return Markup()
     texts = [f"{counts['done']} of {len(study.results)} runs are done"]
     texts += [f"{counts[name]} {name}" for name in ("failed", "begun", "missing") if counts[name]]
     failed = [f"{r.run.name}: {r.reason}" for r in study.results if r.status == "failed"]
-    lead = html.escape(", ".join(texts) + ". Averages are over the runs that are done.")
-    return f'<div class="banner" role="note">\n<p>{lead}</p>\n{bullets(failed)}</div>\n'
+    lead = ", ".join(texts) + ". Averages are over the runs that are done."
+    return page.banner(lead, failed)
 
 
-def plan_facts(study: Study) -> str:
+def plan_facts(study: Study) -> Markup:
     """The plan in a few lines."""
     plan = study.plan
     return facts(
@@ -44,7 +46,7 @@ def plan_facts(study: Study) -> str:
     )
 
 
-def differences(study: Study) -> str:
+def differences(study: Study) -> Markup:
     """What sets each arm apart from the reference."""
     lines = [
         f"{arm.name}: {'; '.join(arm.differences) or 'as the reference'}"
@@ -52,10 +54,10 @@ def differences(study: Study) -> str:
         if not study.plan.is_reference(arm)
     ]
     if not lines:
-        return ""
+        return Markup()
     of_its_size = " of its size" if study.plan.sizes() else ""
     head = paragraph(f"What differs from the reference{of_its_size}, and nothing else does:")
-    return f"<h3>Arms</h3>\n{head}{bullets(lines)}"
+    return heading("Arms") + head + bullets(lines)
 
 
 def digests_table(study: Study) -> Table:
@@ -82,15 +84,15 @@ def digests_table(study: Study) -> Table:
     return Table(name="digests", caption=caption, columns=columns, rows=tuple(rows))
 
 
-def base_config(study: Study) -> str:
+def base_config(study: Study) -> Markup:
     """The resolved run config of the reference, folded."""
     file = arm_config(study.folder, study.plan.analysis.reference)
     try:
         text = read_plain(file).decode("utf-8", "replace")
     except OSError:
-        return ""
+        return Markup()
     title = f"Run config of {study.plan.analysis.reference}, seed {study.plan.seeds[0]}"
-    return listing(title, text)
+    return fold(title, listing(text))
 
 
 def origins(study: Study) -> list[tuple[str, str]]:
@@ -112,7 +114,7 @@ def origins(study: Study) -> list[tuple[str, str]]:
     return pairs
 
 
-def repeat(study: Study) -> str:
+def repeat(study: Study) -> Markup:
     """Commands, commits and versions."""
     pairs = origins(study)
     commits = sum(name == "commit" for name, _ in pairs)
@@ -120,11 +122,10 @@ def repeat(study: Study) -> str:
     warning = (
         paragraph("Runs were made with unequal code or packages: compare with care.")
         if mixed
-        else ""
+        else Markup()
     )
-    command = html.escape(study.plan.command)
     return (
-        f"<pre>{command}\npython tools/report.py STUDY_DIR</pre>\n"
+        listing(f"{study.plan.command}\npython tools/report.py STUDY_DIR")
         + warning
         + facts(pairs)
         + paragraph(

@@ -1,11 +1,13 @@
 """One table, three ways to write it: HTML for the page, CSV for machines, LaTeX for a paper."""
 
 import csv
-import html
 import io
 import re
 from dataclasses import dataclass
 
+from markupsafe import Markup
+
+from sparsecl.experiments.report.page import grid
 from sparsecl.metrics.table import number
 
 Cell = str | int | float | None
@@ -85,38 +87,11 @@ def face(table: Table) -> tuple[list[Column], list[list[str]], list[bool]]:
     return columns, rows, numeric
 
 
-def as_html(table: Table, *, folded: bool = False) -> str:
-    """A <figure> with the table in a box that scrolls by itself on a narrow window.
-
-    Args:
-        folded: the rows are shown when the reader asks for them.
-    """
+def as_html(table: Table, *, folded: bool = False) -> Markup:
+    """The table on the page; see page.grid."""
     columns, rows, numeric = face(table)
-    kinds = [' class="number"' if is_number else "" for is_number in numeric]
-    head = "".join(
-        f"<th{kind}>{html.escape(column.heading)}</th>"
-        for column, kind in zip(columns, kinds, strict=True)
-    )
-    body = "\n".join(f"<tr>{_cells(row, kinds)}</tr>" for row in rows)
-    grid = (
-        f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n'
-        f"<tbody>\n{body}\n</tbody></table></div>\n"
-    )
-    if folded:
-        grid = f"<details>\n<summary>{len(rows)} rows</summary>\n{grid}</details>\n"
-    return (
-        f'<figure class="table" id="table-{html.escape(table.name)}">\n'
-        f"<figcaption>{html.escape(table.caption)} {_files(table.name)}</figcaption>\n"
-        f"{grid}</figure>\n"
-    )
-
-
-def _cells(row: list[str], kinds: list[str]) -> str:
-    bad = ' class="bad"'
-    return "".join(
-        f"<td{bad if text in BAD else kind}>{html.escape(text)}</td>"
-        for text, kind in zip(row, kinds, strict=True)
-    )
+    headings = [column.heading for column in columns]
+    return grid(table.name, table.caption, headings, rows, numeric=numeric, bad=BAD, folded=folded)
 
 
 BAD = ("failed", "begun", "missing")
@@ -126,11 +101,6 @@ BAD = ("failed", "begun", "missing")
 def file_name(text: str) -> str:
     """A name that is safe in a path and in a link."""
     return re.sub(r"[^A-Za-z0-9_.-]", "_", text)
-
-
-def _files(name: str) -> str:
-    links = (f'<a href="tables/{name}.{kind}">{kind}</a>' for kind in ("csv", "tex"))
-    return f'<span class="files">{" ".join(links)}</span>'
 
 
 def as_csv(table: Table) -> str:

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 
+from markupsafe import Markup
+
 from sparsecl.experiments.findings.collect import Study
-from sparsecl.experiments.report.page import paragraph
+from sparsecl.experiments.report.page import join, paragraph
 from sparsecl.experiments.report.table import Cell, Column, Table
 from sparsecl.experiments.report.tables import measure_cells, measure_columns
 from sparsecl.experiments.study.measures import MEASURES
@@ -11,7 +13,7 @@ from sparsecl.experiments.study.trials import trial_name
 from sparsecl.experiments.study.tune import TunedArm, Tuning
 
 
-def words(tuning: Tuning) -> str:
+def words(tuning: Tuning) -> Markup:
     """What was done, as HTML."""
     asked, found = tuning.config, MEASURES[tuning.config.by]
     trials = len(tuning.arms[0].trials) if tuning.arms else 0
@@ -26,7 +28,7 @@ def words(tuning: Tuning) -> str:
         "equal_parameters and stopped_early those of the reference.",
         *(f"{note[0].upper()}{note[1:]}." for note in tuning.notes),
     ]
-    return "".join(map(paragraph, lines))
+    return join(map(paragraph, lines))
 
 
 def taken_table(tuning: Tuning) -> Table:

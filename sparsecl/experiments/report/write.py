@@ -8,6 +8,8 @@ tables/NAME.csv      full precision; and .tex, for booktabs
 import os
 from pathlib import Path
 
+from markupsafe import Markup
+
 from sparsecl.errors import CannotCreateError
 from sparsecl.experiments.findings.collect import Study
 from sparsecl.experiments.findings.compare import compare
@@ -73,7 +75,7 @@ def _fill(study: Study, folder: Path) -> None:
         _table(table, folder / "tables")
 
 
-def _figure(item: StudyFigure, folder: Path) -> str:
+def _figure(item: StudyFigure, folder: Path) -> Markup:
     """Write PDF and PNG; return the figure for the page."""
     save_png(item.figure, folder / f"{item.name}.png")
     save_pdf(item.figure, folder / f"{item.name}.pdf")
