@@ -27,7 +27,10 @@ def check_bounds(instance: Any) -> None:
 
 def bounds_text(tp: Any) -> str:
     """For example ">= 0 and < 1"; empty for a type without bounds."""
-    return " and ".join(f"{sign} {bound:g}" for sign, bound, _ in _bounds(tp))
+    return " and ".join(
+        f"{sign} {bound if isinstance(bound, int) else format(bound, 'g')}"
+        for sign, bound, _ in _bounds(tp)
+    )
 
 
 def _bounds(tp: Any) -> list[tuple[str, Any, Any]]:

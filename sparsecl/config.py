@@ -453,7 +453,8 @@ def _describe(cls: type, key: str, base: Any) -> Iterator[FieldHelp]:
             required = default is dataclasses.MISSING
             shown = "required" if required else json.dumps(to_dict(default))
             bounds = bounds_text(bounded[field.name])
-            text = f"{_type_text(tp)} {bounds}" if bounds else _type_text(tp)
+            number, null, _ = _type_text(tp).partition(" or null")
+            text = f"{number} {bounds}{null}" if bounds else _type_text(tp)
             yield FieldHelp(name, text, shown, texts.get(field.name, ""))
 
 

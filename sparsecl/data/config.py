@@ -5,8 +5,11 @@ A domain is one source of text; the order of `domains` is the order of the phase
 
 import re
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Ge, Gt, Le, Lt
+
+from sparsecl.bounds import check_bounds
 from sparsecl.config import younger
 
 INSTALLED_DOMAINS = ("code", "math", "manual", "legal", "dialogue")
@@ -43,10 +46,11 @@ class TokenizerConfig:
     model: str | None = None
     """A trained SentencePiece .model file to use as it is, instead of training one."""
 
-    train_bytes: int = 20_000_000
+    train_bytes: Annotated[int, Ge(1)] = 20_000_000
     """Bytes of training text taken from each domain to train it, spread over the domain."""
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         # 256 byte pieces, unknown and end-of-text are always there.
         if self.kind == "sentencepiece" and self.vocab_size < 259:
             raise ValueError(
@@ -62,8 +66,6 @@ class TokenizerConfig:
             raise ValueError(
                 f"path={self.path!r} has no meaning with kind: {self.kind}; it belongs to kind: hf"
             )
-        if self.train_bytes < 1:
-            raise ValueError(f"train_bytes must be >= 1 byte, got {self.train_bytes}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,29 +75,26 @@ class SyntheticConfig:
     kind: Literal["markov", "grammar"] = "markov"
     """markov: chain over single letters. grammar: sentences of three dependent random words."""
 
-    num_symbols: int = 16
+    num_symbols: Annotated[int, Ge(2), Le(62)] = 16
     """Letters of the chain (2 to 62), or words to choose from at each place of the grammar."""
 
-    order: int = 1
+    order: Annotated[int, Ge(1)] = 1
     """Number of earlier letters that the next one depends on (markov only)."""
 
-    concentration: float = 0.3
+    concentration: Annotated[float, Gt(0)] = 0.3
     """Dirichlet parameter of every conditional distribution; smaller is more predictable."""
 
-    train_tokens: int = 200_000
+    train_tokens: Annotated[int, Ge(2), Le(100_000_000)] = 200_000
     """Characters of training text; one character is one token under kind: bytes."""
 
-    validation_tokens: int = 20_000
+    validation_tokens: Annotated[int, Ge(2), Le(100_000_000)] = 20_000
     """Characters of validation text."""
 
     seed: int | None = 0
     """Seed of the source, joined with the domain's name; null: the seed of the run."""
 
     def __post_init__(self) -> None:
-        if not 2 <= self.num_symbols <= 62:
-            raise ValueError(f"num_symbols must be in 2..62, got {self.num_symbols}")
-        if self.order < 1:
-            raise ValueError(f"order must be >= 1, got {self.order}")
+        check_bounds(self)
         if self.kind == "grammar" and self.order != 1:
             raise ValueError(f"order={self.order} has no meaning with kind: grammar; leave it out")
         # The stationary distribution needs a table row for each context.
@@ -104,11 +103,6 @@ class SyntheticConfig:
                 f"order={self.order} with num_symbols={self.num_symbols} has "
                 f"{self.num_symbols**self.order} contexts; at most 4096 are supported"
             )
-        if not 0.0 < self.concentration < float("inf"):
-            raise ValueError(f"concentration must be > 0, got {self.concentration}")
-        for key in ("train_tokens", "validation_tokens"):
-            if not 2 <= getattr(self, key) <= 100_000_000:
-                raise ValueError(f"{key} must be in 2..100000000, got {getattr(self, key)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +162,7 @@ class DomainConfig:
     synthetic: SyntheticConfig | None = None
     """synthetic: the source's parameters; null: the defaults."""
 
-    max_train_bytes: int | None = None
+    max_train_bytes: Annotated[int | None, Ge(1)] = None
     """Stop reading after this many bytes of training text; null: read all of it."""
 
     def __post_init__(self) -> None:
@@ -188,8 +182,7 @@ class DomainConfig:
                     f"it belongs to source: {' or '.join(allowed)}"
                 )
         self._check_source()
-        if self.max_train_bytes is not None and self.max_train_bytes < 1:
-            raise ValueError(f"max_train_bytes must be >= 1 byte, got {self.max_train_bytes}")
+        check_bounds(self)
 
     def _check_source(self) -> None:
         if "train" in SOURCE_KEYS[self.source] and not self.train:
@@ -219,15 +212,16 @@ class DataConfig:
     cache_dir: str = ".cache/sparsecl"
     """Folder for prepared data, relative to the current folder; safe to delete or to share."""
 
-    validation_share: float = 0.05
+    validation_share: Annotated[float, Gt(0), Lt(1)] = 0.05
     """Share of documents held out where a domain gives no validation text of its own; of a domain
     of one document, of its bytes: the tail."""
 
-    max_document_bytes: int = 1_000_000
+    # A lower bound keeps the cut from falling inside a word; the upper one fits uint32 lengths.
+    max_document_bytes: Annotated[int, Ge(1_000), Le(1_000_000_000)] = 1_000_000
     """Longer documents are cut at a line end; each piece counts as a document, all of them lie on
     one side."""
 
-    workers: int = 0
+    workers: Annotated[int, Ge(0), Le(256)] = 0
     """Processes that tokenise; 0: as many as the CPU cores, at most 4."""
 
     def __post_init__(self) -> None:
@@ -239,12 +233,4 @@ class DataConfig:
             raise ValueError(f"domains has the name {repeated[0]!r} twice; names must differ")
         if not self.cache_dir:
             raise ValueError("cache_dir is empty; give a folder")
-        if not 0.0 < self.validation_share < 1.0:
-            raise ValueError(f"validation_share must be in (0, 1), got {self.validation_share}")
-        # A lower bound keeps the cut from falling inside a word; the upper one fits uint32 lengths.
-        if not 1_000 <= self.max_document_bytes <= 1_000_000_000:
-            raise ValueError(
-                f"max_document_bytes must be in 1000..1000000000, got {self.max_document_bytes}"
-            )
-        if not 0 <= self.workers <= 256:
-            raise ValueError(f"workers must be in 0..256, got {self.workers}")
+        check_bounds(self)

@@ -1,8 +1,11 @@
 """The run config: every part's own config joined, and nothing else."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Ge, Gt, Lt
+
+from sparsecl.bounds import check_bounds
 from sparsecl.data.config import DataConfig, TokenizerConfig
 from sparsecl.engine.speed_config import SpeedConfig
 from sparsecl.methods.config import MethodsConfig
@@ -28,7 +31,7 @@ class PhasesConfig:
     stages: tuple[StageConfig, ...] = (StageConfig(),)
     """The stages of every phase, in order."""
 
-    patience: int = 0
+    patience: Annotated[int, Ge(0)] = 0
     """First phase only: end it after this many evaluations of its domain without improvement
     (0 = off; needs eval.every). Its steps or tokens are then the upper limit."""
 
@@ -44,7 +47,7 @@ class PhasesConfig:
     """Train all phases as one: the sequences that they would read one after the other, shuffled.
     The upper bound of learning in sequence."""
 
-    offset: int = 0
+    offset: Annotated[int, Ge(0)] = 0
     """What the first phase is numbered in the names of random streams. A domain trained alone
     reads with it what it reads in the sequence."""
 
@@ -52,6 +55,7 @@ class PhasesConfig:
     """At a phase border: keep the optimizer's moments, or start them at zero."""
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         if self.steps is not None and self.tokens is not None:
             raise ValueError("steps and tokens are both given; give one of them")
         for name in ("steps", "tokens"):
@@ -61,10 +65,6 @@ class PhasesConfig:
                 raise ValueError(f"{name} must be >= 1, got {value}")
         if not self.stages or abs(sum(stage.share for stage in self.stages) - 1.0) > 1e-6:
             raise ValueError("stages: the shares must add up to 1")
-        if self.patience < 0:
-            raise ValueError(f"patience must be >= 0 evaluations, got {self.patience}")
-        if self.offset < 0:
-            raise ValueError(f"offset must be >= 0 phases, got {self.offset}")
         if self.joint and (self.patience or self.until_loss is not None):
             raise ValueError(
                 "joint has one phase of all domains: patience and until_loss, which watch one "
@@ -76,53 +76,41 @@ class PhasesConfig:
 class BatchConfig:
     """Sizes of a batch, in sequences of `model.context` tokens."""
 
-    sequences: int = 16
+    sequences: Annotated[int, Ge(1)] = 16
     """Global sequences per optimizer step."""
 
-    micro: int | None = None
+    micro: Annotated[int | None, Ge(1)] = None
     """Sequences per rank and micro-batch; the rest is gradient accumulation. null = the largest
     number up to 8 that divides the batch for the ranks at hand."""
 
     def __post_init__(self) -> None:
-        if self.sequences < 1:
-            raise ValueError(f"sequences must be >= 1, got {self.sequences}")
-        if self.micro is not None and self.micro < 1:
-            raise ValueError(f"micro must be >= 1 sequences or null, got {self.micro}")
+        check_bounds(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
     """Validation of every domain."""
 
-    every: int = 50
+    every: Annotated[int, Ge(0)] = 50
     """Optimizer steps between evaluations inside a phase; 0 = at phase ends only."""
 
-    tokens: int | None = 65536
+    tokens: Annotated[int | None, Ge(1)] = 65536
     """Validation tokens per domain for evaluations inside a phase, in windows of model.context
     spread evenly over all of its validation text; null = all."""
 
-    end_tokens: int | None = 1_048_576
+    end_tokens: Annotated[int | None, Ge(1)] = 1_048_576
     """The same for the scores that results stand on, before training and after each phase; null =
     all, and never less than `tokens`. Each time costs as much as training on a third as many."""
 
-    kl_tokens: int = 1024
+    kl_tokens: Annotated[int, Ge(0)] = 1024
     """Validation tokens per domain on which each later phase is asked how far it has moved the
     model: KL(model right after the domain's own phase || model now); 0 = off."""
 
-    batch: int = 16
+    batch: Annotated[int, Ge(1)] = 16
     """Sequences per rank and forward pass."""
 
     def __post_init__(self) -> None:
-        for name in ("every", "kl_tokens"):
-            if getattr(self, name) < 0:
-                unit = "steps" if name == "every" else "tokens"
-                raise ValueError(f"{name} must be >= 0 {unit}, got {getattr(self, name)}")
-        for name in ("tokens", "end_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be >= 1 or null, got {value}")
-        if self.batch < 1:
-            raise ValueError(f"batch must be >= 1 sequences, got {self.batch}")
+        check_bounds(self)
 
     @property
     def cap_at_ends(self) -> int | None:
@@ -136,29 +124,26 @@ class EvalConfig:
 class PlasticityConfig:
     """The signs of lost plasticity, measured before training and after every phase."""
 
-    tokens: int = 1024
+    tokens: Annotated[int, Ge(0)] = 1024
     """Tokens of the probe, validation text of all domains in equal shares; 0 = no figures of
     activations."""
 
-    every: int = 25
+    every: Annotated[int, Ge(0)] = 25
     """Optimizer steps between looks at how much an update lowers the loss of its own micro-batch,
     which cost one forward pass each; 0 = never."""
 
     def __post_init__(self) -> None:
-        if self.tokens < 0:
-            raise ValueError(f"tokens must be >= 0, got {self.tokens}")
-        if self.every < 0:
-            raise ValueError(f"every must be >= 0 steps, got {self.every}")
+        check_bounds(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """When the state is saved; the end of a phase always is."""
 
-    every: int = 0
+    every: Annotated[int, Ge(0)] = 0
     """Optimizer steps between checkpoints inside a phase; 0 = at phase ends only."""
 
-    keep: int = 2
+    keep: Annotated[int, Ge(1)] = 2
     """Checkpoints kept; older ones are removed after a newer one is published."""
 
     initial: bool = False
@@ -173,24 +158,21 @@ class CheckpointConfig:
     try again at the next."""
 
     def __post_init__(self) -> None:
-        if self.every < 0:
-            raise ValueError(f"every must be >= 0 steps, got {self.every}")
-        if self.keep < 1:
-            raise ValueError(f"keep must be >= 1 checkpoints, got {self.keep}")
+        check_bounds(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class HealthConfig:
     """What a run does when something goes wrong in it."""
 
-    hang_seconds: float = 120.0
+    hang_seconds: Annotated[float, Ge(0), Lt(1e9)] = 120.0
     """A rank that gets nowhere for so long (and for 10 times its longest step) is ended with its
     stacks printed; 0 = never."""
 
-    join_seconds: float = 600.0
+    join_seconds: Annotated[float, Gt(0), Lt(1e9)] = 600.0
     """How long ranks wait for each other at the start."""
 
-    max_bad_steps: int = 3
+    max_bad_steps: Annotated[int, Ge(1)] = 3
     """Steps in a row whose gradient is not finite before the run stops; each is discarded on all
     ranks. Overflows of fp16 are not counted: the loss scale answers them."""
 
@@ -200,41 +182,33 @@ class HealthConfig:
     rollback: bool = False
     """At a spike, return to the last checkpoint and leave out the data read since."""
 
-    max_rollbacks: int = 3
+    max_rollbacks: Annotated[int, Ge(0)] = 3
     """In the whole run; later spikes are only logged."""
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.hang_seconds < 1e9:
-            raise ValueError(f"hang_seconds must be >= 0, got {self.hang_seconds}")
-        if not 0.0 < self.join_seconds < 1e9:
-            raise ValueError(f"join_seconds must be > 0, got {self.join_seconds}")
-        if self.max_bad_steps < 1:
-            raise ValueError(f"max_bad_steps must be >= 1, got {self.max_bad_steps}")
+        check_bounds(self)
         if self.spike_factor and not 1.0 < self.spike_factor < 1e9:
             raise ValueError(f"spike_factor must be > 1, or 0 = off, got {self.spike_factor}")
-        if self.max_rollbacks < 0:
-            raise ValueError(f"max_rollbacks must be >= 0, got {self.max_rollbacks}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
     """How often training scalars are recorded, and where they are shown beside TensorBoard."""
 
-    every: int = 10
+    every: Annotated[int, Ge(1)] = 10
     """Optimizer steps between records."""
 
     wandb: WandbConfig | None = None
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"every must be >= 1 step, got {self.every}")
+        check_bounds(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
     """How the model is split; data parallelism takes the remaining ranks."""
 
-    tensor: int = 1
+    tensor: Annotated[int, Ge(1)] = 1
     """Ranks that share one copy of the model (tensor parallel size)."""
 
     sequence: bool = False
@@ -243,8 +217,7 @@ class ParallelConfig:
     exchanged. `tensor` must divide model.context. Changes nothing at tensor = 1."""
 
     def __post_init__(self) -> None:
-        if self.tensor < 1:
-            raise ValueError(f"tensor must be >= 1, got {self.tensor}")
+        check_bounds(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +227,7 @@ class RunConfig:
     name: str = "run"
     """Name of the run, in its folder's name and in tables."""
 
-    seed: int = 0
+    seed: Annotated[int, Ge(0)] = 0
     """Seed of every named random stream: masks, initial weights, order of the data."""
 
     init_from: str | None = None
@@ -284,10 +257,9 @@ class RunConfig:
     health: HealthConfig = field(default_factory=HealthConfig)
 
     def __post_init__(self) -> None:
+        check_bounds(self)
         allowed = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
         if not self.name or not set(self.name) <= allowed or self.name.startswith("."):
             raise ValueError(
                 f"name must be made of letters, digits, '.', '_' and '-', got {self.name!r}"
             )
-        if self.seed < 0:
-            raise ValueError(f"seed must be >= 0, got {self.seed}")

@@ -1,8 +1,11 @@
 """Options of a run that change how fast it is, never what it computes."""
 
-import math
 from dataclasses import dataclass
+from typing import Annotated
 
+from annotated_types import Ge, Gt, Le
+
+from sparsecl.bounds import check_bounds
 from sparsecl.errors import UserError
 
 
@@ -11,19 +14,16 @@ class ProfileConfig:
     """A trace of some steps by torch's profiler, on rank 0: into the folder `tb` of the run, with
     a table of the most expensive operators in log.txt."""
 
-    first: int = 10
+    first: Annotated[int, Ge(1)] = 10
     """The first step that is traced, counted from 1 over the whole run; the steps before it warm
     up kernels and allocators."""
 
-    steps: int = 3
-    """How many steps; a trace takes some 10 MB for each."""
+    steps: Annotated[int, Ge(1), Le(50)] = 3
+    """How many steps; a trace takes some 10 MB for each. The other ranks wait while it is written,
+    and lose patience with a long one."""
 
     def __post_init__(self) -> None:
-        if self.first < 1:
-            raise ValueError(f"first must be >= 1, got {self.first}")
-        # The other ranks wait while the trace is written, and lose patience with a long one.
-        if not 1 <= self.steps <= 50:
-            raise ValueError(f"steps must be in 1 .. 50, got {self.steps}")
+        check_bounds(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class SpeedConfig:
     """How fast a run is. Nothing here changes what is computed, but for rounding (compile,
     deterministic)."""
 
-    prefetch: int = 2
+    prefetch: Annotated[int, Ge(0), Le(1024)] = 2
     """Micro-batches read ahead by a thread, and on a GPU copied there beside the computation;
     0 = every micro-batch is read when it is due."""
 
@@ -44,25 +44,20 @@ class SpeedConfig:
     flash kernel (and the plain one) is used, and operations that add in any order are replaced or
     refused. Slower."""
 
-    peak_tflops: float | None = None
+    peak_tflops: Annotated[float | None, Gt(0)] = None
     """Dense matrix TFLOP/s of one device, of which model FLOPs utilisation is a share; null = the
     data sheet of the GPU at hand, where it is known."""
 
     profile: ProfileConfig | None = None
     """Steps to trace; null = none."""
 
-    sample_every: int = 1000
+    sample_every: Annotated[int, Ge(0)] = 1000
     """Steps from one short trace to the next, which tells the share of communication: of the third
     step of each phase and then of every such one, with two processes or more. One costs 50 ms, so
     1000 costs less than 0.5 % where steps take 10 ms or longer; 0 = none."""
 
     def __post_init__(self) -> None:
-        if self.sample_every < 0:
-            raise ValueError(f"sample_every must be >= 0 steps, got {self.sample_every}")
-        if not 0 <= self.prefetch <= 1024:
-            raise ValueError(f"prefetch must be in 0 .. 1024 micro-batches, got {self.prefetch}")
-        if self.peak_tflops is not None and not 0.0 < self.peak_tflops < math.inf:
-            raise ValueError(f"peak_tflops must be > 0 or null, got {self.peak_tflops}")
+        check_bounds(self)
 
 
 def check_speed(config: SpeedConfig, *, stage: int) -> None:

@@ -1,8 +1,11 @@
 """What a user may say about the topology."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Ge, Le
+
+from sparsecl.bounds import check_bounds
 from sparsecl.topology.layer import LayerKind
 
 TopologyKind = Literal[
@@ -25,28 +28,26 @@ BackendName = Literal["dense", "csr", "block"]
 class BrfConfig:
     """Bipartite receptive fields (kinds brf and shared_index)."""
 
-    r: float = 0.3
-    """Spatial randomness in [0, 1]. 0: each unit sees its nearest units; 1: any units."""
+    r: Annotated[float, Ge(0), Le(1)] = 0.3
+    """Spatial randomness. 0: each unit sees its nearest units; 1: any units."""
 
     degrees: Literal["fixed", "uniform"] = "fixed"
     """Links of a unit of the smaller side. fixed: all equal, within one; uniform: one each, the
     rest dropped on units at random."""
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.r <= 1.0:
-            raise ValueError(f"r must be in [0, 1], got {self.r:g}")
+        check_bounds(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BswConfig:
     """Bipartite small world (kind bsw)."""
 
-    beta: float = 0.25
-    """Probability of a link to be moved to a random place, in [0, 1]."""
+    beta: Annotated[float, Ge(0), Le(1)] = 0.25
+    """Probability of a link to be moved to a random place."""
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.beta <= 1.0:
-            raise ValueError(f"beta must be in [0, 1], got {self.beta:g}")
+        check_bounds(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,30 +64,28 @@ class ExpanderConfig:
 class NmConfig:
     """N of every M consecutive weights (kind nm)."""
 
-    m: int = 16
+    m: Annotated[int, Ge(1)] = 16
     """M, weights per group; N = density * M must be a whole number."""
 
     axis: Literal["input", "output"] = "input"
     """input: groups of inputs of one output unit (2:4 hardware); output: the other way round."""
 
     def __post_init__(self) -> None:
-        if self.m < 1:
-            raise ValueError(f"m must be >= 1 weight, got {self.m}")
+        check_bounds(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockConfig:
     """Graphs of square tiles in place of single weights."""
 
-    size: int
+    size: Annotated[int, Ge(1)]
     """Weights along each side of a tile; must divide both sides of every masked matrix."""
 
     balanced: bool = True
     """No row of tiles is dead; with er_fixed all rows have the same number of tiles, within one."""
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"size must be >= 1 weight, got {self.size}")
+        check_bounds(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +139,7 @@ class TopologyConfig:
     """How density is spread over layers. uniform: the same in each; er: small layers denser, by
     the rule of SET; erk: the same rule to the power erk_power."""
 
-    erk_power: float = 1.0
+    erk_power: Annotated[float, Ge(0)] = 1.0
     """Exponent of the erk rule; 0 = uniform."""
 
     overrides: tuple[OverrideConfig, ...] = ()
@@ -176,8 +175,7 @@ class TopologyConfig:
             raise ValueError("block has no meaning for kind nm, which keeps single weights")
         if self.kind in ("from_file", "from_zeros") and not self.path:
             raise ValueError(f"path is required for kind {self.kind}: the file with the masks")
-        if self.erk_power < 0.0:
-            raise ValueError(f"erk_power must be >= 0, got {self.erk_power:g}")
+        check_bounds(self)
 
     @property
     def rho(self) -> float:

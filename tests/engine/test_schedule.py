@@ -61,7 +61,7 @@ def test_micro_batch_fits_itself_to_the_ranks(world_size, tensor, micro, accumul
         (("phases.until_loss=[2]", "eval.every=0"), 1, "phases.until_loss needs evaluations"),
         (("phases.until_loss=[2, 2, 2]",), 1, "phases.until_loss has 3 losses for 2 phases"),
         (("phases={joint: true, patience: 2}",), 1, "phases.joint has one phase of all domains"),
-        (("phases.offset=-1",), 1, "phases.offset must be >= 0 phases, got -1"),
+        (("phases.offset=-1",), 1, "phases.offset must be >= 0, got -1"),
         (("model.heads=2", "parallel.tensor=4"), 4, "model.heads=2 is not divisible by"),
         (
             ("model.context=127", "parallel={tensor: 2, sequence: true}"),

@@ -37,7 +37,7 @@ def test_later_phases_may_have_a_lower_rate():
     assert curve(config) == curve(ScheduleConfig())
     quarter = [0.25 * factor for factor in curve(ScheduleConfig())]
     assert curve(config, phase=3) == pytest.approx(quarter, abs=1e-6)
-    with pytest.raises(ValueError, match="later must be in"):
+    with pytest.raises(ValueError, match="later must be > 0 and <= 1"):
         ScheduleConfig(later=0.0)
 
 

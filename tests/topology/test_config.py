@@ -17,8 +17,8 @@ from sparsecl.topology.config import (
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: BrfConfig(r=1.5), "^r must be in .* 1.5"),
-        (lambda: BswConfig(beta=float("nan")), "^beta must be in"),
+        (lambda: BrfConfig(r=1.5), "^r must be >= 0 and <= 1, got 1.5"),
+        (lambda: BswConfig(beta=float("nan")), "^beta must be >= 0 and <= 1"),
         (lambda: NmConfig(m=0), "^m must be >= 1"),
         (lambda: BlockConfig(size=0), "^size must be >= 1"),
         (lambda: OverrideConfig(density=85.0), "^density must be in .* write 0.85"),

@@ -123,7 +123,7 @@ def test_which_steps_are_traced(monkeypatch):
 
 
 def test_a_negative_interval_is_refused():
-    with pytest.raises(ValueError, match="^sample_every must be >= 0 steps, got -1"):
+    with pytest.raises(ValueError, match="^sample_every must be >= 0, got -1"):
         SpeedConfig(sample_every=-1)
 
 
