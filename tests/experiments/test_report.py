@@ -4,11 +4,10 @@ import csv
 import re
 from dataclasses import fields, replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
-from markupsafe import Markup, escape
+from markupsafe import escape
 
 from sparsecl.errors import CannotCreateError
 from sparsecl.experiments.findings.collect import collect
@@ -17,8 +16,7 @@ from sparsecl.experiments.findings.trends import Trends, crossovers, trends
 from sparsecl.experiments.plots import lines, points, style
 from sparsecl.experiments.plots.study import study_figures
 from sparsecl.experiments.report import answer, methods, setting, write, write_report
-from sparsecl.experiments.report import page as pieces
-from sparsecl.experiments.report.page import STYLE, Section
+from sparsecl.experiments.report.page import STYLE
 from sparsecl.experiments.report.results import interference_table
 from sparsecl.experiments.report.table import Column, Table, as_csv, as_html, as_latex, shown
 from sparsecl.experiments.report.tables import seeds_table
@@ -484,30 +482,3 @@ def test_the_crossover_is_marked_or_denied(tmp_path):
 def test_every_measure_is_defined(made):
     _, report, _ = made
     assert [row["measure"] for row in table(report, "definitions")] == list(MEASURES)
-
-
-EVIL = "<script>alert(1)</script>"
-
-
-@pytest.mark.parametrize(
-    "made",
-    [
-        pieces.page(EVIL, EVIL, pieces.banner(EVIL, [EVIL]), [Section("a", EVIL, Markup())]),
-        pieces.heading(EVIL) + pieces.strong(EVIL) + pieces.paragraph(EVIL),
-        pieces.bullets([EVIL]) + pieces.facts([(EVIL, EVIL)]) + pieces.listing(EVIL),
-        pieces.fold(EVIL, EVIL),
-        pieces.plot(EVIL, EVIL, ""),
-        pieces.grid(
-            EVIL, EVIL, [EVIL], [[EVIL]], numeric=[False], bad=[], folded=True
-        ),
-        pieces.join([EVIL, pieces.paragraph(EVIL)]),
-    ],
-)  # fmt: skip
-def test_every_piece_of_the_page_escapes_what_it_is_given(made):
-    assert "<script" not in made and "&lt;script&gt;" in made
-
-
-def test_no_html_is_made_by_hand():
-    """It all stands in the template, whose environment escapes."""
-    for path in Path(pieces.__file__).parent.glob("*.py"):
-        assert not re.search(r"</|<[a-z]+[ >]", path.read_text()), path.name
