@@ -117,6 +117,15 @@ class WandbRun:
             warn(f"Weights & Biases is off from here on ({why}); scalars.jsonl has all of it")
 
 
+def begin_wandb(
+    folder: Path, config: WandbConfig | None, settings: Mapping[str, Any], *, new: bool
+) -> WandbRun | None:
+    """The run there, if it is wanted; arguments as for WandbRun."""
+    if config is None or config.mode == "disabled":
+        return None
+    return WandbRun(folder, config, settings, new=new)
+
+
 def _init(folder: Path, config: WandbConfig, settings: Mapping[str, Any], run_id: str) -> Any:
     import wandb
 

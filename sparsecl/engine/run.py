@@ -58,7 +58,7 @@ from sparsecl.metrics.table import report
 from sparsecl.opening import read_plain
 from sparsecl.topology.layer import LayerTopology
 from sparsecl.topology.report import table
-from sparsecl.wandb_run import WandbRun, check_installed
+from sparsecl.wandb_run import begin_wandb, check_installed
 from sparsecl.watchdog import Watchdog
 
 Resume = Literal["auto", "never", "must"]
@@ -372,17 +372,15 @@ def _assemble(
 
     def open_log() -> None:
         if folder is not None:
-            shown = config.log.wandb
-            wandb = None
-            if shown is not None and shown.mode != "disabled":
-                wandb = WandbRun(folder.path, shown, identity["config"], new=records is None)
+            new = records is None
+            wandb = begin_wandb(folder.path, config.log.wandb, identity["config"], new=new)
             log = RunLog(folder.path, resume_at=records, purge_tokens=tokens, wandb=wandb)
             folder.describe(configs.dump(config), prepared.deepspeed.config)
             opened.append(log)
             warnings = (*prepared.deepspeed.warnings, *prepared.warnings)
             layout = rank_layout(config, schedule, prepared.deepspeed, gpu=_on_gpu())
             start = RunStart(config, schedule, data, texts, built, backends, layout, warnings)
-            start.write(log, new=records is None)
+            start.write(log, new=new)
             for note in notes:
                 opened[0].say(f"  {note}")
             if changes:  # figures of such a run must be told from those of one setting
