@@ -80,7 +80,9 @@ class TensorBoard:
         """Write the run's row of the HPARAMS table; see RunLog.hparams."""
 
         def write(writer: "SummaryWriter") -> None:
-            from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+            from tensorboard.plugins.hparams.plugin_data_pb2 import (
+                HParamsPluginData,  # pyright: ignore
+            )
             from torch.utils.tensorboard.summary import hparams
 
             # Not SummaryWriter.add_hparams: it writes every metric once more, at step 0, and the
