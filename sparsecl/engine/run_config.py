@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Lt
 
 from sparsecl.bounds import check_bounds
+from sparsecl.config import younger
 from sparsecl.data.config import DataConfig, TokenizerConfig
 from sparsecl.engine.speed_config import SpeedConfig
 from sparsecl.methods.config import MethodsConfig
@@ -198,7 +199,7 @@ class LogConfig:
     every: Annotated[int, Ge(1)] = 10
     """Optimizer steps between records."""
 
-    wandb: WandbConfig | None = None
+    wandb: WandbConfig | None = younger(None)
 
     def __post_init__(self) -> None:
         check_bounds(self)
