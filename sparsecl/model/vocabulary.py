@@ -1,15 +1,13 @@
 """The two vocabulary-parallel ends of the model: embedding, head and cross entropy.
 
-B = batch, T = tokens, W = width, V = padded vocabulary; V_local = V / tp. Megatron-core supplies
-both at tp > 1. In a process without tensor parallelism torch's own functions are used, so that no
-process group is needed; the two agree to fp32 rounding (the sums over V are ordered differently).
+B = batch, T = tokens, W = width, V = padded vocabulary; V_local = V / tp. At tp > 1 the cross
+entropy is Megatron-core's. Without tensor parallelism it is torch's, so that neither a process
+group nor Megatron is needed; the two agree to fp32 rounding (sums over V are ordered differently).
 Tokens [B, T] may be [T, B] everywhere, and are where positions are spread (sparse/parallel.py).
 """
 
 import torch
 import torch.nn.functional as F
-from megatron.core import ModelParallelConfig
-from megatron.core.tensor_parallel import VocabParallelEmbedding, vocab_parallel_cross_entropy
 from torch import Tensor, nn
 
 from sparsecl import dist
@@ -20,7 +18,7 @@ from sparsecl.sparse.parallel import enter_tensor_parallel, leave_tensor_paralle
 NO_TARGET = -1  # target id of a position that is not predicted
 
 
-class VocabularyEmbedding(VocabParallelEmbedding):
+class VocabularyEmbedding(nn.Module):
     """Tokens to features and features to logits, by one matrix [V_local, W].
 
     Both directions are one module because ZeRO-3 gathers a parameter around the forward call of its
@@ -28,28 +26,20 @@ class VocabularyEmbedding(VocabParallelEmbedding):
     head that is not tied is another one of these, which sees features only.
     """
 
-    weight: nn.Parameter
-
     def __init__(self, vocab_size: int, width: int) -> None:
         """Allocate the slice of this rank, uninitialised.
 
         Args:
             vocab_size: token ids in use; rows above are padding and never win probability.
         """
-        # Allocated on the CPU and filled by init.py: the same bits at every tp size.
-        config = ModelParallelConfig(
-            tensor_model_parallel_size=dist.tp_size(),
-            use_cpu_initialization=True,
-            perform_initialization=False,
-        )
-        super().__init__(
-            padded_vocabulary(vocab_size, dist.tp_size()),
-            width,
-            init_method=torch.nn.init.zeros_,  # required by the signature, not called
-            config=config,
-            tp_group=dist.tp_group(),
-        )
+        super().__init__()
+        rows = padded_vocabulary(vocab_size, dist.tp_size()) // dist.tp_size()
         self.vocab_size = vocab_size
+        self.num_embeddings = rows * dist.tp_size()
+        self.vocab_start_index = dist.tp_rank() * rows
+        self.vocab_end_index = self.vocab_start_index + rows
+        # Allocated on the CPU and filled by init.py: the same bits at every tp size.
+        self.weight = nn.Parameter(torch.empty(rows, width, dtype=torch.float32, device="cpu"))
         mark_tensor_parallel(self.weight, 0)
         # Elements of this rank that are no padding, for whoever changes all weights.
         setattr(self.weight, "num_real", self.num_real_local * width)  # noqa: B010
@@ -74,16 +64,11 @@ class VocabularyEmbedding(VocabParallelEmbedding):
             return self._logits(input_, spread)
         if dist.tp_size() == 1:
             return F.embedding(input_, self.weight)
-        if not spread:
-            return super().forward(input_)
-        return self._spread_embeddings(input_)
-
-    def _spread_embeddings(self, tokens: Tensor) -> Tensor:
-        """As Megatron's forward pass, which can scatter what it sums on CUDA only."""
-        elsewhere = (tokens < self.vocab_start_index) | (tokens >= self.vocab_end_index)
-        rows = (tokens - self.vocab_start_index).masked_fill_(elsewhere, 0)
+        # As Megatron's VocabParallelEmbedding, which can scatter what it sums on CUDA only.
+        elsewhere = (input_ < self.vocab_start_index) | (input_ >= self.vocab_end_index)
+        rows = (input_ - self.vocab_start_index).masked_fill_(elsewhere, 0)
         found = F.embedding(rows, self.weight).masked_fill_(elsewhere.unsqueeze(-1), 0.0)
-        return leave_tensor_parallel(found, spread=True)
+        return leave_tensor_parallel(found, spread)
 
     def _logits(self, features: Tensor, spread: bool) -> Tensor:
         logits = F.linear(enter_tensor_parallel(features, spread), self.weight).float()
@@ -108,6 +93,8 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
             logits.flatten(0, -2), targets.flatten(), ignore_index=NO_TARGET, reduction="none"
         )
         return flat.view(targets.shape)
+    from megatron.core.tensor_parallel import vocab_parallel_cross_entropy  # seconds: only for tp
+
     loss = vocab_parallel_cross_entropy(logits, targets)
     return loss.masked_fill(targets == NO_TARGET, 0.0)
 

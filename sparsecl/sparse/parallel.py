@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 import torch.distributed as torch_dist
-from megatron.core.tensor_parallel import mappings
 from torch import Tensor
 
 from sparsecl import dist
@@ -69,6 +68,8 @@ def copy_to_tensor_parallel(x: Tensor) -> Tensor:
     """
     if dist.tp_size() == 1:
         return x
+    from megatron.core.tensor_parallel import mappings  # seconds: only where there is tp
+
     y = mappings.copy_to_tensor_model_parallel_region(x, group=dist.tp_group())
     if y.requires_grad:
         # Megatron reduces a contiguous copy and returns the original: a gradient that is not
@@ -81,6 +82,8 @@ def reduce_from_tensor_parallel(x: Tensor) -> Tensor:
     """Sum partial results over the tp group. Collective over tp; x may be overwritten."""
     if dist.tp_size() == 1:
         return x
+    from megatron.core.tensor_parallel import mappings
+
     # Contiguous for the same reason as above.
     return mappings.reduce_from_tensor_model_parallel_region(x.contiguous(), group=dist.tp_group())
 
