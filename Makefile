@@ -1,4 +1,4 @@
-# make demo   train a small model through all phases, on one CPU or on every GPU of this machine
+# make demo   a dense and a sparse model side by side, on one CPU or on every GPU of this machine
 # make test   the tests that fit a quarter of an hour; ARGS="-k name" selects
 # make test-slow   the others
 # make lint   ruff (lint and format) and pyright
@@ -20,14 +20,14 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # torch goes first and by its exact version: a range would fetch the newest CUDA build, and the
 # packages after it then find their requirement satisfied. The stamp is the last thing written, so
 # an interrupted installation is taken up again.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml setup.py constraints.txt
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/deepspeed launch/train.py --ds_config ds_configs/zero2.json
+	$(BIN)/sparsecl demo
 
 # One thread per process: tests that start several gloo ranks would fight for the cores otherwise.
 # Two workers: ranks wait for one another more than half of the time. A file stays with one worker.

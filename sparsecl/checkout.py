@@ -1,15 +1,46 @@
-"""Where the files beside the package lie: configs to start from, and the scripts of launch/ and
-tools/. Only a checkout has them (`pip install -e .` included); an installed wheel must be given
-them by path."""
+"""Where the files beside the package lie: configs, studies, and the script of a run.
+
+In a checkout (`pip install -e .` included) they lie beside the package; a wheel has a copy inside
+(setup.py).
+"""
 
 from pathlib import Path
 
 from sparsecl.config_nodes import one_line
 from sparsecl.errors import MissingInputError
 
-ROOT = Path(__file__).resolve().parent.parent
-DEMO = ROOT / "launch" / "configs" / "demo.yaml"
-ZERO2 = ROOT / "ds_configs" / "zero2.json"
+PACKAGE = Path(__file__).resolve().parent
+ROOT = PACKAGE / "shipped" if (PACKAGE / "shipped").is_dir() else PACKAGE.parent
+CONFIGS, DS_CONFIGS = ROOT / "launch" / "configs", ROOT / "ds_configs"
+STUDIES = ROOT / "launch" / "experiments"
+DEMO = CONFIGS / "demo.yaml"
+TRAIN = ROOT / "launch" / "train.py"
+ZERO2 = DS_CONFIGS / "zero2.json"
+
+
+def config_file(text: str) -> Path:
+    """The run config that a command line names."""
+    return shipped(Path(text), CONFIGS)
+
+
+def ds_file(text: str) -> Path:
+    """The DeepSpeed JSON that a command line names."""
+    return shipped(Path(text), DS_CONFIGS)
+
+
+def study_file(text: str) -> Path:
+    """The study that a command line names."""
+    return shipped(Path(text), STUDIES)
+
+
+def shipped(path: Path, folder: Path = ROOT) -> Path:
+    """`path` if it is there; else the file of this name that comes with the package, if there is
+    one: `exp1_density.yaml`, or as in a checkout `launch/experiments/exp1_density.yaml`."""
+    if not path.is_absolute() and not path.exists():
+        for ours in (folder / path, ROOT / path):
+            if ours.is_file():
+                return ours
+    return path
 
 
 def beside(path: Path, way_out: str) -> Path:

@@ -2,15 +2,16 @@
 
 import ast
 import os
+import re
 import signal
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
 
-from sparsecl import command, errors
+from sparsecl import checkout, command, errors
+from sparsecl.__main__ import PROGRAMS as PROGRAMS_OF
 from sparsecl.errors import DataError, InvariantError, PeerLostError, shortage
 from sparsecl.programs import train
 from tests.events import HANG
@@ -55,22 +56,44 @@ def test_help_shows_the_examples_as_they_are_written(script):
 def test_every_program_has_a_script_and_a_command():
     programs = {path.stem: path for path in ROOT.glob("sparsecl/programs/[!_]*.py")}
     scripts = [path.stem for path in (*ROOT.glob("launch/*.py"), *ROOT.glob("tools/*.py"))]
-    assert sorted(scripts) == sorted(programs)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["scripts"] == {
-        f"sparsecl-{name.replace('_', '-')}": f"sparsecl.programs.{name}:start" for name in programs
-    }
+    assert sorted([*scripts, "demo"]) == sorted(programs)  # `make demo` is that one's
+    assert sorted(file for file, _ in PROGRAMS_OF.values()) == sorted(programs)
     for path in programs.values():
         tree = ast.parse(path.read_text())
         assert "start" in [n.name for n in tree.body if isinstance(n, ast.FunctionDef)], path
 
 
-def test_without_a_checkout_a_config_must_be_given(tmp_path, monkeypatch, capsys):
+def test_the_command_lists_its_programs_without_torch():
+    done = shell("$PYTHON -X importtime -m sparsecl --help")
+    assert done.returncode == 0 and all(f"\n  {name} " in done.stdout for name in PROGRAMS_OF)
+    assert not re.search(r"\| +(torch|numpy|yaml)$", done.stderr, re.MULTILINE)
+    assert shell("$PYTHON -m sparsecl").returncode == 2
+    wrong = shell("$PYTHON -m sparsecl trian")
+    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1
+    assert wrong.stderr.startswith("sparsecl: trian: no such program; there are demo, train, ")
+
+
+@pytest.mark.parametrize("name", ["train", "prepare-data", "inspect", "metrics", "demo"])
+def test_a_program_of_the_command_is_called_by_its_name(name):
+    done = shell(f"$PYTHON -m sparsecl {name} --help")
+    assert done.returncode == 0 and done.stdout.startswith(f"usage: sparsecl {name} ")
+
+
+def test_files_that_come_with_the_package_are_known_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert checkout.study_file("exp1_density.yaml") == checkout.STUDIES / "exp1_density.yaml"
+    assert checkout.ds_file("ds_configs/zero2.json") == checkout.ZERO2
+    assert checkout.config_file("nowhere.yaml") == Path("nowhere.yaml")
+    Path("demo.yaml").write_text("")  # what is here comes first
+    assert checkout.config_file("demo.yaml") == Path("demo.yaml")
+
+
+def test_an_installation_that_is_not_whole_is_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "DEMO", tmp_path / "launch" / "configs" / "demo.yaml")
     options = train.parse(["--ds_config", "zero2.json"])
     assert command.report(lambda: train.train(options)) == 66
     said = capsys.readouterr().err
-    assert said.endswith("demo.yaml: no such file; without a checkout give --config FILE\n")
+    assert said.endswith("no such file; the installation is not whole; give --config FILE\n")
     assert said.count("\n") == 1
 
 

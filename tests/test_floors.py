@@ -33,6 +33,7 @@ GROUND = (
     "meeting",
     "opening",
     "place",
+    "progress",
     "seal",
     "seeding",
     "signals",
@@ -68,6 +69,7 @@ FLOORS: dict[str, tuple[int, tuple[str, ...]]] = {
     ),
     "library": (7, ("topology", "optim")),
     "planning": (7, ("topology", "metrics", "data", "model", "engine", "experiments")),
+    "__main__": (9, ("programs",)),
     "programs": (
         8,
         (

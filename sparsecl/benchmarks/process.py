@@ -139,14 +139,14 @@ def take_turns(
     Returns:
         The order of the names in the rounds that count; the warm-up comes before them.
     """
-    from sparsecl.engine.observe.display import ProgressBar
+    from sparsecl.progress import ProgressBar
 
-    progress = ProgressBar(label, total=(warmup + rounds) * len(names), done=0, show=True)
+    progress = ProgressBar(label, total=(warmup + rounds) * len(names))
     orders = [rotated(names, index) for index in range(warmup + rounds)]
     for index, order in enumerate(orders):
         for name in order:
             run(name, index, index >= warmup)
-            progress.advance(arm=name)
+            progress.advance({"arm": name})
     progress.close()
     return orders[warmup:]
 

@@ -160,7 +160,7 @@ def read_subjects(
 
 def default_ds_path() -> Path:
     """ds_configs/zero2.json of this checkout."""
-    return beside(ZERO2, "without a checkout give --ds_config FILE")
+    return beside(ZERO2, "the installation is not whole; give --ds_config FILE")
 
 
 def _study(study: ScaledStudy, ds_path: Path | None, counter: Counter) -> Subjects:

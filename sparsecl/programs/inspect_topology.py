@@ -184,7 +184,7 @@ def ask_sides(options: argparse.Namespace, progress: StatusLine) -> list[Side]:
     """The sides in the order A, B."""
     asked: list[tuple[Path, list[str]]] = [(path, []) for path in options.sides]
     if options.config is not None or not asked:
-        config = options.config or beside(DEMO, "without a checkout give --config FILE")
+        config = options.config or beside(DEMO, "the installation is not whole; give --config FILE")
         asked.append((config, options.set))
     return [load_side(path, overrides, progress) for path, overrides in asked]
 

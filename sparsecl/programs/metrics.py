@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from sparsecl import command
 from sparsecl.errors import UserError
+from sparsecl.metrics.by_domain import by_domain
 from sparsecl.metrics.comparison import side_by_side
 from sparsecl.metrics.records import RunRecords, read_records
 from sparsecl.metrics.summary import summarize
@@ -43,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
     result.add_argument("--json", action="store_true", help="print JSON (a list for several runs)")
     result.add_argument(
-        "--plot", type=Path, metavar="FILE.png", help="draw one run, or bars for several"
+        "--plot", type=Path, metavar="FILE.png", help="draw one run, or curves and bars of several"
     )
     return result
 
@@ -63,11 +64,11 @@ def as_json(summaries: list[dict[str, Any]]) -> str:
 
 
 def as_text(summaries: list[dict[str, Any]]) -> str:
-    """The full report of each run; for several runs, last, where it is seen, one line each."""
+    """The full report of each run; for several runs, last, where they are seen, both tables."""
     reports = [report(summary) for summary in summaries]
     if len(summaries) > 1:
         try:
-            reports.append(side_by_side(summaries))
+            reports.append(f"{by_domain(summaries)}\n\n{side_by_side(summaries)}")
         except ValueError as error:
             reports.append(f"no comparison: {error}")
     return ("\n\n" + "=" * 100 + "\n\n").join(reports)
@@ -89,7 +90,7 @@ def draw(records: list[RunRecords], summaries: list[dict[str, Any]], path: Path)
         if len(records) == 1:
             forgetting_plot(records[0], path)
         else:
-            comparison_plot(summaries, path)
+            comparison_plot(records, summaries, path)
     except UserError:
         raise
     except ValueError as error:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sparsecl import command
+from sparsecl.checkout import config_file, ds_file, study_file
 from sparsecl.errors import UserError
 from sparsecl.files import write_json
 from sparsecl.planning.machines import MACHINES
@@ -51,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     result = command.Parser(description=__doc__)
     result.add_argument(
         "file",
-        type=Path,
+        type=study_file,
         metavar="CONFIG|STUDY|RUN",
         help="run config, study file, or folder of a finished run",
     )
@@ -60,10 +61,10 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--tensor", type=int, metavar="T", help="in place of parallel.tensor")
     result.add_argument(
         "--ds_config",
-        type=Path,
+        type=ds_file,
         help="DeepSpeed JSON; default: the study's, or ds_configs/zero2.json",
     )
-    result.add_argument("--base", type=Path, help="run config laid over the config or study")
+    result.add_argument("--base", type=config_file, help="run config laid over the config or study")
     result.add_argument("--scale", help="studies: one of the scales; default: the first")
     result.add_argument("--seeds", type=int, help="studies: number of seeds")
     result.add_argument(

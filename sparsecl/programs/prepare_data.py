@@ -20,10 +20,10 @@ The second table says what keeps validation text out of training, per domain:
 """
 
 import argparse
-from pathlib import Path
 from typing import NoReturn
 
 from sparsecl import command, config
+from sparsecl.checkout import DEMO, config_file
 from sparsecl.data.prepare import PreparedData, prepare
 from sparsecl.engine.run_config import RunConfig
 
@@ -33,8 +33,9 @@ def main() -> int:
     parser = command.Parser(description=__doc__)
     parser.add_argument(
         "--config",
-        type=Path,
+        type=config_file,
         nargs="+",
+        default=[DEMO],
         metavar="FILE",
         help="run config; of several, later ones are laid over earlier ones; default: the demo's",
     )

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from sparsecl import command, signals
-from sparsecl.checkout import ROOT, beside
+from sparsecl.checkout import ROOT, TRAIN, beside, config_file, study_file
 from sparsecl.config import help_text
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import UserError
@@ -46,7 +46,6 @@ from sparsecl.experiments.study.study_plan import PLAN, TUNING, StudyPlan, read_
 from sparsecl.experiments.study.trials import priced_once, trials_plan, tuning_text
 from sparsecl.locks import lock_folder
 
-TRAIN = ROOT / "launch" / "train.py"
 INTERFERENCE = ROOT / "tools" / "interference.py"
 RUN_FAILED = 1  # exit code: the study is finished as far as it can be, but a run has failed
 
@@ -63,10 +62,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = command.Parser(description=__doc__)
     parser.add_argument(
-        "study", type=Path, help="study file (YAML); with --power the folder of a study"
+        "study", type=study_file, help="study file (YAML); with --power the folder of a study"
     )
     parser.add_argument("--scale", help="one of its scales; default: the first")
-    parser.add_argument("--base", type=Path, help="run config laid over the study's base")
+    parser.add_argument("--base", type=config_file, help="run config laid over the study's base")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides"
     )
@@ -167,7 +166,7 @@ def sweep(options: argparse.Namespace) -> int:
         if options.where == "slurm":
             on_slurm(folder, plan, options)
         return 0
-    beside(TRAIN, "runs of a study need a checkout")
+    beside(TRAIN, "the installation is not whole")
     with lock_folder(folder, "--study_dir"):
         if study.config.tune is not None:
             try:

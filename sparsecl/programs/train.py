@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from sparsecl import command, place, signals
 from sparsecl import config as configs
-from sparsecl.checkout import DEMO, beside
+from sparsecl.checkout import DEMO, ZERO2, beside, config_file, ds_file
 from sparsecl.errors import PeerLostError, Preempted, UserError
 
 
@@ -35,13 +35,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = command.Parser(description=__doc__)
     parser.add_argument(
         "--config",
-        type=Path,
+        type=config_file,
         nargs="+",
         default=[DEMO],
         metavar="FILE",
         help="run config (YAML); of several, later ones are laid over earlier ones",
     )
-    parser.add_argument("--ds_config", type=Path, required=True, help="DeepSpeed config (JSON)")
+    parser.add_argument(
+        "--ds_config",
+        type=ds_file,
+        default=ZERO2,
+        help="DeepSpeed config (JSON); default ds_configs/zero2.json",
+    )
     parser.add_argument(
         "--set",
         dest="overrides",
@@ -124,7 +129,7 @@ def train(args: argparse.Namespace) -> None:
     from sparsecl.engine.run_config import RunConfig
 
     if args.config == [DEMO]:
-        beside(DEMO, "without a checkout give --config FILE")
+        beside(DEMO, "the installation is not whole; give --config FILE")
     config = configs.load(RunConfig, args.config, args.overrides)
 
     from sparsecl import faults

@@ -103,14 +103,17 @@ def test_what_cannot_be_drawn(tmp_path):
 
 def test_bars_leave_out_the_domain_that_nothing_followed(tmp_path):
     folders = [write_run(tmp_path / n, name=n, forgetting=f) for n, f in (("a", 0.2), ("b", 0.6))]
-    summaries = [summarize(read_records(folder)) for folder in folders]
+    records = [read_records(folder) for folder in folders]
+    summaries = [summarize(run) for run in records]
     heights = runs._forgotten(summaries[0], summaries[0]["domains"], True)
     assert np.isnan(heights).tolist() == [False, False, False, False, True]
     assert heights[0] == summaries[0]["forgetting"]["per_domain"]["code"]
-    plots.comparison_plot(summaries, tmp_path / "bars.png")
-    assert ink(tmp_path / "bars.png") > 0.1
+    for copies in (1, 2):  # with curves, and too many for them
+        path = tmp_path / f"{copies}.png"
+        plots.comparison_plot(records * copies, summaries * copies, path)
+        assert ink(path) > 0.05
     with pytest.raises(ValueError, match="no domain in common"):
-        plots.comparison_plot([], tmp_path / "none.png")
+        plots.comparison_plot([], [], tmp_path / "none.png")
 
 
 def mask_picture(mask):

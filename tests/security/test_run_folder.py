@@ -99,11 +99,8 @@ def test_results_of_a_finished_run_are_computed_not_believed(folder, canary, cap
 
 @pytest.mark.parametrize("tail", [b"[" * 9000, b'{"step": 1e999}', b'{"step": "x"}', b"\xff" * 99])
 def test_the_progress_of_a_run_is_a_number(tmp_path, tail):
-    study = write_study(tmp_path / "study", [FakeArm(name="dense")], seeds=(0,))
-    planned = collect(study).plan.runs[0]
-    file = study / "runs" / "dense" / "seed0" / "scalars.jsonl"
-    file.write_bytes(b'{"step": 7}\n' + tail + b"\n")
-    assert steps_done(study, planned) in (0, 7)
+    (tmp_path / "scalars.jsonl").write_bytes(b'{"step": 7}\n' + tail + b"\n")
+    assert steps_done(tmp_path) in (0, 7)
 
 
 @pytest.mark.slow

@@ -24,7 +24,6 @@ from sparsecl.engine.loop.phase_data import Stream, phase_stream
 from sparsecl.engine.loop.prefetch import BatchPlace, Prefetcher, place_indices, row_reader
 from sparsecl.engine.loop.step import Looks, take_step
 from sparsecl.engine.loop.stop import StopRequest
-from sparsecl.engine.observe.display import ProgressBar
 from sparsecl.engine.observe.drift import Drift
 from sparsecl.engine.observe.early_end import EarlyEnd
 from sparsecl.engine.observe.health import Health, RolledBack, Spike
@@ -50,6 +49,7 @@ from sparsecl.metrics.records import Score
 from sparsecl.optim.build import set_lr
 from sparsecl.optim.replicas import check_replicas
 from sparsecl.optim.slices import Slices
+from sparsecl.progress import ProgressBar
 
 # What a pass of a method over much data may take.
 METHOD_SECONDS = 3600.0
@@ -176,11 +176,7 @@ class Trainer:
             self.position.started = True
             with self.monitor.checkpoint():
                 self.keeper.save_initial(self.methods)
-        while self.position.phase < len(self.schedule.phases):
-            try:
-                self._run_phase(self.schedule.phases[self.position.phase])
-            except RolledBack:
-                continue
+        self._train()
         with self.monitor.checkpoint():
             self.keeper.wait()
         self.loader.close()
@@ -193,22 +189,34 @@ class Trainer:
             performance=self.monitor.performance(),
         )
 
-    def _run_phase(self, phase: Phase) -> None:
+    def _train(self) -> None:
+        """All phases that are left, under one progress bar."""
+        show, done = self.journal.log is not None, self.position.step
+        progress = ProgressBar("training", total=done + self._steps_left(), done=done, show=show)
+        try:
+            while self.position.phase < len(self.schedule.phases):
+                try:
+                    self._run_phase(self.schedule.phases[self.position.phase], progress)
+                except RolledBack:
+                    continue
+        finally:
+            progress.close()
+
+    def _steps_left(self) -> int:
+        """Steps to the end of the run, if no phase ends early."""
+        left = sum(phase.num_steps for phase in self.schedule.phases[self.position.phase :])
+        return left - self.position.phase_step
+
+    def _run_phase(self, phase: Phase, progress: ProgressBar) -> None:
         if self.position.phase_step == 0:
             self._begin_phase(phase)
         self.monitor.begin_phase()
-        progress = ProgressBar(
-            f"phase {phase.index} {self.domain}",
-            total=phase.num_steps,
-            done=self.position.phase_step,
-            show=self.journal.log is not None,
-        )
-        try:
-            stopped = False
-            while self.position.phase_step < phase.num_steps and not stopped:
-                stopped = self._step_and_watch(phase, progress)
-        finally:
-            progress.close()
+        step = self.position.step
+        label = f"phase {phase.index} {self.domain}"
+        progress.begin(label, total=step + self._steps_left(), done=step)
+        stopped = False
+        while self.position.phase_step < phase.num_steps and not stopped:
+            stopped = self._step_and_watch(phase, progress)
         self._end_phase(phase)
 
     def _begin_phase(self, phase: Phase) -> None:
@@ -259,13 +267,8 @@ class Trainer:
         loss = self._log_step(result, lr) if logged else None
         # Logging has waited for the device, so the clock is honest at least there.
         self.journal.clock.step_took(self.monitor.end_step())
-        progress.advance(
-            **(
-                {"loss": f"{loss:.3f}", "tok/s": f"{self.journal.speed:,.0f}"}
-                if loss is not None
-                else {}
-            )
-        )
+        speed = f"{self.journal.speed:,.0f}"
+        progress.advance({} if loss is None else {"loss": f"{loss:.3f}", "tok/s": speed})
         stopped = False
         if not last:
             if _due(position.phase_step, config.eval.every):

@@ -1,14 +1,10 @@
-"""What a person sees on the terminal: header, costs, evaluations, progress."""
+"""What a person sees on the terminal: header, costs, evaluations."""
 
-import contextlib
 import shlex
-import sys
 import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-
-from tqdm import tqdm
 
 from sparsecl.engine import ledger
 from sparsecl.engine.run_config import RunConfig
@@ -195,49 +191,6 @@ def overlap_line(overlap: Mapping[str, float | None]) -> str:
     return _wrap(
         f"  {'overlap':<11} ", f"13-grams of validation also in training: {', '.join(parts)}"
     )
-
-
-class ProgressBar:
-    """A tqdm bar for one phase on stderr; silent on ranks other than 0."""
-
-    def __init__(self, label: str, *, total: int, done: int, show: bool) -> None:
-        """`done` steps of `total` lie behind (resume)."""
-        # A log file gets a line every 15 seconds, a terminal ten updates a second.
-        terminal = sys.stderr.isatty()
-        self._bar = tqdm(
-            desc=label,
-            total=total,
-            initial=done,
-            unit="step",
-            disable=not show,
-            mininterval=0.1 if terminal else 15.0,
-            dynamic_ncols=terminal,
-            ncols=None if terminal else WIDTH,
-            file=None if terminal else _Lines(),
-        )
-
-    def advance(self, **figures: str) -> None:
-        """One step more, with figures to show."""
-        if figures:
-            self._bar.set_postfix(figures, refresh=False)
-        self._bar.update()
-
-    def close(self) -> None:
-        """Leave the finished bar on the screen."""
-        self._bar.close()
-
-
-class _Lines:
-    """A stream for tqdm where there is no terminal: whole lines instead of one rewritten line."""
-
-    def write(self, text: str) -> None:
-        if text.strip():
-            with contextlib.suppress(OSError):  # no bar is worth a run
-                sys.stderr.write(text.strip() + "\n")
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError):
-            sys.stderr.flush()
 
 
 def _wrap(label: str, value: str) -> str:

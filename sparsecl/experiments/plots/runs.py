@@ -52,8 +52,17 @@ def forgetting_plot(run: Path | str | RunRecords, path: Path | str) -> None:
     save_png(figure, path)
 
 
-def comparison_plot(summaries: Sequence[dict[str, Any]], path: Path | str) -> None:
-    """Draw several runs as PNG: what each common domain forgot, as one bar a run.
+MAX_CURVES = 3  # runs whose curves fit side by side
+
+
+def comparison_plot(
+    records: Sequence[RunRecords], summaries: Sequence[dict[str, Any]], path: Path | str
+) -> None:
+    """Draw several runs as PNG: what each common domain forgot, as one bar a run; and of a few runs
+    the curves too, side by side on one scale.
+
+    Args:
+        summaries: of `records`, in their order.
 
     Raises:
         ValueError: if there is no run, or no domain that all runs share.
@@ -65,9 +74,32 @@ def comparison_plot(summaries: Sequence[dict[str, Any]], path: Path | str) -> No
     bars = np.array([_forgotten(summary, domains, alike) for summary in summaries])
     kept = [i for i in range(len(domains)) if not np.isnan(bars[:, i]).all()]
     bars, domains = bars[:, kept], [domains[i] for i in kept]
-    span = 3.5 + 0.3 * len(domains) * (len(summaries) + 1)
-    figure = Figure(figsize=(min(max(7.5, span), 20.0), 4.6), dpi=style.DPI, layout="constrained")
-    axes = figure.subplots()
+    span = min(max(7.5, 3.5 + 0.3 * len(domains) * (len(summaries) + 1)), 20.0)
+    if len(records) > MAX_CURVES:
+        figure = Figure(figsize=(span, 4.6), dpi=style.DPI, layout="constrained")
+        axes = figure.subplots()
+    else:
+        size = (max(span, 7.0 * len(records)), 9.4)
+        figure = Figure(figsize=size, dpi=style.DPI, layout="constrained")
+        rows: Any = figure.subfigures(2, 1, height_ratios=(4.8, 4.6))
+        upper, lower = rows
+        panels = upper.subplots(1, len(records), sharey=True, squeeze=False)[0]
+        for panel, run, summary in zip(panels, records, summaries, strict=True):
+            _draw_curves(panel, run)
+            panel.set_title(summary["name"], loc="left", fontsize=11, color=INK, pad=18)
+        axes = lower.subplots()
+    _draw_bars(axes, summaries, bars, domains, "nats per token" if alike else "bits per byte")
+    save_png(figure, path)
+
+
+def _draw_bars(
+    axes: Axes,
+    summaries: Sequence[dict[str, Any]],
+    bars: NDArray[np.float64],
+    domains: Sequence[str],
+    unit: str,
+) -> None:
+    """What was forgotten, bars [runs, domains]."""
     width = 0.8 / len(summaries)
     for k, (summary, heights) in enumerate(zip(summaries, bars, strict=True)):
         axes.bar(
@@ -82,13 +114,11 @@ def comparison_plot(summaries: Sequence[dict[str, Any]], path: Path | str) -> No
         )
     axes.axhline(0, color=INK, linewidth=0.8)
     axes.set_xticks(range(len(domains)), domains, rotation=30 if len(domains) > 8 else 0)
-    unit = "nats per token" if alike else "bits per byte"
     axes.set_ylabel(f"forgotten, {unit} (lower is better)")
     title = "Rise of the loss since each domain's own training, to the end of the run"
     axes.set_title(title, loc="left", fontsize=11, color=INK)
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
     clean(axes)
-    save_png(figure, path)
 
 
 def _forgotten(summary: dict[str, Any], domains: list[str], alike: bool) -> list[float]:

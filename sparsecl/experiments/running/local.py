@@ -42,11 +42,11 @@ class LocalPlace:
 
     Args:
         slots: runs at the same time.
-        threads: CPU threads of each.
+        threads: CPU threads of each; None = each takes what it finds.
         gpus: of this process, as `visible_gpus` names them; none = the CPU.
     """
 
-    def __init__(self, *, slots: int, threads: int, gpus: Sequence[str] = ()) -> None:
+    def __init__(self, *, slots: int, threads: int | None, gpus: Sequence[str] = ()) -> None:
         self.slots = slots
         self._threads = threads
         self._gpus = gpus
@@ -75,7 +75,8 @@ class LocalPlace:
         # A launcher's variables would make the run wait for ranks that do not exist.
         foreign = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
         kept = {key: value for key, value in os.environ.items() if key not in foreign}
-        kept["OMP_NUM_THREADS"] = str(self._threads)
+        if self._threads:
+            kept["OMP_NUM_THREADS"] = str(self._threads)
         kept["PYTHONUNBUFFERED"] = "1"
         if self._gpus:
             kept["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]

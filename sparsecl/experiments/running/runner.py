@@ -145,7 +145,7 @@ class Runner:
             self._fail(run, None, str(error))
             return
         self.status[run.name] = "begun"
-        begun_at = steps_done(self.folder, run)
+        begun_at = steps_done(run_folder(self.folder, run))
         self.active.append(Active(run, process, slot, time.monotonic(), begun_at))
 
     def command(self, run: Run) -> list[str]:
@@ -172,7 +172,7 @@ class Runner:
     def _may_go_on(self, active: Active) -> bool:
         """False for a run that is stopped again and again before it has done a step."""
         name = active.run.name
-        moved = steps_done(self.folder, active.run) > active.first_step
+        moved = steps_done(run_folder(self.folder, active.run)) > active.first_step
         self.idle_stops[name] = 0 if moved else self.idle_stops.get(name, 0) + 1
         return self.idle_stops[name] < MAX_IDLE_STOPS
 
@@ -235,10 +235,10 @@ def _last_words(log: Path) -> str:
     return chosen[:MAX_REASON]
 
 
-def steps_done(folder: Path, run: Run) -> int:
+def steps_done(run_dir: Path) -> int:
     """Optimizer steps of a run as far as it has written them; 0 if it has not begun."""
     try:
-        with open(run_folder(folder, run) / "scalars.jsonl", "rb", opener=plain) as file:
+        with open(run_dir / "scalars.jsonl", "rb", opener=plain) as file:
             file.seek(0, 2)
             file.seek(max(0, file.tell() - 8192))
             lines = file.read().splitlines()

@@ -15,6 +15,7 @@ from typing import Literal
 from yaml.nodes import MappingNode, Node
 
 from sparsecl import config as configs
+from sparsecl.checkout import shipped
 from sparsecl.config_nodes import empty_mapping, fail, join, override
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import UserError
@@ -199,7 +200,7 @@ def read_study(
     if study.base is not None:
         config = _laid(config, study.base, "base")
     if size.base is not None:
-        config = _with_file(config, Path(size.base))
+        config = _with_file(config, shipped(Path(size.base)))
     if size.run is not None:
         config = _laid(config, size.run, f"scales.{scale}.run")
     if base is not None:
@@ -223,7 +224,7 @@ def read_study(
     return ScaledStudy(
         config=study,
         scale=scale,
-        ds_config=Path(size.ds_config or study.ds_config),
+        ds_config=shipped(Path(size.ds_config or study.ds_config)),
         seeds=_seeds(seeds or size.seeds or study.seeds),
         settings=tuple(settings),
         orders=orders,

@@ -228,11 +228,11 @@ def test_a_run_that_is_killed_says_so(tmp_path):
 
 def test_steps_done(tmp_path):
     run = Run(name="a/seed0", arm="a", seed=0)
-    assert steps_done(tmp_path, run) == 0
+    assert steps_done(run_folder(tmp_path, run)) == 0
     place = run_folder(tmp_path, run)
     place.mkdir(parents=True)
     (place / "scalars.jsonl").write_text('{"step": 7}\n{"kind": "end"}\n{"step": 9, "to')
-    assert steps_done(tmp_path, run) == 7
+    assert steps_done(run_folder(tmp_path, run)) == 7
     assert log_file(tmp_path, run).name == "a-seed0.txt"
 
 
