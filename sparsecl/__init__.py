@@ -9,8 +9,12 @@ from typing import Any
 _LIBRARY = {
     "draw": "draw",
     "mask_linear": "masks",
-    "mask_model": "masks",
+    "mask_linears": "masks",
     "mask_guard": "guard",
+    "build": "models",
+    "load": "models",
+    "train": "runs",
+    "read_run": "runs",
 }
 """Name for users -> its file in sparsecl/library/."""
 

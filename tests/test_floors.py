@@ -67,7 +67,20 @@ FLOORS: dict[str, tuple[int, tuple[str, ...]]] = {
         6,
         ("topology", "sparse", "optim", "model", "methods", "checkpoint", "engine"),
     ),
-    "library": (7, ("topology", "optim")),
+    "library": (
+        7,
+        (
+            "topology",
+            "metrics",
+            "optim",
+            "model",
+            "checkpoint",
+            "engine",
+            "analysis",
+            "experiments",
+            "conversions",
+        ),
+    ),
     "planning": (7, ("topology", "metrics", "data", "model", "engine", "experiments")),
     "__main__": (9, ("programs",)),
     "programs": (

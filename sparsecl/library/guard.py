@@ -31,7 +31,7 @@ def mask_guard(model: Any, *optimizers: Any) -> Guard:
     Sets them to zero at once, weights and state: loading a checkpoint may come before or after.
 
     Args:
-        model: masked by `mask_model` or `mask_linear`, wrapped or not; or an engine of DeepSpeed,
+        model: masked by `mask_linears` or `mask_linear`, wrapped or not; or an engine of DeepSpeed,
             or a Trainer of transformers, which bring their optimizer along.
         optimizers: all that step masked weights of the model, as torch or Accelerate has them.
             Create them after FSDP2's `fully_shard`, as torch asks for.

@@ -5,8 +5,8 @@ O = out_features, I = in_features.
 A masked layer has one more attribute, `sparsecl_mask`, a `WeightMask`. It is no buffer: buffers are
 broadcast by DDP at every forward pass, are not sharded by ZeRO or FSDP, and add keys to the
 state dict that other programs do not know. The state dict of a masked model is that of the dense
-one. A model that is built again gets its masks from the same call of `mask_model` (the bits depend
-on the seed and the names of the layers), or with kind "from_zeros" from the loaded weights.
+one. A model that is built again gets its masks from the same call of `mask_linears` (the bits
+depend on the seed and the names of the layers), or with kind "from_zeros" from the loaded weights.
 
 Gradients are selected by a hook on the tensor that the forward pass uses. It runs before the
 gradient is accumulated, so before DDP, FSDP2 or ZeRO reduces it and before it is clipped. FSDP2
@@ -138,7 +138,7 @@ def checked_layers(model: nn.Module) -> list[tuple[str, Any, WeightMask]]:
     found = masked_layers(model)
     layers = [(f"{name}.weight" if name else "weight", *rest) for name, *rest in found]
     if not layers:
-        raise UserError("mask_guard: no layer of the model is masked: call mask_model before it")
+        raise UserError("mask_guard: no layer of the model is masked: call mask_linears before it")
     return layers  # pyright: ignore[reportReturnType]
 
 
@@ -196,21 +196,23 @@ def _topology(name: str, mask: LayerTopology | NDArray[np.bool_] | Tensor) -> La
     return mask
 
 
-def mask_model(
+def mask_linears(
     model: nn.Module,
     kind: str = "er_fixed",
     density: float = 0.1,
     seed: int = 0,
     *,
+    only: Sequence[str] = (),
     skip: Sequence[str] = SKIP,
     **options: Any,
 ) -> dict[str, LayerTopology]:
-    """Mask every linear layer of a model but those of `skip`. Local; call it on every rank.
+    """Mask the linear layers of a model but those of `skip`. Local; call it on every rank.
 
     Args:
         kind: a graph family of `sparsecl.draw`; or "from_zeros": the zeros of the model's own
             weights, for one that was pruned. Layers without a zero then stay dense.
         density: live weights / all weights of the masked layers; ignored by from_zeros.
+        only: none but these, named as in `skip`; () = all.
         skip: names of layers or of parts of the model, "*" and "?" allowed: "lm_head" is the layer
             of this name and every layer whose last name it is, "blocks.0" all layers below it.
         options: of the kind, and `allocation`, `block`; see `topology_config`.
@@ -219,15 +221,21 @@ def mask_model(
         Topology by layer name.
 
     Raises:
-        UserError: nothing to mask, an entry of `skip` without a layer, or a weight that another
-            module shares.
+        UserError: nothing to mask, an entry of `only` or `skip` without a layer, or a weight that
+            another module shares.
     """
     model = bare(model)
     layers = {name: m for name, m in model.named_modules() if maskable(m)}
-    for entry in skip:
-        if entry not in SKIP and not any(_skipped(name, entry) for name in layers):
-            raise UserError(f"skip: no linear layer is named {entry}, or lies below it")
-    chosen = {n: m for n, m in layers.items() if not any(_skipped(n, each) for each in skip)}
+    for what, entries in (("only", only), ("skip", skip)):
+        for entry in entries:
+            if entry not in SKIP and not any(_is_named(name, entry) for name in layers):
+                raise UserError(f"{what}: no linear layer is named {entry}, or lies below it")
+    chosen = {
+        name: layer
+        for name, layer in layers.items()
+        if (not only or any(_is_named(name, each) for each in only))
+        and not any(_is_named(name, each) for each in skip)
+    }
     if kind == "from_zeros":
         masks = _from_zeros(chosen)
     else:
@@ -236,7 +244,7 @@ def mask_model(
         shapes = [LayerShape(name, "up", *linear_shape(m)) for name, m in chosen.items()]
         masks = build_topologies(config, shapes, seed=seed)
     if not masks:
-        found = f"{len(layers)} linear layers, {len(layers) - len(chosen)} of them skipped"
+        found = f"{len(layers)} linear layers, {len(layers) - len(chosen)} of them left out"
         zeros = ", and no other has a zero weight" if kind == "from_zeros" and chosen else ""
         raise UserError(f"there is nothing to mask: the model has {found}{zeros}")
     shared = owners(model)
@@ -250,7 +258,7 @@ def mask_model(
     return {name: mask_linear(layers[name], mask, name=name) for name, mask in masks.items()}
 
 
-def _skipped(name: str, entry: str) -> bool:
+def _is_named(name: str, entry: str) -> bool:
     return any(fnmatch.fnmatchcase(name, p) for p in (entry, f"*.{entry}", f"{entry}.*"))
 
 

@@ -56,7 +56,7 @@ def by_domain(summaries: Sequence[dict[str, Any]], width: int = WIDTH) -> str:
     left, wide = max(map(len, labels)), CELL * len(COLUMNS)
     per_block = max(1, (width - left) // wide)
     unit = "nats per token" if alike else "bits per byte"
-    lines = [f"Validation loss by domain, {unit} (lower is better)", ""]
+    lines = [f"Loss by domain, {unit} (lower is better)", ""]
     for start in range(0, len(summaries), per_block):
         part = slice(start, start + per_block)
         names = [clip(summary["name"], wide - 2) for summary in summaries[part]]

@@ -229,6 +229,13 @@ class GPT(nn.Module):
         found = self._score(tokens.t(), targets.t().contiguous(), with_logits, spread=True)
         return tuple(None if part is None else part.transpose(0, 1) for part in found)
 
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Scores of each next token, int64 [B, T] -> fp32 [B, T, V_local]. Collective over tp.
+
+        Ids at `vocab_size` and above are padding, at -inf.
+        """
+        return self.embedding(self.features(tokens))
+
     def features(self, tokens: Tensor, spread: bool = False) -> Tensor:
         """Normed features of the last layer. Collective over tp.
 

@@ -58,7 +58,7 @@ class Loop:
         self.optimizer = adamw(self.model)
 
     def mask(self) -> None:
-        self.topologies = sparsecl.mask_model(self.net, density=0.3)
+        self.topologies = sparsecl.mask_linears(self.net, density=0.3)
 
     def guard(self) -> Any:
         return sparsecl.mask_guard(self.model, self.optimizer)

@@ -15,7 +15,7 @@ from tests.library import cases
 def masked() -> tuple[cases.Net, torch.optim.AdamW, torch.Tensor]:
     """A model, its optimizer, and where `up` is dead."""
     net = cases.Net()
-    topology = sparsecl.mask_model(net, density=0.3)["up"]
+    topology = sparsecl.mask_linears(net, density=0.3)["up"]
     return net, cases.adamw(net), ~torch.from_numpy(topology.mask())
 
 
@@ -95,7 +95,7 @@ def test_other_optimizers(name: str) -> None:
 
     for _ in range(3):
         optimizer.step(closure)
-    topology = sparsecl.mask_model(net, density=0.3)["up"]
+    topology = sparsecl.mask_linears(net, density=0.3)["up"]
     guard = sparsecl.mask_guard(net, optimizer)
     for _ in range(5):
         optimizer.step(closure)
@@ -105,7 +105,7 @@ def test_other_optimizers(name: str) -> None:
 
 def test_several_optimizers_and_frozen_layers() -> None:
     net = cases.Net()
-    sparsecl.mask_model(net, density=0.3)
+    sparsecl.mask_linears(net, density=0.3)
     first = torch.optim.SGD(net.up.parameters(), lr=0.1)
     second = cases.adamw(nn.ModuleList([net.down, net.lm_head]))
     with pytest.raises(UserError, match="holds down.weight"):

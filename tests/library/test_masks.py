@@ -86,7 +86,7 @@ def test_under_autocast_and_recomputation() -> None:
 
 def test_the_gradient_and_its_norm_are_those_of_the_masked_product() -> None:
     net, x = cases.Net(), cases.batch(0)
-    masks = sparsecl.mask_model(net, density=0.3)
+    masks = sparsecl.mask_linears(net, density=0.3)
     plain = cases.Net()
     plain.load_state_dict(net.state_dict())
     for model in (net, plain):
@@ -101,7 +101,7 @@ def test_the_gradient_and_its_norm_are_those_of_the_masked_product() -> None:
 
 def test_a_model_masks_all_but_skip_and_names_decide() -> None:
     net = cases.Net()
-    masks = sparsecl.mask_model(net, "er_fixed", 0.25, seed=5)
+    masks = sparsecl.mask_linears(net, "er_fixed", 0.25, seed=5)
     assert masks.keys() == {"up", "down"}
     assert (
         masks["up"].digest
@@ -109,12 +109,13 @@ def test_a_model_masks_all_but_skip_and_names_decide() -> None:
     )
     compiled: Any = torch.compile(cases.Net())
     assert (
-        sparsecl.mask_model(compiled, "er_fixed", 0.25, seed=5)["up"].digest == masks["up"].digest
+        sparsecl.mask_linears(compiled, "er_fixed", 0.25, seed=5)["up"].digest == masks["up"].digest
     )
-    assert sparsecl.mask_model(cases.Net(), skip=("d*", "lm_head")).keys() == {"up"}
+    assert sparsecl.mask_linears(cases.Net(), skip=("d*", "lm_head")).keys() == {"up"}
+    assert sparsecl.mask_linears(cases.Net(), only=("u*",)).keys() == {"up"}
     nested = nn.Sequential(cases.Net(), nn.Linear(4, 4))
-    assert sparsecl.mask_model(nested, density=0.5).keys() == {"0.up", "0.down", "1"}
-    assert sparsecl.mask_model(nested, density=0.5, skip=("0",)).keys() == {"1"}
+    assert sparsecl.mask_linears(nested, density=0.5).keys() == {"0.up", "0.down", "1"}
+    assert sparsecl.mask_linears(nested, density=0.5, skip=("0",)).keys() == {"1"}
 
 
 def test_from_zeros_takes_a_pruned_model_as_it_is() -> None:
@@ -122,7 +123,7 @@ def test_from_zeros_takes_a_pruned_model_as_it_is() -> None:
     with torch.no_grad():
         net.up.weight[:, ::2] = 0.0
     before = copy.deepcopy(net.state_dict())
-    masks = sparsecl.mask_model(net, "from_zeros")
+    masks = sparsecl.mask_linears(net, "from_zeros")
     assert masks.keys() == {"up"} and masks["up"].density == 0.5
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
@@ -139,7 +140,7 @@ def split(how: str) -> tuple[int, int]:
 
     torch.distributed.init_process_group("gloo")
     net = cases.Net()
-    masks = sparsecl.mask_model(net, density=0.3, skip=("lm_head", "down"))
+    masks = sparsecl.mask_linears(net, density=0.3, skip=("lm_head", "down"))
     whole = RowwiseParallel(input_layouts=Replicate())
     plan = (
         {"up": ColwiseParallel(), "down": RowwiseParallel()} if how == "column" else {"up": whole}
@@ -176,7 +177,8 @@ class Tied(nn.Module):
     ("model", "options", "words"),
     [
         (nn.Sequential(nn.ReLU()), {}, "nothing to mask: the model has 0 linear layers"),
-        (cases.Net(), {"skip": ("up", "down", "lm_head")}, "3 linear layers, 3 of them skipped"),
+        (cases.Net(), {"skip": ("up", "down", "lm_head")}, "3 linear layers, 3 of them left out"),
+        (cases.Net(), {"only": ("head",)}, "only: no linear layer is named head"),
         (cases.Net(), {"skip": ("head",)}, "skip: no linear layer is named head"),
         (cases.Net(), {"kind": "from_zeros"}, "no other has a zero weight"),
         (Tied(), {}, "the weight of out is that of embed too"),
@@ -185,7 +187,7 @@ class Tied(nn.Module):
 )
 def test_mistakes_of_a_model_are_told(model: nn.Module, options: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        sparsecl.mask_model(model, **options)
+        sparsecl.mask_linears(model, **options)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 """The examples of sparsecl/library/README.md run as they stand, in at most ten lines."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import torch
 import torch.distributed as torch_dist
 
 from tests.distributed.pool import Pool
+from tests.events import HANG
 from tests.library import cases
 
 README = Path(__file__).resolve().parents[2] / "sparsecl" / "library" / "README.md"
@@ -85,6 +89,22 @@ def test_the_example_of_the_trainer_keeps_zeros(tmp_path: Path) -> None:
     }
     exec(example("trainer"), names)
     assert names["trainer"].state.global_step == 20
+
+
+@pytest.mark.slow
+def test_the_example_of_a_run_runs(tmp_path: Path) -> None:
+    code = f"""
+import torch
+from tests.library.test_runs import TINY as config
+folder, tokens = "run", torch.zeros(1, 4, dtype=torch.int64)
+{example("runs")}
+assert run.metrics["F_last"] is not None
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=HANG,
+        env={**os.environ, "PYTHONPATH": str(README.parents[2])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_it_fits_the_page() -> None:

@@ -81,7 +81,7 @@ def test_a_trainer_keeps_zeros_also_where_it_goes_on(tmp_path: Path) -> None:
     from transformers import Trainer
 
     model = gpt2()
-    names = sparsecl.mask_model(model, "er_fixed", density=0.25)
+    names = sparsecl.mask_linears(model, "er_fixed", density=0.25)
     assert len(names) == 4 and "lm_head" not in names
     keys = gpt2().state_dict().keys()
     saving = arguments(tmp_path, save_strategy="steps", save_steps=10)
@@ -98,7 +98,7 @@ def test_a_trainer_keeps_zeros_also_where_it_goes_on(tmp_path: Path) -> None:
     assert wrong(model, "weight") == 0
 
     again = gpt2()
-    sparsecl.mask_model(again, "er_fixed", density=0.25)
+    sparsecl.mask_linears(again, "er_fixed", density=0.25)
     second = Trainer(again, saving, train_dataset=dataset())
     guard = sparsecl.mask_guard(second)
     second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
@@ -116,7 +116,7 @@ def test_a_trainer_without_the_guard_brings_pruned_weights_back(tmp_path: Path) 
         saving = arguments(folder, save_strategy="steps", save_steps=10, max_steps=10)
         Trainer(gpt2(), saving, train_dataset=dataset()).train()
         model = gpt2()
-        sparsecl.mask_model(model, "er_fixed", density=0.25)
+        sparsecl.mask_linears(model, "er_fixed", density=0.25)
         trainer = Trainer(model, arguments(folder), train_dataset=dataset())
         if guarded:
             sparsecl.mask_guard(trainer)
@@ -129,7 +129,7 @@ def test_accelerate_keeps_zeros() -> None:
 
     accelerator = Accelerator(cpu=True)
     net = cases.Net()
-    sparsecl.mask_model(net, density=0.3)
+    sparsecl.mask_linears(net, density=0.3)
     model, optimizer = accelerator.prepare(net, cases.adamw(net))
     guard = sparsecl.mask_guard(model, optimizer)
     for step in range(cases.NUM_STEPS):
@@ -152,7 +152,7 @@ def train_with_zero(stage: int, folder: str) -> tuple[int, set[str]]:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     model = gpt2()
-    sparsecl.mask_model(model, "er_fixed", density=0.25)
+    sparsecl.mask_linears(model, "er_fixed", density=0.25)
     settings = {
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_clipping": "auto",
