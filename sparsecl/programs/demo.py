@@ -22,6 +22,7 @@ from sparsecl import command, signals
 from sparsecl import config as configs
 from sparsecl.checkout import DEMO, TRAIN, ZERO2, beside
 from sparsecl.errors import MissingInputError, Preempted, UserError
+from sparsecl.files import writing
 from sparsecl.metrics.by_domain import MEAN, by_domain, losses_by_domain
 from sparsecl.metrics.records import RunRecords
 from sparsecl.metrics.results import read_ended
@@ -69,6 +70,8 @@ def work(options: argparse.Namespace) -> None:
     arms = {name: configs.load(RunConfig, [DEMO], settings) for name, settings in given.items()}
     prepare_text(arms["sparse"])
     runs = {name: options.dir / name for name in ARMS}
+    with writing(options.dir):
+        options.dir.mkdir(parents=True, exist_ok=True)
     train(runs, given)
     records = [read_ended(run) for run in runs.values()]
     print(f"\n{compare(records, options.dir / 'comparison.png')}")

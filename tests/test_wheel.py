@@ -1,0 +1,65 @@
+"""A wheel by itself, in an environment that cannot see the checkout."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from tests.events import HANG
+from tests.experiments.fake_study import FakeArm, write_study
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = ("pyproject.toml", "setup.py", "README.md")
+FOLDERS = ("sparsecl", "launch", "tools", "ds_configs")
+
+
+def call(*words: str | Path, cwd: Path) -> str:
+    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+    env |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    done = subprocess.run(
+        [str(word) for word in words],
+        cwd=cwd, env=env, capture_output=True, text=True, timeout=HANG,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """bin/ of an environment with the wheel, and this one's other packages."""
+    root = tmp_path_factory.mktemp("wheel")
+    for name in FOLDERS:  # a copy, because building writes into its source
+        shutil.copytree(ROOT / name, root / "source" / name)
+    for name in FILES:
+        shutil.copy(ROOT / name, root / "source" / name)
+    pip = (sys.executable, "-m", "pip")
+    build = ("wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", root, ".")
+    call(*pip, *build, cwd=root / "source")
+    (wheel,) = root.glob("*.whl")
+    call(sys.executable, "-m", "venv", "--without-pip", root / "venv", cwd=root)
+    python = root / "venv" / "bin" / "python"
+    call(*pip, "--python", python, "install", "--no-deps", "--no-index", wheel, cwd=root)
+    (site,) = (root / "venv").glob("lib/python*/site-packages")
+    # A folder named in a .pth file has its own .pth files left alone: the checkout stays unseen.
+    (site / "others.pth").write_text(sysconfig.get_path("purelib"))
+    shutil.rmtree(root / "source")
+    return root / "venv" / "bin"
+
+
+@pytest.mark.slow
+def test_the_command_works_without_a_checkout(installed: Path, tmp_path: Path) -> None:
+    look = "import sparsecl; print(sparsecl.__file__)"
+    where = call(installed / "python", "-c", look, cwd=tmp_path)
+    assert Path(where.strip()).is_relative_to(installed.parent)
+    sparsecl = installed / "sparsecl"
+    assert "prepare-data" in call(sparsecl, "--help", cwd=tmp_path)
+    assert "name: demo" in call(sparsecl, "train", "--dry-run", cwd=tmp_path)
+    words = ("sweep", "exp1_density.yaml", "--dry-run", "--seeds", "2")
+    assert "9 arms x 2 seeds" in call(sparsecl, *words, cwd=tmp_path)
+    study = write_study(tmp_path / "study", [FakeArm(name="dense"), FakeArm(name="sparse")])
+    call(sparsecl, "report", study, cwd=tmp_path)
+    assert (study / "report" / "report.html").is_file()
