@@ -14,6 +14,7 @@ import os
 import shlex
 import shutil
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,7 +28,7 @@ from sparsecl.metrics.by_domain import MEAN, by_domain, losses_by_domain
 from sparsecl.metrics.records import RunRecords
 from sparsecl.metrics.results import read_ended
 from sparsecl.metrics.summary import summarize
-from sparsecl.metrics.table import number
+from sparsecl.metrics.table import WIDTH, number
 from sparsecl.progress import ProgressBar
 
 # Smaller batches and less scored text than the default config has, so that two runs take minutes.
@@ -185,13 +186,16 @@ def answer(dense: dict[str, Any], sparse: dict[str, Any]) -> str:
     if before is None or now is None:
         return "Answer: none, for no domain was followed by another."
     word = "less" if now < before else "no less"
-    return (
+    said = (
         f"Answer: with {density:.0%} of the weights the model forgot {word}: F_last "
         f"{versus('forgotten')} nats; it had learned to {versus('learned')}, and ended at "
-        f"{versus('final')}.\n"
-        "Caveat: one seed, a model this small, one learning rate for both. A model that learns "
-        "less has less to\nforget; `sparsecl sweep` runs studies that tell the two apart."
+        f"{versus('final')}."
     )
+    caveat = (
+        "Caveat: one seed, a model this small, and one learning rate for both, which may suit one "
+        "of them better. `sparsecl sweep` runs studies, which tune every arm and repeat it."
+    )
+    return "\n".join(textwrap.fill(text, WIDTH) for text in (said, caveat))
 
 
 def _leave(name: str) -> None:
