@@ -48,7 +48,7 @@ def test_equal_records_give_equal_bytes(tmp_path):
 def test_curves_hold_the_scores_and_the_own_phase_is_thicker(tmp_path):
     records = read_records(write_run(tmp_path, domains=("code", "math")))
     axes = Figure().subplots()
-    runs._draw_curves(axes, records)
+    runs._label_ends(axes, runs._draw_curves(axes, records))
     thin = [line for line in axes.lines if line.get_linewidth() == 1.5]
     thick = [line for line in axes.lines if line.get_linewidth() > 4]
     assert len(thin) == len(thick) == 2
@@ -114,6 +114,18 @@ def test_bars_leave_out_the_domain_that_nothing_followed(tmp_path):
         assert ink(path) > 0.05
     with pytest.raises(ValueError, match="no domain in common"):
         plots.comparison_plot([], [], tmp_path / "none.png")
+
+
+def test_labels_stand_at_the_ends_of_their_curves_on_a_common_scale(tmp_path, monkeypatch):
+    """The second run reaches higher than the first, and sets the scale of both panels."""
+    limits = []
+    monkeypatch.setattr(runs, "_label_ends", lambda axes, ends: limits.append(axes.get_ylim()))
+    folders = [write_run(tmp_path / f"{f}", forgetting=f) for f in (0.1, 3.0)]
+    records = [read_records(folder) for folder in folders]
+    summaries = [summarize(run) for run in records]
+    plots.comparison_plot(records, summaries, tmp_path / "both.png")
+    (left, right), ends = limits, [run.evaluations for run in records]
+    assert left == right and left[1] >= max(e.inside.bits_per_byte for e in ends[1])
 
 
 def mask_picture(mask):

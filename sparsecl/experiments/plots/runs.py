@@ -46,7 +46,7 @@ def forgetting_plot(run: Path | str | RunRecords, path: Path | str) -> None:
         width = max(11.0, map_width)
         figure = Figure(figsize=(width, 5.6 + map_height), dpi=style.DPI, layout="constrained")
         left, right = figure.subplots(2, 1, height_ratios=(5.6, map_height))
-    _draw_curves(left, records)
+    _label_ends(left, _draw_curves(left, records))
     _draw_matrix(right, matrix)
     figure.suptitle(_title(records, matrix), color=INK, fontsize=12, fontweight="bold")
     save_png(figure, path)
@@ -84,8 +84,9 @@ def comparison_plot(
         rows: Any = figure.subfigures(2, 1, height_ratios=(4.8, 4.6))
         upper, lower = rows
         panels = upper.subplots(1, len(records), sharey=True, squeeze=False)[0]
-        for panel, run, summary in zip(panels, records, summaries, strict=True):
-            _draw_curves(panel, run)
+        ends = [_draw_curves(panel, run) for panel, run in zip(panels, records, strict=True)]
+        for panel, end, summary in zip(panels, ends, summaries, strict=True):
+            _label_ends(panel, end)  # now that all panels have one scale
             panel.set_title(summary["name"], loc="left", fontsize=11, color=INK, pad=18)
         axes = lower.subplots()
     _draw_bars(axes, summaries, bars, domains, "nats per token" if alike else "bits per byte")
@@ -131,9 +132,9 @@ def _forgotten(summary: dict[str, Any], domains: list[str], alike: bool) -> list
     ]
 
 
-def _draw_curves(axes: Axes, records: RunRecords) -> None:
+def _draw_curves(axes: Axes, records: RunRecords) -> list[tuple[float, str, str]]:
     """Validation score of each domain over total tokens, on the text that is scored inside phases;
-    its own phases are drawn thicker."""
+    its own phases are drawn thicker. Returns what `_label_ends` takes."""
     in_bytes = all(e.inside.num_bytes for e in records.evaluations)
     ends: list[tuple[float, str, str]] = []
     last = 0
@@ -162,7 +163,7 @@ def _draw_curves(axes: Axes, records: RunRecords) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     unit = "bits per byte" if in_bytes else "loss, nats per token"
     axes.set_ylabel(f"validation {unit} (lower is better)")
-    _label_ends(axes, ends)
+    return ends
 
 
 def _draw_phases(axes: Axes, records: RunRecords, last: int) -> None:
@@ -191,7 +192,12 @@ def _draw_phases(axes: Axes, records: RunRecords, last: int) -> None:
 
 
 def _label_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
-    """Names at the right end of the curves, pushed apart where they would overlap."""
+    """Names at the right end of the curves, pushed apart where they would overlap.
+
+    Args:
+        axes: with their final limits.
+        ends: last score, domain, colour of each curve.
+    """
     if not ends:
         return
     ends = sorted(ends)
