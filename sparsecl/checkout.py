@@ -1,16 +1,32 @@
 """Where the files beside the package lie: configs, studies, and the script of a run.
 
-In a checkout (`pip install -e .` included) they lie beside the package; a wheel has a copy inside
-(setup.py).
+In a checkout (`pip install -e .` included) they lie beside the package; a wheel puts them into
+share/sparsecl of the environment.
 """
 
+from importlib import metadata
 from pathlib import Path
 
 from sparsecl.config_nodes import one_line
 from sparsecl.errors import MissingInputError
 
 PACKAGE = Path(__file__).resolve().parent
-ROOT = PACKAGE / "shipped" if (PACKAGE / "shipped").is_dir() else PACKAGE.parent
+
+
+def _root() -> Path:
+    """The folder that has launch/, tools/ and ds_configs/."""
+    if not (PACKAGE.parent / "launch" / "train.py").is_file():
+        try:
+            files = metadata.files("sparsecl") or ()
+        except metadata.PackageNotFoundError:  # a copy of the folder alone
+            files = ()
+        for file in files:
+            if file.as_posix().endswith("share/sparsecl/launch/train.py"):
+                return Path(str(file.locate())).resolve().parents[1]
+    return PACKAGE.parent
+
+
+ROOT = _root()
 CONFIGS, DS_CONFIGS = ROOT / "launch" / "configs", ROOT / "ds_configs"
 STUDIES = ROOT / "launch" / "experiments"
 DEMO = CONFIGS / "demo.yaml"

@@ -127,7 +127,7 @@ def begin_wandb(
 
 
 def _init(folder: Path, config: WandbConfig, settings: Mapping[str, Any], run_id: str) -> Any:
-    import wandb
+    import wandb  # pyright: ignore[reportMissingImports]  # an extra
 
     return wandb.init(
         project=config.project,

@@ -13,7 +13,7 @@ from tests.events import HANG
 from tests.experiments.fake_study import FakeArm, write_study
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = ("pyproject.toml", "setup.py", "README.md")
+FILES = ("pyproject.toml", "README.md", "LICENSE")
 FOLDERS = ("sparsecl", "launch", "tools", "ds_configs")
 
 

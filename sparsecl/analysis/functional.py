@@ -209,7 +209,7 @@ def _score(model: GPT, rows: Rows, before: Sequence[Tensor] | None = None) -> _S
 
 def log_probabilities(model: GPT, features: Tensor) -> Tensor:
     """float64 [n, V] over the real vocabulary, from features [n, W]."""
-    return model.logits(features[None])[0, :, : model.vocab_size].double().log_softmax(-1)
+    return model.scores(features[None])[0, :, : model.vocab_size].double().log_softmax(-1)
 
 
 def _chunks(model: GPT, rows: Rows) -> Iterator[Tensor]:

@@ -127,4 +127,4 @@ def _outputs(model: GPT, tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _logits(model: GPT, features: Tensor) -> Tensor:
-    return model.logits(features)[..., : model.vocab_size]
+    return model.scores(features)[..., : model.vocab_size]

@@ -67,7 +67,7 @@ def generate(
     log_probs: list[float] = []
     for u in uniform.tolist():
         window = torch.tensor([seen[-model.shape.context :]], device=device)
-        logits = model.logits(model.features(window)[:, -1:])
+        logits = model.scores(model.features(window)[:, -1:])
         token = _choose(model, logits, u, choice)
         first_id = model.embedding.vocab_start_index
         found = chosen(logits, token[..., None], first_id)[..., 0] - log_sum_exp(logits)

@@ -234,7 +234,7 @@ class GPT(nn.Module):
 
         Ids at `vocab_size` and above are padding, at -inf.
         """
-        return self.embedding(self.features(tokens))
+        return self.scores(self.features(tokens))
 
     def features(self, tokens: Tensor, spread: bool = False) -> Tensor:
         """Normed features of the last layer. Collective over tp.
@@ -263,8 +263,8 @@ class GPT(nn.Module):
                 x = layer(x, spread, angles)
         return self.norm(x, spread)
 
-    def logits(self, features: Tensor, spread: bool = False) -> Tensor:
-        """fp32 scores [B, T, V_local] of what `features` gave; see VocabularyEmbedding."""
+    def scores(self, features: Tensor, spread: bool = False) -> Tensor:
+        """Logits fp32 [B, T, V_local] of what `features` gave; see VocabularyEmbedding."""
         return (self.embedding if self.head is None else self.head)(features, spread)
 
     def _spreads(self, tokens: Tensor) -> bool:
@@ -281,7 +281,7 @@ class GPT(nn.Module):
         self, tokens: Tensor, targets: Tensor, with_logits: bool, *, spread: bool = False
     ) -> tuple[Tensor | None, ...]:
         """See `forward`; all are [T, B] if spread."""
-        logits = self.logits(self.features(tokens, spread), spread)
+        logits = self.scores(self.features(tokens, spread), spread)
         correct = None
         if not self.training:
             # Before the loss, which may overwrite the logits.

@@ -44,7 +44,7 @@ def one_pass(form: str, tp_size: int) -> dict[str, Any]:
             loss, _ = model(text[:, :-1], text[:, 1:])
             loss.mean().backward()
             with torch.no_grad():
-                logits = model.eval().logits(model.features(text[:, :-1]))
+                logits = model.eval().logits(text[:, :-1])
             found[name, sequence] = {
                 "logits": logits,
                 "loss": loss.detach(),
