@@ -7,7 +7,7 @@ repeats an uninterrupted one bit for bit on the same layout.
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -195,10 +195,8 @@ class Trainer:
         progress = ProgressBar("training", total=done + self._steps_left(), done=done, show=show)
         try:
             while self.position.phase < len(self.schedule.phases):
-                try:
+                with suppress(RolledBack):
                     self._run_phase(self.schedule.phases[self.position.phase], progress)
-                except RolledBack:
-                    continue
         finally:
             progress.close()
 
@@ -211,12 +209,11 @@ class Trainer:
         if self.position.phase_step == 0:
             self._begin_phase(phase)
         self.monitor.begin_phase()
-        step = self.position.step
-        label = f"phase {phase.index} {self.domain}"
+        step, label = self.position.step, f"phase {phase.index} {self.domain}"
         progress.begin(label, total=step + self._steps_left(), done=step)
-        stopped = False
-        while self.position.phase_step < phase.num_steps and not stopped:
-            stopped = self._step_and_watch(phase, progress)
+        while self.position.phase_step < phase.num_steps:
+            if self._step_and_watch(phase, progress):
+                break
         self._end_phase(phase)
 
     def _begin_phase(self, phase: Phase) -> None:
