@@ -12,7 +12,7 @@ import pytest
 from tests.events import HANG, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = sorted((ROOT / "slurm").iterdir())
+SCRIPTS = sorted(path for path in (ROOT / "slurm").iterdir() if path.suffix != ".md")
 HOSTILE = 'it\'s; "x"\n$(touch stolen) `touch stolen` & %j *'
 
 SITE = ("GPUS=no", f"PYTHON={sys.executable}", "CPUS_PER_TASK=3")

@@ -183,7 +183,7 @@ def state_problems(manifest: Manifest) -> Iterator[str]:
     yield from _parameters(manifest, config, len(schedule.phases))
     if isinstance(found, RunState):
         yield from _place(found.position, manifest.step, config, schedule)
-        yield from _observed(found.observers, found.position)
+        yield from _observed(found.observers, found.position, moves=config.methods.rewires)
         yield from _references(found, schedule)
         yield from _results(found, schedule)
         yield from _numbers(found, manifest, config)
@@ -254,8 +254,11 @@ def _place(position: Position, step: int, config: RunConfig, schedule: Schedule)
         yield "state.position.started: false, and the run was saved after its first evaluation"
 
 
-def _observed(found: Observed, position: Position) -> Iterator[str]:
-    """Nobody has seen more than happened."""
+def _observed(found: Observed, position: Position, *, moves: bool) -> Iterator[str]:
+    """Nobody has seen more than happened. `moves`: a method moves the graph."""
+    lives = found.turnover or Lives()
+    if not lives.gone <= lives.steps <= lives.gone * position.step or (lives.gone and not moves):
+        yield f"state.observers.turnover: {lives.gone} lives of {lives.steps} steps"
     if found.health.bad_steps > position.step:
         yield f"state.observers.health.bad_steps: {found.health.bad_steps} of {position.step} steps"
     if found.early_end.num_bad > position.step:

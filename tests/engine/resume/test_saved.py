@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -139,6 +140,7 @@ def test_no_lie_is_believed(saved, manifest, tmp_path):
 @pytest.mark.parametrize(
     ("path", "value", "says"),
     [
+        (("observers", "turnover", "gone"), 2, "turnover: 2 lives of 0 steps"),
         (("position", "step"), -5, "state.position.step: Input should be greater than or equal"),
         (("position", "step"), 15, "state.position.step: 15, the manifest is of step 16"),
         (("position", "phase"), 9, "state.position.phase: 9, the run has 2 phases"),
@@ -191,7 +193,8 @@ def test_what_is_kept_of_earlier_models_is_looked_at(manifest):
 
     def problems(state: dict[str, Any], found: dict[str, torch.Tensor]) -> str:
         lie = Manifest(**{**vars(manifest), "state": state})
-        return "\n".join([*state_problems(lie), *STATE.arrays(lie, found)])
+        reader: Any = SimpleNamespace(manifest=lie, topologies={})
+        return "\n".join([*state_problems(lie), *STATE.arrays(reader, found)])
 
     assert problems(manifest.state, arrays) == ""
     damaged = {**arrays, "drift.0.ids": arrays["drift.0.ids"] + 3000}
