@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.interpolate import CubicSpline
 
 RESULTS = Path(__file__).resolve().parents[2] / "launch" / "experiments" / "results"
 KEPT = sorted(RESULTS.glob("*/"))
@@ -137,3 +138,84 @@ def test_what_the_page_of_the_studies_tells_of_experiment_3():
     for arm in ("rho_05", "rho_10"):
         gap = np.convolve(curves[arm] - curves["dense"], np.ones(3) / 3, mode="valid")
         assert gap[8:20].max() < 0 < gap[36:].min()
+
+
+def frontier(folder: Path, arm: str, seed: str) -> tuple[np.ndarray, np.ndarray]:
+    """Learned loss, rising, and the smallest forgetting at it, on 4,000 rates."""
+    found = [row for row in rows(folder, "trials") if (row["arm"], row["seed"]) == (arm, seed)]
+    points = sorted(
+        (float(r["optimizer.lr"]), float(r["learned_loss"]), float(r["F_last"])) for r in found
+    )
+    rates, learned, forgotten = map(np.array, zip(*points, strict=True))
+    at = np.linspace(*np.log(rates[[0, -1]]), 4000)
+    x, y = (CubicSpline(np.log(rates), values)(at) for values in (learned, forgotten))
+    as_run = (x >= learned.min()) & (y >= forgotten.min())
+    order = np.argsort(np.append(x[as_run], learned))
+    x = np.append(x[as_run], learned)[order]
+    return x, np.minimum.accumulate(np.append(y[as_run], forgotten)[order])
+
+
+def at_equal_loss(folder: Path, arm: str, against: str) -> np.ndarray:
+    """Difference of the mean forgetting over the learned losses that all seeds reach, by seed."""
+    seeds = sorted({row["seed"] for row in rows(folder, "trials")})
+    curves = {(a, s): frontier(folder, a, s) for a in (arm, against) for s in seeds}
+    low = max(x[0] for x, _ in curves.values())
+    high = min(x[np.argmin(y)] for x, y in curves.values())
+    grid = np.linspace(low, high, 200)
+    mean = {key: np.interp(grid, x, y).mean() for key, (x, y) in curves.items()}
+    return np.array([mean[arm, seed] - mean[against, seed] for seed in seeds])
+
+
+@pytest.mark.skipif(not (RESULTS / "exp1_density").exists(), reason="not kept")
+def test_what_the_pages_tell_of_experiment_1():
+    folder = RESULTS / "exp1_density"
+    page, first = (
+        " ".join(path.read_text().split())
+        for path in (RESULTS.parent / "README.md", RESULTS.parents[2] / "README.md")
+    )
+    labels = {f"rho_{share:02}": f"{share} %" for share in (1, 5, 10, 20, 30)}
+    means = {}
+    for row in rows(folder, "frontier"):
+        if row["compared"] != "at equal learned loss":
+            continue
+        arm, values = row["family"], at_equal_loss(folder, row["family"], "dense")
+        half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+        told = [float(row[key]) for key in ("difference", "low", "high")]
+        again = [values.mean(), values.mean() - half, values.mean() + half]
+        assert told == pytest.approx(again, abs=4e-3), arm
+        means[arm] = told
+    assert set(means) == set(labels)
+    for arm, (mean, low, high) in means.items():
+        ends = f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+        assert (f"{ends} at {labels[arm]}" if arm != "rho_01" else ends) in page, arm
+        assert (low < 0 < high) == (arm != "rho_01")
+    others = [mean for arm, (mean, *_) in means.items() if arm != "rho_01"]
+    assert f"differs by {min(others):.3f} to {max(others):.3f} nats" in first
+    assert "by -0.124 [-0.151, -0.096]" in first
+    # The smallest p of 6 pairs, times the family.
+    assert f"{min(1.0, 5 * 2 / 2**6):.3f}"[:5] in page and "0.156" in first
+
+    def interval(arm: str, against: str, measure: str) -> str:
+        values = differences(folder, arm, against, measure)
+        half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+        size, ends = abs(values.mean()), sorted(abs(values.mean() + x) for x in (half, -half))
+        return f"{size:.3f} [{ends[0]:.3f}, {ends[1]:.3f}]"
+
+    assert f"1 % forgets {interval('rho_01', 'dense', 'F_last')}" in page
+    assert f"5 % {interval('rho_05', 'dense', 'F_last')} less than dense" in page
+    assert f"by {interval('rho_01', 'dense', 'final_loss')}" in page
+    assert f"final loss, by {interval('rho_01', 'dense', 'final_loss')}" in first
+    assert f"forgets {interval('rho_10', 'rho_10.equal_parameters', 'F_last')} less" in page
+    small, ten = (
+        np.mean(list(by_seed(folder, arm, "learned_loss").values()))
+        for arm in ("rho_10.equal_parameters", "rho_10")
+    )
+    assert f"({small:.3f} against {ten:.3f})" in page
+    moved = [
+        abs(float(row["difference"]))
+        for row in rows(folder, "frontier")
+        if row["compared"] == "at equal movement"
+    ]
+    assert f"by {min(moved):.3f} to {max(moved):.3f}, which" in page
+    taken = {row["arm"]: float(row["optimizer.lr_taken"]) for row in rows(folder, "tuned")}
+    assert taken == {"dense": 1e-3, **dict.fromkeys(labels, 2e-3)}
