@@ -21,7 +21,7 @@ from sparsecl.errors import UserError
 from sparsecl.log import RunLog
 from sparsecl.seal import EMPTY
 from sparsecl.wandb_run import WandbConfig, WandbRun, check_installed
-from tests.events import wait_for
+from tests.events import HANG, wait_for
 
 OFFLINE = WandbConfig(project="forgetting", mode="offline", group="er")
 SETTINGS = {"name": "small", "seed": 3, "topology": {"kind": "er"}}
@@ -217,7 +217,7 @@ run.close()
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         env = {**os.environ, "WANDB_BASE_URL": url, "WANDB_API_KEY": "0123456789abcdef" * 3}
         done = subprocess.run(
-            [sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=60
+            [sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=HANG
         )
     assert (done.returncode, done.stdout.strip()) == (0, "True"), done.stderr
     assert done.stderr.count("Weights & Biases is off from here on (") == 1

@@ -38,8 +38,8 @@ class VocabularyEmbedding(nn.Module):
         self.num_embeddings = rows * dist.tp_size()
         self.vocab_start_index = dist.tp_rank() * rows
         self.vocab_end_index = self.vocab_start_index + rows
-        # Allocated on the CPU and filled by init.py: the same bits at every tp size.
-        self.weight = nn.Parameter(torch.empty(rows, width, dtype=torch.float32, device="cpu"))
+        # Filled by init.py: the same bits at every tp size.
+        self.weight = nn.Parameter(torch.empty(rows, width, dtype=torch.float32))
         mark_tensor_parallel(self.weight, 0)
         # Elements of this rank that are no padding, for whoever changes all weights.
         setattr(self.weight, "num_real", self.num_real_local * width)  # noqa: B010

@@ -17,7 +17,7 @@ SPLIT = "parallel.tensor=2"
 
 
 class _Silent:
-    def advance(self, **_: Any) -> None: ...
+    def advance(self, shown: Any) -> None: ...
 
 
 def snapshot(built: Any) -> dict[str, torch.Tensor]:

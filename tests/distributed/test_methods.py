@@ -222,7 +222,7 @@ def known(trainer: cases.RecordingTrainer) -> Any:
 
 
 class _Silent:
-    def advance(self, **shown: str) -> None: ...
+    def advance(self, shown: Any) -> None: ...
 
 
 @pytest.mark.parametrize("stage", ["zero2", cases.slow("zero0"), cases.slow("zero3")])

@@ -36,7 +36,7 @@ def train_part(
 
 
 class _Silent:
-    def advance(self, **_: Any) -> None: ...
+    def advance(self, shown: Any) -> None: ...
 
 
 def go_on(cache: str, stage: str, overrides: tuple[str, ...], folder: str) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def recorded(cache: str, overrides: tuple[str, ...], folder: str, moves: bool) -
         trainer.methods.methods.append(Breathing())
         trainer.methods.rewires = True
     drawn: list[Any] = []
-    trainer.journal.scalars = drawn.append
+    trainer.journal.scalars = lambda values, **_: drawn.append(values)
     trainer.run()
     ends = [r for r in trainer.records if r["kind"] == "phase" and r["event"] == "end"]
     return ends, [

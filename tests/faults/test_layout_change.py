@@ -19,7 +19,7 @@ SPLIT = ("parallel.tensor=2", "batch.micro=4")
 
 
 class _Silent:
-    def advance(self, **_: object) -> None: ...
+    def advance(self, shown: object) -> None: ...
 
 
 def read_part(

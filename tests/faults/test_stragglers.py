@@ -154,7 +154,7 @@ def slow_run(cache: str, specs: tuple[str, ...], folder: str) -> dict[str, Any]:
     trainer, _, _ = cases.assemble(cases.load(cache, overrides), "zero2", folder)
     journal = FakeJournal()
     trainer.journal.say = journal.said.append
-    trainer.journal.scalars = lambda values: journal.drawn.extend(
+    trainer.journal.scalars = lambda values, **_: journal.drawn.extend(
         value for key, value in values.items() if key == SLOW
     )
     trainer.monitor.stragglers.clock = lambda: advance(0.01)

@@ -61,7 +61,7 @@ def test_options_reach_the_graph() -> None:
         (("er_fixed", 8, 8), {"density": 10}, "density must be in .*write 0.1"),
         (("er_fixed", 0, 8), {}, "out_features must be >= 1, got 0"),
         (("er_fixed", 8, 8), {"density": 0.001}, "no live weight"),
-        (("bsw", 8, 8), {"beta": 2.0}, "beta must be in"),
+        (("bsw", 8, 8), {"beta": 2.0}, "beta must be >= 0 and <= 1"),
         (("er_fixed", 8, 8), {"block": 3}, "block"),
         (("er_fixed", 8, 8), {"allocation": "all"}, "allocation=all is unknown"),
     ],

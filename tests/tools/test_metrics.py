@@ -15,12 +15,16 @@ from tests.metrics.fake_run import header, write_lines, write_run
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# None in sys.modules makes an import fail. Nothing that needs a compiled deep-learning stack may
-# be asked for; without --plot not even matplotlib.
+# Nothing that needs a compiled deep-learning stack may be asked for; without --plot not even
+# matplotlib. Not by None in sys.modules, which SciPy takes for a module.
 WITHOUT_TORCH = """
 import runpy, sys
-for name in sys.argv.pop(1).split(","):
-    sys.modules[name] = None
+blocked = sys.argv.pop(1).split(",")
+class Blocker:
+    def find_spec(name, path=None, target=None):
+        if name.split(".")[0] in blocked:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Blocker)
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
