@@ -1,12 +1,12 @@
 """Run folders and studies of somebody else: their records are data, in terminals and in pages."""
 
-import html
 import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from markupsafe import escape
 
 from sparsecl.engine import run
 from sparsecl.errors import UserError
@@ -123,7 +123,7 @@ def test_text_in_records_is_text_in_the_report(tmp_path, canary, monkeypatch):
         (place / "environment.json").write_text(json.dumps(environment))
     (study / "runs" / "er" / "seed0" / "environment.json").write_text("[" * 100_000)
     page = write_report(collect(study), study / "report").read_text()
-    assert html.escape(SCRIPT) in page
+    assert escape(SCRIPT) in page
     for text in ("<script", "<img src=x", "onerror=alert(2)>'\""):
         assert text not in page
     assert not canary.sang
