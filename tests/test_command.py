@@ -137,6 +137,7 @@ def test_every_program_reads_its_command_line_the_same_way():
     assert len(made) > 100 and users == []
 
 
+@pytest.mark.fault("X5")
 @pytest.mark.parametrize(("script", "words"), PROGRAMS)
 def test_a_reader_that_leaves_is_no_fault(script, words):
     # `exec` closes the pipe before anything can have been printed.
@@ -144,6 +145,7 @@ def test_a_reader_that_leaves_is_no_fault(script, words):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.fault("X5")
 @pytest.mark.parametrize(
     ("counts", "target", "code", "said"),
     [
@@ -164,6 +166,7 @@ def test_work_is_done_whatever_becomes_of_the_output(tmp_path, counts, target, c
     assert [line for line in lines if line != "done"] == ([f"sparsecl: {said}"] if said else [])
 
 
+@pytest.mark.fault("X5")
 def test_both_streams_may_be_gone_or_full(tmp_path):
     script = tmp_path / "prints.py"
     script.write_text(PRINTS.format(counts=False).replace('"done"', '"done" * 9999'))
@@ -171,6 +174,7 @@ def test_both_streams_may_be_gone_or_full(tmp_path):
         assert shell(f"$PYTHON {script} {target}").returncode == 0, target
 
 
+@pytest.mark.fault("X5")
 def test_the_place_of_a_closed_stream_is_not_given_to_a_file(tmp_path):
     script = tmp_path / "opens.py"
     script.write_text(
@@ -188,6 +192,7 @@ def test_letters_that_a_terminal_does_not_have(tmp_path):
     assert (done.returncode, done.stdout) == (0, "\\u0141\n")
 
 
+@pytest.mark.fault("X1")
 def test_no_signal_changes_a_code_that_is_decided(tmp_path):
     """Not while the interpreter ends either, where Python forgets its handlers."""
     script = tmp_path / "ends.py"
@@ -212,6 +217,7 @@ class OutOfMemoryError(RuntimeError):
     """Has the name of torch's."""
 
 
+@pytest.mark.fault("X10")
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
@@ -244,6 +250,7 @@ def test_an_internal_error_comes_with_its_traceback(capsys):
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
+@pytest.mark.fault("X10")
 def test_a_shortage_is_seen_behind_what_came_of_it():
     try:
         try:
@@ -263,6 +270,7 @@ def denied():
     raise PermissionError(13, "Permission denied", "/home/other\n/run")
 
 
+@pytest.mark.fault("F2b")
 @pytest.mark.parametrize(
     ("look", "code", "line"),
     [

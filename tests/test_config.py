@@ -246,6 +246,7 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.fault("K1", "K2", "K3")
 @pytest.mark.parametrize(("text", "expected"), MISTAKES)
 def test_a_mistake_gets_one_line(tmp_path, text, expected):
     assert message(tmp_path, text) == expected

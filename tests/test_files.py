@@ -73,6 +73,7 @@ def victim(tmp_path) -> Path:
 # ---- opening -----------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("F1", "F2")
 @pytest.mark.parametrize("kind", list(PLANTED))
 @pytest.mark.parametrize("mode", ["rb", "ab", "wb", "r+b", "xb"])
 def test_only_plain_files_are_opened(tmp_path, victim, monkeypatch, kind, mode):
@@ -96,6 +97,7 @@ def test_a_file_that_the_user_names_may_be_a_link(tmp_path, victim):
             open(tmp_path / name, opener=plain_input)
 
 
+@pytest.mark.fault("F1")
 def test_a_second_name_is_not_written_to(tmp_path, victim):
     os.link(victim, tmp_path / "other")
     with open(tmp_path / "other", opener=plain) as file:
@@ -126,6 +128,7 @@ def test_entries_that_may_be_there(tmp_path, victim):
         assert str(tmp_path / [*planted.values()][0][0]) in str(raised.value)
 
 
+@pytest.mark.fault("F1")
 def test_every_file_is_opened_by_an_opener():
     """What is opened by name alone follows links and waits for pipes."""
     by_name = ("read_text", "read_bytes", "write_text", "write_bytes", "touch")
@@ -157,6 +160,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["value"]
 
 
+@pytest.mark.fault("F2")
 @pytest.mark.parametrize("kind", list(PLANTED))
 def test_only_a_file_is_replaced(tmp_path, victim, monkeypatch, kind):
     """With root's rights `--out /dev/null` would take the device away from everybody."""
@@ -171,6 +175,7 @@ def test_only_a_file_is_replaced(tmp_path, victim, monkeypatch, kind):
     assert os.lstat(path).st_ino == before and victim.read_text() == "precious"
 
 
+@pytest.mark.fault("F3")
 @pytest.mark.parametrize("name", list(CODES))
 @pytest.mark.parametrize("call", ["open", "fsync", "replace"])
 def test_every_failure_of_a_disk_is_one_line_with_a_code(tmp_path, monkeypatch, name, call):
@@ -190,6 +195,7 @@ def test_every_failure_of_a_disk_is_one_line_with_a_code(tmp_path, monkeypatch, 
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.fault("F4")
 def test_a_folder_that_is_gone_is_named(tmp_path):
     for code in (errno.ENOENT, errno.ESTALE):
         error = cannot_write(tmp_path / "run" / "tb" / "x", OSError(code, os.strerror(code)))
@@ -197,6 +203,7 @@ def test_a_folder_that_is_gone_is_named(tmp_path):
         assert "room" not in str(error)
 
 
+@pytest.mark.fault("F5")
 @pytest.mark.parametrize(("umask", "rights"), [(0o077, 0o600), (0o022, 0o644), (0o002, 0o664)])
 def test_the_umask_says_who_may_read(tmp_path, umask, rights):
     before = os.umask(umask)
@@ -225,6 +232,7 @@ def _hold(what: str, path: str, said: Any) -> None:
         signal.pause()
 
 
+@pytest.mark.fault("F6")
 @pytest.mark.parametrize("what", ["file", "folder"])
 def test_what_a_killed_process_left_is_removed_and_what_a_live_one_holds_is_not(tmp_path, what):
     path = tmp_path / "report"
@@ -257,6 +265,7 @@ def test_what_a_killed_process_left_is_removed_and_what_a_live_one_holds_is_not(
     assert set(tmp_path.iterdir()) - {path} == set(others)
 
 
+@pytest.mark.fault("F6")
 def test_leftovers_are_not_removed_through_links(tmp_path, victim):
     name = f".report.{'0' * 16}.tmp"
     (tmp_path / name).symlink_to(victim)

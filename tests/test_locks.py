@@ -56,6 +56,7 @@ def squeue(tmp_path, monkeypatch):
 # ---- one owner on one host ---------------------------------------------------------------------
 
 
+@pytest.mark.fault("J1")
 def test_a_lock_names_its_owner_and_is_emptied_by_close(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
@@ -73,6 +74,7 @@ def test_a_lock_names_its_owner_and_is_emptied_by_close(tmp_path, monkeypatch):
     lock_folder(tmp_path / "run", "--run_dir").close()
 
 
+@pytest.mark.fault("J2")
 def test_a_killed_owner_is_followed_at_once(tmp_path):
     reader, writer = os.pipe()
     child = os.fork()
@@ -91,6 +93,7 @@ def test_a_killed_owner_is_followed_at_once(tmp_path):
         assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
 
 
+@pytest.mark.fault("J2")
 @pytest.mark.parametrize(
     "change",
     [
@@ -120,6 +123,7 @@ def test_a_lock_file_of_an_earlier_version(tmp_path):
 # ---- another host ------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("J2")
 def test_an_owner_on_another_host_is_not_provably_gone(tmp_path):
     left = replace(this_process(), **ELSEWHERE, pid=4711, time="2026-01-02T03:04:05+00:00")
     line = refusal(leave(tmp_path, left))
@@ -129,6 +133,7 @@ def test_an_owner_on_another_host_is_not_provably_gone(tmp_path):
     lock_folder(tmp_path, "--run_dir").close()
 
 
+@pytest.mark.fault("J2")
 def test_a_requeued_job_takes_its_own_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     left = replace(this_process(), **ELSEWHERE)
@@ -136,6 +141,7 @@ def test_a_requeued_job_takes_its_own_folder(tmp_path, monkeypatch):
     lock_folder(leave(tmp_path, left), "--run_dir").close()
 
 
+@pytest.mark.fault("J2")
 @pytest.mark.parametrize(
     ("answer", "free"),
     [
@@ -210,6 +216,7 @@ def test_a_lock_file_that_names_nobody_is_shown_and_left(tmp_path, text):
     assert text[:60] in line or "\\" in line or text == "{}"
 
 
+@pytest.mark.fault("K4")
 def test_a_job_number_is_no_option_and_no_command(tmp_path, squeue):
     calls = squeue(out="RUNNING\\n")
     for job in ("-1", "78 --me", "$(touch x)", "1\n2"):

@@ -114,6 +114,7 @@ def test_a_file_that_was_changed_under_the_run_is_noticed(file, change):
         file.sync()
 
 
+@pytest.mark.fault("R1")
 @pytest.mark.parametrize("before", [b"1\n3\n", b"1234\n5678\n", b"1235\n"])
 def test_a_record_that_was_changed_is_not_continued(tmp_path, before):
     (tmp_path / "scalars.jsonl").write_bytes(b"1234\n")
@@ -189,6 +190,7 @@ def in_child(body: Callable[[], Any]) -> str:
     return said
 
 
+@pytest.mark.fault("D1")
 def test_a_disk_that_fills_up_and_is_emptied(tmp_path):
     """RLIMIT_FSIZE: every file of the run stops growing at 2000 bytes, TensorBoard's too."""
 
@@ -228,6 +230,7 @@ def test_text_that_cannot_be_written_is_said_once(log, tmp_path, capsys):
 # ---- TensorBoard -------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("D1")
 def test_tensorboard_that_cannot_start(tmp_path, capsys):
     (tmp_path / "tb").write_text("a file in its place")
     log = RunLog(tmp_path)
@@ -278,6 +281,7 @@ def events(folder: Path) -> list[tuple[int, float, float]]:
     return [(event.step, event.value, event.wall_time) for event in found]
 
 
+@pytest.mark.fault("J4")
 @pytest.mark.parametrize("jump", [-86400.0, -1e-9, 3600.0])
 def test_a_clock_that_jumps_between_two_starts(tmp_path, monkeypatch, jump):
     """Set back, it gives the new event file the older name: the one that is read first."""
@@ -297,6 +301,7 @@ def test_a_clock_that_jumps_between_two_starts(tmp_path, monkeypatch, jump):
     assert walls == sorted(walls)
 
 
+@pytest.mark.fault("J4")
 def test_a_clock_that_is_set_back_in_a_run(log, tmp_path, monkeypatch):
     log.scalars({"train/loss": 1.0}, tokens=1)
     clock = time.time

@@ -16,6 +16,7 @@ WHOLE = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
 WHOLE |= {"MASTER_ADDR": "host", "MASTER_PORT": "29500"}
 
 
+@pytest.mark.fault("X8")
 @pytest.mark.parametrize(
     "variables",
     [
@@ -42,6 +43,7 @@ def test_which_gpu_is_asked_for_only_where_there_is_one():
         place.local_rank(without)
 
 
+@pytest.mark.fault("X8", "X9")
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
@@ -73,6 +75,7 @@ def test_places_that_are_wrong(variables, message):
     assert "bash slurm/train.sbatch -- " in str(found.value)
 
 
+@pytest.mark.fault("X8", "X9")
 @pytest.mark.parametrize(
     "variables",
     [
@@ -118,6 +121,7 @@ def processes():
         process.communicate()
 
 
+@pytest.mark.fault("X4")
 def test_a_rank_that_was_seen_and_is_gone(processes):
     mine = {**WHOLE, "RANK": "0", "WORLD_SIZE": "4", "MASTER_PORT": str(os.getpid())}
     seen = place.Siblings(mine)
@@ -138,6 +142,7 @@ def test_a_rank_that_was_seen_and_is_gone(processes):
     assert seen.look() == [1, 2]
 
 
+@pytest.mark.fault("X4")
 def test_where_nothing_can_be_seen_nobody_is_gone(processes, monkeypatch, tmp_path):
     mine = {**WHOLE, "RANK": "0", "MASTER_PORT": str(os.getpid())}
     seen = place.Siblings(mine)
@@ -165,6 +170,7 @@ os.write(2, b"orphan" if place.is_orphan() else b"waited in vain")
 """
 
 
+@pytest.mark.fault("X12")
 @pytest.mark.parametrize("killed", ["deepspeed", "its process on this machine"])
 def test_a_rank_notices_that_deepspeed_is_gone(killed):
     """`deepspeed` starts a process, which starts the ranks."""

@@ -29,6 +29,7 @@ def test_a_seal_by_hand():
     assert list(sealed_lines(b"")) == [] and Extent.of(b"") == EMPTY
 
 
+@pytest.mark.fault("R1")
 def test_every_bit_before_the_last_seal_counts():
     """A change is seen, or the line has lost its seal, which a reader who expects one misses."""
     content = file_of(({"a": 1}, True), ({"b": [2, 3]}, False), ({"c": "x"}, True))

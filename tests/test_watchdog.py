@@ -36,6 +36,7 @@ print("done", flush=True)
 """
 
 
+@pytest.mark.fault("P11")
 def test_a_hang_ends_with_place_peers_and_stacks():
     command = [sys.executable, "-c", SCRIPT, str(HANG)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=2 * HANG)
@@ -46,6 +47,7 @@ def test_a_hang_ends_with_place_peers_and_stacks():
     assert "in work" in done.stderr
 
 
+@pytest.mark.fault("P11")
 def test_a_store_that_does_not_answer_holds_up_nobody():
     """Rank 0 keeps it: if that process is stopped, whoever asks it waits for ever."""
     script = SCRIPT.replace(
@@ -130,6 +132,7 @@ class Lines:
         return {0: f"{self.looks} 3 save", 1: other.get(self.state, f"{self.looks} 0 save")}
 
 
+@pytest.mark.fault("P11")
 @pytest.mark.parametrize("state", ["writes on", "closed"])
 def test_a_long_save_is_waited_for_while_all_ranks_live(watched, state):
     watched.dog.board = Lines(state)
@@ -137,6 +140,7 @@ def test_a_long_save_is_waited_for_while_all_ranks_live(watched, state):
         assert watched.watch(*[TICK] * 480) == []
 
 
+@pytest.mark.fault("P11")
 @pytest.mark.parametrize("state", ["mute", "no answer"])
 def test_a_long_save_is_not_waited_for_if_a_rank_stands_still(watched, state):
     watched.dog.board = Lines(state)
@@ -146,11 +150,13 @@ def test_a_long_save_is_not_waited_for_if_a_rank_stands_still(watched, state):
         assert watched.watch(TICK) == [10 * TICK]
 
 
+@pytest.mark.fault("P11")
 def test_a_suspended_process_starts_counting_anew(watched):
     assert watched.watch(*[TICK] * 3, 1000.0, *[TICK] * 4) == []
     assert watched.watch(TICK) == [5 * TICK]
 
 
+@pytest.mark.fault("G2")
 def test_patience_grows_with_the_longest_step(monkeypatch):
     now = 0.0
     monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: now))

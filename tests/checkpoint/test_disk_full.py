@@ -35,6 +35,7 @@ def no_leftovers(root: Path) -> None:
     assert {path.name for path in root.iterdir()} <= {"step_1", "step_2", "latest", PUBLISHED}
 
 
+@pytest.mark.fault("D1")
 @pytest.mark.parametrize(
     ("file", "point", "number", "size", "found"),
     [
@@ -67,6 +68,7 @@ def test_a_full_disk(tmp_path, file, point, number, size, found):
     check_law(root, {22})
 
 
+@pytest.mark.fault("D2")
 @pytest.mark.parametrize("action", ["full", "eio"])
 @pytest.mark.parametrize("point", sorted(faults.SAVE_POINTS))
 def test_an_error_at_any_point(tmp_path, action, point):
@@ -84,6 +86,7 @@ def test_an_error_at_any_point(tmp_path, action, point):
     check_law(tmp_path, {3})
 
 
+@pytest.mark.fault("D1")
 def test_all_ranks_hear_of_a_full_disk(tmp_path):
     """Rank 1's disk is full: both ranks end with 74, and rank 0 has tidied up."""
     root = tmp_path / "checkpoints"
@@ -100,6 +103,7 @@ def test_all_ranks_hear_of_a_full_disk(tmp_path):
     no_leftovers(root)
 
 
+@pytest.mark.fault("C1")
 @pytest.mark.parametrize("point", ["shard_written", "synced", "reported"])
 def test_a_file_that_lost_its_end_is_not_published(tmp_path, point):
     save(tmp_path, 1)
@@ -130,6 +134,7 @@ def test_a_folder_that_cannot_be_made(tmp_path):
         save(tmp_path / "checkpoints", 1)
 
 
+@pytest.mark.fault("F4")
 def test_latest_that_is_a_folder(tmp_path):
     save(tmp_path, 1)
     (tmp_path / "latest").unlink()

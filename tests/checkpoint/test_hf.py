@@ -319,6 +319,7 @@ class Canary:
         return os.system, (f"touch {self.path}",)
 
 
+@pytest.mark.fault("C14")
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "ckpt.pt"])
 @pytest.mark.parametrize("trusted", [False, True])
 def test_a_pickle_is_never_executed(made, tmp_path, name, trusted):

@@ -101,6 +101,7 @@ def refused(folder: Path, message: str = "") -> None:
 PIECE = [SHARD, "master", "norm", 0, 0, 3]
 
 
+@pytest.mark.fault("C15", "C16", "C17")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -157,6 +158,7 @@ def test_hostile_manifests(folder, change, message):
     refused(folder, message)
 
 
+@pytest.mark.fault("C15")
 @pytest.mark.parametrize(
     "text",
     [
@@ -180,6 +182,7 @@ def test_a_manifest_is_read_only_up_to_a_size(folder, monkeypatch):
     refused(folder, "at most 100 bytes")
 
 
+@pytest.mark.fault("C2", "S4")
 def test_the_digest_is_checked_before_anything_else(folder):
     """But for the number of a newer format: its digest may be made in another way."""
     text = (folder / MANIFEST).read_text()
@@ -230,6 +233,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.fault("C15")
 @pytest.mark.parametrize("name", [SHARD, TOPOLOGY_FILE])
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_hostile_safetensors(folder, name, bomb):
@@ -247,6 +251,7 @@ class Payload:
         return os.mkdir, (str(self.canary),)
 
 
+@pytest.mark.fault("C14")
 @pytest.mark.parametrize("name", [SHARD, TOPOLOGY_FILE, MANIFEST, LATEST])
 @pytest.mark.parametrize("form", ["pickle", "torch zip", "numpy"])
 def test_no_pickle_is_ever_opened(folder, tmp_path, name, form):
@@ -275,6 +280,7 @@ def test_no_pickle_is_ever_opened(folder, tmp_path, name, form):
     assert not canary.exists()
 
 
+@pytest.mark.fault("C17")
 @pytest.mark.parametrize("name", [SHARD, TOPOLOGY_FILE, MANIFEST])
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder", "missing"])
 def test_only_plain_files_are_opened(folder, tmp_path, name, kind):
@@ -290,12 +296,14 @@ def test_only_plain_files_are_opened(folder, tmp_path, name, kind):
     refused(folder, name)
 
 
+@pytest.mark.fault("C17")
 def test_a_linked_folder_is_no_candidate(folder):
     folder.rename(folder.parent / "elsewhere")
     folder.symlink_to(folder.parent / "elsewhere")
     assert newest_valid(folder.parent) == (None, [])
 
 
+@pytest.mark.fault("C7")
 @pytest.mark.parametrize(
     "live",
     [
@@ -321,6 +329,7 @@ def test_hostile_indices(folder, edges):
     refused(folder, "not a live set")
 
 
+@pytest.mark.fault("C15")
 def test_few_indices_do_not_become_a_gigabyte(folder):
     """A matrix of 2**31 - 2**16 cells is a valid claim; the graph is built when asked for."""
     save_file({"up.weight": np.arange(6, dtype=np.int32)}, folder / TOPOLOGY_FILE)
@@ -333,6 +342,7 @@ def test_few_indices_do_not_become_a_gigabyte(folder):
 # ---- files that belong elsewhere -----------------------------------------------------------------
 
 
+@pytest.mark.fault("C3")
 def test_swapped_and_mixed_shards(tmp_path):
     first, second = save(tmp_path, 1), save(tmp_path, 2)
     a, b = (folder / SHARD for folder in (first, second))
@@ -348,6 +358,7 @@ def test_swapped_and_mixed_shards(tmp_path):
     refused(tmp_path / "step_9", "of step 1, not of step_9")
 
 
+@pytest.mark.fault("C4")
 @pytest.mark.parametrize(
     ("content", "note"),
     [
@@ -372,6 +383,7 @@ def test_what_latest_says_is_a_hint(folder, content, note):
         assert note in line and line.isprintable() and str(root / LATEST) in line
 
 
+@pytest.mark.fault("C4")
 def test_latest_is_not_followed(folder, tmp_path):
     (tmp_path / "secret").write_text("step_1\n")
     (folder.parent / LATEST).symlink_to(tmp_path / "secret")
@@ -381,6 +393,7 @@ def test_latest_is_not_followed(folder, tmp_path):
 # ---- damage --------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("C1")
 @pytest.mark.parametrize("name", [SHARD, TOPOLOGY_FILE, MANIFEST])
 def test_every_truncation_is_found(folder, name):
     raw = (folder / name).read_bytes()
@@ -389,6 +402,7 @@ def test_every_truncation_is_found(folder, name):
         refused(folder, name)
 
 
+@pytest.mark.fault("C2")
 @pytest.mark.parametrize("name", [SHARD, TOPOLOGY_FILE, MANIFEST])
 def test_single_bits_are_found(folder, name):
     """Every byte of it once, each time another bit."""

@@ -133,15 +133,18 @@ def kill_often(root: Path, num_kills: int) -> None:
         assert not list(root.glob("*.tmp")) and not list(root.glob(".*.tmp"))
 
 
+@pytest.mark.fault("P3", "P5")
 def test_twelve_kills(tmp_path):
     kill_often(tmp_path / "checkpoints", 12)
 
 
+@pytest.mark.fault("P3", "P4")
 @pytest.mark.slow
 def test_two_hundred_kills(tmp_path):
     kill_often(tmp_path / "checkpoints", 200)
 
 
+@pytest.mark.fault("P3")
 @pytest.mark.parametrize("point", sorted(faults.SAVE_POINTS))
 def test_a_kill_of_the_background_writer(tmp_path, point):
     """The same law, while the main thread trains on."""
@@ -159,6 +162,7 @@ def test_a_kill_of_the_background_writer(tmp_path, point):
     check_law(tmp_path, {2 if named else 1})
 
 
+@pytest.mark.fault("P5")
 def test_a_step_that_is_saved_again_is_never_without_a_checkpoint(tmp_path, monkeypatch):
     """The only checkpoint is replaced, and the process dies when it has stepped aside."""
     save(tmp_path, 5, 50)

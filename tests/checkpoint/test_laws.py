@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from pytest import fixture, mark
 from safetensors.torch import load_file, save_file
@@ -56,6 +57,7 @@ def drop(state: str, name: str):
     return lambda tensors: tensors.pop((state, name))
 
 
+@pytest.mark.fault("S3")
 @mark.parametrize(
     ("change", "message"),
     [

@@ -112,6 +112,7 @@ def watch(disk: Any, target: Path, allowed: set[int]) -> list[str]:
     return problems
 
 
+@pytest.mark.fault("D4")
 @pytest.mark.parametrize("step", [2, 1])  # a new one; the same again
 def test_a_power_cut_at_any_moment(tmp_path, disk, step):
     save(disk.root, 1, 100)
@@ -126,6 +127,7 @@ def test_a_power_cut_at_any_moment(tmp_path, disk, step):
     check_law(disk.root, {200})
 
 
+@pytest.mark.fault("D4")
 @pytest.mark.parametrize("broken", ["write_shard", "write_manifest", "_begin"])
 def test_the_model_sees_what_is_wrong(tmp_path, disk, monkeypatch, broken):
     """A publication without one of its precautions is found out."""

@@ -49,6 +49,7 @@ def test_what_goes_in_comes_out(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
+@pytest.mark.fault("D3")
 def test_retention_keeps_the_newest(tmp_path):
     for step in (1, 2, 10):
         save(tmp_path, step, keep=2)
@@ -60,6 +61,7 @@ def test_retention_keeps_the_newest(tmp_path):
     assert [path.name for path in candidates(tmp_path)] == ["step_9", "step_2"]
 
 
+@pytest.mark.fault("S4")
 def test_what_a_newer_version_wrote_stays(tmp_path):
     """It is no damage: not passed over, not replaced, not removed, and it takes no place."""
     for step in (1, 2, 3):
@@ -80,6 +82,7 @@ def test_what_a_newer_version_wrote_stays(tmp_path):
 POINTS = ("write_shard", "write_manifest", "os.rename", "atomic_open", "_retain")
 
 
+@pytest.mark.fault("P4", "D3")
 @pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_kill_anywhere_leaves_one_valid_newest(tmp_path, monkeypatch, point, when):

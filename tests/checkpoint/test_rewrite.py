@@ -1,5 +1,6 @@
 """A checkpoint cut for another tp size is the same checkpoint."""
 
+import pytest
 import torch
 from pytest import fixture, mark, raises
 
@@ -35,6 +36,7 @@ def check_equal(folder, other):
     assert digests[0] == digests[1] and len(digests[0]) == 2
 
 
+@pytest.mark.fault("C10")
 @mark.parametrize("tp_size", [1, 2, 4])
 def test_there_and_back_is_the_identity(folder, tmp_path, tp_size):
     reshard(Reader(folder), tmp_path / "there", tp_size=tp_size)
@@ -71,6 +73,7 @@ def test_one_tensor_is_held_at_a_time(folder, tmp_path):
     assert source.most == len(held) == 5  # it can tell
 
 
+@pytest.mark.fault("C11")
 @mark.parametrize(
     ("tp_size", "message"),
     [

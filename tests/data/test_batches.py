@@ -51,11 +51,13 @@ def test_the_order_depends_on_seed_phase_and_nothing_else(store_of):
     assert (phase_stream(store, phase=1).rows(indices) != rows).any()
 
 
+@pytest.mark.fault("T3")
 def test_one_chunk_is_repeated_for_ever(store_of):
     rows = phase_stream(store_of(range(4))).rows(np.array([0, 1, 10**12]))
     assert rows.tolist() == [[0, 1, 2, 3]] * 3
 
 
+@pytest.mark.fault("T3")
 @pytest.mark.parametrize("num_tokens", [1, 3])
 def test_less_than_one_sequence_is_refused(store_of, num_tokens):
     with pytest.raises(DataError, match=f"domain d: train has {num_tokens} tokens.*needs 4"):
@@ -168,6 +170,7 @@ def test_whole_windows_are_not_padded(store_of):
     assert whole_windows(store, context=31, count=5).shape == (1, 32)
 
 
+@pytest.mark.fault("T3")
 def test_windows_with_nothing_to_predict_are_refused(store_of):
     with pytest.raises(DataError, match="validation has 1 tokens"):
         evaluation_windows(store_of([3]), context=4)

@@ -100,6 +100,7 @@ def test_two_processes_at_once_build_once(tmp_path):
     assert open_here(tmp_path) == {"by": "slow"}
 
 
+@pytest.mark.fault("H1")
 def test_a_whole_entry_needs_no_write_access(tmp_path, monkeypatch):
     open_here(tmp_path)
 
@@ -130,6 +131,7 @@ def test_a_broken_manifest_is_named(tmp_path, content):
         open_here(tmp_path)
 
 
+@pytest.mark.fault("H1")
 def test_an_entry_of_another_key_is_refused(tmp_path):
     open_here(tmp_path, key=1)
     one = entry_of(tmp_path)
@@ -143,6 +145,7 @@ def test_an_entry_of_another_key_is_refused(tmp_path):
         open_here(tmp_path, key=1)
 
 
+@pytest.mark.fault("H1")
 def test_an_entry_of_another_name_or_group_is_refused(tmp_path):
     found = [cache.open_entry(tmp_path, g, n, 1, build_whole)[0] for g in "ab" for n in "xy"]
     for source in found[1:]:
@@ -152,6 +155,7 @@ def test_an_entry_of_another_name_or_group_is_refused(tmp_path):
             cache.open_entry(tmp_path, "a", "x", 1, build_whole)
 
 
+@pytest.mark.fault("H2")
 @pytest.mark.parametrize("key", ["by", "more", "made_for", "sha256"])
 def test_a_changed_manifest_is_named(tmp_path, key):
     open_here(tmp_path)
@@ -163,6 +167,7 @@ def test_a_changed_manifest_is_named(tmp_path, key):
         open_here(tmp_path)
 
 
+@pytest.mark.fault("H1")
 @pytest.mark.parametrize("part", ["g", "entry", "manifest"])
 def test_links_and_pipes_inside_a_cache_are_refused(tmp_path, part):
     open_here(tmp_path)

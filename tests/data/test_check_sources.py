@@ -44,6 +44,7 @@ def run(domain, cache, **options):
     return prepare(data, TokenizerConfig(kind="bytes"), context=16, seed=0, **options)
 
 
+@pytest.mark.fault("H5")
 @pytest.mark.parametrize("name", list(WRITERS))
 def test_an_edit_that_nothing_shows_is_found_when_it_is_asked_for(tmp_path, name):
     path = tmp_path / name
@@ -57,6 +58,7 @@ def test_an_edit_that_nothing_shows_is_found_when_it_is_asked_for(tmp_path, name
         run(domain, tmp_path / "cache", check_sources=True)
 
 
+@pytest.mark.fault("H5")
 def test_of_a_file_that_was_read_in_part_that_part_counts(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("\n".join(f"line {n}" for n in range(400_000)))
@@ -78,6 +80,7 @@ def test_of_a_file_that_was_read_in_part_that_part_counts(tmp_path):
         run(domain, tmp_path / "cache", check_sources=True)
 
 
+@pytest.mark.fault("H5")
 def test_a_dataset_in_a_local_folder(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
@@ -92,6 +95,7 @@ def test_a_dataset_in_a_local_folder(tmp_path, monkeypatch):
         run(domain, tmp_path / "cache", check_sources=True)
 
 
+@pytest.mark.fault("H5")
 def test_files_of_the_installation_are_noted():
     domain = DomainConfig(name="dialogue", source="installed", max_train_bytes=1000)
     source = open_source(domain, seed=0, max_document_bytes=1000)

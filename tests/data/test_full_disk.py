@@ -51,6 +51,7 @@ def refused(kind, domain, cache, tokenizer=None):
     return str(caught.value)
 
 
+@pytest.mark.fault("H4")
 @pytest.mark.parametrize(
     ("count", "words", "stage"),
     [
@@ -69,6 +70,7 @@ def test_a_disk_that_is_really_full(tmp_path, small_disk, count, words, stage):
     assert len(kept) == 3 * (stage == "tokens")  # text, leaks and tokenizer are whole and stay
 
 
+@pytest.mark.fault("H4")
 @pytest.mark.parametrize(
     ("code", "kind"),
     [
@@ -106,6 +108,7 @@ def test_every_file_that_is_written(tmp_path, monkeypatch, code, kind):
     assert run(domain, tmp_path / "whole", tokenizer)
 
 
+@pytest.mark.fault("H4")
 def test_a_source_that_fails_is_no_fault_of_the_cache(tmp_path, monkeypatch):
     domain = DomainConfig(name="code", source="installed", max_train_bytes=1000)
 
@@ -117,6 +120,7 @@ def test_a_source_that_fails_is_no_fault_of_the_cache(tmp_path, monkeypatch):
         run(domain, tmp_path / "cache")
 
 
+@pytest.mark.fault("H4")
 def test_the_cache_of_datasets_is_full(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     (tmp_path / "corpus").mkdir()
@@ -148,6 +152,7 @@ def test_a_dataset_that_is_broken_gets_one_line(tmp_path, monkeypatch):
     assert caught.value.exit_code in (65, 66) and "\n" not in str(caught.value)
 
 
+@pytest.mark.fault("H4")
 def test_a_set_of_digests_that_is_cut_is_no_signal(tmp_path):
     with DigestSet(tmp_path / "seen", capacity=4) as seen:
         os.truncate(tmp_path / "seen", 0)

@@ -106,6 +106,7 @@ CHANGES = [
 ]
 
 
+@pytest.mark.fault("H3")
 @pytest.mark.parametrize("change", CHANGES)
 def test_whoever_writes_is_found(path, change, old):
     file = hold(path)
@@ -115,6 +116,7 @@ def test_whoever_writes_is_found(path, change, old):
         file.check()
 
 
+@pytest.mark.fault("H3")
 def test_a_change_in_the_tick_of_the_last_one_is_found(path):
     file = hold(path)
     file.check()
@@ -123,6 +125,7 @@ def test_a_change_in_the_tick_of_the_last_one_is_found(path):
         file.check()
 
 
+@pytest.mark.fault("H3")
 def test_a_file_that_is_cut_is_no_signal(path):
     file = hold(path)
     os.truncate(path, 4096)
@@ -131,6 +134,7 @@ def test_a_file_that_is_cut_is_no_signal(path):
         read(file)
 
 
+@pytest.mark.fault("H3")
 def test_another_file_under_its_name_changes_nothing(path, num_hashes, old):
     file = hold(path)
     file.check()

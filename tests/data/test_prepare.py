@@ -124,6 +124,7 @@ def test_the_rate_of_a_synthetic_domain_is_per_token(kind):
     assert pieces.entropy_rate is not None and pieces.entropy_rate > data.entropy_rate
 
 
+@pytest.mark.fault("T3")
 @pytest.mark.parametrize(
     ("size", "options", "message"),
     [
@@ -184,6 +185,7 @@ def test_what_is_missing_is_found_without_reading_text(monkeypatch):
         find_inputs(config(good), TokenizerConfig(model="no.model"), seed=0)
 
 
+@pytest.mark.fault("T2")
 def test_a_truncated_or_changed_token_file_is_refused(here):
     data = config(write_corpus("one"))
     run(data)
@@ -201,6 +203,7 @@ def test_a_truncated_or_changed_token_file_is_refused(here):
         run(data)
 
 
+@pytest.mark.fault("T2", "T5")
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -218,6 +221,7 @@ def test_a_changed_manifest_is_refused(here, key, value, message):
         run(data)
 
 
+@pytest.mark.fault("T5")
 def test_ids_beyond_the_vocabulary_are_refused_at_open(here):
     data = config(write_corpus("one"))
     run(data)

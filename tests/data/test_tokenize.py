@@ -48,6 +48,7 @@ def tokens_of(folder: Path, documents):
         return write_tokens(text, Deadly(), folder / "tokens", workers=2, progress=progress)
 
 
+@pytest.mark.fault("H6")
 @pytest.mark.parametrize(
     ("last", "how"),
     [
@@ -64,6 +65,7 @@ def test_a_process_that_is_killed_is_named_with_its_signal(tmp_path, pool, capfd
     assert "Traceback" not in capfd.readouterr().err
 
 
+@pytest.mark.fault("H2")
 def test_text_that_was_changed_gives_no_tokens(tmp_path, pool, monkeypatch):
     close = TextWriter.__exit__
 

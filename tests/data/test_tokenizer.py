@@ -164,6 +164,7 @@ def test_a_missing_model_is_named(tmp_path):
         tokenizer.read_model(tmp_path / "none.model")
 
 
+@pytest.mark.fault("T6")
 def test_a_swapped_model_is_refused(trained, tmp_path):
     trained.save(tmp_path)
     other = tokenizer_training.train(real_text(), 601)

@@ -84,6 +84,7 @@ def poke_and_audit(cache: str, stage: str, copy: str, overrides: tuple[str, ...]
     return str(caught.value)
 
 
+@pytest.mark.fault("C7")
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("copy", ["weight", "master", *slow("exp_avg", "exp_avg_sq")])
 def test_the_audit_names_layer_copy_and_rank(pool, shared_cache, stage, copy):
@@ -105,6 +106,7 @@ def undisturbed(request, pool, shared_cache, tmp_path_factory) -> tuple[str, lis
     return request.param, runs[0]["losses"]
 
 
+@pytest.mark.fault("N5")
 @pytest.mark.parametrize("copy", ["master", *slow("exp_avg", "exp_avg_sq")])
 @pytest.mark.parametrize("value", [*slow(1.0), float("nan")])
 def test_garbage_in_state_is_gone_after_the_step(
@@ -122,6 +124,7 @@ def test_garbage_in_state_is_gone_after_the_step(
     check_zeros(shared_cache, tmp_path)
 
 
+@pytest.mark.fault("N5")
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("value", [*slow(0.5, float("inf")), float("nan")])
 def test_a_gradient_of_an_absent_weight_ends_the_run(pool, shared_cache, tmp_path, stage, value):
@@ -199,6 +202,7 @@ def train_fp16(cache: str, stage: str, folder: str) -> dict[str, Any]:
         kind.is_fp16_supported = kept
 
 
+@pytest.mark.fault("N2")
 @pytest.mark.parametrize("stage", ["zero0", *slow("zero1", "zero2"), "zero2_offload", "zero3"])
 def test_fp16_steps_that_overflow(pool, shared_cache, tmp_path, stage):
     result = pool.run(train_fp16, 2, str(shared_cache), stage, str(tmp_path))[0]

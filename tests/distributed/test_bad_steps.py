@@ -56,6 +56,7 @@ def one_bad_step(
     return {"taken": taken, "finite": finite, "records": records}
 
 
+@pytest.mark.fault("N1", "N3")
 @pytest.mark.parametrize(
     ("stage", "spec", "overrides"),
     [
@@ -99,6 +100,7 @@ def patience_by_step(cache: str, folder: str) -> list[float]:
     return allowed
 
 
+@pytest.mark.fault("G2")
 def test_patience_ends_with_the_first_step_that_is_applied(pool, shared_cache, tmp_path):
     (allowed,) = pool.run(patience_by_step, 1, str(shared_cache), str(tmp_path))
     assert allowed == [6000.0, 6000.0, 600.0]
@@ -114,6 +116,7 @@ def bad_steps_in_a_row(cache: str, folder: str) -> str:
     return str(caught.value)
 
 
+@pytest.mark.fault("N1")
 def test_a_run_of_bad_steps_ends_with_what_each_rank_saw(pool, shared_cache, tmp_path):
     errors = pool.run(bad_steps_in_a_row, 2, str(shared_cache), str(tmp_path))
     assert errors[0] == errors[1]
@@ -143,6 +146,7 @@ def flip_and_audit(
     return str(caught.value)
 
 
+@pytest.mark.fault("N6")
 @pytest.mark.parametrize(
     "overrides", [(), pytest.param(("precision=bf16",), marks=pytest.mark.slow)]
 )
@@ -172,6 +176,7 @@ def unlike_masks(cache: str, storage: str, folder: str) -> str:
     return str(caught.value)
 
 
+@pytest.mark.fault("C8")
 @pytest.mark.parametrize("storage", ["masked", "packed"])
 def test_unlike_masks_are_found(pool, shared_cache, tmp_path, storage):
     errors = pool.run(unlike_masks, 2, str(shared_cache), storage, str(tmp_path))

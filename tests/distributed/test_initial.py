@@ -49,6 +49,7 @@ PACKED = ("topology.storage=packed",)
 SPLIT = ("parallel.tensor=2",)
 
 
+@pytest.mark.fault("R3")
 @pytest.mark.parametrize(
     ("stage", "overrides"),
     [

@@ -27,6 +27,7 @@ def start(cache: str, stage: str, overrides: tuple[str, ...], folder: str) -> di
     }
 
 
+@pytest.mark.fault("C10")
 @pytest.mark.parametrize(("tp", "dp"), [(1, 2), (2, 1), (2, 2), (4, 1)])
 def test_initial_weights_and_masks_are_those_of_one_process(pool, shared_cache, tmp_path, tp, dp):
     pool.run(start, 1, str(shared_cache), "zero0", (), str(tmp_path / "one"))

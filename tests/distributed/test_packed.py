@@ -151,6 +151,7 @@ def test_deepspeed_holds_live_weights_only(pool, shared_cache, tmp_path, stage):
             assert not copy["dense"] and not copy["masks"]
 
 
+@pytest.mark.fault("C7")
 def test_a_checkpoint_holds_live_weights_only(masked, pool, shared_cache, tmp_path):
     """And it is the same one for both storages, but for the last bits of the values."""
     *_, folder = masked(2, 2, "zero2", "fp32")

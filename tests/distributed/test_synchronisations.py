@@ -63,6 +63,7 @@ def one_step(cache: str, stage: str, folder: str, overrides: tuple[str, ...]) ->
     return dict(counter)
 
 
+@pytest.mark.fault("G1")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("stage", ["zero0", "zero1", "zero2", "zero3"])
 def test_a_step_of_eight_micro_batches_waits_no_oftener_than_one_of_one(

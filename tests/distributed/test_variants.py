@@ -112,6 +112,7 @@ def test_deepspeed_prints_nothing_beside_the_runs_own_header(pool, shared_cache,
     assert pool.run(said_while_built, 1, *arguments) == [""]
 
 
+@pytest.mark.fault("G10")
 @pytest.mark.parametrize("precision", ["bf16", cases.slow("fp16")])
 @pytest.mark.parametrize("stage", ["zero1", "zero2", "zero3", "zero2_offload"])
 def test_gradients_of_many_micro_batches_are_summed_in_fp32(
@@ -125,6 +126,7 @@ def test_gradients_of_many_micro_batches_are_summed_in_fp32(
     assert found[1] and found[0] < 0.6 * low[0]
 
 
+@pytest.mark.fault("G9")
 @pytest.mark.parametrize(
     ("stage", "json"),
     [

@@ -29,6 +29,7 @@ def no_cuda(monkeypatch):
     monkeypatch.setattr(devices, "_nvidia_device", lambda: None)
 
 
+@pytest.mark.fault("G6")
 @pytest.mark.parametrize("cuda", ["13.0", None])
 @pytest.mark.parametrize("visible", [None, "0", "GPU-8932f937"])
 def test_a_gpu_that_torch_cannot_use_is_an_error(no_cuda, monkeypatch, cuda, visible):
@@ -46,6 +47,7 @@ def test_a_gpu_that_torch_cannot_use_is_an_error(no_cuda, monkeypatch, cuda, vis
     assert caught.value.exit_code == 64 and line.isprintable()
 
 
+@pytest.mark.fault("G6")
 @pytest.mark.parametrize("hidden", devices.HIDDEN)
 def test_the_cpu_may_be_asked_for_beside_a_gpu(no_cuda, monkeypatch, hidden):
     monkeypatch.setattr(devices, "_nvidia_device", lambda: "/dev/nvidia0")
@@ -53,12 +55,14 @@ def test_the_cpu_may_be_asked_for_beside_a_gpu(no_cuda, monkeypatch, hidden):
     assert check_devices(needs_kernels=True) == []
 
 
+@pytest.mark.fault("J6")
 @pytest.mark.parametrize(("cuda", "warned"), [("13.0", True), (None, False)])
 def test_a_gpu_build_without_a_gpu_says_that_it_uses_the_cpu(no_cuda, monkeypatch, cuda, warned):
     monkeypatch.setattr(torch.version, "cuda", cuda)
     assert ["(gloo)" in line for line in check_devices(needs_kernels=True)] == [True] * warned
 
 
+@pytest.mark.fault("G6")
 def test_a_gpu_is_a_file_that_may_be_opened_or_a_line_of_the_driver(tmp_path, monkeypatch):
     answers = {"nvidia-smi": ""}
     monkeypatch.setattr(devices, "ask", lambda command: answers[command[0]])
@@ -74,6 +78,7 @@ def test_a_gpu_is_a_file_that_may_be_opened_or_a_line_of_the_driver(tmp_path, mo
     assert devices._nvidia_device(tmp_path / "absent") is None
 
 
+@pytest.mark.fault("J6")
 def test_several_gpus_need_nccl(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(devices.torch_dist, "is_nccl_available", lambda: False)
@@ -112,6 +117,7 @@ def test_a_whole_machine_lacks_nothing(lacking, tmp_path, monkeypatch):
     assert check_devices(needs_kernels=True) == []
 
 
+@pytest.mark.fault("G5")
 @pytest.mark.parametrize("missing", ["compiler", "headers", "program", "triton"])
 def test_what_triton_lacks_is_found_at_the_start(lacking, tmp_path, monkeypatch, missing):
     if missing == "compiler":
@@ -144,6 +150,7 @@ def test_what_triton_lacks_is_found_at_the_start(lacking, tmp_path, monkeypatch,
     assert reason in str(caught.value)
 
 
+@pytest.mark.fault("G8")
 @pytest.mark.parametrize(
     ("kind", "offload", "builder", "named"),
     [
@@ -197,6 +204,7 @@ print(torch.are_deterministic_algorithms_enabled(),
 """
 
 
+@pytest.mark.fault("G3")
 @pytest.mark.parametrize("workspace", [None, ":16:8"])
 def test_what_deterministic_sets(workspace):
     environment = {key: value for key, value in os.environ.items() if key[:6] != "CUBLAS"}
@@ -208,6 +216,7 @@ def test_what_deterministic_sets(workspace):
     assert done.stdout.strip() == expected, done.stderr
 
 
+@pytest.mark.fault("G3")
 def test_another_workspace_is_refused(monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
     with pytest.raises(UserError, match="CUBLAS_WORKSPACE_CONFIG=:0:0. Unset it, or set it to"):

@@ -33,6 +33,7 @@ def alone():
     dist.shutdown()
 
 
+@pytest.mark.fault("N7")
 def test_a_slice_without_live_weights_is_refused_for_all_ranks():
     block = ("topology.block={size: 16, balanced: false}", "topology.storage=packed")
     assert draw_topologies(load(*block))

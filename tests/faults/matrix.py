@@ -4,40 +4,43 @@
 
 prints the table with the result of each row, as Markdown, from what `make test
 ARGS=--junitxml=FAST.xml` and `make test-slow ARGS=--junitxml=SLOW.xml` write. A row has passed if
-each of its tests ran and passed; what a machine without a GPU, without Slurm or with one power
-supply cannot show stands in the notes.
-
-P = processes, C = checkpoints, D = disks, N = numbers, K = configs, T = training data, J = jobs;
-S = states, R = records, H = caches, F = files, X = signals and streams, G = devices.
+each test with its mark ran and passed; what a machine without a GPU, without Slurm or with one
+power supply cannot show stands in the notes.
 """
 
+import ast
+import functools
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from tests.faults.cache_rows import CACHES
-from tests.faults.device_rows import DEVICES
-from tests.faults.disk_rows import CHECKPOINTS, DISKS
-from tests.faults.file_rows import FILES
-from tests.faults.input_rows import CONFIGS, TEXT
-from tests.faults.record_rows import RECORDS
-from tests.faults.row import Row
-from tests.faults.run_rows import JOBS, NUMBERS, PROCESSES
-from tests.faults.signal_rows import SIGNALS
-from tests.faults.state_rows import STATES_OF_RUNS
+from tests.faults.rows import ROWS, Row
 
-DESIGN: tuple[Row, ...] = PROCESSES + CHECKPOINTS + DISKS + NUMBERS + CONFIGS + TEXT + JOBS
-FOUND: tuple[Row, ...] = STATES_OF_RUNS + RECORDS + CACHES + FILES + SIGNALS + DEVICES
-"""What looks at the built system have found, beyond the list of the design."""
-
-ROWS = DESIGN + FOUND
+TESTS = Path(__file__).resolve().parents[1]
 
 # A row is the first of these that occurs among its cases: one that this machine skips counts only
 # if nothing else ran.
 STATES = ("failed", "not run", "passed", "skipped")
+Results = Mapping[str, Counter[str]]
+"""FILE::FUNCTION -> state -> count."""
+
 SHOWN = ("passed", "skipped", "failed", "not run")
+
+
+@functools.cache
+def marked(folder: Path = TESTS) -> Mapping[str, Sequence[str]]:
+    """Row -> FILE::FUNCTION of each test with its mark, `@pytest.mark.fault("C1", "C2")`."""
+    tests: dict[str, list[str]] = {}
+    for path in sorted(folder.rglob("test_*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            for mark in node.decorator_list if isinstance(node, ast.FunctionDef) else ():
+                if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.fault":
+                    name = f"{path.relative_to(folder.parent).as_posix()}::{node.name}"
+                    for row in map(ast.literal_eval, mark.args):
+                        tests.setdefault(row, []).append(name)
+    return tests
 
 
 def read_results(*reports: Path) -> dict[str, Counter[str]]:
@@ -62,26 +65,27 @@ def read_results(*reports: Path) -> dict[str, Counter[str]]:
     return results
 
 
-def result(row: Row, results: Mapping[str, Counter[str]]) -> tuple[str, Counter[str]]:
-    """The result of a row, and how many cases of its tests ended how."""
+def result(tests: Iterable[str], results: Results) -> tuple[str, Counter[str]]:
+    """The result of a row with these tests, and how many of their cases ended how."""
     counts: Counter[str] = Counter()
-    for test in row.tests:
+    for test in tests:
         counts += results.get(test) or Counter({"not run": 1})
     state = next((state for state in STATES if counts[state]), "not run")
     return state, counts
 
 
-def markdown(rows: Iterable[Row], results: Mapping[str, Counter[str]]) -> str:
+def markdown(rows: Iterable[Row], tests: Mapping[str, Sequence[str]], results: Results) -> str:
     """The table, and below it how many rows ended how."""
     lines = ["| # | fault | end | tests | result | not shown |", "|---|---|---|---|---|---|"]
     totals: Counter[str] = Counter()
     for row in rows:
-        state, counts = result(row, results)
+        own = tests.get(row.id, ())
+        state, counts = result(own, results)
         totals[state] += 1
         counted = ", ".join(f"{counts[s]} {s}" for s in SHOWN if counts[s])
-        tests = "<br>".join(f"`{test}`" for test in row.tests) or "none"
+        named = "<br>".join(f"`{test}`" for test in own) or "none"
         shown = f"{state} ({counted})" if counted else state
-        cells = (row.id, row.fault, row.bound, tests, shown, row.note)
+        cells = (row.id, row.fault, row.bound, named, shown, row.note)
         lines.append(f"| {' | '.join(cells)} |")
     ends = ", ".join(f"{totals[s]} {s}" for s in SHOWN if totals[s])
     return "\n".join([*lines, "", f"{sum(totals.values())} rows: {ends}."])
@@ -100,8 +104,9 @@ def main(arguments: list[str]) -> int:
     except ElementTree.ParseError as error:
         print(f"{' '.join(arguments)}: not the XML of a test report ({error})", file=sys.stderr)
         return 65
-    print(markdown(ROWS, results))
-    return int(any(result(row, results)[0] == "failed" for row in ROWS))
+    tests = marked()
+    print(markdown(ROWS, tests, results))
+    return int(any(result(tests.get(row.id, ()), results)[0] == "failed" for row in ROWS))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ def overflow_until_it_ends(cache: str, stage: str, folder: str) -> dict[str, Any
     return {"changed": changed, "scales": scales, "error": str(caught.value)}
 
 
+@pytest.mark.fault("N2")
 @pytest.mark.parametrize("stage", ["zero0", "zero2", "zero3"])
 def test_overflows_down_to_the_lowest_scale(pool, shared_cache, tmp_path, stage):
     for found in pool.run(overflow_until_it_ends, 2, str(shared_cache), stage, str(tmp_path)):

@@ -57,6 +57,7 @@ def in_order(cache: Path) -> list[bytes]:
     return [row.tobytes() for row in stream.rows(np.arange(STEPS * SEQUENCES))]
 
 
+@pytest.mark.fault("C9", "C10")
 @pytest.mark.parametrize(
     "layouts",
     [

@@ -44,6 +44,7 @@ def take_part(rank: int, port: int, fault: str, folder: str) -> None:
         os._exit(76 if dist.is_lost_peer(error) else 70)
 
 
+@pytest.mark.fault("P13")
 @pytest.mark.dist
 @pytest.mark.parametrize("fault", [pytest.param("skipped", marks=pytest.mark.slow), "size"])
 def test_ranks_that_are_out_of_step_end(server, tmp_path, fault):

@@ -53,6 +53,7 @@ def go_on(cache: str, stage: str, precision: str, folder: str) -> dict[str, Any]
     return {"scale": scale, "losses": trainer.losses()}
 
 
+@pytest.mark.fault("C12")
 @pytest.mark.parametrize(
     ("before", "after", "scale"),
     [

@@ -22,6 +22,7 @@ def public() -> Path:
     shutil.rmtree(folder)
 
 
+@pytest.mark.fault("D2")
 def test_a_folder_that_has_become_read_only(public):
     """Root may write everywhere, so the writer is somebody else."""
     root, log = public / "checkpoints", public / "log"
@@ -44,6 +45,7 @@ def test_a_folder_that_has_become_read_only(public):
     assert {path.name for path in root.iterdir()} == {"step_1", "latest", PUBLISHED}
 
 
+@pytest.mark.fault("D2")
 def test_a_folder_that_has_vanished(public):
     """It is made again: what is saved now is whole, and nothing claims what is gone."""
     root = public / "checkpoints"

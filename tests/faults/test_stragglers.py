@@ -37,6 +37,7 @@ def make(journal: Any, **options: Any) -> Stragglers:
     return Stragglers(journal, **{"forward_waits": False, **options})
 
 
+@pytest.mark.fault("P12")
 @pytest.mark.parametrize(
     ("seconds", "ratio", "rank"),
     [
@@ -168,6 +169,7 @@ def slow_run(cache: str, specs: tuple[str, ...], folder: str) -> dict[str, Any]:
     return {"records": kept, "said": journal.said, "drawn": journal.drawn}
 
 
+@pytest.mark.fault("P12")
 @pytest.mark.dist
 def test_a_run_with_a_slow_rank_goes_on(pool, shared_cache, tmp_path):
     calm = pool.run(slow_run, 2, str(shared_cache), (), str(tmp_path / "calm"))[0]

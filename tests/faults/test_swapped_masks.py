@@ -54,6 +54,7 @@ def made(pool, shared_cache, tmp_path_factory) -> Path:
     return root
 
 
+@pytest.mark.fault("C6")
 @pytest.mark.parametrize(
     ("kind", "text"),
     [

@@ -36,6 +36,7 @@ def refused(starter: Starter, kind: type[UserError], *texts: str, **kwargs: Any)
 # ---- the run config --------------------------------------------------------------------------
 
 
+@pytest.mark.fault("N7", "K3", "J6")
 @pytest.mark.parametrize(
     ("setting", "texts"),
     [
@@ -65,12 +66,14 @@ def variables(rank: int, world_size: int) -> dict[str, str]:
     return dict(zip(RANK_VARIABLES, place, strict=True))
 
 
+@pytest.mark.fault("K3")
 def test_a_wrong_value_in_the_file_names_the_line(starter):
     path = starter.config(topology={"density": 2})
     line = path.read_text().splitlines().index("  density: 2") + 1
     refused(starter, UserError, f"{path}:{line}: topology.density", config=path)
 
 
+@pytest.mark.fault("C11", "K5")
 @pytest.mark.parametrize(
     ("world_size", "settings", "texts"),
     [
@@ -91,6 +94,7 @@ def test_only_rank_0_speaks(starter):
     assert (done.code, done.out, done.err) == (UserError.exit_code, "", "")
 
 
+@pytest.mark.fault("K1")
 def test_an_unknown_key_names_the_nearest(starter):
     path = starter.config(topology={"densty": 0.1})
     line = path.read_text().splitlines().index("  densty: 0.1") + 1
@@ -98,6 +102,7 @@ def test_an_unknown_key_names_the_nearest(starter):
     refused(starter, UserError, place, "did you mean density?", config=path)
 
 
+@pytest.mark.fault("K2")
 def test_broken_yaml_names_the_place(starter):
     path = starter.folder / "broken.yaml"
     path.write_text("name: tiny\nmodel: {preset: demo\nseed: 0\n")
@@ -114,6 +119,7 @@ def test_a_missing_config_is_named(starter):
 # ---- the DeepSpeed JSON ----------------------------------------------------------------------
 
 
+@pytest.mark.fault("K1")
 @pytest.mark.parametrize(
     ("text", "texts"),
     [
@@ -147,6 +153,7 @@ def files_domain(starter: Starter, path: Path) -> Path:
 LINES = "".join(json.dumps({"text": f"document {k} with some words"}) + "\n" for k in range(50))
 
 
+@pytest.mark.fault("T3")
 @pytest.mark.parametrize(
     ("name", "content", "kind", "texts"),
     [
@@ -170,6 +177,7 @@ def test_a_broken_data_file_is_named(starter, name, content, kind, texts):
     refused(starter, kind, *texts, config=files_domain(starter, path))
 
 
+@pytest.mark.fault("T1")
 def test_a_missing_data_file_is_named(starter):
     config = files_domain(starter, starter.folder / "absent.jsonl")
     refused(starter, MissingInputError, "absent.jsonl", config=config)
@@ -182,6 +190,7 @@ def token_entry(starter: Starter) -> Path:
     return next(starter.cache.glob("tokens/a-*"))
 
 
+@pytest.mark.fault("T5")
 def test_a_token_beyond_the_vocabulary_is_found_before_training(starter):
     path = token_entry(starter) / "train.tokens"
     content = bytearray(path.read_bytes())
@@ -190,12 +199,14 @@ def test_a_token_beyond_the_vocabulary_is_found_before_training(starter):
     refused(starter, DataError, str(path), "delete")
 
 
+@pytest.mark.fault("T5")
 def test_a_token_beyond_the_vocabulary_in_the_manifest(starter):
     entry = token_entry(starter)
     reseal(entry / "manifest.json", lambda manifest: manifest["train"].update(max_token=300))
     refused(starter, DataError, "token id 300 >= vocab_size 257")
 
 
+@pytest.mark.fault("T6")
 def test_tokens_of_another_tokenizer(starter):
     entry = token_entry(starter)
     reseal(entry / "manifest.json", lambda manifest: manifest.update(tokenizer="0" * 64))
@@ -205,6 +216,7 @@ def test_tokens_of_another_tokenizer(starter):
 # ---- the run folder --------------------------------------------------------------------------
 
 
+@pytest.mark.fault("J1")
 def test_a_folder_in_use_is_left_alone(starter):
     folder = starter.folder / "run"
     folder.mkdir()
@@ -218,6 +230,7 @@ def test_a_folder_in_use_is_left_alone(starter):
     assert [path.name for path in folder.iterdir()] == [".lock"]
 
 
+@pytest.mark.fault("D2")
 def test_a_folder_that_cannot_be_made(starter):
     (starter.folder / "file").write_text("")
     folder = starter.folder / "file" / "run"
@@ -232,6 +245,7 @@ def test_a_folder_without_permission(starter):
     assert (done.code, "Permission denied" in done.line) == (CannotCreateError.exit_code, True)
 
 
+@pytest.mark.fault("C5")
 def test_must_needs_a_checkpoint(starter):
     arguments = ("--resume", "must")
     refused(starter, MissingInputError, "--resume must: no checkpoint", arguments=arguments)

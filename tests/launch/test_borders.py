@@ -2,11 +2,13 @@
 
 import json
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sparsecl.checkpoint.publish import candidates
 
 
+@pytest.mark.fault("T8", "J4")
 def test_a_kill_at_the_end_of_a_domain_and_another_time_zone(starter):
     folder = starter.folder / "run"
     words = starter.arguments("--run_dir", str(folder))

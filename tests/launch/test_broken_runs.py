@@ -33,6 +33,7 @@ def records(folder: Path) -> list[dict]:
 # ---- ranks that are lost -----------------------------------------------------------------------
 
 
+@pytest.mark.fault("P1", "P10")
 @pytest.mark.parametrize("fault", ["raise", "kill"])
 def test_a_lost_rank_ends_the_others(starter, fault):
     jobs = start(starter, f"{fault}@step:6/rank=1", world_size=2)
@@ -45,6 +46,7 @@ def test_a_lost_rank_ends_the_others(starter, fault):
     assert found is not None and found.name == "step_4"
 
 
+@pytest.mark.fault("P11")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "text"),
@@ -66,6 +68,7 @@ def test_a_rank_that_hangs_is_named(starter, fault, text):
         assert other.code == 76 and "sparsecl: rank 1: nothing has happened" in other.err
 
 
+@pytest.mark.fault("J5")
 def test_ranks_that_do_not_come_are_named(starter):
     words = starter.arguments("--run_dir", str(starter.folder / "run"))
     places = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1"}
@@ -78,6 +81,7 @@ def test_ranks_that_do_not_come_are_named(starter):
 # ---- disks -------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("D1")
 def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(starter):
     done = run(starter, "full@save.shard:3")
     assert done.code == 74, done.err
@@ -88,6 +92,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(starter):
     assert not list(root.glob("*.tmp"))
 
 
+@pytest.mark.fault("D1")
 def test_a_full_disk_may_cost_a_checkpoint_only(starter):
     settings = ("checkpoint.on_failure=go_on", "phases.steps=8", "checkpoint.background=true")
     done = run(starter, "full@save.shard:3", settings=settings)
@@ -99,6 +104,7 @@ def test_a_full_disk_may_cost_a_checkpoint_only(starter):
 # ---- losses ------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("N4")
 def test_a_spike_is_rolled_back_and_its_data_left_out(starter):
     settings = ("health.rollback=true",)
     done = run(starter, "spike=1000@loss:15", settings=settings)
@@ -117,6 +123,7 @@ def test_a_spike_is_rolled_back_and_its_data_left_out(starter):
     assert max(entry["loss"] for entry in found if entry["kind"] == "train") < 10
 
 
+@pytest.mark.fault("N4")
 def test_a_spike_is_never_silent(starter):
     done = run(starter, "spike=1000@loss:15", settings=("phases.steps=16",))
     assert done.code == 0, done.err
@@ -148,6 +155,7 @@ def without_a_moment(folder: Path) -> None:
     write_manifest(folder, manifest)
 
 
+@pytest.mark.fault("C13")
 def test_a_lost_optimizer_is_refused_unless_allowed(starter, stopped):
     folder = Path(shutil.copytree(stopped, starter.folder / "run"))
     without_a_moment(candidates(folder / "checkpoints")[0])

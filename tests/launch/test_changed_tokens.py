@@ -23,6 +23,7 @@ def cut(path: Path) -> None:
     os.truncate(path, 0)
 
 
+@pytest.mark.fault("H3")
 @pytest.mark.parametrize("change", [overwrite, cut])
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_run_ends_at_the_next_border_and_saves_nothing(starter: Starter, change, world_size):

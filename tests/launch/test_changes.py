@@ -38,6 +38,7 @@ def records(folder: Path) -> list[dict]:
     return [json.loads(line) for line in open(folder / "scalars.jsonl", encoding="utf-8")]
 
 
+@pytest.mark.fault("T8")
 def test_a_stop_between_two_domains_goes_on_with_the_second(starter, at_border, whole):
     done = starter.run("--run_dir", str(at_border), *SETTINGS)
     assert done.code == 0, done.err
@@ -47,6 +48,7 @@ def test_a_stop_between_two_domains_goes_on_with_the_second(starter, at_border, 
     outcome.assert_equal(outcome.read(at_border), outcome.read(whole))
 
 
+@pytest.mark.fault("K6")
 def test_another_config_needs_permission_and_leaves_a_mark(starter, at_border):
     arguments = ("--run_dir", str(at_border), *SETTINGS, "optimizer.lr=0.01")
     done = starter.run(*arguments)

@@ -91,11 +91,13 @@ def fail_at(starter: Starter, name: str, code: str) -> None:
     shutil.rmtree(run_dir, ignore_errors=True)
 
 
+@pytest.mark.fault("F3")
 @pytest.mark.parametrize("name", ["config.yaml", "results.json", "forgetting.png", "latest"])
 def test_a_disk_that_is_full_at_one_file(starter, name):
     fail_at(starter, name, "ENOSPC")
 
 
+@pytest.mark.fault("F3")
 @pytest.mark.slow
 @pytest.mark.parametrize("code", list(CODES))
 def test_a_disk_that_fails_at_any_file(starter, code):
@@ -140,11 +142,13 @@ def small(starter: Starter, disk: Disk, options: str) -> int:
     return done.code
 
 
+@pytest.mark.fault("F3")
 @pytest.mark.parametrize("options", ["nr_inodes=8", "size=80k"])
 def test_a_small_disk(starter, disk, options):
     assert small(starter, disk, options) != 0
 
 
+@pytest.mark.fault("F3")
 @pytest.mark.slow
 def test_a_disk_of_any_size(starter, disk):
     codes = [small(starter, disk, f"nr_inodes={count}") for count in range(2, 34, 2)]
@@ -152,6 +156,7 @@ def test_a_disk_of_any_size(starter, disk):
     assert set(codes) == {0, 74}
 
 
+@pytest.mark.fault("F4")
 @pytest.mark.parametrize("how", ["removed", "renamed", "replaced"])
 def test_a_folder_that_goes_away_is_said_to_be_gone(starter, how):
     folder, away = starter.folder / "run", starter.folder / "away"
@@ -173,6 +178,7 @@ def test_a_folder_that_goes_away_is_said_to_be_gone(starter, how):
         assert not folder.exists()
 
 
+@pytest.mark.fault("F5")
 def test_under_a_strict_umask_nobody_else_can_read(starter, tmp_path):
     run_dir, starter.cache = tmp_path / "run", tmp_path / "own_cache"
     done = run_changed(starter, "os.umask(0o077)", run_dir)
@@ -183,6 +189,7 @@ def test_under_a_strict_umask_nobody_else_can_read(starter, tmp_path):
     assert [str(path) for path, mode in rights.items() if mode & 0o077] == []
 
 
+@pytest.mark.fault("F6")
 def test_what_a_killed_run_left_half_written_is_gone(starter):
     folder = starter.folder / "run"
     job = starter.start(starter.arguments("--run_dir", str(folder), "--inject", "kill@step:6"))

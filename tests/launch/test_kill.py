@@ -39,6 +39,7 @@ def finish(starter: Starter, stage: str, precision: str, world_size: int) -> Non
     assert [end.code for end in ends] == [0] * world_size, ends
 
 
+@pytest.mark.fault("P1")
 @pytest.mark.parametrize(
     ("stage", "precision"),
     [
@@ -65,6 +66,7 @@ def test_one_kill(starter, uninterrupted, stage, precision):
     outcome.assert_equal(outcome.read(folder), uninterrupted(stage, precision))
 
 
+@pytest.mark.fault("P2")
 @pytest.mark.slow
 def test_many_kills_in_one_run(starter, uninterrupted):
     """Kills at random steps, some before the first checkpoint, and kills inside saves."""
@@ -79,6 +81,7 @@ def test_many_kills_in_one_run(starter, uninterrupted):
     outcome.assert_equal(outcome.read(folder), uninterrupted("zero2"))
 
 
+@pytest.mark.fault("P1", "P2")
 @pytest.mark.dist
 @pytest.mark.slow
 @pytest.mark.parametrize(
@@ -102,6 +105,7 @@ def test_two_ranks(starter, uninterrupted, stage, precision, victims):
     outcome.assert_equal(outcome.read(folder), uninterrupted(stage, precision, 2))
 
 
+@pytest.mark.fault("P3", "P5")
 @pytest.mark.dist
 @pytest.mark.slow
 def test_two_ranks_killed_in_a_save(starter, uninterrupted):

@@ -8,6 +8,7 @@ import pytest
 from tests.events import wait_for
 
 
+@pytest.mark.fault("D2")
 @pytest.mark.slow
 def test_a_folder_that_vanishes_ends_the_run_with_its_checkpoints_whole(starter):
     folder, away = starter.folder / "run", starter.folder / "away"

@@ -48,6 +48,7 @@ def wait_for_port(port: int, job: Job) -> None:
 # These wait for join_seconds, 600, unless something is noticed; `Job.wait` fails far earlier.
 
 
+@pytest.mark.fault("X4")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_rank_that_dies_before_it_has_come_is_named_soon(starter, number):
     port = free_port()
@@ -65,6 +66,7 @@ def test_a_rank_that_dies_before_it_has_come_is_named_soon(starter, number):
     assert not (starter.folder / "run").exists()
 
 
+@pytest.mark.fault("X4")
 def test_a_rank_that_came_and_fell_silent_is_named(starter, monkeypatch):
     """As rank 0 sees a rank of another machine, whose processes it cannot see."""
     monkeypatch.setattr(meeting, "SILENT_LOOKS", 3)
@@ -79,6 +81,7 @@ def test_a_rank_that_came_and_fell_silent_is_named(starter, monkeypatch):
         meeting._gather(store, time.monotonic() + 600, "{}")
 
 
+@pytest.mark.fault("X3")
 def test_rank_0_hears_signals_while_it_waits(starter):
     port = free_port()
     job = begin(starter, 0, port)
@@ -89,6 +92,7 @@ def test_rank_0_hears_signals_while_it_waits(starter):
     assert "SIGTERM before the first step: nothing to save yet" in done.err.splitlines()[-1]
 
 
+@pytest.mark.fault("X3")
 def test_the_others_hear_signals_while_they_wait_for_rank_0(monkeypatch):
     for name, value in variables(1, free_port()).items():
         monkeypatch.setenv(name, value)
@@ -102,6 +106,7 @@ def test_the_others_hear_signals_while_they_wait_for_rank_0(monkeypatch):
         signals.forget()
 
 
+@pytest.mark.fault("J3")
 def test_a_port_in_use_is_said_with_the_way_out(starter):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -115,6 +120,7 @@ def test_a_port_in_use_is_said_with_the_way_out(starter):
     assert not (starter.folder / "run").exists()
 
 
+@pytest.mark.fault("J3")
 def test_an_address_where_nobody_is(starter):
     """As a requeued job has it that was given the MASTER_ADDR of its last attempt."""
     port = free_port()
@@ -123,6 +129,7 @@ def test_an_address_where_nobody_is(starter):
     assert f"rank 1 cannot reach rank 0 at 127.0.0.1:{port}" in done.err.splitlines()[-1]
 
 
+@pytest.mark.fault("S5")
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -142,12 +149,14 @@ def test_a_rank_that_was_started_as_something_else_does_not_train_along(starter,
     assert "--master_port" in first.line and not (starter.folder / "run").exists()
 
 
+@pytest.mark.fault("S5")
 def test_a_listener_that_says_nothing_is_not_waited_for(starter):
     with socket.create_server(("127.0.0.1", 0)) as mute:
         done = start(starter, 1, mute.getsockname()[1])
     assert done.code == 76 and "who listens there does not answer" in done.line
 
 
+@pytest.mark.fault("S5")
 def test_a_rank_that_finds_other_text_does_not_train_along(monkeypatch):
     found = SimpleNamespace(fingerprint="a", tokenizer=SimpleNamespace(digest="b"))
     monkeypatch.setattr(dist, "gather_objects", lambda mine: [mine, mine, ("c", "b")])

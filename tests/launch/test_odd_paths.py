@@ -9,6 +9,7 @@ from tests.launch.starter import tiny
 ODD = "odd; touch CANARY; $(touch CANARY) `touch CANARY` 'a\" {x} %s"
 
 
+@pytest.mark.fault("K4")
 def test_a_folder_with_an_odd_name_holds_a_run_and_nothing_is_executed(starter):
     folder = starter.folder / ODD
     data = {**tiny(starter.cache)["data"], "cache_dir": str(starter.folder / f"cache {ODD}")}
@@ -21,6 +22,7 @@ def test_a_folder_with_an_odd_name_holds_a_run_and_nothing_is_executed(starter):
     assert not list(starter.folder.rglob("CANARY"))
 
 
+@pytest.mark.fault("K4")
 @pytest.mark.parametrize(
     ("word", "code"), [("--config", 66), ("--ds_config", 66), ("--run_dir", 73)]
 )

@@ -76,6 +76,7 @@ def test_the_names_of_a_run_folder_are_known(runs):
     assert {path.name for path in runs["done"].iterdir()} <= {*FILES, *FOLDERS, LOCK}
 
 
+@pytest.mark.fault("F1", "F2")
 @pytest.mark.parametrize("kind", list(PLANTS))
 @pytest.mark.parametrize("name", [*FILES, *FOLDERS, LOCK])
 def test_a_run_folder_is_checked_before_anything_is_opened(tmp_path, victim, kind, name):
@@ -89,6 +90,7 @@ def test_a_run_folder_is_checked_before_anything_is_opened(tmp_path, victim, kin
     assert content(victim) == before
 
 
+@pytest.mark.fault("F1")
 def test_the_folder_itself_may_be_a_link(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "run").symlink_to(tmp_path / "disk")
@@ -111,6 +113,7 @@ def again(starter: Starter, made: Path, inside: str, kind: str, victim: Path) ->
     shutil.rmtree(folder)
 
 
+@pytest.mark.fault("F1")
 @pytest.mark.parametrize(
     ("state", "inside", "kind"),
     [
@@ -124,6 +127,7 @@ def test_a_run_is_not_started_over_them(starter, runs, victim, state, inside, ki
     again(starter, runs[state], inside, kind, victim)
 
 
+@pytest.mark.fault("F1")
 @pytest.mark.slow
 @pytest.mark.parametrize("state", ["half", "done"])
 @pytest.mark.parametrize("kind", list(PLANTS))
@@ -134,6 +138,7 @@ def test_nothing_that_a_run_has_is_followed(starter, runs, victim, state, kind):
         again(starter, runs[state], str(name), kind, victim)
 
 
+@pytest.mark.fault("F2")
 @pytest.mark.parametrize("name", ["pipe.yaml", "ds.json", "masks.npz"])
 def test_an_input_that_is_a_pipe_is_refused_at_once(starter, name):
     pipe = starter.folder / name

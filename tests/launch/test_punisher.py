@@ -25,6 +25,7 @@ def digest(end: outcome.Outcome) -> str:
     return found.hexdigest()
 
 
+@pytest.mark.fault("P9")
 @pytest.mark.slow
 def test_twenty_kills(server, tmp_path, tmp_path_factory, shared_cache):
     calm = Starter(tmp_path_factory.mktemp("calm"), shared_cache)

@@ -66,6 +66,7 @@ def saved_bytes(folder: Path) -> int:
     return read_manifest(candidates(folder / "checkpoints")[0]).state["scalars_bytes"]
 
 
+@pytest.mark.fault("R1")
 @pytest.mark.parametrize("share", [0.3, 0.9])
 def test_a_flipped_bit_before_the_checkpoint_is_refused(starter, interrupted, tmp_path, share):
     folder = Path(shutil.copytree(interrupted, tmp_path / "run"))
@@ -78,6 +79,7 @@ def test_a_flipped_bit_before_the_checkpoint_is_refused(starter, interrupted, tm
     assert contents(folder) == before
 
 
+@pytest.mark.fault("R1")
 def test_what_lies_behind_the_checkpoint_does_not_count(starter, interrupted, whole, tmp_path):
     folder = Path(shutil.copytree(interrupted, tmp_path / "run"))
     assert saved_bytes(folder) < (folder / "scalars.jsonl").stat().st_size
@@ -102,6 +104,7 @@ DAMAGE: list[Callable[[bytes], bytes]] = [
 ]
 
 
+@pytest.mark.fault("R2")
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_results_are_made_anew(starter, whole, tmp_path, damage):
     folder = Path(shutil.copytree(whole, tmp_path / "run"))
@@ -119,6 +122,7 @@ def test_damaged_results_are_made_anew(starter, whole, tmp_path, damage):
     assert after == before
 
 
+@pytest.mark.fault("R1")
 @pytest.mark.parametrize("hit", [b'{"kind": "eval"', b'kind": "eval"'])  # its form, its content
 def test_damaged_records_of_a_finished_run_are_refused(starter, whole, tmp_path, hit):
     folder = Path(shutil.copytree(whole, tmp_path / "run"))
@@ -130,6 +134,7 @@ def test_damaged_records_of_a_finished_run_are_refused(starter, whole, tmp_path,
     assert contents(folder) == before
 
 
+@pytest.mark.fault("R2")
 def test_whole_records_of_another_run_are_refused(starter, whole, tmp_path):
     """They vouch for themselves, but the checkpoint has seen others."""
     other, folder = starter.folder / "other", Path(shutil.copytree(whole, tmp_path / "run"))
@@ -142,6 +147,7 @@ def test_whole_records_of_another_run_are_refused(starter, whole, tmp_path):
     assert contents(folder) == before
 
 
+@pytest.mark.fault("R2")
 def test_results_in_the_folder_of_a_run_that_has_not_ended(starter, interrupted, whole, tmp_path):
     folder = Path(shutil.copytree(interrupted, tmp_path / "run"))
     shutil.copyfile(whole / "results.json", folder / "results.json")
@@ -159,6 +165,7 @@ def row(folder: Path, at: str) -> list[dict]:
     return [{k: r[k] for k in kept} for r in found if r["kind"] == "eval" and r["at"] == at]
 
 
+@pytest.mark.fault("R3")
 def test_the_row_before_training_is_that_of_the_initial_checkpoint(starter, whole):
     """Bit for bit, by a run that begins with its weights; those of the end give the last row."""
     initial = whole / "initial" / "step_0"
@@ -196,6 +203,7 @@ def is_refused(action: Callable[[], object]) -> bool:
     return False
 
 
+@pytest.mark.fault("R1")
 def test_no_bit_of_finished_records_changes_a_figure(whole, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
@@ -213,6 +221,7 @@ def test_no_bit_of_finished_records_changes_a_figure(whole, tmp_path):
     assert refused == 300  # the last record vouches for all bits
 
 
+@pytest.mark.fault("R1")
 def test_no_bit_before_a_checkpoint_goes_unseen(interrupted, tmp_path):
     path = tmp_path / "scalars.jsonl"
     content = (interrupted / "scalars.jsonl").read_bytes()
@@ -227,6 +236,7 @@ def test_no_bit_before_a_checkpoint_goes_unseen(interrupted, tmp_path):
     assert min(seen.values()) > 10
 
 
+@pytest.mark.fault("R2")
 def test_no_bit_of_the_results_stays_changed(whole, tmp_path, capsys):
     folder = tmp_path / "run"
     folder.mkdir()

@@ -92,12 +92,14 @@ def test_begins_anew_without_a_checkpoint(starter, folder, whole):
     assert old_events and not old_events & set((folder / "tb").rglob("events.*"))
 
 
+@pytest.mark.fault("C1")
 def test_lost_checkpoints_are_no_reason_to_begin_anew(starter, folder):
     for found in candidates(folder / "checkpoints"):
         shutil.rmtree(found)
     refused(starter, folder, 65, "no checkpoint is left", str(folder / "checkpoints"))
 
 
+@pytest.mark.fault("C1")
 @pytest.mark.parametrize(
     ("records", "listed", "said"),
     [
@@ -129,6 +131,7 @@ def test_a_run_begins_anew_only_if_it_can_have_had_no_checkpoint(tmp_path, recor
         run.close()
 
 
+@pytest.mark.fault("K6")
 def test_settings_that_change_no_result_may_change(starter, folder, whole):
     done = resume(starter, folder, "name=other", "checkpoint.every=0")
     assert done.code == 0, done.err
@@ -175,11 +178,13 @@ TEARS: list[tuple[Callable[[Path], Any], str]] = [
 ]
 
 
+@pytest.mark.fault("C1", "C2", "C3")
 @pytest.mark.parametrize(("tear", "text"), TEARS)
 def test_a_torn_checkpoint_is_passed_over(starter, folder, whole, tear, text):
     passed_over(starter, folder, whole, tear, text)
 
 
+@pytest.mark.fault("D3")
 def test_a_torn_checkpoint_takes_no_place_of_a_whole_one(starter, folder):
     newest, *_ = candidates(folder / "checkpoints")
     ahead = newest.with_name("step_1000")
@@ -190,6 +195,7 @@ def test_a_torn_checkpoint_takes_no_place_of_a_whole_one(starter, folder):
     assert [path.name for path in candidates(folder / "checkpoints")] == ["step_40"]
 
 
+@pytest.mark.fault("C1")
 def test_no_whole_checkpoint_is_no_reason_to_begin_anew(starter, folder):
     for found in candidates(folder / "checkpoints"):
         flip_byte(found)
@@ -199,6 +205,7 @@ def test_no_whole_checkpoint_is_no_reason_to_begin_anew(starter, folder):
 # ---- a run that is not the one that was started ------------------------------------------------
 
 
+@pytest.mark.fault("K6")
 @pytest.mark.parametrize(
     ("setting", "text"),
     [
@@ -213,6 +220,7 @@ def test_another_config_is_refused(starter, folder, setting, text):
     refused(starter, folder, 64, text, "--run_dir", settings=(setting,))
 
 
+@pytest.mark.fault("T7")
 def test_other_data_is_refused(starter):
     path, folder = starter.folder / "a.txt", starter.folder / "run"
     path.write_text("the quick brown fox jumps over the lazy dog. " * 50)
@@ -237,6 +245,7 @@ def rewrite(folder: Path, **changes: Any) -> None:
     verify(folder)
 
 
+@pytest.mark.fault("T6")
 def test_another_tokenizer_is_refused(starter, folder):
     """With nothing that says which manifests the run has published, its digest is compared."""
     newest = candidates(folder / "checkpoints")[0]
@@ -298,6 +307,7 @@ MORE_LIES: list[tuple[Callable[[Path], None], str]] = [
 ]
 
 
+@pytest.mark.fault("S1", "S3")
 @pytest.mark.parametrize(
     ("tell", "text"),
     [*LIES, *(pytest.param(*more, marks=pytest.mark.slow) for more in MORE_LIES)],
@@ -306,12 +316,14 @@ def test_an_unlawful_checkpoint_is_passed_over(starter, folder, whole, tell, tex
     passed_over(starter, folder, whole, tell, text)
 
 
+@pytest.mark.fault("S1")
 def test_no_lawful_checkpoint_is_no_reason_to_begin_anew(starter, folder):
     for path in candidates(folder / "checkpoints"):
         lie("position", "phase", value=9)(path)
     refused(starter, folder, 65, "no checkpoint is valid", "the run has 2 phases")
 
 
+@pytest.mark.fault("S4")
 @pytest.mark.parametrize("mode", ["auto", "must"])
 def test_a_newer_version_s_checkpoint_is_neither_passed_over_nor_touched(starter, folder, mode):
     newest = candidates(folder / "checkpoints")[0]
@@ -338,6 +350,7 @@ def test_a_run_goes_on_in_the_other_storage(starter, folder, whole):
 # ---- a checkpoint with a weight that may not exist ---------------------------------------------
 
 
+@pytest.mark.fault("C6", "C7")
 def test_a_moved_weight_is_found(starter, folder):
     """A checkpoint holds live weights only; a weight elsewhere is another graph."""
     newest = candidates(folder / "checkpoints")[0]

@@ -34,6 +34,7 @@ def run(starter: Starter, *faults: str, world_size: int = 1) -> list[Done]:
     return [job.wait() for job in starter.start_ranks(words, world_size)]
 
 
+@pytest.mark.fault("P6", "P8", "X6")
 @pytest.mark.parametrize(
     ("faults", "name", "step"),
     [
@@ -70,6 +71,7 @@ def rain(job: Job, begins: Callable[[], bool]) -> Done:
     return job.wait()
 
 
+@pytest.mark.fault("X1")
 def test_signals_on_the_way_out_change_nothing(starter):
     words = starter.arguments("--run_dir", str(starter.folder / "run"), *STEPS)
     job = starter.start([*words, "--inject", "term@step:7"])
@@ -78,6 +80,7 @@ def test_signals_on_the_way_out_change_nothing(starter):
     assert done.code == 75 and "Traceback" not in done.err
 
 
+@pytest.mark.fault("X2")
 def test_a_finished_run_is_finished_whatever_signals_come(starter):
     words = starter.arguments("--run_dir", str(starter.folder / "run"), *STEPS)
     job = starter.start([*words, "--inject", "term@phase_end:24"])
@@ -89,6 +92,7 @@ def test_a_finished_run_is_finished_whatever_signals_come(starter):
     assert (starter.folder / "run" / "forgetting.png").stat().st_size > 1000
 
 
+@pytest.mark.fault("P7")
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(starter):
     ends = run(starter, "usr1@step:6/rank=1", world_size=2)
     assert [end.code for end in ends] == [75, 75]
@@ -104,6 +108,7 @@ def listening():
     signals.forget()
 
 
+@pytest.mark.fault("P6", "X3")
 def test_before_the_first_step_there_is_nothing_to_save(listening):
     signals.answer_by(signals.leave)
     with pytest.raises(Preempted, match="SIGHUP before the first step"):
@@ -113,12 +118,14 @@ def test_before_the_first_step_there_is_nothing_to_save(listening):
         StopRequest().arm()
 
 
+@pytest.mark.fault("X3")
 def test_a_signal_that_comes_during_the_imports_is_answered_after_them(listening):
     signal.raise_signal(signal.SIGUSR1)
     with pytest.raises(Preempted, match="SIGUSR1 before the first step"):
         signals.answer_by(signals.leave)
 
 
+@pytest.mark.fault("X6")
 def test_what_a_shell_made_the_process_ignore_stays_ignored():
     """nohup, and `&` in a script."""
     for number in (signal.SIGHUP, signal.SIGINT):
@@ -147,6 +154,7 @@ def test_the_first_signal_counts_and_the_end_is_not_stopped(listening, capfd):
     assert capfd.readouterr().err == said
 
 
+@pytest.mark.fault("X12")
 def test_a_launcher_that_is_gone_is_a_signal(listening, monkeypatch, capfd):
     monkeypatch.setattr(place, "is_orphan", lambda: True)
     stop = StopRequest()

@@ -37,6 +37,7 @@ def little_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (1 << 36, 1 << 36))
 
 
+@pytest.mark.fault("X5")
 @pytest.mark.parametrize("prepare", [close_both, fill_both, leave_both])
 def test_a_run_does_not_need_its_streams(starter, prepare):
     folder = starter.folder / "run"
@@ -49,6 +50,7 @@ def test_a_run_does_not_need_its_streams(starter, prepare):
     assert all(line.startswith(b"{") for line in open(folder / "scalars.jsonl", "rb"))
 
 
+@pytest.mark.fault("X10")
 @pytest.mark.parametrize(
     ("prepare", "setting", "text"),
     [

@@ -117,6 +117,7 @@ def check_pairs(folder):
     assert config["phases"]["until_loss"] == losses and len(losses) == 2
 
 
+@pytest.mark.fault("X6")
 @pytest.mark.parametrize("number", signals.STOP_SIGNALS)
 def test_a_study_is_stopped_by_any_signal(study, monkeypatch, number):
     def work(options):
@@ -134,6 +135,7 @@ def test_a_study_is_stopped_by_any_signal(study, monkeypatch, number):
         signals.forget()
 
 
+@pytest.mark.fault("J1")
 def test_two_runners_do_not_share_a_folder(study, tmp_path, capsys):
     from sparsecl.locks import lock_folder
 

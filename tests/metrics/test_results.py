@@ -52,6 +52,7 @@ def no_object(folder: Path) -> None:
     (folder / RESULTS).write_text("[]")
 
 
+@pytest.mark.fault("R2")
 @pytest.mark.parametrize("damage", [cut, link, no_object])
 def test_results_that_cannot_be_read(folder, damage: Callable[[Path], None]):
     damage(folder)
@@ -61,6 +62,7 @@ def test_results_that_cannot_be_read(folder, damage: Callable[[Path], None]):
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.fault("R2")
 def test_records_of_another_run(folder):
     path = folder / "scalars.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
@@ -72,6 +74,7 @@ def test_records_of_another_run(folder):
         read_ended(folder)
 
 
+@pytest.mark.fault("R2")
 def test_a_study_does_not_average_what_is_damaged(tmp_path):
     """It says so; the run counts as not done, and the runner starts it again."""
     study = write_study(tmp_path / "study", [FakeArm(name="dense")], seeds=(0, 1))

@@ -32,6 +32,7 @@ def test_no_preset():
     assert shape == ModelShape(1, 8, 2, 4, 32)
 
 
+@pytest.mark.fault("X10")
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -51,6 +52,7 @@ def test_messages(fields, message):
         ModelConfig(**fields)
 
 
+@pytest.mark.fault("C11")
 def test_tensor_parallel_sizes():
     shape = ModelShape(layers=2, width=384, heads=6, context=8, mlp=1536)
     for tp_size in (1, 2, 3, 6):
@@ -65,6 +67,7 @@ def test_tensor_parallel_sizes():
         check_tensor_parallel(ModelShape(layers=1, width=8, heads=2, context=4, mlp=9), 2)
 
 
+@pytest.mark.fault("C11")
 @pytest.mark.parametrize(
     ("vocab_size", "tp_size", "rows"),
     [(1, 1, 128), (128, 2, 128), (129, 4, 256), (50257, 8, 50304), (100, 3, 384)],

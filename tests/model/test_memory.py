@@ -55,6 +55,7 @@ def test_state_by_stage_over_four_ranks(
     assert found.total == found.state + found.activations + found.transient
 
 
+@pytest.mark.fault("G10")
 def test_fp32_sums_cost_four_bytes_of_what_a_stage_keeps():
     for stage, bytes_each in ((1, 4), (2, 1), (3, 1)):
         for accumulates in (True, False):

@@ -213,7 +213,7 @@ def fault_matrix(arguments: list[str], workspace: Workspace) -> None:
     reports = [workspace.folder / name for name in arguments]
     for report in reports:
         report.write_text("<testsuites/>", encoding="utf-8")
-    table = matrix.markdown(matrix.ROWS, matrix.read_results(*reports))
+    table = matrix.markdown(matrix.ROWS, matrix.marked(), matrix.read_results(*reports))
     assert f"{len(matrix.ROWS)} rows: " in table
     assert {f"--junitxml={name}" for name in arguments} == {
         word.rpartition("ARGS=")[2] for c in COMMANDS for word in c.split() if "junitxml" in word

@@ -146,6 +146,7 @@ ATTACKS: dict[str, Callable[[Path], Any]] = {
 }
 
 
+@pytest.mark.fault("C14", "T2")
 @pytest.mark.parametrize("attack", list(ATTACKS))
 def test_token_files(cache, canary, attack):
     path = tokens(cache) / "train.tokens"
@@ -154,6 +155,7 @@ def test_token_files(cache, canary, attack):
     assert not list(cache.rglob("canary"))
 
 
+@pytest.mark.fault("H2")
 @pytest.mark.parametrize("name", ["train.lengths", "train.text", "validation.marks"])
 @pytest.mark.parametrize("attack", list(ATTACKS))
 def test_text_files(cache, canary, attack, name):
@@ -188,6 +190,7 @@ def test_the_manifest_of_leaks(cache, canary, keys):
         assert str(manifest.parent) in refused(lambda: read(cache), canary, 65)
 
 
+@pytest.mark.fault("T2")
 def test_lengths_that_add_up_beyond_the_file(tmp_path, canary):
     (tmp_path / "train.text").write_bytes(b"abc")
     np.array([2**32 - 1] * 4, dtype="<u4").tofile(tmp_path / "train.lengths")

@@ -53,6 +53,7 @@ def test_lines_that_are_none(folder, canary):
         assert "scalars.jsonl:4: not a JSON object" in refused(lambda: show(folder), canary, 65)
 
 
+@pytest.mark.fault("C14")
 def test_a_whole_file_that_is_a_pickle(folder, canary):
     (folder / "scalars.jsonl").write_bytes(canary.pickle())
     refused(lambda: show(folder), canary, 65)
@@ -87,6 +88,7 @@ def test_headers_with_odd_values(folder, canary):
                 assert isinstance(found, UserError) or "\x1b" not in found
 
 
+@pytest.mark.fault("R2")
 def test_results_of_a_finished_run_are_computed_not_believed(folder, canary, capsys):
     wanted = show(folder)
     for content in (canary.pickle(), b"[" * 100_000, b'{"name": "\\u001b[2J"}', b""):

@@ -27,6 +27,7 @@ def test_the_canary_sings(canary):
     assert canary.sang
 
 
+@pytest.mark.fault("K4")
 @pytest.mark.parametrize("name", list(YAML_READERS))
 @pytest.mark.parametrize("kind", list(YAMLS))
 def test_yaml(tmp_path, canary, name, kind):
@@ -35,6 +36,7 @@ def test_yaml(tmp_path, canary, name, kind):
     assert str(path) in refused(lambda: YAML_READERS[name](path), canary)
 
 
+@pytest.mark.fault("C14")
 @pytest.mark.parametrize("name", list(YAML_READERS))
 def test_a_pickle_is_no_yaml(tmp_path, canary, name):
     for protocol in (0, 4):
@@ -42,12 +44,14 @@ def test_a_pickle_is_no_yaml(tmp_path, canary, name):
         refused(lambda: YAML_READERS[name](tmp_path / name), canary)
 
 
+@pytest.mark.fault("K4")
 def test_an_override_is_text(canary):
     for text in ("name=!!python/object/apply:os.system ['{}']", "name=`{}`", "name=$({})"):
         override = text.format(canary.command)
         assert "--set" in refused(lambda o=override: configs.load(RunConfig, None, [o]), canary, 64)
 
 
+@pytest.mark.fault("K4")
 def test_shell_text_is_kept_as_text(tmp_path, canary):
     path = tmp_path / "run.yaml"
     text = f"$({canary.command}) ; `{canary.command}` ${{HOME}}"

@@ -121,6 +121,7 @@ DEAD = {"SLURM_JOB_NUM_NODES": "2", "STATE": "allocated*"}
 ARRAY = {"SLURM_ARRAY_JOB_ID": "20012", "SLURM_ARRAY_TASK_ID": "4"}
 
 
+@pytest.mark.fault("X7")
 @pytest.mark.parametrize(
     ("code", "more", "end", "asked"),
     [

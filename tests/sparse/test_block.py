@@ -155,6 +155,7 @@ def interpreted():
     return run_cases("tests.sparse.test_block")
 
 
+@pytest.mark.fault("G4")
 @needs_triton
 @pytest.mark.parametrize("case", CASES)
 def test_kernels_interpreted(case, interpreted):

@@ -51,6 +51,7 @@ def check(kernel: Any, capability: int) -> None:
     )
 
 
+@pytest.mark.fault("G11")
 @pytest.mark.parametrize("capability", SHARED_BYTES)
 @pytest.mark.parametrize("dtype", INTS)
 @pytest.mark.parametrize("size", [16, 128])
@@ -76,6 +77,7 @@ def test_block_kernels(capability, dtype, size):
         check(made, capability)
 
 
+@pytest.mark.fault("G11")
 @pytest.mark.parametrize("capability", SHARED_BYTES)
 @pytest.mark.parametrize("dtype", INTS)
 @pytest.mark.parametrize("name", ["expand_bitmap", "gather_bitmap", "expand_index", "gather_index"])

@@ -111,6 +111,7 @@ def test_a_study_is_brought_up_to_date(capsys, tmp_path, made):
     assert read_interference(first).checkpoint == "step_2"
 
 
+@pytest.mark.fault("R4")
 def test_a_config_that_is_not_the_checkpoints_is_refused(capsys, run):
     path = run / "config.yaml"
     text = path.read_text()

@@ -241,6 +241,7 @@ def shared(tensor: int) -> tuple[str, ...]:
     return (*SIZES, f"parallel.tensor={tensor}", f"batch.sequences={sequences}", "precision=bf16")
 
 
+@pytest.mark.fault("G10")
 @pytest.mark.dist
 @pytest.mark.slow
 @pytest.mark.parametrize("tensor", [1, 2])

@@ -84,6 +84,7 @@ def one_line(folder, packing):
 RATIO = "unpacks to more than 500 times its size"
 
 
+@pytest.mark.fault("H7")
 def test_one_line_of_a_gigabyte(tmp_path):
     paths = [one_line(tmp_path, packing) for packing in PACKERS]
     for path, found in zip(paths, read_all(paths), strict=True):
@@ -97,6 +98,7 @@ def test_bad_rows_that_are_left_out_are_counted_as_well(tmp_path):
         assert found.startswith(f"65 {path}: {RATIO}")
 
 
+@pytest.mark.fault("H7")
 def test_a_gigabyte_without_a_line_end_in_plain_text(tmp_path):
     paths = [packed(tmp_path / f"a.txt.{packing}", b"", 1 << 30) for packing in PACKERS]
     for path, found in zip(paths, read_all(paths), strict=True):
@@ -146,6 +148,7 @@ def write(path, column, **options):
     return path
 
 
+@pytest.mark.fault("H7")
 def test_a_dictionary_that_every_row_repeats(tmp_path):
     indices = pyarrow.array([0] * 1000, pyarrow.int32())
     column = pyarrow.DictionaryArray.from_arrays(indices, ["a" * (20 << 20)])  # 20 GB of text
@@ -157,6 +160,7 @@ def test_a_dictionary_that_every_row_repeats(tmp_path):
     assert found.startswith(f"65 {path}: {RATIO}")
 
 
+@pytest.mark.fault("H7")
 def test_one_cell_of_many(tmp_path):
     cells = [*(f"row {n}" for n in range(300)), "a" * (40 << 20), "end"]
     path = write(tmp_path / "a.parquet", cells, use_dictionary=False)
@@ -164,6 +168,7 @@ def test_one_cell_of_many(tmp_path):
     assert found.startswith(f"65 {path}: row 301: field 'text' is longer than 3200000 bytes")
 
 
+@pytest.mark.fault("H7")
 def test_sizes_that_the_file_admits(tmp_path):
     path = write(tmp_path / "a.parquet", ["a" * (8 << 20)] * 12, use_dictionary=False)
     found = read(path)

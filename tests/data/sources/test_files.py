@@ -78,6 +78,7 @@ def test_validation_files(here):
     assert texts("a.txt", split="validation") == []
 
 
+@pytest.mark.fault("T4")
 def test_a_large_text_comes_in_pieces(here):
     content = "".join(f"line {i}\n" for i in range(500_000))  # crosses the chunks of reading
     (here / "a.txt").write_text(content)
@@ -150,6 +151,7 @@ DATA_MISTAKES = {
 }
 
 
+@pytest.mark.fault("T4")
 @pytest.mark.parametrize("name", DATA_MISTAKES)
 def test_wrong_content_is_named(here, name):
     content, message = DATA_MISTAKES[name]
@@ -165,6 +167,7 @@ def test_parquet_without_the_column_is_named(here):
         texts("a.parquet")
 
 
+@pytest.mark.fault("T4")
 def test_replacement_is_an_explicit_option(here):
     (here / "a.txt").write_bytes(b"a\xffb\0c")
     (here / "b.jsonl").write_bytes(b'{"text": "x\\ud800y"}\n')
@@ -172,6 +175,7 @@ def test_replacement_is_an_explicit_option(here):
     assert found == ["a\ufffdb\ufffdc", "x\ufffdy"]
 
 
+@pytest.mark.fault("T1")
 def test_missing_inputs_are_named(here):
     (here / "folder").mkdir()
     with pytest.raises(MissingInputError, match="^domain d: train: no.txt: No such file"):
@@ -182,6 +186,7 @@ def test_missing_inputs_are_named(here):
         texts("folder")
 
 
+@pytest.mark.fault("T1")
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 def test_an_unreadable_file_is_named(here):
     (here / "a.txt").write_text("a")

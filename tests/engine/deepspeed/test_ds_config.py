@@ -43,6 +43,7 @@ def message(tmp_path: Path, value: object, numbers: RunNumbers = NUMBERS) -> str
     return line.replace(f"{tmp_path}/", "")
 
 
+@pytest.mark.fault("G1")
 @pytest.mark.parametrize("value", [{}, {"train_batch_size": "auto", "bf16": {"enabled": "auto"}}])
 def test_the_run_config_fills_what_the_file_leaves_open(tmp_path, value):
     resolved = resolve(write(tmp_path, value), NUMBERS)
@@ -60,6 +61,7 @@ def test_the_run_config_fills_what_the_file_leaves_open(tmp_path, value):
     assert (resolved.stage, resolved.offload) == (0, False)
 
 
+@pytest.mark.fault("G10")
 @pytest.mark.parametrize(
     ("stage", "settings", "expected"),
     [
@@ -82,6 +84,7 @@ def test_lower_precisions_are_summed_in_fp32(tmp_path, stage, settings, expected
     assert config["data_types"]["grad_accum_dtype"] == numbers.precision
 
 
+@pytest.mark.fault("G1")
 def test_a_timer_that_the_file_asks_for_stays(tmp_path):
     value = {"timers": {"throughput": {"enabled": True}}}
     assert resolve(write(tmp_path, value), NUMBERS).config["timers"] == value["timers"]
@@ -281,6 +284,7 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.fault("K1", "K2", "K5")
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_gets_one_line(tmp_path, mistake):
     value, expected, *numbers = mistake
@@ -401,6 +405,7 @@ def test_shipped_files_resolve(path, precision):
     assert '"auto"' not in json.dumps(resolved.config)
 
 
+@pytest.mark.fault("G9")
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_offload_is_pinned(path):
     offload = resolve(path, NUMBERS).config["zero_optimization"].get("offload_optimizer")

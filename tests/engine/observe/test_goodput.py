@@ -222,6 +222,7 @@ def test_the_age_of_this_process():
     assert 0.05 <= second - first <= time.clock_gettime(time.CLOCK_BOOTTIME) - before
 
 
+@pytest.mark.fault("R4")
 def test_a_changed_file_gives_no_goodput_rather_than_another(tmp_path, young, capsys):
     first = Attempts(tmp_path)
     first.mark(Spent(startup=5.0, steps=1.0))

@@ -122,6 +122,7 @@ def test_a_key_that_this_version_does_not_know_is_a_change(make):
         check_identity(FOLDER, saved(old), identity(make()), ALL)
 
 
+@pytest.mark.fault("K6")
 @pytest.mark.parametrize(
     ("setting", "kind", "text"),
     [
@@ -167,6 +168,7 @@ def test_what_has_ended_goes_on_with_no_other_config(make):
     assert "another --run_dir" in str(caught.value) and "--allow" not in str(caught.value)
 
 
+@pytest.mark.fault("T8")
 @pytest.mark.parametrize("names", [["a"], ["b", "a"], ["a", "a"], ["a", "b", "c"]])
 @pytest.mark.parametrize("allowed", [Allowed(), ALL])
 def test_other_domains_are_refused_with_and_without_permission(make, names, allowed):
@@ -187,6 +189,7 @@ def test_phases_to_come_may_be_longer(make):
         assert notes[0].startswith("allowed: ")
 
 
+@pytest.mark.fault("T6", "T7")
 @pytest.mark.parametrize("key", ["data", "tokenizer"])
 def test_other_text_needs_its_own_permission(make, key):
     changed = identity(make(), **{key: "0" * 64})
@@ -196,6 +199,7 @@ def test_other_text_needs_its_own_permission(make, key):
     assert note.startswith(f"allowed: the {key} changed since the checkpoint")
 
 
+@pytest.mark.fault("C6")
 @pytest.mark.parametrize(
     "topology", [{"a": "1" * 64, "b": "0" * 64}, {"a": "1" * 64}, {}, {"c": "1" * 64}]
 )

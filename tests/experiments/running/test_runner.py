@@ -193,6 +193,7 @@ def test_words_and_numbers():
 BARS = "phase 0 a:   4%|4    | 1/24 [00:00<00:09]\rphase 0 a:  50%|#### | 12/24 [00:03<00:03]"
 
 
+@pytest.mark.fault("X11")
 @pytest.mark.parametrize(
     ("code", "text", "reason"),
     [
@@ -219,6 +220,7 @@ def test_why_a_run_ended(tmp_path, code, text, reason):
     assert why_ended(code, log) == reason
 
 
+@pytest.mark.fault("X11")
 def test_a_run_that_is_killed_says_so(tmp_path):
     runner = make_runner(write_study(tmp_path, ("killed",), (0,)))
     assert not runner.run()
@@ -236,6 +238,7 @@ def test_steps_done(tmp_path):
     assert log_file(tmp_path, run).name == "a-seed0.txt"
 
 
+@pytest.mark.fault("G7")
 @pytest.mark.parametrize(
     ("given", "count", "expected"),
     [
@@ -254,6 +257,7 @@ def test_a_study_stays_in_its_gpus(monkeypatch, given, count, expected):
     assert local.visible_gpus(count) == expected
 
 
+@pytest.mark.fault("G7")
 def test_a_slot_is_a_gpu_and_foreign_ranks_are_forgotten(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")

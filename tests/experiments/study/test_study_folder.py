@@ -26,6 +26,7 @@ PLANTS = {
 }
 
 
+@pytest.mark.fault("F1", "F2")
 @pytest.mark.parametrize("kind", list(PLANTS))
 def test_nothing_of_a_study_is_followed(tmp_path, kind):
     victim = tmp_path / "victim"
