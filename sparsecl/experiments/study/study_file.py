@@ -50,6 +50,9 @@ class ScaleConfig:
     run: Node | None = None
     """What it changes in the base config."""
 
+    arms: dict[str, Node] = field(default_factory=dict)
+    """Arm of the study -> what this scale changes in it, last."""
+
     sizes: dict[str, Node] = field(default_factory=dict)
     """Sizes of the model -> what each changes in the base config. Every arm and control is run at
     every size, as SIZE-ARM, and compared within its size; else the study has one size."""
@@ -211,9 +214,9 @@ def read_study(
             override(root, text)
         config = _laid(config, root, "")
     study = replace(study, grids=study.grids if size.grids is None else size.grids)
-    settings = _settings(study, config, path)
+    settings = _settings(study, size, config, path)
     if size.sizes:
-        study, settings = _at_sizes(study, size.sizes, config, scale, path)
+        study, settings = _at_sizes(study, size, config, scale, path)
     domains = [domain.name for domain in settings[0].config.data.domains]
     study = replace(study, tune=_named_tuning(size.tune or study.tune, domains))
     orders = {
@@ -263,10 +266,10 @@ def _check_orders(
 
 
 def _at_sizes(
-    study: StudyConfig, sizes: dict[str, Node], base: RunConfig, scale: str, path: Path
+    study: StudyConfig, at: ScaleConfig, base: RunConfig, scale: str, path: Path
 ) -> tuple[StudyConfig, list[Setting]]:
     """The study as it would be written with all its arms spelled out at every size."""
-    settings = []
+    settings, sizes = [], at.sizes
     for size, node in sizes.items():
         key = f"scales.{scale}.sizes"
         if not NAME.fullmatch(size):
@@ -274,7 +277,7 @@ def _at_sizes(
         config = _laid(base, node, f"{key}.{size}")
         settings += [
             replace(setting, name=at_size(setting.name, size), size=size)
-            for setting in _settings(study, config, path)
+            for setting in _settings(study, at, config, path)
         ]
 
     def all_sizes(names: Sequence[str]) -> tuple[str, ...]:
@@ -328,9 +331,18 @@ def _seeds(given: int | tuple[int, ...]) -> tuple[int, ...]:
     return seeds
 
 
-def _settings(study: StudyConfig, base: RunConfig, path: Path) -> list[Setting]:
+def _settings(study: StudyConfig, scale: ScaleConfig, base: RunConfig, path: Path) -> list[Setting]:
     """Arms as written, then those of the grids; of two equal ones the first is kept."""
-    found = [Setting(name, _laid(base, node, f"arms.{name}")) for name, node in study.arms.items()]
+    for name in scale.arms:
+        if name not in study.arms:
+            known = ", ".join(study.arms)
+            raise UserError(f"{path}: arms of a scale: there is no arm {name}; there are {known}")
+    found = []
+    for name, node in study.arms.items():
+        config = _laid(base, node, f"arms.{name}")
+        if name in scale.arms:
+            config = _laid(config, scale.arms[name], f"arms.{name} of the scale")
+        found.append(Setting(name, config))
     written: dict[str, str] = {}
     for setting in found:
         twin = written.setdefault(configs.digest(setting.config), setting.name)

@@ -77,6 +77,18 @@ def test_grids_share_equal_cells(study_of):
     assert (corner.config.topology.density, corner.config.optimizer.lr) == (0.3, 2.0e-3)
 
 
+def test_a_scale_changes_its_arms_last(study_of):
+    text = (
+        "name: x\narms: {a: {topology: {density: 0.1}}, b: {topology: {density: 0.2}}}\n"
+        "scales: {one: {}, two: {arms: {a: {topology: {density: 0.3}}}}}"
+    )
+    for scale, density in (("one", 0.1), ("two", 0.3)):
+        a, b = study_of(text, scale=scale).settings
+        assert (a.config.topology.density, b.config.topology.density) == (density, 0.2)
+    with pytest.raises(UserError, match="there is no arm c; there are a, b"):
+        study_of(text.replace("two: {arms: {a", "two: {arms: {c"), scale="two")
+
+
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
@@ -120,7 +132,7 @@ def test_a_run_config_laid_over_the_base_may_have_a_name_and_no_seed(study_of, t
 def test_studies_of_the_project_can_be_read(path):
     scales = list(read_study(path).config.scales)
     assert scales[0] == "demo" and scales[-1].startswith("100m")
-    assert set(scales[1:-1]) <= {"laptop"}
+    assert {scale.partition("_")[0] for scale in scales[1:-1]} <= {"laptop"}
     for scale in scales:
         found = read_study(path, scale=scale)
         assert found.config.question and len(found.seeds) >= 6
