@@ -41,6 +41,9 @@ class ReferenceGPT:
         self.hidden: dict[int, Tensor] = {}
         """The hidden units of each layer in the last pass."""
 
+        self.gates: dict[str, Tensor] = {}
+        """What multiplies the hidden units of layers.0.mlp, ...; empty = nothing."""
+
         self.layers = sum(name.endswith("attention.q.weight") for name in state)
 
     def linear(self, x: Tensor, name: str) -> Tensor:
@@ -93,6 +96,8 @@ class ReferenceGPT:
         for i in range(self.layers):
             x = x + self.attention(self.norm(x, f"layers.{i}.norm1"), f"layers.{i}.attention")
             hidden = self.hidden_units(self.norm(x, f"layers.{i}.norm2"), f"layers.{i}.mlp")
+            if self.gates:
+                hidden = hidden * self.gates[f"layers.{i}.mlp"]
             self.hidden[i] = hidden.detach()
             x = x + self.linear(hidden, f"layers.{i}.mlp.down")
         return self.norm(x, "norm") @ self.params.get("head.weight", embedding).T

@@ -9,6 +9,7 @@ from typing import Any
 
 from sparsecl.config import younger
 from sparsecl.methods.adapters.config import OLoraConfig
+from sparsecl.methods.brain.config import XdgConfig
 from sparsecl.methods.cl.config import DerppConfig, EwcConfig, PackNetConfig, ReplayConfig
 from sparsecl.methods.dst.config import (
     ChtConfig,
@@ -64,6 +65,9 @@ class MethodsConfig:
 
     o_lora: OLoraConfig | None = None
     """O-LoRA: a low-rank adapter for each domain, orthogonal to those before."""
+
+    xdg: XdgConfig | None = younger(None)
+    """Context-dependent gating: each domain has its own part of the hidden units."""
 
     cbp: CbpConfig | None = None
     """Continual backpropagation: units that contribute least begin anew."""

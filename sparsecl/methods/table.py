@@ -2,6 +2,7 @@
 
 from sparsecl.methods.adapters.o_lora import OLora
 from sparsecl.methods.base import Method, Order
+from sparsecl.methods.brain.xdg import Xdg
 from sparsecl.methods.cl.derpp import Derpp
 from sparsecl.methods.cl.ewc import Ewc
 from sparsecl.methods.cl.packnet import PackNet
@@ -31,6 +32,7 @@ _CLASSES: tuple[type[Method], ...] = (
     DeepR,
     Cht,
     Chts,
+    Xdg,
     Cbp,
     ShrinkPerturb,
 )

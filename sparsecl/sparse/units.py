@@ -91,7 +91,7 @@ class UnitGroup(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """[..., n_local], unchanged but for the gate."""
         if self.gate is not None:
-            h = h * self.gate
+            h = h * self.gate.to(h.dtype)  # DeepSpeed leaves buffers in fp32
         if self.armed:
             self._see(h.detach().flatten(0, -2))
         return h

@@ -34,6 +34,7 @@ from tests.distributed.references.rewired import (
 )
 from tests.distributed.references.run import ReferenceRun, Trace
 from tests.distributed.references.shrink_perturb import ShrinkPerturbReference
+from tests.distributed.references.xdg import XdgReference
 
 pytestmark = pytest.mark.dist
 
@@ -90,6 +91,7 @@ CASES = {
     "chtss": Case(ChtsReference, ("methods.chts={every: 3, final_density: 0.1}",)),
     "packnet": Case(PackNetReference, ("methods.packnet={prune: [0.5, 0.25]}",)),
     "replay": Case(ReplayReference, ("methods.replay={sequences: 64, share: 0.5}",)),
+    "xdg": Case(XdgReference, ("methods.xdg={closed: 0.5}",)),
     "shrink_perturb": Case(
         ShrinkPerturbReference, ("methods.shrink_perturb={shrink: 1.0, sigma: 0.001}",)
     ),
@@ -121,7 +123,19 @@ STEPWISE = (
 )
 STAGES = ("zero0", "zero1", "zero2", "zero3")
 # Those that look at more than one element at a time, and so at tp's split.
-SPLIT = ("cbp", "o_lora", "derpp", "rigl", "packnet", "snfs", "granet", "deep_r", "cht", "chtss")
+SPLIT = (
+    "cbp",
+    "xdg",
+    "o_lora",
+    "derpp",
+    "rigl",
+    "packnet",
+    "snfs",
+    "granet",
+    "deep_r",
+    "cht",
+    "chtss",
+)
 LAYOUTS = [
     *((stage, tp, dp) for stage in STAGES for tp, dp in ((1, 2), (2, 1))),
     ("zero2", 2, 2),

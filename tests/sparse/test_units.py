@@ -42,6 +42,7 @@ def test_a_gate_multiplies_and_an_open_one_changes_no_bit():
     assert units(h).equal(h)
     units.gate[1] = 0.0
     assert units(h)[:, 1].tolist() == [0.0] * 5 and units(h)[:, 0].equal(h[:, 0])
+    assert units(h.bfloat16()).dtype == torch.bfloat16
 
 
 def test_sums_stay_exact_where_the_model_is_cast():
