@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from sparsecl.methods.context import MethodContext, Progress, SliceTensors
-from sparsecl.methods.dst.base import InPlaceOfAStep, LayerView, check_counts, clock
+from sparsecl.methods.dst.base import InPlaceOfAStep, LayerView, check_counts
+from sparsecl.methods.dst.clock import clock, is_due_or_prunes, sigmoid, sigmoid_share
 from sparsecl.methods.dst.config import ChtsConfig
-from sparsecl.methods.dst.falling import Falling, sigmoid
+from sparsecl.methods.dst.falling import Falling
 from sparsecl.methods.dst.hebb import Hebb, highest, sampled
 
 
@@ -35,22 +36,11 @@ class Chts(InPlaceOfAStep, Hebb):
         self.falling = Falling(config.final_density or 1.0, relative=False)
 
     def is_due(self, progress: Progress) -> bool:
-        done = self.pruned_share(progress)
-        if clock(self.config, progress) is None and done is not None:
-            return progress.step >= self.last + self.config.every
-        return super().is_due(progress)
+        return is_due_or_prunes(self.config, progress, self.last)
 
     def pruned_share(self, progress: Progress) -> float | None:
         """Share of the prunings that one now completes; None when there is none to do."""
-        step, span = progress.step, progress.total_steps
-        if self.config.during != "all":
-            step, span = progress.phase_step, progress.phase_steps
-        total = int(self.config.prune_end * span) // self.config.every
-        done = step // self.config.every
-        first = self.config.during == "all" or progress.phase == 0
-        if self.config.final_density is None or not first or done > total:
-            return None
-        return done / total if total else 1.0
+        return sigmoid_share(self.config, progress)
 
     def move(self, context: MethodContext, at: Progress) -> None:
         self._power = self.temperature(at)

@@ -6,6 +6,8 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge, Gt, Le, Lt
 
 from sparsecl.config import younger
+from sparsecl.methods.dst import work
+from sparsecl.methods.dst.clock import ahead, is_due
 from sparsecl.methods.facts import (
     AdamRestartKind,
     MethodConfig,
@@ -13,6 +15,7 @@ from sparsecl.methods.facts import (
     RunFacts,
     check_adam_restart,
 )
+from sparsecl.methods.work import MethodWork, RunWork
 from sparsecl.sparse.sizes import RankSizes
 
 Scope = Literal["layer", "global"]
@@ -101,6 +104,11 @@ class SetConfig(RewireConfig):
         extra = dense_gradients(rank) if self.drop == "mest" else MethodMemory()
         return super().memory(rank) + extra
 
+    def work(self, run: RunWork) -> MethodWork:
+        if self.drop != "mest":
+            return MethodWork()
+        return work.dense_gradients(run, lambda at: is_due(self, ahead(at)))
+
 
 @dataclass(frozen=True, kw_only=True)
 class RiglConfig(RewireConfig):
@@ -113,6 +121,9 @@ class RiglConfig(RewireConfig):
 
     def memory(self, rank: RankSizes) -> MethodMemory:
         return super().memory(rank) + dense_gradients(rank)
+
+    def work(self, run: RunWork) -> MethodWork:
+        return work.rigl(self, run)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +142,9 @@ class SnfsConfig(RewireConfig):
     def memory(self, rank: RankSizes) -> MethodMemory:
         means = MethodMemory(host=4 * rank.whole_cells)
         return super().memory(rank) + dense_gradients(rank) + means
+
+    def work(self, run: RunWork) -> MethodWork:
+        return work.dense_gradients(run, lambda at: True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +180,9 @@ class GranetConfig(RewireConfig):
 
     def memory(self, rank: RankSizes) -> MethodMemory:
         return super().memory(rank) + dense_gradients(rank)
+
+    def work(self, run: RunWork) -> MethodWork:
+        return work.granet(self, run)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +248,9 @@ class ChtConfig(HebbConfig):
     stop_overlap: Annotated[float, Gt(0.0), Le(1.0)] = 0.9
     """A layer stays as it is once more than this share of what it dropped has come back."""
 
+    def work(self, run: RunWork) -> MethodWork:
+        return work.cht(self, run)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ChtsConfig(HebbConfig):
@@ -268,6 +288,9 @@ class ChtsConfig(HebbConfig):
     def check(self, run: RunFacts) -> None:
         super().check(run)
         check_final_density(self.final_density, run)
+
+    def work(self, run: RunWork) -> MethodWork:
+        return work.chts(self, run)
 
 
 def check_final_density(density: float | None, run: RunFacts) -> None:

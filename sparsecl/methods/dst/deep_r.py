@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from sparsecl.methods.context import MethodContext, SliceTensors
-from sparsecl.methods.dst.base import LayerView, Rewirer, ahead, check_counts, clock, look
+from sparsecl.methods.dst.base import LayerView, Rewirer, check_counts, look
+from sparsecl.methods.dst.clock import ahead, clock
 from sparsecl.methods.dst.config import DeepRConfig
 from sparsecl.optim.slice import Slice
 

@@ -4,10 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from sparsecl.methods.dst.base import clock
 from sparsecl.methods.dst.chts import Chts
+from sparsecl.methods.dst.clock import clock, cubic, sigmoid
 from sparsecl.methods.dst.config import ChtsConfig, GranetConfig, RiglConfig, SetConfig
-from sparsecl.methods.dst.falling import cubic, sigmoid
 from sparsecl.methods.dst.granet import Granet
 from sparsecl.methods.dst.rigl import Rigl
 from tests.methods.plain import START
