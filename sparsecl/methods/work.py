@@ -34,6 +34,9 @@ class LayerWork:
     live: int
     """At the start."""
 
+    heads: int = 1
+    """Whose rows make it up: of q, k and v."""
+
     sparse: bool
     """Its products touch live weights alone (backend csr or block)."""
 

@@ -31,7 +31,8 @@ class LayerView:
     """[O, I] of what `live` is flat of."""
 
     part: int
-    """Of the matrix, for random streams: 0, or the tensor-parallel rank in packed storage."""
+    """Of the matrix, for random streams: 0, the tensor-parallel rank in packed storage, or the
+    head where heads choose for themselves."""
 
     live: Tensor
     """bool [cells]."""

@@ -35,6 +35,12 @@ class Clock(NamedTuple):
 
 def clock(config: "RewireConfig", at: Moment) -> Clock | None:
     """The stretch of this moment; None while the graph stays as it is."""
+    now = _stretch(config, at)
+    return now if now is not None and now.step <= now.end else None
+
+
+def _stretch(config: "RewireConfig", at: Moment) -> Clock | None:
+    """The latest stretch that has begun, also after its end."""
     begin = at.step - at.phase_step
     if config.during == "all":
         step, begin, span = at.step, 0, at.total_steps
@@ -46,7 +52,7 @@ def clock(config: "RewireConfig", at: Moment) -> Clock | None:
         end = min(config.switch_steps, span)
     else:
         end = int(config.end * span)
-    return Clock(step, end, begin, span) if step <= end else None
+    return Clock(step, end, begin, span)
 
 
 def ahead(at: M) -> M:
@@ -71,7 +77,23 @@ def is_due_or_prunes(config: "ChtsConfig", at: Moment, last: int) -> bool:
     """The same, and pruning goes on where the graph does not move any more."""
     if clock(config, at) is None and sigmoid_share(config, at) is not None:
         return at.step >= last + config.every
-    return is_due_in_place(config, at, last)
+    return is_due_in_place(config, at, last) or _has_surplus(config, at, last)
+
+
+def _has_surplus(config: "ChtsConfig", at: Moment, last: int) -> bool:
+    """The rewire that takes the surplus away was due and has not been: its step was discarded."""
+    now = _stretch(config, at)
+    if config.em_s is None or now is None or now.step <= now.end or last < now.begin:
+        return False
+    return last + config.every <= now.begin + now.end
+
+
+def surplus(config: "ChtsConfig", at: Moment) -> float:
+    """What lives beyond the target after a rewire at this moment, as a share of all cells."""
+    now = clock(config, at)
+    if config.em_s is None or now is None or now.step + config.every > now.end:
+        return 0.0
+    return config.em_s[0 if now.step <= 0.6 * now.end else 1]
 
 
 def cosine(step: int, end: int) -> float:
@@ -124,6 +146,14 @@ def sigmoid_share(config: "ChtsConfig", at: Moment) -> float | None:
     if config.final_density is None or not first or done > total:
         return None
     return done / total if total else 1.0
+
+
+def em_s_shares(config: "ChtsConfig", at: Moment, density: float) -> tuple[float, float]:
+    """Of the live weights of a start at `density`: what a rewire at this moment removes down to,
+    and what it grows to."""
+    assert config.em_s is not None
+    target = density - config.em_s[0]
+    return target / density, (target + surplus(config, at)) / density
 
 
 def shrunk(start: Mapping[str, int], share: float) -> dict[str, int]:

@@ -238,6 +238,11 @@ class HebbConfig(RewireConfig):
     """Before growth, drop what leads to a hidden unit that nothing reads, or from one that nothing
     feeds."""
 
+    @property
+    def by_head(self) -> bool:
+        """Heads of q, k and v choose for themselves."""
+        return False
+
 
 @dataclass(frozen=True, kw_only=True)
 class ChtConfig(HebbConfig):
@@ -280,14 +285,39 @@ class ChtsConfig(HebbConfig):
     """Share of the steps in which the graph could move (the run, or the first phase) until the
     final density."""
 
+    em_s: tuple[float, float] | None = younger(None)
+    """Live weights beyond the target while the graph explores (EM_S), as shares of all weights of
+    the masked matrices: up to 60 % of the rewiring, and up to its last rewire, which leaves none;
+    0.05 and 0.025 in the public code. topology.density is the target plus the first. A rewire then
+    removes down to the target: drop_fraction and schedule mean nothing."""
+
+    per_head: bool = younger(False)
+    """Each head's rows of q, k and v lose and gain weights by themselves."""
+
+    @property
+    def by_head(self) -> bool:
+        return self.per_head
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.em_s is not None and not 0.0 <= self.em_s[1] <= self.em_s[0] < 1.0:
+            raise ValueError(f"em_s must be two shares in [0, 1) that do not rise, got {self.em_s}")
+        if self.em_s is not None and self.final_density is not None:
+            raise ValueError(
+                "em_s holds a surplus above a target, and final_density lets the density fall; "
+                "leave one of the two out"
+            )
         if min(self.temperature) < 0.0:
             raise ValueError(f"temperature must be >= 0, got {self.temperature}")
 
     def check(self, run: RunFacts) -> None:
         super().check(run)
         check_final_density(self.final_density, run)
+        if self.em_s is not None and self.em_s[0] >= run.density:
+            raise ValueError(
+                f"em_s={list(self.em_s)} leaves no target: the density of the start, "
+                f"{run.density:g} (topology.density), is the target plus {self.em_s[0]:g}"
+            )
 
     def work(self, run: RunWork) -> MethodWork:
         return work.chts(self, run)

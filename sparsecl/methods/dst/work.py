@@ -13,6 +13,7 @@ from sparsecl.methods.dst.clock import (
     clock,
     cubic,
     cubic_share,
+    em_s_shares,
     fraction,
     is_due,
     is_due_in_place,
@@ -51,12 +52,12 @@ class Tally:
             self._gradients += self.run.cells - self.live
             self._whole += 1
 
-    def score(self, config: "HebbConfig", live: Sequence[int], share: float) -> None:
-        """Scores of every layer that grows, once a share of its `live` weights is removed."""
-        for layer, num in zip(self.run.layers, live, strict=True):
-            removed = int(num * share)
-            if removed or config.percolate:
-                self._scores += score_flops(layer, config.score, num - removed)
+    def score(self, config: "HebbConfig", left: Sequence[int], wanted: Sequence[int]) -> None:
+        """Scores of every layer that grows, from as many weights as are left to those wanted."""
+        for layer, num, grown in zip(self.run.layers, left, wanted, strict=True):
+            if grown > num or config.percolate:
+                rows = layer.outputs // (layer.heads if config.by_head else 1)
+                self._scores += score_flops(layer, config.score, num, rows)
 
     def result(self) -> MethodWork:
         """Of all steps up to now."""
@@ -73,12 +74,12 @@ class Tally:
         )
 
 
-def score_flops(layer: LayerWork, form: str, live: int) -> int:
+def score_flops(layer: LayerWork, form: str, live: int, rows: int) -> int:
     """FLOPs of the Cannistraci-Hebb scores of one layer (scores.py), of which `live` weights are
-    left. Both forms begin with A A^T and A^T A; then l3n has two products of their size, l3p one of
-    each row's links with all columns."""
-    square = 2 * layer.cells * (layer.outputs + layer.inputs)
-    return 2 * square if form.endswith("l3n") else square + 2 * layer.cells * live
+    left; scored by parts of so many rows. Both forms begin with A A^T and A^T A; then l3n has two
+    products of their size, l3p one of each row's links with all columns."""
+    square = 2 * layer.cells * (rows + layer.inputs)
+    return 2 * square if form.endswith("l3n") else square + 2 * rows * layer.inputs * live
 
 
 def dense_gradients(run: RunWork, is_shown: Callable[[Moment], bool]) -> MethodWork:
@@ -125,7 +126,7 @@ def cht(config: "ChtConfig", run: RunWork) -> MethodWork:
         tally.step()
         if is_due(config, ahead(at)):
             live = [layer.live for layer in run.layers]
-            tally.score(config, live, fraction(config, ahead(at)))
+            tally.score(config, _left(live, fraction(config, ahead(at))), live)
     return tally.result()
 
 
@@ -140,10 +141,18 @@ def chts(config: "ChtsConfig", run: RunWork) -> MethodWork:
         last, done = at.step, sigmoid_share(config, at)
         if done is not None and config.final_density is not None:
             live = _shrunk(run, sigmoid(first, config.final_density, done) / first)
-            tally.live = sum(live)
-        if clock(config, at) is not None:
-            tally.score(config, live, fraction(config, at))
+        if config.em_s is not None:
+            left, grown = em_s_shares(config, at, first)
+            before, live = live, _shrunk(run, grown)
+            tally.score(config, list(map(min, before, _shrunk(run, left))), live)
+        elif clock(config, at) is not None:
+            tally.score(config, _left(live, fraction(config, at)), live)
+        tally.live = sum(live)
     return tally.result()
+
+
+def _left(live: Sequence[int], share: float) -> list[int]:
+    return [num - int(num * share) for num in live]
 
 
 def _shrunk(run: RunWork, share: float) -> list[int]:
