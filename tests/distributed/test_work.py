@@ -23,9 +23,17 @@ METHODS = {
     "snfs": "methods.snfs={every: 3}",
     "granet": "methods.granet={every: 3, final_density: 0.1}",
     "chtss": "methods.chts={every: 3, final_density: 0.1}",
+    "em_s": "methods.chts={every: 3, em_s: [0.05, 0.025], per_head: true}",
     "cht": "methods.cht={every: 3, percolate: false, stop_overlap: 1.0}",
 }
-DOES = {"rigl": (6, 0), "snfs": (20, 0), "granet": (6, 0), "cht": (0, 72), "chtss": (0, 60)}
+DOES = {
+    "rigl": (6, 0),
+    "snfs": (20, 0),
+    "granet": (6, 0),
+    "cht": (0, 72),
+    "chtss": (0, 60),
+    "em_s": (0, 5 * (3 * 4 + 3) * 2),
+}
 """Steps that show gradients, layers that are scored. At the end of its cosine nothing goes."""
 
 
@@ -62,7 +70,9 @@ def counted(cache: str, overrides: tuple[str, ...], folder: str) -> dict[str, An
     return {"live": live, "shown": shown, "scored": scored, "parts": found.parts()}
 
 
-@pytest.mark.parametrize("name", ["granet", "chtss", *map(cases.slow, ("rigl", "snfs", "cht"))])
+@pytest.mark.parametrize(
+    "name", ["granet", "chtss", *map(cases.slow, ("rigl", "snfs", "cht", "em_s"))]
+)
 def test_the_ledger_is_what_a_run_does_and_what_is_planned(
     pool: Pool, shared_cache, tmp_path, name
 ):
@@ -83,7 +93,7 @@ def test_the_ledger_is_what_a_run_does_and_what_is_planned(
     assert parts["scores"] == scores
     assert parts["executed"] == 20 * TOKENS * (6 * cells + rows) + scores
     assert (len(found["shown"]), len(found["scored"])) == DOES[name]
-    assert (found["live"][-1] < start) == (name in ("granet", "chtss"))
+    assert (found["live"][-1] < start) == (name in ("granet", "chtss", "em_s"))
     config = cases.load(str(shared_cache), overrides)
     counter, place = Counter(), cases.ROOT / "ds_configs" / "zero2.json"
     subject = Subject("tiny", config, place, 1, counter.counts(config), counter.topologies(config))
