@@ -71,6 +71,10 @@ class RunWork:
         """Of all layers."""
         return sum(layer.cells for layer in self.layers)
 
+    def shrunk(self, share: float) -> list[int]:
+        """Live weights of each layer where all keep one share of those of the start; one stays."""
+        return [max(1, round(share * layer.live)) for layer in self.layers]
+
     def moments(self) -> Iterator[Moment]:
         """Before each step."""
         step, total = 0, sum(self.phases)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sparsecl.methods.base import Method
 from sparsecl.methods.context import MethodContext, Progress, SliceTensors
-from sparsecl.methods.dst.clock import ahead, fraction, is_due, is_due_in_place
+from sparsecl.methods.dst.clock import ahead
 from sparsecl.methods.dst.config import RewireConfig
 from sparsecl.methods.restart import AdamRestart
 from sparsecl.optim.slice import Slice
@@ -88,15 +88,15 @@ class Rewirer(Method):
 
     def is_due_after(self, context: MethodContext) -> bool:
         """In `after_step`: the graph moves now, every `every` steps of its stretch."""
-        return is_due(self.config, context.progress)
+        return self.config.is_due(context.progress)
 
     def is_due_before(self, context: MethodContext) -> bool:
         """In `step_start`: `is_due_after` will hold once this step is applied."""
-        return is_due(self.config, ahead(context.progress))
+        return self.config.is_due(ahead(context.progress))
 
     def fraction(self, progress: Progress) -> float:
         """The drop fraction of this moment."""
-        return fraction(self.config, progress)
+        return self.config.fraction(progress)
 
     def phase_start(self, context: MethodContext) -> None:
         self.restart.phase_start(context)
@@ -137,7 +137,7 @@ class InPlaceOfAStep(Rewirer):
 
     def is_due(self, progress: Progress) -> bool:
         """Before a step."""
-        return is_due_in_place(self.config, progress, self.last)
+        return self.config.is_due_in_place(progress, self.last)
 
     @abstractmethod
     def move(self, context: MethodContext, at: Progress) -> None:

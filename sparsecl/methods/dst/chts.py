@@ -21,14 +21,7 @@ from torch import Tensor
 
 from sparsecl.methods.context import MethodContext, Progress, SliceTensors
 from sparsecl.methods.dst.base import InPlaceOfAStep, LayerView, check_counts
-from sparsecl.methods.dst.clock import (
-    clock,
-    em_s_shares,
-    is_due_or_prunes,
-    shrunk,
-    sigmoid,
-    sigmoid_share,
-)
+from sparsecl.methods.dst.clock import shrunk, sigmoid
 from sparsecl.methods.dst.config import ChtsConfig
 from sparsecl.methods.dst.falling import Falling
 from sparsecl.methods.dst.hebb import Hebb, highest, sampled, shared
@@ -46,12 +39,9 @@ class Chts(InPlaceOfAStep, Hebb):
         self._target: dict[str, int] = {}
         """With a surplus: live weights of each layer that a rewire leaves before it grows."""
 
-    def is_due(self, progress: Progress) -> bool:
-        return is_due_or_prunes(self.config, progress, self.last)
-
     def pruned_share(self, progress: Progress) -> float | None:
         """Share of the prunings that one now completes; None when there is none to do."""
-        return sigmoid_share(self.config, progress)
+        return self.config.pruned_share(progress)
 
     def move(self, context: MethodContext, at: Progress) -> None:
         self._power = self.temperature(at)
@@ -60,7 +50,7 @@ class Chts(InPlaceOfAStep, Hebb):
             masks = self.falling.masks(context, sigmoid, done, together=False, score=self.score)
             for name, mask in masks.items():
                 self.set_live(context, name, mask)
-        if clock(self.config, at) is not None or self.config.em_s is not None:
+        if self.config.clock(at) is not None or self.config.em_s is not None:
             self._fraction = self.fraction(at)
             self.turn(context, list(context.sparse), self.counts(context, at))
 
@@ -73,13 +63,13 @@ class Chts(InPlaceOfAStep, Hebb):
             self.falling.start = now
         start, sparse = self.falling.start, context.sparse.values()
         cells = sum(entry.topology.num_cells for entry in sparse)
-        left, grown = em_s_shares(self.config, at, sum(start.values()) / cells)
+        left, grown = self.config.em_s_shares(at, sum(start.values()) / cells)
         self._target = shrunk(start, left)
         return shrunk(start, grown)
 
     def temperature(self, progress: Progress) -> float:
         """T of this moment."""
-        now, (first, last) = clock(self.config, progress), self.config.temperature
+        now, (first, last) = self.config.clock(progress), self.config.temperature
         return last if now is None else first + (last - first) * now.step / max(now.end, 1)
 
     def score(self, choice: LayerView) -> Tensor:

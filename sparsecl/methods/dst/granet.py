@@ -25,7 +25,7 @@ from sparsecl.methods.dst.base import (
     largest_absent,
     weakest,
 )
-from sparsecl.methods.dst.clock import clock, cosine, cubic, cubic_share
+from sparsecl.methods.dst.clock import cubic
 from sparsecl.methods.dst.config import GranetConfig
 from sparsecl.methods.dst.falling import Falling
 
@@ -58,14 +58,7 @@ class Granet(DropAndGrow):
 
     def pruned_share(self, progress: Progress) -> float | None:
         """Share of the prunings that this one completes; None when there is none to do."""
-        return cubic_share(self.config, progress)
-
-    def fraction(self, progress: Progress) -> float:
-        now, config = clock(self.config, progress), self.config
-        if now is None or config.schedule == "constant":
-            return super().fraction(progress)
-        height = config.drop_fraction - config.final_fraction
-        return config.final_fraction + height * cosine(now.step, now.end)
+        return self.config.pruned_share(progress)
 
     def drop(self, context: MethodContext, choice: LayerView) -> Tensor:
         """The weakest, whatever their sign; one stays."""

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from sparsecl.methods.dst.chts import Chts
-from sparsecl.methods.dst.clock import is_due_or_prunes, surplus
 from sparsecl.methods.dst.config import ChtsConfig
 from sparsecl.methods.dst.hebb import shared
 from sparsecl.sparse.linear import ColumnParallelSparseLinear
@@ -23,16 +22,16 @@ HARD: Any = {"temperature": (1e6, 1e6), "removal": "magnitude", "growth": "top"}
 def test_surplus_by_hand():
     """Rewires at 0, 10, .. 70 of 75: 60 % is 45, and after 70 there is none."""
     config = ChtsConfig(every=10, em_s=(0.05, 0.025))
-    found = [surplus(config, replace(START, step=t, total_steps=100)) for t in range(0, 80, 10)]
+    found = [config.surplus(replace(START, step=t, total_steps=100)) for t in range(0, 80, 10)]
     assert found == [0.05] * 5 + [0.025] * 2 + [0.0]
 
 
 def test_a_last_rewire_that_was_discarded_is_made_up_for():
     config = ChtsConfig(every=10, em_s=(0.05, 0.025), end=0.7)
     at = replace(START, step=71, total_steps=100)
-    assert is_due_or_prunes(config, at, 60) and not is_due_or_prunes(config, at, 70)
-    assert surplus(config, at) == 0.0
-    assert not is_due_or_prunes(ChtsConfig(every=10, end=0.7), at, 60)
+    assert config.is_due_in_place(at, 60) and not config.is_due_in_place(at, 70)
+    assert config.surplus(at) == 0.0
+    assert not ChtsConfig(every=10, end=0.7).is_due_in_place(at, 60)
 
 
 def rewired(live: np.ndarray, weight: torch.Tensor, steps: int, **options: Any) -> list[Any]:
