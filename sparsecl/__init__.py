@@ -8,6 +8,7 @@ from typing import Any
 
 _LIBRARY = {
     "draw": "draw",
+    "draw_csti": "draw",
     "mask_linear": "masks",
     "mask_linears": "masks",
     "mask_guard": "guard",

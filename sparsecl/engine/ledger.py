@@ -4,9 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from sparsecl.engine.run_config import RunConfig
-from sparsecl.engine.schedule import num_phases
+from sparsecl.engine.schedule import Schedule, num_phases
 from sparsecl.methods.facts import AddedParameter, MethodMemory
-from sparsecl.model.flops import Counted, ParameterCounts, count_parameters
+from sparsecl.methods.work import LayerWork, MethodWork, RunWork
+from sparsecl.model.flops import (
+    Counted,
+    ParameterCounts,
+    TrainingFlops,
+    count_parameters,
+    multiplied_weights,
+    training_flops_per_token,
+)
 from sparsecl.model.memory import Layout, RankMemory, memory_per_rank, rank_sizes
 from sparsecl.model.shapes import layer_shapes
 from sparsecl.sparse.backends import BackendName
@@ -22,6 +30,94 @@ class Held:
 
     methods: MethodMemory
     """What methods keep; of it `update` and `host` are not in `memory`."""
+
+
+@dataclass(frozen=True)
+class RunFlops:
+    """FLOPs of all new tokens of a run, over all ranks; an upper bound where a phase may end early.
+
+    Replayed tokens come on top, and passes that a method makes at borders.
+    """
+
+    per_token: TrainingFlops
+    """Forward and backward, with the weights that live at the start."""
+
+    tokens: int
+    training: int
+    """Forward and backward, with the weights that live at each step."""
+
+    gradients: int
+    """Gradients of absent weights, which a method asks for."""
+
+    scores: int
+    """Of the graph."""
+
+    executed: int
+    """All of it, as the backends do it."""
+
+    @property
+    def total(self) -> int:
+        """By live weights."""
+        return self.training + self.gradients + self.scores
+
+    def parts(self) -> dict[str, float]:
+        """As records and plans name them; real numbers, for JSON has no larger integers."""
+        return {
+            "training": float(self.training),
+            "dense_gradients": float(self.gradients),
+            "scores": float(self.scores),
+            "executed": float(self.executed),
+        }
+
+
+def flops(
+    config: RunConfig,
+    schedule: Schedule,
+    counts: ParameterCounts,
+    topologies: Mapping[str, Counted],
+    *,
+    backends: Mapping[str, str] | None = None,
+) -> RunFlops:
+    """What a run computes, with what its methods do to the graph.
+
+    Args:
+        counts: as `count` gives them.
+        backends: what topology.backend auto has chosen, by layer name; None = counted as dense.
+    """
+    topology, backend = config.topology, config.topology.backend
+    chosen = dict.fromkeys(topologies, backend) if backend != "auto" else dict(backends or {})
+    multiplied = multiplied_weights(schedule.shape, topologies, chosen)
+    per_token = training_flops_per_token(
+        schedule.shape, counts, role=topology.role, multiplied=multiplied
+    )
+    tokens, work = schedule.num_steps * schedule.tokens_per_step, MethodWork()
+    if topologies:
+        layers = [
+            LayerWork(
+                outputs=layer.out_features,
+                inputs=layer.in_features,
+                live=topologies[layer.name].num_live,
+                heads=layer.out_features // (layer.head_width or layer.out_features),
+                sparse=(by := chosen.get(layer.name, "dense")) in ("csr", "block"),
+                has_gradient=topology.storage == "masked" and by == "dense",
+            )
+            for layer in layer_shapes(schedule.shape)
+            if layer.name in topologies
+        ]
+        run = RunWork(
+            layers=tuple(layers),
+            phases=tuple(phase.num_steps for phase in schedule.phases),
+            tokens=schedule.tokens_per_step,
+        )
+        work = config.methods.work(run)
+    return RunFlops(
+        per_token=per_token,
+        tokens=tokens,
+        training=per_token.useful * tokens + work.density,
+        gradients=work.gradients,
+        scores=work.scores,
+        executed=per_token.executed * tokens + work.executed + work.scores,
+    )
 
 
 def count(config: RunConfig, vocab_size: int, topologies: Mapping[str, Counted]) -> ParameterCounts:

@@ -42,6 +42,9 @@ class RunStart:
         """Print the header and, in a new run, write it everywhere. Local, on rank 0."""
         config, built = self.config, self.built
         counts = ledger.count(config, self.data.tokenizer.vocab_size, built.topologies)
+        flops = ledger.flops(
+            config, self.schedule, counts, built.topologies, backends=self.backends
+        )
         eot_id = self.data.tokenizer.eot_id
         scored = {name: text_sizes(text, eot_id) for name, text in self.texts.items()}
         head = self._header(counts, scored)
@@ -68,6 +71,7 @@ class RunStart:
             order=self.schedule.order,
             density=density,
             parameters={"live": counts.live, "total": counts.total},
+            flops=flops.parts(),
             versions=versions() | {"attention": self._attention()},
             digests={
                 "config": configs.digest(config),

@@ -6,6 +6,8 @@ O = out_features, I = in_features.
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from sparsecl.errors import UserError
 from sparsecl.topology.build import TOPOLOGIES, build_topologies
 from sparsecl.topology.config import (
@@ -16,6 +18,7 @@ from sparsecl.topology.config import (
     NmConfig,
     TopologyConfig,
 )
+from sparsecl.topology.csti import csti
 from sparsecl.topology.layer import LayerShape, LayerTopology
 
 # kind -> (field of TopologyConfig, class of its options); the other kinds have none.
@@ -59,6 +62,40 @@ def draw(
     # The job of the matrix decides only what overrides match, and there are none here.
     shape = LayerShape(name, "up", out_features, in_features)
     return build_topologies(config, [shape], seed=seed)[name]
+
+
+def draw_csti(
+    features: Any, out_features: int, *, density: float = 0.1, name: str = "layer"
+) -> LayerTopology:
+    """The topology of a first layer, from the correlations of what it reads (CSTI).
+
+    Args:
+        features: [N, I], what the layer is given for N samples; NumPy or a torch tensor. Images are
+            flat: `images.reshape(N, -1)`.
+        out_features: I, or a whole multiple of it.
+        density: live weights / all weights, in (0, 1].
+
+    Returns:
+        The topology; `.mask()` is bool [O, I], for `mask_linear`.
+
+    Raises:
+        UserError: features, sizes or a density that have no such graph.
+    """
+    found = features.detach().cpu() if hasattr(features, "detach") else features
+    try:
+        values = np.asarray(found, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise UserError(f"features must be numbers [N, I], got {type(features).__name__}") from None
+    if values.ndim != 2 or not values.shape[1] or out_features < 1 or not 0.0 < density <= 1.0:
+        raise UserError(
+            f"csti needs features [N, I], out_features >= 1 and a density in (0, 1], got "
+            f"{list(values.shape)}, {out_features} and {density}"
+        )
+    try:
+        edges = csti(values, out_features, rho=density)
+    except ValueError as error:
+        raise UserError(f"csti of {name}: {error}") from None
+    return LayerTopology(name, out_features, values.shape[1], edges)
 
 
 def topology_config(

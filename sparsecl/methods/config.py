@@ -22,6 +22,7 @@ from sparsecl.methods.dst.config import (
 )
 from sparsecl.methods.facts import AddedParameter, MethodConfig, MethodMemory
 from sparsecl.methods.plasticity.config import CbpConfig, ShrinkPerturbConfig
+from sparsecl.methods.work import MethodWork, RunWork
 from sparsecl.sparse.sizes import RankSizes
 from sparsecl.topology.layer import LayerShape
 
@@ -90,6 +91,10 @@ class MethodsConfig:
     def memory(self, rank: RankSizes) -> MethodMemory:
         """What all methods together keep on a rank."""
         return sum((block.memory(rank) for block in self.used().values()), MethodMemory())
+
+    def work(self, run: RunWork) -> MethodWork:
+        """What all methods together compute in a run beside the passes of the model."""
+        return sum((block.work(run) for block in self.used().values()), MethodWork())
 
     @property
     def replayed_share(self) -> float:

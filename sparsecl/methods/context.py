@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from sparsecl.methods.units import UnitFigures
+from sparsecl.methods.work import Moment
 from sparsecl.optim.slice import Slice
 from sparsecl.optim.slices import Slices
 from sparsecl.sparse.linear import SparseLinear
@@ -25,21 +26,8 @@ SliceTensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Where the run is, between two steps or within one. All counts are of what is done."""
-
-    step: int
-    """Optimizer steps of the whole run."""
-
-    total_steps: int
-    """That the run will have at its end, at most: a phase may end early."""
-
-    phase: int
-    """0-based."""
-
-    phase_step: int
-    phase_steps: int
-    """Of this phase, at most: it may end early."""
+class Progress(Moment):
+    """Where the run is, with its stage, its data and its micro-batches."""
 
     stage: str
     stage_step: int

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 from sparsecl.bounds import check_bounds
+from sparsecl.methods.work import MethodWork, RunWork
 from sparsecl.optim.config import StageConfig
 from sparsecl.sparse.sizes import RankSizes
 from sparsecl.topology.layer import LayerShape
@@ -167,6 +168,11 @@ class MethodConfig:
         """What the method keeps on a rank at most, in the whole run; not the parameters that it
         adds, which count as all others do."""
         return MethodMemory()
+
+    def work(self, run: RunWork) -> MethodWork:
+        """What moving the graph costs in a whole run; not the passes over replayed sequences, nor a
+        method's own passes at borders."""
+        return MethodWork()
 
     def stages(self) -> Sequence[StageConfig]:
         """How it divides every phase's own steps; empty: as phases.stages says."""

@@ -4,6 +4,9 @@ scored        domain -> text -> documents, windows and predicted tokens behind a
               are "ends" (rows of the matrix), "inside" (inside a phase), and "all" that there is
 train_tokens  domain -> tokens of its training text
 planned       for each phase: domain -> tokens that are planned to be read, replayed ones included
+flops         planned for all new tokens, by live weights: "training" (forward and backward, with
+              the weights that live at each step), "dense_gradients" (of absent weights) and
+              "scores" (of the graph), which methods ask for; "executed": all, as the backends do it
 methods       name -> letters of its flags (methods/facts.py), and the elements of all parameters
               that it adds to the model; left out where the run has no method
 """
@@ -38,6 +41,7 @@ def domains_and_order(record: dict[str, Any]) -> tuple[tuple[str, ...], tuple[in
 _HEADER: dict[str, tuple[type, ...]] = {
     "density": (int, float, type(None)),
     "parameters": (int,),
+    "flops": (int, float),
     "digests": (str, type(None)),
     "versions": (str,),
     "entropy_rate": (int, float),

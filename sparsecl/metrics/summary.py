@@ -74,6 +74,7 @@ def summarize(records: RunRecords) -> dict[str, Any]:
             "density": header.get("density", {}),
             **_final_density(records, matrix.num_phases),
             "parameters": header.get("parameters", {}),
+            **({"flops": header["flops"]} if "flops" in header else {}),
             "digests": header.get("digests", {}),
             "versions": header.get("versions", {}),
             "config": header.get("config", {}),

@@ -6,7 +6,6 @@ from typing import Literal, Protocol
 
 from sparsecl.model.config import ModelShape
 from sparsecl.model.shapes import VOCABULARY, layer_shapes, parts
-from sparsecl.topology.layer import LayerTopology
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -131,7 +130,7 @@ def training_flops_per_token(
 
 def multiplied_weights(
     shape: ModelShape,
-    topologies: Mapping[str, LayerTopology],
+    topologies: Mapping[str, Counted],
     backends: Mapping[str, str],
 ) -> int:
     """Cells that products touch: the live ones of layers on csr or block, all of the others.

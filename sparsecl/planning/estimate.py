@@ -9,6 +9,7 @@ from sparsecl.data.config import DataConfig, TokenizerConfig
 from sparsecl.data.known import known_tokens
 from sparsecl.engine import ledger
 from sparsecl.engine.deepspeed import ds_config
+from sparsecl.engine.ledger import RunFlops
 from sparsecl.engine.observe.drift import BYTES_PER_TOKEN
 from sparsecl.engine.reading import planned_tokens, reading_text
 from sparsecl.engine.run import run_numbers, vocabulary
@@ -17,7 +18,6 @@ from sparsecl.engine.schedule import JOINT, Schedule, make_schedule, rank_layout
 from sparsecl.errors import UserError
 from sparsecl.metrics.passes import pass_warnings, passes
 from sparsecl.model.config import padded_vocabulary
-from sparsecl.model.flops import TrainingFlops, multiplied_weights, training_flops_per_token
 from sparsecl.model.memory import Layout, parameter_sizes
 from sparsecl.model.shapes import layer_shapes
 from sparsecl.planning.costs import RunCost, run_cost
@@ -37,7 +37,7 @@ class Estimate:
     gpus: int
     schedule: Schedule
     stage: int
-    flops: TrainingFlops
+    flops: RunFlops
     fit: Fit
     largest_micro: int
     traffic: list[Flow]
@@ -59,7 +59,7 @@ class Estimate:
     def utilisation(self, peak: float) -> float:
         """Share of `peak`, FLOP/s of a GPU, that executed FLOPs take; none counts twice that is
         recomputed."""
-        return self.flops.executed * self.tokens_per_second / self.gpus / peak
+        return self.flops.per_token.executed * self.tokens_per_second / self.gpus / peak
 
 
 def estimate(subject: Subject, machine: Machine, gpus: int, *, disk: float) -> Estimate:
@@ -88,10 +88,7 @@ def estimate(subject: Subject, machine: Machine, gpus: int, *, disk: float) -> E
     work = _work(subject, schedule, layout, sizes, resolved.offload, backends)
     place = Wiring(machine, layout.tp_size, layout.dp_size)
     time = step_time(work, machine, place, traffic, overlap=overlap)
-    multiplied = multiplied_weights(schedule.shape, subject.topologies, backends)  # type: ignore
-    flops = training_flops_per_token(
-        schedule.shape, subject.counts, role=config.topology.role, multiplied=multiplied
-    )
+    flops = ledger.flops(config, schedule, subject.counts, subject.topologies)
     saved = checkpoint_bytes(subject, schedule, layout.num_moments)
     compute = time.compute - time.optimizer
     tokens_per_rank = schedule.tokens_per_step / schedule.dp_size

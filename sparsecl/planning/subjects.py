@@ -96,7 +96,7 @@ class Counter:
 
     def price(self, config: RunConfig, ds_path: Path) -> Price:
         """What engine/price.py says of a config, with the topologies drawn once only."""
-        return price(config, ds_path, count=self.counts)
+        return price(config, ds_path, draw=self.topologies)
 
 
 def _drawn_counts(config: RunConfig) -> dict[str, LiveCounts]:

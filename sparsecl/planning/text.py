@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from sparsecl.engine.observe.display import run_parts
 from sparsecl.planning.estimate import Estimate
 from sparsecl.planning.fit import Fit
 from sparsecl.planning.scaling import Row
@@ -114,7 +115,8 @@ def _scaling_row(row: Row) -> str:
 
 def _head(found: Estimate) -> str:
     subject, schedule, counts = found.subject, found.schedule, found.subject.counts
-    config, shape, flops = subject.config, found.schedule.shape, found.flops
+    config, shape = subject.config, found.schedule.shape
+    flops, token = found.flops, found.flops.per_token
     kind = config.topology.kind
     storage = "" if kind == "dense" else f", {config.topology.storage} storage"
     form = "" if shape.form == "gpt" else f"{shape.form}, "
@@ -125,8 +127,10 @@ def _head(found: Estimate) -> str:
             f"context {shape.context}; topology {kind}{storage}; {config.precision}",
             f"  parameters  {counts.live:,} live of {counts.total:,} (density of the matrices "
             f"{counts.density_masked:.3f})",
-            f"  FLOPs/token {flops.useful:.3e} by live weights, {flops.executed:.3e} executed, "
-            f"{flops.dense:.3e} dense",
+            f"  FLOPs/token {token.useful:.3e} by live weights, {token.executed:.3e} executed, "
+            f"{token.dense:.3e} dense",
+            f"  FLOPs       {flops.total:.3e} of the run by live weights{run_parts(flops)}, "
+            f"{flops.executed:.3e} executed",
             f"  layout      tp {config.parallel.tensor} x dp {schedule.dp_size}, "
             f"ZeRO {found.stage}; batch {schedule.accumulation} x {schedule.micro} sequences per "
             f"rank = {schedule.tokens_per_step:,} tokens per step",

@@ -192,7 +192,8 @@ def as_json(found: Any) -> dict[str, Any]:
             "total": counts.total,
             "density_masked": counts.density_masked,
         },
-        "flops_per_token": asdict(found.flops),
+        "flops_per_token": asdict(found.flops.per_token),
+        "flops": found.flops.parts(),
         "layout": {
             "tensor": found.subject.config.parallel.tensor,
             "dp_size": found.schedule.dp_size,

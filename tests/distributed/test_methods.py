@@ -25,6 +25,7 @@ from tests.distributed.references.rewired import (
     ChtReference,
     ChtsReference,
     DeepRReference,
+    EmsReference,
     GranetReference,
     MestReference,
     PerWeightReference,
@@ -89,6 +90,9 @@ CASES = {
     "cht": Case(ChtReference, ("methods.cht={every: 3, stop_overlap: 1.0}",)),
     "chts": Case(ChtsReference, ("methods.chts={every: 3}",)),
     "chtss": Case(ChtsReference, ("methods.chts={every: 3, final_density: 0.1}",)),
+    "em_s by head": Case(
+        EmsReference, ("methods.chts={every: 3, em_s: [0.05, 0.025], per_head: true}",)
+    ),
     "packnet": Case(PackNetReference, ("methods.packnet={prune: [0.5, 0.25]}",)),
     "replay": Case(ReplayReference, ("methods.replay={sequences: 64, share: 0.5}",)),
     "xdg": Case(XdgReference, ("methods.xdg={closed: 0.5}",)),
@@ -120,6 +124,7 @@ STEPWISE = (
     "cht",
     "chts",
     "chtss",
+    "em_s by head",
 )
 STAGES = ("zero0", "zero1", "zero2", "zero3")
 # Those that look at more than one element at a time, and so at tp's split.

@@ -55,6 +55,9 @@ class Cost:
     total: int = 1000
     density: float = 1.0
     flops_per_token: int = 6000
+    gradient_flops: int = 0
+    score_flops: int = 0
+    flops: int = 12_000_000
     steps: int = 200
     tokens: int = 2000
 

@@ -70,6 +70,7 @@ def test_the_short_calls_run() -> None:
         "model": model,
         "layer": model.up,
         "mask": mask,
+        "features": torch.randn(9, 8),
         "optimizer": cases.adamw(model),
     }
     first = re.search(r"^```python\n(?!#)(.*?)^```", TEXT, re.M | re.S)

@@ -10,11 +10,7 @@ from sparsecl.engine import ledger
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.engine.schedule import Schedule
 from sparsecl.engine.texts import Scored
-from sparsecl.model.flops import (
-    ParameterCounts,
-    multiplied_weights,
-    training_flops_per_token,
-)
+from sparsecl.model.flops import ParameterCounts
 from sparsecl.model.memory import Layout, RankMemory
 from sparsecl.sparse.backends import BackendName
 from sparsecl.topology.layer import LayerTopology
@@ -116,34 +112,38 @@ def costs(
 ) -> str:
     """FLOPs of training and bytes per rank, for --dry_run. Arguments as for `header`."""
     backend = config.topology.backend if topologies else "dense"
-    chosen = dict.fromkeys(topologies, backend) if backend != "auto" else dict(backends or {})
-    flops = training_flops_per_token(
-        schedule.shape,
-        counts,
-        role=config.topology.role,
-        multiplied=multiplied_weights(schedule.shape, topologies, chosen),
-    )
+    flops = ledger.flops(config, schedule, counts, topologies, backends=backends)
+    token, parts = flops.per_token, run_parts(flops)
     held = ledger.rank_memory(config, vocab, topologies, layout, backends=backends)
     memory, host = held.memory, held.methods.host
     by = f"by backend {backend}" if topologies else "by a dense model"
     if topologies and backend == "auto" and backends is None:
         by = "at most; backend auto is measured when the run starts"
-    tokens = schedule.num_steps * schedule.tokens_per_step
-    again = round(tokens * config.methods.replayed_share)
+    again = round(flops.tokens * config.methods.replayed_share)
     replayed = f" and up to {again:,} again" if again else ""
     storage = f"{config.topology.storage} storage" if topologies else "dense model"
     return "\n".join(
         [
-            f"  FLOPs per token: {flops.useful:.3e} useful (live weights), "
-            f"{flops.executed:.3e} executed ({by})",
-            f"  Tokens: {tokens:,}{replayed}; training: "
-            f"{(tokens + again) * flops.executed:.3e} FLOPs executed",
+            f"  FLOPs per token: {token.useful:.3e} useful (live weights), "
+            f"{token.executed:.3e} executed ({by})",
+            f"  Tokens: {flops.tokens:,}{replayed}; training: "
+            f"{flops.executed + again * token.executed:.3e} FLOPs executed",
+            *([f"  By live weights: {flops.total:.3e} FLOPs{parts}"] if parts else []),
             f"  Memory per rank, {storage}: {_bytes(memory.total)} (buffers of DeepSpeed come on "
             "top)",
             *(f"    {part:<12}{_bytes(size):>12}" for part, size in _memory_parts(memory).items()),
             *([f"    (methods keep {_bytes(host)} in the host's memory)"] if host else []),
         ]
     )
+
+
+def run_parts(flops: ledger.RunFlops) -> str:
+    """What methods add to the passes of the model, in brackets; nothing where they add nothing."""
+    kinds = {"gradients of absent weights": flops.gradients, "scores of the graph": flops.scores}
+    parts = [f"{name} {size:.3e}" for name, size in kinds.items() if size]
+    if flops.training != flops.per_token.useful * flops.tokens:
+        parts.insert(0, f"{flops.training:.3e} with a density that changes")
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def _scored_lines(config: RunConfig, scored: Mapping[str, Scored] | None) -> dict[str, str]:

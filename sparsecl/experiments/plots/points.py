@@ -252,7 +252,7 @@ def cost_figure(study: Study, comparison: Comparison, arms: Sequence[Arm]) -> Fi
     bars = (
         ("wall time, s", [0.0 if one is None else one.mean for one in seconds]),
         ("tokens", [float(arm.tokens) for arm in arms]),
-        ("FLOPs", [float(arm.flops_per_token) * arm.tokens for arm in arms]),
+        ("FLOPs", [float(arm.flops) for arm in arms]),
         ("live parameters", [float(arm.live) for arm in arms]),
     )
     for axes, (name, values) in zip(panels, bars, strict=True):

@@ -210,6 +210,7 @@ def measure_cells(result: RunResult | None) -> tuple[Cell, ...]:
 
 def cost_table(study: Study, comparison: Comparison) -> Table:
     """Planned and measured cost of one run of each arm."""
+    still = not any(arm.gradient_flops or arm.score_flops for arm in study.plan.arms)
     columns = (
         ARM,
         SEEDS,
@@ -220,13 +221,17 @@ def cost_table(study: Study, comparison: Comparison) -> Table:
         Column(key="steps", heading="steps"),
         Column(key="flops_per_token", heading="FLOPs per token"),
         Column(key="flops", heading="FLOPs of a run"),
+        Column(key="gradient_flops", heading="of it gradients of absent weights", csv_only=still),
+        Column(key="score_flops", heading="of it scores of the graph", csv_only=still),
         Column(key="live_parameters", heading="live parameters"),
         Column(key="parameters", heading="all parameters"),
     )
     rows = tuple(_cost_row(study, comparison, arm) for arm in study.plan.arms)
     caption = (
         "Cost of one run. Wall time, speed and replayed tokens are measured, means over seeds; the "
-        "rest is planned, an upper bound where a phase may end early. FLOPs count live weights."
+        "rest is planned, an upper bound where a phase may end early. FLOPs count live weights, at "
+        "each step those that live then, and what methods compute to move the graph; not replayed "
+        "tokens."
     )
     return Table(name="cost", caption=caption, columns=columns, rows=rows)
 
@@ -246,7 +251,9 @@ def _cost_row(study: Study, comparison: Comparison, arm: Arm) -> tuple[Cell, ...
         mean_of(replayed),
         arm.steps,
         arm.flops_per_token,
-        arm.flops_per_token * arm.tokens,
+        arm.flops,
+        arm.gradient_flops,
+        arm.score_flops,
         arm.live,
         arm.total,
     )

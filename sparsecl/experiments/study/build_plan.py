@@ -207,6 +207,8 @@ def _arm(
         live=cost.live,
         total=cost.total,
         flops_per_token=cost.flops_per_token,
+        gradient_flops=cost.gradient_flops,
+        score_flops=cost.score_flops,
         steps=cost.steps,
         tokens=cost.tokens,
     )
@@ -275,7 +277,7 @@ def plan_text(plan: StudyPlan) -> str:
         for arm in plan.arms
     ]
     tokens = sum(plan.arm(run.arm).tokens for run in plan.runs)
-    work = sum(plan.arm(run.arm).tokens * plan.arm(run.arm).flops_per_token for run in plan.runs)
+    work = sum(plan.arm(run.arm).flops for run in plan.runs)
     lines.append(f"{'in all':<{left}}  {'':>8} {'':>13} {work:>12.3e} {tokens:>14,}")
     lines.append("(in all: FLOPs and tokens of all runs; FLOPs by live weights)")
     planned, alpha = plan.contrasts(), plan.analysis.alpha

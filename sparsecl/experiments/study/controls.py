@@ -37,6 +37,12 @@ class Priced(Protocol):
     @property
     def flops_per_token(self) -> int: ...
     @property
+    def gradient_flops(self) -> int: ...
+    @property
+    def score_flops(self) -> int: ...
+    @property
+    def flops(self) -> int: ...
+    @property
     def steps(self) -> int: ...
     @property
     def tokens(self) -> int: ...
@@ -90,7 +96,8 @@ def controls(
         yield Control(update, "update_only", name)
     for name in _asked(config.equal_flops, "equal_flops", settings):
         arm = by_name[name].config
-        ratio = price(base(name)).flops_per_token / price(arm).flops_per_token
+        dense, own = price(base(name)), price(arm)
+        ratio = (dense.flops / dense.tokens) / (own.flops / own.tokens)
         yield Control(made(name, "equal_flops", longer(arm, ratio)), "equal_flops", name)
     for name in _asked(config.joint, "joint", settings):
         arm = by_name[name].config

@@ -130,13 +130,25 @@ class Arm:
 
     total: int
     flops_per_token: int
-    """Training FLOPs per token by live weights (model/flops.py, `useful`)."""
+    """Training FLOPs per token by live weights (model/flops.py, `useful`); where methods change
+    their number, the mean over a run."""
+
+    gradient_flops: int = 0
+    """Of one run: gradients of absent weights, which methods ask for."""
+
+    score_flops: int = 0
+    """Of one run: scores of the graph."""
 
     steps: int
     """Optimizer steps of one run (an upper bound if a phase may end early)."""
 
     tokens: int
     """Training tokens of one run, likewise."""
+
+    @property
+    def flops(self) -> int:
+        """Of one run, by live weights; replayed tokens do not count."""
+        return self.flops_per_token * self.tokens + self.gradient_flops + self.score_flops
 
 
 @dataclass(frozen=True, kw_only=True)

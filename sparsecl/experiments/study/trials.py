@@ -215,7 +215,7 @@ def priced_once(
 def cost(plan: StudyPlan) -> tuple[int, int]:
     """Training tokens and FLOPs (by live weights) of all runs of a plan."""
     arms = [plan.arm(run.arm) for run in plan.runs]
-    return sum(a.tokens for a in arms), sum(a.tokens * a.flops_per_token for a in arms)
+    return sum(a.tokens for a in arms), sum(a.flops for a in arms)
 
 
 def tuning_text(study: ScaledStudy, trials: StudyPlan, test: StudyPlan) -> str:
@@ -256,6 +256,8 @@ def _arm(
         live=price.live,
         total=price.total,
         flops_per_token=price.flops_per_token,
+        gradient_flops=price.gradient_flops,
+        score_flops=price.score_flops,
         steps=price.steps,
         tokens=price.tokens,
     )

@@ -5,17 +5,17 @@ over the whole matrix of a layer, so the graph is the same whatever the tensor-p
 packed storage each tensor-parallel slice keeps its count and chooses for itself.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparsecl.methods.base import Method
 from sparsecl.methods.context import MethodContext, Progress, SliceTensors
+from sparsecl.methods.dst.clock import ahead
 from sparsecl.methods.dst.config import RewireConfig
 from sparsecl.methods.restart import AdamRestart
 from sparsecl.optim.slice import Slice
@@ -31,7 +31,8 @@ class LayerView:
     """[O, I] of what `live` is flat of."""
 
     part: int
-    """Of the matrix, for random streams: 0, or the tensor-parallel rank in packed storage."""
+    """Of the matrix, for random streams: 0, the tensor-parallel rank in packed storage, or the
+    head where heads choose for themselves."""
 
     live: Tensor
     """bool [cells]."""
@@ -69,48 +70,6 @@ def as_chosen(context: MethodContext, name: str, local: Tensor) -> Tensor:
     return (local if packed else context.joined(name, local)).reshape(-1)
 
 
-def cosine(step: int, end: int) -> float:
-    """Factor of a drop fraction: 1 at step 0, 0 at `end` and after it."""
-    return (1.0 + math.cos(math.pi * min(step / max(end, 1), 1.0))) / 2.0
-
-
-class Clock(NamedTuple):
-    """Where a run is in a stretch of it in which the graph moves; in optimizer steps."""
-
-    step: int
-    """Since the stretch began."""
-
-    end: int
-    """The last step of it at which the graph moves."""
-
-    begin: int
-    """Step of the run at which the stretch began."""
-
-    span: int
-    """Steps of the stretch if it had no end before the last."""
-
-
-def clock(config: RewireConfig, progress: Progress) -> Clock | None:
-    """The stretch of this moment; None while the graph stays as it is."""
-    begin = progress.step - progress.phase_step
-    if config.during == "all":
-        step, begin, span = progress.step, 0, progress.total_steps
-    elif config.during == "first" and progress.phase > 0:
-        return None
-    else:
-        step, span = progress.phase_step, progress.phase_steps
-    if config.during == "after_switch":
-        end = min(config.switch_steps, span)
-    else:
-        end = int(config.end * span)
-    return Clock(step, end, begin, span) if step <= end else None
-
-
-def ahead(progress: Progress) -> Progress:
-    """Where the run is once the step at hand is done."""
-    return replace(progress, step=progress.step + 1, phase_step=progress.phase_step + 1)
-
-
 def check_counts(start: Mapping[str, Any]) -> None:
     """Raise ValueError unless these can be live weights by matrix, as a checkpoint keeps them."""
     for name, num in start.items():
@@ -129,20 +88,15 @@ class Rewirer(Method):
 
     def is_due_after(self, context: MethodContext) -> bool:
         """In `after_step`: the graph moves now, every `every` steps of its stretch."""
-        now = clock(self.config, context.progress)
-        return now is not None and now.step % self.config.every == 0
+        return self.config.is_due(context.progress)
 
     def is_due_before(self, context: MethodContext) -> bool:
         """In `step_start`: `is_due_after` will hold once this step is applied."""
-        now = clock(self.config, ahead(context.progress))
-        return now is not None and now.step % self.config.every == 0
+        return self.config.is_due(ahead(context.progress))
 
     def fraction(self, progress: Progress) -> float:
         """The drop fraction of this moment."""
-        now = clock(self.config, progress)
-        if now is None or self.config.schedule == "constant":
-            return self.config.drop_fraction if now else 0.0
-        return self.config.drop_fraction * cosine(now.step, now.end)
+        return self.config.fraction(progress)
 
     def phase_start(self, context: MethodContext) -> None:
         self.restart.phase_start(context)
@@ -183,10 +137,7 @@ class InPlaceOfAStep(Rewirer):
 
     def is_due(self, progress: Progress) -> bool:
         """Before a step."""
-        now = clock(self.config, progress)
-        if now is None:
-            return False
-        return self.last < now.begin or progress.step >= self.last + self.config.every
+        return self.config.is_due_in_place(progress, self.last)
 
     @abstractmethod
     def move(self, context: MethodContext, at: Progress) -> None:

@@ -37,15 +37,17 @@ class Cht(Hebb):
         if applied and self.is_due_after(context):
             names = [name for name in context.sparse if name not in self.stopped]
             counts = {name: context.sparse[name].topology.num_live for name in names}
+            self._fraction = self.fraction(context.progress)
             self.turn(context, names, counts)
 
-    def keep(self, context: MethodContext, choice: LayerView) -> Tensor:
+    def keep(self, context: MethodContext, choice: LayerView, num: int) -> Tensor:
         stays = torch.ones(choice.values.numel(), dtype=torch.bool)
-        num = int(choice.values.numel() * self.fraction(context.progress))
-        stays[weakest(choice, num)] = False
+        stays[weakest(choice, choice.values.numel() - num)] = False
         return stays
 
-    def choose(self, context: MethodContext, name: str, score: Tensor, num: int) -> Tensor:
+    def choose(
+        self, context: MethodContext, name: str, part: int, score: Tensor, num: int
+    ) -> Tensor:
         rng = context.generator(self.name, name, context.progress.step)
         return highest(score, num, torch.from_numpy(rng.permutation(score.numel())))
 

@@ -8,7 +8,9 @@ second). CHTss (`final_density`) first prunes to a density that falls along a si
 
 Differs: removal draws among live weights only (the second code lets absent ones in with a chance of
 about 0), and both draws are Gumbel top-k, for any size. Pruning goes on to `prune_end` also where
-the graph does not move any more. Left out: EM_S and removal by heads.
+the graph does not move any more. EM_S (`em_s`) shrinks all layers alike, so that layers of
+other densities have targets of their own. By heads (`per_head`) each keeps its count; the second
+code gives all heads of a layer the same one at its first rewire.
 """
 
 from collections.abc import Collection, Mapping
@@ -18,10 +20,11 @@ import torch
 from torch import Tensor
 
 from sparsecl.methods.context import MethodContext, Progress, SliceTensors
-from sparsecl.methods.dst.base import InPlaceOfAStep, LayerView, check_counts, clock
+from sparsecl.methods.dst.base import InPlaceOfAStep, LayerView, check_counts
+from sparsecl.methods.dst.clock import shrunk, sigmoid
 from sparsecl.methods.dst.config import ChtsConfig
-from sparsecl.methods.dst.falling import Falling, sigmoid
-from sparsecl.methods.dst.hebb import Hebb, highest, sampled
+from sparsecl.methods.dst.falling import Falling
+from sparsecl.methods.dst.hebb import Hebb, highest, sampled, shared
 
 
 class Chts(InPlaceOfAStep, Hebb):
@@ -33,24 +36,12 @@ class Chts(InPlaceOfAStep, Hebb):
     def __init__(self, config: ChtsConfig) -> None:
         super().__init__(config)
         self.falling = Falling(config.final_density or 1.0, relative=False)
-
-    def is_due(self, progress: Progress) -> bool:
-        done = self.pruned_share(progress)
-        if clock(self.config, progress) is None and done is not None:
-            return progress.step >= self.last + self.config.every
-        return super().is_due(progress)
+        self._target: dict[str, int] = {}
+        """With a surplus: live weights of each layer that a rewire leaves before it grows."""
 
     def pruned_share(self, progress: Progress) -> float | None:
         """Share of the prunings that one now completes; None when there is none to do."""
-        step, span = progress.step, progress.total_steps
-        if self.config.during != "all":
-            step, span = progress.phase_step, progress.phase_steps
-        total = int(self.config.prune_end * span) // self.config.every
-        done = step // self.config.every
-        first = self.config.during == "all" or progress.phase == 0
-        if self.config.final_density is None or not first or done > total:
-            return None
-        return done / total if total else 1.0
+        return self.config.pruned_share(progress)
 
     def move(self, context: MethodContext, at: Progress) -> None:
         self._power = self.temperature(at)
@@ -59,14 +50,26 @@ class Chts(InPlaceOfAStep, Hebb):
             masks = self.falling.masks(context, sigmoid, done, together=False, score=self.score)
             for name, mask in masks.items():
                 self.set_live(context, name, mask)
-        if clock(self.config, at) is not None:
+        if self.config.clock(at) is not None or self.config.em_s is not None:
             self._fraction = self.fraction(at)
-            counts = {name: entry.topology.num_live for name, entry in context.sparse.items()}
-            self.turn(context, list(context.sparse), counts)
+            self.turn(context, list(context.sparse), self.counts(context, at))
+
+    def counts(self, context: MethodContext, at: Progress) -> dict[str, int]:
+        """Live weights of each layer after the rewire of this moment."""
+        now = {name: entry.topology.num_live for name, entry in context.sparse.items()}
+        if self.config.em_s is None:
+            return now
+        if not self.falling.start:
+            self.falling.start = now
+        start, sparse = self.falling.start, context.sparse.values()
+        cells = sum(entry.topology.num_cells for entry in sparse)
+        left, grown = self.config.em_s_shares(at, sum(start.values()) / cells)
+        self._target = shrunk(start, left)
+        return shrunk(start, grown)
 
     def temperature(self, progress: Progress) -> float:
         """T of this moment."""
-        now, (first, last) = clock(self.config, progress), self.config.temperature
+        now, (first, last) = self.config.clock(progress), self.config.temperature
         return last if now is None else first + (last - first) * now.step / max(now.end, 1)
 
     def score(self, choice: LayerView) -> Tensor:
@@ -79,9 +82,20 @@ class Chts(InPlaceOfAStep, Hebb):
         rows, columns = (size.sum(dim=dim, keepdim=True).clamp_(min=1e-30) for dim in (1, 0))
         return (size / rows + size / columns).view(-1)[choice.live] + 1e-5
 
-    def keep(self, context: MethodContext, choice: LayerView) -> Tensor:
-        num = choice.values.numel() - int(choice.values.numel() * self._fraction)
-        rng = context.generator(self.name, "keep", choice.name, context.progress.step)
+    def num_parts(self, context: MethodContext, name: str) -> int:
+        shape = context.sparse[name].layer.shape
+        by_head = self.config.per_head and shape.head_width
+        return shape.out_features // shape.head_width if by_head else 1
+
+    def kept(self, name: str, sizes: list[int]) -> list[int]:
+        if self.config.em_s is None:
+            return super().kept(name, sizes)
+        return list(map(min, sizes, shared(self._target[name], sizes)))
+
+    def keep(self, context: MethodContext, choice: LayerView, num: int) -> Tensor:
+        rng = context.generator(
+            self.name, "keep", choice.name, context.progress.step, *self._head(choice.part)
+        )
         uniform = torch.from_numpy(rng.random(choice.values.numel()))
         stays = torch.zeros(choice.values.numel(), dtype=torch.bool)
         # A weight of 0 still has a chance, as in the code.
@@ -89,11 +103,18 @@ class Chts(InPlaceOfAStep, Hebb):
         stays[sampled(score, num, self._power, uniform)] = True
         return stays
 
-    def choose(self, context: MethodContext, name: str, score: Tensor, num: int) -> Tensor:
-        rng = context.generator(self.name, name, context.progress.step)
+    def choose(
+        self, context: MethodContext, name: str, part: int, score: Tensor, num: int
+    ) -> Tensor:
+        rng = context.generator(self.name, name, context.progress.step, *self._head(part))
         if self.config.growth == "top":
             return highest(score, num, torch.from_numpy(rng.permutation(score.numel())))
         return sampled(score.double(), num, 1.0, torch.from_numpy(rng.random(score.numel())))
+
+    @staticmethod
+    def _head(part: int) -> tuple[int, ...]:
+        """What tells the random streams of heads apart."""
+        return (part,) if part else ()
 
     def state_dict(self) -> tuple[Mapping[str, SliceTensors], Mapping[str, Any]]:
         tensors, values = super().state_dict()

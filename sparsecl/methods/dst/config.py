@@ -6,6 +6,8 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge, Gt, Le, Lt
 
 from sparsecl.config import younger
+from sparsecl.methods.dst.clock import Timing, ahead, cosine, cubic, sigmoid
+from sparsecl.methods.dst.work import Tally, dense_gradients, left_of
 from sparsecl.methods.facts import (
     AdamRestartKind,
     MethodConfig,
@@ -13,13 +15,14 @@ from sparsecl.methods.facts import (
     RunFacts,
     check_adam_restart,
 )
+from sparsecl.methods.work import MethodWork, Moment, RunWork
 from sparsecl.sparse.sizes import RankSizes
 
 Scope = Literal["layer", "global"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewireConfig(MethodConfig):
+class RewireConfig(Timing, MethodConfig):
     """What moves the topology has these options, and needs weights that can move one by one."""
 
     flags = {"C": "a little, at rewires"}
@@ -27,26 +30,6 @@ class RewireConfig(MethodConfig):
     not_negative = ("born",)
     needs_room: ClassVar[bool] = False
     """It chooses over whole matrices or changes counts, which packed storage has no room for."""
-
-    every: Annotated[int, Ge(1)] = 100
-    """Optimizer steps between rewires."""
-
-    drop_fraction: Annotated[float, Ge(0.0), Lt(1.0)] = 0.3
-    """Share of the live weights of a layer that is replaced."""
-
-    schedule: Literal["cosine", "constant"] = younger("constant")
-    """Of the drop fraction: down to 0 along a cosine until the graph stops, or the same."""
-
-    during: Literal["all", "first", "after_switch"] = younger("all")
-    """When the graph moves. all: the whole run; first: the first phase, so that later ones have a
-    fixed topology found by training; after_switch: `switch_steps` at the start of every phase."""
-
-    end: Annotated[float, Gt(0.0), Le(1.0)] = younger(1.0)
-    """Share of the steps of the run (with during first: of the first phase) after which the graph
-    stays as it is."""
-
-    switch_steps: Annotated[int, Ge(1)] = younger(100)
-    """With during after_switch: steps after which the graph stays as it is until the next phase."""
 
     adam_restart: AdamRestartKind = "global"
     """Adam's bias correction for new weights counts from the run's first step, or from each one's
@@ -81,7 +64,7 @@ class RewireConfig(MethodConfig):
         return MethodMemory(beside=born, host=4 * rank.whole_cells)
 
 
-def dense_gradients(rank: RankSizes) -> MethodMemory:
+def gradient_memory(rank: RankSizes) -> MethodMemory:
     """Of all layers at once, for the length of a step that shows them."""
     return MethodMemory(passing=4 * rank.cells)
 
@@ -98,8 +81,13 @@ class SetConfig(RewireConfig):
     """Weight of the gradient with drop mest."""
 
     def memory(self, rank: RankSizes) -> MethodMemory:
-        extra = dense_gradients(rank) if self.drop == "mest" else MethodMemory()
+        extra = gradient_memory(rank) if self.drop == "mest" else MethodMemory()
         return super().memory(rank) + extra
+
+    def work(self, run: RunWork) -> MethodWork:
+        if self.drop != "mest":
+            return MethodWork()
+        return dense_gradients(run, lambda at: self.is_due(ahead(at)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +100,18 @@ class RiglConfig(RewireConfig):
     end: Annotated[float, Gt(0.0), Le(1.0)] = 0.75
 
     def memory(self, rank: RankSizes) -> MethodMemory:
-        return super().memory(rank) + dense_gradients(rank)
+        return super().memory(rank) + gradient_memory(rank)
+
+    def work(self, run: RunWork) -> MethodWork:
+        last = -1
+
+        def is_shown(at: Moment) -> bool:
+            nonlocal last
+            due = self.is_due_in_place(at, last)
+            last = at.step if due else last
+            return due
+
+        return dense_gradients(run, is_shown)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +129,10 @@ class SnfsConfig(RewireConfig):
 
     def memory(self, rank: RankSizes) -> MethodMemory:
         means = MethodMemory(host=4 * rank.whole_cells)
-        return super().memory(rank) + dense_gradients(rank) + means
+        return super().memory(rank) + gradient_memory(rank) + means
+
+    def work(self, run: RunWork) -> MethodWork:
+        return dense_gradients(run, lambda at: True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +167,38 @@ class GranetConfig(RewireConfig):
         check_final_density(self.final_density, run)
 
     def memory(self, rank: RankSizes) -> MethodMemory:
-        return super().memory(rank) + dense_gradients(rank)
+        return super().memory(rank) + gradient_memory(rank)
+
+    def work(self, run: RunWork) -> MethodWork:
+        tally, first = Tally(run), run.live / run.cells
+        final = 0.1 * first if self.final_density is None else self.final_density
+        for at in run.moments():
+            due = self.is_due(ahead(at))
+            tally.step(gradient=due)
+            done = self.pruned_share(ahead(at)) if due else None
+            if done is None:
+                continue
+            density = cubic(first, final, done)
+            each = sum(run.shrunk(density / first))
+            tally.live = round(density * run.cells) if self.scope == "global" else each
+        return tally.result()
+
+    def pruned_share(self, at: Moment) -> float | None:
+        """Share of the prunings that one now completes, at a moment at which the graph moves; None
+        when there is none to do."""
+        now = self.clock(at)
+        assert now is not None
+        total = int(self.prune_end * now.end) // self.every
+        done = now.step // self.every
+        last = total if self.exact_final else total - 1
+        return done / total if done <= last else None
+
+    def fraction(self, at: Moment) -> float:
+        now = self.clock(at)
+        if now is None or self.schedule == "constant":
+            return super().fraction(at)
+        height = self.drop_fraction - self.final_fraction
+        return self.final_fraction + height * cosine(now.step, now.end)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +264,16 @@ class ChtConfig(HebbConfig):
     stop_overlap: Annotated[float, Gt(0.0), Le(1.0)] = 0.9
     """A layer stays as it is once more than this share of what it dropped has come back."""
 
+    def work(self, run: RunWork) -> MethodWork:
+        tally = Tally(run)
+        for at in run.moments():
+            tally.step()
+            if self.is_due(ahead(at)):
+                live = [layer.live for layer in run.layers]
+                left = left_of(live, self.fraction(ahead(at)))
+                tally.score(self.score, left, live, always=self.percolate)
+        return tally.result()
+
 
 @dataclass(frozen=True, kw_only=True)
 class ChtsConfig(HebbConfig):
@@ -260,14 +303,92 @@ class ChtsConfig(HebbConfig):
     """Share of the steps in which the graph could move (the run, or the first phase) until the
     final density."""
 
+    em_s: tuple[float, float] | None = younger(None)
+    """Live weights beyond the target while the graph explores (EM_S), as shares of all weights of
+    the masked matrices: up to 60 % of the rewiring, and up to its last rewire, which leaves none;
+    0.05 and 0.025 in the public code. topology.density is the target plus the first. A rewire then
+    removes down to the target: drop_fraction and schedule mean nothing."""
+
+    per_head: bool = younger(False)
+    """Each head's rows of q, k and v lose and gain weights by themselves."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.em_s is not None and not 0.0 <= self.em_s[1] <= self.em_s[0] < 1.0:
+            raise ValueError(f"em_s must be two shares in [0, 1) that do not rise, got {self.em_s}")
+        if self.em_s is not None and self.final_density is not None:
+            raise ValueError(
+                "em_s holds a surplus above a target, and final_density lets the density fall; "
+                "leave one of the two out"
+            )
         if min(self.temperature) < 0.0:
             raise ValueError(f"temperature must be >= 0, got {self.temperature}")
 
     def check(self, run: RunFacts) -> None:
         super().check(run)
         check_final_density(self.final_density, run)
+        if self.em_s is not None and self.em_s[0] >= run.density:
+            raise ValueError(
+                f"em_s={list(self.em_s)} leaves no target: the density of the start, "
+                f"{run.density:g} (topology.density), is the target plus {self.em_s[0]:g}"
+            )
+
+    def work(self, run: RunWork) -> MethodWork:
+        tally, first, last = Tally(run), run.live / run.cells, -1
+        live = [layer.live for layer in run.layers]
+        for at in run.moments():
+            tally.step()
+            if not self.is_due_in_place(at, last):
+                continue
+            last, done, left = at.step, self.pruned_share(at), None
+            if done is not None and self.final_density is not None:
+                live = run.shrunk(sigmoid(first, self.final_density, done) / first)
+            if self.em_s is not None:
+                low, high = self.em_s_shares(at, first)
+                left, live = list(map(min, live, run.shrunk(low))), run.shrunk(high)
+            elif self.clock(at) is not None:
+                left = left_of(live, self.fraction(at))
+            if left is not None:
+                by_head, always = self.per_head, self.percolate
+                tally.score(self.score, left, live, always=always, by_head=by_head)
+            tally.live = sum(live)
+        return tally.result()
+
+    def is_due_in_place(self, at: Moment, last: int) -> bool:
+        """Pruning goes on where the graph does not move any more, and a surplus goes also where the
+        step that was to take it away was discarded."""
+        now = self.stretch(at)
+        if now is None or now.step <= now.end:
+            return super().is_due_in_place(at, last)
+        if self.em_s is not None:
+            return last >= now.begin and last + self.every <= now.begin + now.end
+        return self.pruned_share(at) is not None and at.step >= last + self.every
+
+    def pruned_share(self, at: Moment) -> float | None:
+        """Share of the prunings that one now completes; None when there is none to do."""
+        step, span = at.step, at.total_steps
+        if self.during != "all":
+            step, span = at.phase_step, at.phase_steps
+        total = int(self.prune_end * span) // self.every
+        done = step // self.every
+        first = self.during == "all" or at.phase == 0
+        if self.final_density is None or not first or done > total:
+            return None
+        return done / total if total else 1.0
+
+    def surplus(self, at: Moment) -> float:
+        """What lives beyond the target after a rewire at this moment, as a share of all cells."""
+        now = self.clock(at)
+        if self.em_s is None or now is None or now.step + self.every > now.end:
+            return 0.0
+        return self.em_s[0 if now.step <= 0.6 * now.end else 1]
+
+    def em_s_shares(self, at: Moment, density: float) -> tuple[float, float]:
+        """Of the live weights of a start at `density`: what a rewire at this moment removes down
+        to, and what it grows to."""
+        assert self.em_s is not None
+        target = density - self.em_s[0]
+        return target / density, (target + self.surplus(at)) / density
 
 
 def check_final_density(density: float | None, run: RunFacts) -> None:

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from sparsecl.methods.context import MethodContext, SliceTensors
-from sparsecl.methods.dst.base import LayerView, Rewirer, ahead, check_counts, clock, look
+from sparsecl.methods.dst.base import LayerView, Rewirer, check_counts, look
+from sparsecl.methods.dst.clock import ahead
 from sparsecl.methods.dst.config import DeepRConfig
 from sparsecl.optim.slice import Slice
 
@@ -61,7 +62,7 @@ class DeepR(Rewirer):
     def after_update(self, context: MethodContext, items: Collection[Slice]) -> None:
         super().after_update(context, items)
         step = context.progress.step
-        if clock(self.config, ahead(context.progress)) is None:
+        if self.config.clock(ahead(context.progress)) is None:
             return
         for item in items:
             if item.name not in context.sparse:

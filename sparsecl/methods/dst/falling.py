@@ -1,8 +1,4 @@
-"""A density that falls during a run: its schedules, and pruning to an exact count.
-
-Cubic: GraNet (Liu et al. 2021, https://arxiv.org/abs/2106.10404) after Zhu & Gupta 2017. Sigmoid:
-CHTss (https://arxiv.org/abs/2501.19107) and its public code.
-"""
+"""A density that falls during a run: pruning to an exact count. Its schedules are in clock.py."""
 
 import math
 from collections.abc import Callable
@@ -12,24 +8,10 @@ from torch import Tensor
 
 from sparsecl.methods.context import MethodContext
 from sparsecl.methods.dst.base import LayerView, look
+from sparsecl.methods.dst.clock import shrunk
 
 Score = Callable[[LayerView], Tensor]
 """fp32 [N]: the live weights with the smallest go."""
-
-
-def cubic(start: float, final: float, done: float) -> float:
-    """Density once the share `done` in [0, 1] of the prunings is behind."""
-    return final + (start - final) * (1.0 - min(done, 1.0)) ** 3
-
-
-def sigmoid(start: float, final: float, done: float) -> float:
-    """The same along a sigmoid that is scaled to meet both ends."""
-
-    def plain(x: float) -> float:
-        return 1.0 / (1.0 + math.exp(-12.0 * (x - 0.5)))
-
-    shaped = (plain(min(done, 1.0)) - 0.5) / (plain(1.0) - plain(0.0)) + 0.5
-    return start + (final - start) * shaped
 
 
 class Falling:
@@ -73,8 +55,8 @@ class Falling:
             kept = _largest(torch.cat(scores), round(density * cells))
             chosen = dict(zip(views, kept.split([len(some) for some in scores]), strict=True))
         else:
-            counts = {name: round(density / first * num) for name, num in self.start.items()}
-            chosen = {name: _largest(score(v), max(1, counts[name])) for name, v in views.items()}
+            counts = shrunk(self.start, density / first)
+            chosen = {name: _largest(score(v), counts[name]) for name, v in views.items()}
         found = {}
         for name, keep in chosen.items():
             if not keep.all():

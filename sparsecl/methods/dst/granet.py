@@ -22,13 +22,12 @@ from sparsecl.methods.dst.base import (
     DropAndGrow,
     LayerView,
     check_counts,
-    clock,
-    cosine,
     largest_absent,
     weakest,
 )
+from sparsecl.methods.dst.clock import cubic
 from sparsecl.methods.dst.config import GranetConfig
-from sparsecl.methods.dst.falling import Falling, cubic
+from sparsecl.methods.dst.falling import Falling
 
 
 class Granet(DropAndGrow):
@@ -59,19 +58,7 @@ class Granet(DropAndGrow):
 
     def pruned_share(self, progress: Progress) -> float | None:
         """Share of the prunings that this one completes; None when there is none to do."""
-        now = clock(self.config, progress)
-        assert now is not None
-        total = int(self.config.prune_end * now.end) // self.config.every
-        done = now.step // self.config.every
-        last = total if self.config.exact_final else total - 1
-        return done / total if done <= last else None
-
-    def fraction(self, progress: Progress) -> float:
-        now, config = clock(self.config, progress), self.config
-        if now is None or config.schedule == "constant":
-            return super().fraction(progress)
-        height = config.drop_fraction - config.final_fraction
-        return config.final_fraction + height * cosine(now.step, now.end)
+        return self.config.pruned_share(progress)
 
     def drop(self, context: MethodContext, choice: LayerView) -> Tensor:
         """The weakest, whatever their sign; one stays."""

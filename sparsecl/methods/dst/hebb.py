@@ -7,6 +7,7 @@ just been removed. Scores know the graph alone, so ties are many: they are broke
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -27,13 +28,27 @@ class Hebb(Rewirer):
 
     config: HebbConfig
 
-    @abstractmethod
-    def keep(self, context: MethodContext, choice: LayerView) -> Tensor:
-        """bool [N]: which live weights stay."""
+    _fraction = 0.0
+    """Of live weights that go at this rewire."""
+
+    def kept(self, name: str, sizes: list[int]) -> list[int]:
+        """How many live weights stay in each part of a layer, of as many as `sizes` says."""
+        return [num - int(num * self._fraction) for num in sizes]
 
     @abstractmethod
-    def choose(self, context: MethodContext, name: str, score: Tensor, num: int) -> Tensor:
-        """Which absent cells come: int64 [num] of those with score [cells] above 0."""
+    def keep(self, context: MethodContext, choice: LayerView, num: int) -> Tensor:
+        """bool [N]: which `num` live weights stay, of all of a layer or of a part of it."""
+
+    @abstractmethod
+    def choose(
+        self, context: MethodContext, name: str, part: int, score: Tensor, num: int
+    ) -> Tensor:
+        """Which absent cells come: int64 [num] of those with score [cells] above 0, all of them of
+        one `part` of the layer."""
+
+    def num_parts(self, context: MethodContext, name: str) -> int:
+        """Of how many parts of as many rows a layer is that choose for themselves."""
+        return 1
 
     def grown(self, name: str, removed: Tensor, came: Tensor) -> None:
         """What a layer has lost to `keep` and gained again, bool [cells]."""
@@ -50,7 +65,10 @@ class Hebb(Rewirer):
         for name, choice in before.items():
             mask = choice.live.clone()
             if name in names:
-                mask[choice.places] = self.keep(context, choice)
+                parts = split(choice, self.num_parts(context, name))
+                kept = self.kept(name, [part.values.numel() for part in parts])
+                stays = [self.keep(context, *some) for some in zip(parts, kept, strict=True)]
+                mask[choice.places] = torch.cat(stays)
             masks[name] = mask.view(choice.shape)
         removed = {name: before[name].live & ~masks[name].view(-1) for name in names}
         if self.config.percolate:
@@ -59,16 +77,21 @@ class Hebb(Rewirer):
             # An emptied layer would stay empty for ever: no path leads through it.
             masks.update({name: kept[name] for name in names if kept[name].any()})
         for name in names:
-            mask = masks[name]
-            came = self._grow(context, name, mask, counts[name] - int(mask.sum()))
+            mask, came = masks[name], []
+            parts = split(before[name], self.num_parts(context, name))
+            wanted = shared(counts[name], [part.values.numel() for part in parts])
+            for index, left in enumerate(mask.chunk(len(parts))):
+                num = max(0, wanted[index] - int(left.sum()))
+                came.append(self._grow(context, name, index, left, num))
+            came = torch.cat(came)
             # In two moves: what goes and comes at once begins at zero too.
             self.set_live(context, name, mask)
             if came.any():
                 self.set_live(context, name, mask | came.view(mask.shape))
             self.grown(name, removed[name], came)
 
-    def _grow(self, context: MethodContext, name: str, mask: Tensor, num: int) -> Tensor:
-        """bool [cells]: `num` absent cells that come, or as many as there are."""
+    def _grow(self, context: MethodContext, name: str, part: int, mask: Tensor, num: int) -> Tensor:
+        """bool [cells] of a part of a layer: `num` absent ones that come, or all there are."""
         came = torch.zeros(mask.numel(), dtype=torch.bool)
         absent = ~mask.view(-1)
         num = min(num, int(absent.sum()))
@@ -76,8 +99,27 @@ class Hebb(Rewirer):
             score = scores(mask.to(dist.device()), self.config.score).cpu().view(-1)
             if int((score > 0).sum()) < num:
                 score[absent] += FILL
-            came[self.choose(context, name, score, num)] = True
+            came[self.choose(context, name, part, score, num)] = True
         return came
+
+
+def split(choice: LayerView, num: int) -> list[LayerView]:
+    """A layer in `num` parts of as many rows, in their order."""
+    if num == 1:
+        return [choice]
+    shape = torch.Size([choice.shape[0] // num, choice.shape[1]])
+    lives = choice.live.chunk(num)
+    values = choice.values.split([int(live.sum()) for live in lives])
+    of = zip(lives, values, strict=True)
+    return [LayerView(choice.name, shape, part, *both) for part, both in enumerate(of)]
+
+
+def shared(total: int, sizes: list[int]) -> list[int]:
+    """`total` in whole shares in the proportion of sizes; the sizes themselves if they add up."""
+    whole, edges = sum(sizes), [0]
+    for up_to in accumulate(sizes):
+        edges.append((2 * total * up_to + whole) // (2 * whole))
+    return [high - low for low, high in pairwise(edges)]
 
 
 def highest(score: Tensor, num: int, ties: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def matrix_scores(a: Tensor, *, ch2: bool) -> Tensor:
 
     With D = A A^T, B = [D != 0] and E = max((deg - D) B, 1) - 1, both ways round: S = (D + B) /
     (1 + E) for CH2 and B / (1 + E) for CH3. Takes 12 (O^2 + I^2) bytes for the moment, a side after
-    the other, and O I (O + I) multiplications.
+    the other, and 2 O I (O + I) multiplications.
     """
     return _side(a, ch2) @ a + (_side(a.t(), ch2) @ a.t()).t()
 

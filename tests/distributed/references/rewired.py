@@ -332,6 +332,55 @@ class ChtsReference(Rewired):
         return size / size.sum(1, keepdim=True) + size / size.sum(0, keepdim=True) + 1e-5
 
 
+class EmsReference(ChtsReference):
+    """Down to the target and up again beyond it; q, k and v by heads of 8 rows."""
+
+    def turn(self, options: Any, end: int) -> None:
+        low, high = options.temperature
+        power, now = low + (high - low) * self.step / end, self.step + 1
+        above = options.em_s[0 if self.step <= 0.6 * end else 1]
+        above = 0.0 if self.step + options.every > end else above
+        cells = sum(mask.numel() for mask in self.masks.values())
+        density = sum(self.start.values()) / cells
+        target = density - options.em_s[0]
+        for name, mask in self.masks.items():
+            heads = 4 if name.split(".")[-2] in "qkv" else 1
+            sizes = [int(part.sum()) for part in mask.chunk(heads)]
+            left = self.parts(round(target / density * self.start[name]), sizes)
+            wanted = self.parts(round((target + above) / density * self.start[name]), sizes)
+            keep, grown, size = [], [], self.params[name].detach().abs()
+            for head, (part, own) in enumerate(
+                zip(mask.chunk(heads), size.chunk(heads), strict=True)
+            ):
+                ends = (head,) if head else ()
+                own = own * part
+                share = own / own.sum(1, keepdim=True).clamp(min=1e-30)
+                share = share + own / own.sum(0, keepdim=True).clamp(min=1e-30) + 1e-5
+                rng = seeding.stream(self.config.seed, "chts", "keep", name, now, *ends)
+                drawn = torch.from_numpy(rng.random(sizes[head]))
+                chance = power * share[part].double().log() - torch.log(-torch.log(drawn))
+                stays = torch.zeros_like(part)
+                places = part.reshape(-1).nonzero().view(-1)
+                stays.view(-1)[places[chance.topk(min(left[head], sizes[head])).indices]] = True
+                score = scores(stays, options.score).view(-1)
+                num = wanted[head] - int(stays.sum())
+                if (score > 0).sum() < num:
+                    score = torch.where(stays.view(-1), 0.0, score + 1e-5)
+                rng = seeding.stream(self.config.seed, "chts", name, now, *ends)
+                drawn = torch.from_numpy(rng.random(part.numel()))
+                chance = score.double().log() - torch.log(-torch.log(drawn))
+                comes = torch.zeros_like(part)
+                comes.view(-1)[chance.topk(num).indices] = True
+                keep.append(stays)
+                grown.append(comes)
+            self.move(name, torch.cat(keep), torch.cat(grown))
+
+    def parts(self, total: int, sizes: list[int]) -> list[int]:
+        """Whole shares that add up: each edge is rounded."""
+        edges = [math.floor(total * sum(sizes[:k]) / sum(sizes) + 0.5) for k in range(5)]
+        return [edges[k + 1] - edges[k] for k in range(len(sizes))]
+
+
 def smallest_gone(size: Tensor, mask: Tensor, num: int) -> Tensor:
     """`mask` without its `num` smallest."""
     keep = torch.zeros_like(mask)

@@ -46,7 +46,8 @@ def fake_price(config):
     live = round(total * density)
     tokens = 5 * config.batch.sequences
     cost = {"live": live, "total": total, "density": density, "flops_per_token": 6 * live}
-    return SimpleNamespace(**cost, steps=5, tokens=tokens)
+    work = {"gradient_flops": 0, "score_flops": 0, "flops": 6 * live * tokens}
+    return SimpleNamespace(**cost, **work, steps=5, tokens=tokens)
 
 
 @pytest.fixture

@@ -4,10 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from sparsecl.methods.dst.base import clock
 from sparsecl.methods.dst.chts import Chts
+from sparsecl.methods.dst.clock import cubic, sigmoid
 from sparsecl.methods.dst.config import ChtsConfig, GranetConfig, RiglConfig, SetConfig
-from sparsecl.methods.dst.falling import cubic, sigmoid
 from sparsecl.methods.dst.granet import Granet
 from sparsecl.methods.dst.rigl import Rigl
 from tests.methods.plain import START
@@ -23,7 +22,7 @@ def moments(config: SetConfig) -> list[int]:
         phase = (step - 1) // STEPS
         at = replace(START, step=step, total_steps=PHASES * STEPS, phase=phase,
                      phase_step=step - phase * STEPS, phase_steps=STEPS)  # fmt: skip
-        now = clock(config, at)
+        now = config.clock(at)
         if now is not None and now.step % config.every == 0:
             found.append(step)
     return found
