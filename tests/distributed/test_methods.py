@@ -133,7 +133,20 @@ STEPWISE = (
 )
 STAGES = ("zero0", "zero1", "zero2", "zero3")
 # Those that look at more than one element at a time, and so at tp's split.
-SPLIT = ("cbp", "o_lora", "derpp", "rigl", "packnet", "snfs", "granet", "deep_r", "cht", "chtss")
+SPLIT = (
+    "cbp",
+    "o_lora",
+    "derpp",
+    "gem",
+    "self_replay",
+    "rigl",
+    "packnet",
+    "snfs",
+    "granet",
+    "deep_r",
+    "cht",
+    "chtss",
+)
 LAYOUTS = [
     *((stage, tp, dp) for stage in STAGES for tp, dp in ((1, 2), (2, 1))),
     ("zero2", 2, 2),

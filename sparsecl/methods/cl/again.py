@@ -71,10 +71,10 @@ class Again(Method):
         by_phase, num = values["by_phase"], values["num_replayed"]
         if not all(type(count) is int and 0 <= count < 2**62 for count in by_phase):
             raise ValueError(f"by_phase: {by_phase!r:.40} are no counts")
-        if sum(by_phase) > num:
-            raise ValueError(f"by_phase: {sum(by_phase)} of {num} replayed")
         if not 0 <= num < 2**62:
             raise ValueError(f"num_replayed: {num} is no count")
+        if sum(by_phase) > num:
+            raise ValueError(f"by_phase: {sum(by_phase)} of {num} replayed")
 
     def load_state_dict(
         self, tensors: Mapping[str, SliceTensors], values: Mapping[str, Any]

@@ -53,7 +53,8 @@ class Agem(Again):
             gram: r_i . r_j, [t, t].
             dots: r_i . g, [t].
         """
-        return -dots / gram.diagonal()
+        with np.errstate(invalid="ignore"):  # inf / inf is NaN, and the step is discarded
+            return -dots / gram.diagonal()
 
     # Hooks.
 

@@ -54,13 +54,9 @@ class Reservoir:
         """Show `names` [n, 2] in this order."""
         self.fill(names, self.slots(len(names), rng))
 
-    def draw_slots(self, num: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        """`num` filled slots with replacement, each equally likely."""
-        return rng.integers(0, len(self.names), size=num)
-
     def draw(self, num: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """`num` names [num, 2] with replacement, each filled slot equally likely."""
-        return self.names[self.draw_slots(num, rng)]
+        return self.names[rng.integers(0, len(self.names), size=num)]
 
 
 class Rehearsal(Again):

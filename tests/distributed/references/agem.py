@@ -1,4 +1,6 @@
-"""A-GEM and GEM on whole gradient vectors; GEM's problem by projected gradient descent."""
+"""A-GEM and GEM on whole gradient vectors; GEM's problem by trying every set of active bounds."""
+
+import itertools
 
 import numpy as np
 import torch
@@ -67,7 +69,11 @@ class GemReference(AgemReference):
 
     def projected(self, g: Tensor, r: Tensor) -> Tensor:
         gram, margin = r @ r.T, self.config.methods.gem.margin
-        v = torch.full((len(r),), margin, dtype=torch.float64)
-        for _ in range(20_000):
-            v = (v - (gram @ v + r @ g) / gram.trace()).clamp(min=margin)
-        return g + v @ r
+        tried = []
+        for free in itertools.product((False, True), repeat=len(r)):
+            v, free = torch.full((len(r),), margin, dtype=torch.float64), torch.tensor(free)
+            pull = (r @ g + gram @ torch.where(free, 0.0, v))[free]
+            v[free] = -torch.linalg.solve(gram[free][:, free], pull)
+            if (v >= margin).all():
+                tried.append((float(v @ gram @ v / 2 + v @ r @ g), v))
+        return g + min(tried, key=lambda one: one[0])[1] @ r

@@ -1,4 +1,4 @@
-"""Self-generated replay: token by token from cumulative probabilities, with the method's numbers."""
+"""Self-generated replay: token by token from cumulative probabilities, with the method's draws."""
 
 import torch
 
