@@ -74,7 +74,9 @@ CASES = {
     "lwf": Case(LwfReference, ("methods.lwf={alpha: 20.0}",)),
     "agem": Case(AgemReference, (AGEM.format("agem"), FAST)),
     # The third phase has two constraints.
-    "gem": Case(GemReference, (AGEM.format("gem"), FAST, "phases.order=[a, b, a]")),
+    "gem": Case(
+        GemReference, (AGEM.format("gem"), FAST, "phases.order=[a, b, a]", "phases.steps=7")
+    ),
     "self_replay": Case(SelfReplayReference, ("methods.self_replay={sequences: 20, share: 0.5}",)),
     "set": Case(SetReference, ("methods.set={every: 3, drop_fraction: 0.3}",)),
     "rigl": Case(RiglReference, ("methods.rigl={every: 3, drop_fraction: 0.3}",)),
@@ -137,7 +139,6 @@ SPLIT = (
     "cbp",
     "o_lora",
     "derpp",
-    "gem",
     "self_replay",
     "rigl",
     "packnet",

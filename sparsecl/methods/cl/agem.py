@@ -64,21 +64,21 @@ class Agem(Again):
         self._drawn = list(self.batches(rng))
         if not self._drawn:
             return
-        found = {item.name: context.gradient(item) for item in context.slices}
-        own = {name: gradient for name, gradient in found.items() if gradient is not None}
-        references = [
-            context.movable(context.mean_gradients(read(context, names))) for names in self._drawn
-        ]
+        own = {}
+        for item in context.slices:
+            gradient = context.gradient(item)
+            if gradient is not None:
+                own[item.name] = gradient.to(item.master.device)
+        references = [_reference(context, names) for names in self._drawn]
         dots = np.array([context.dot(own, reference) for reference in references])
         if (dots >= 0.0).all():
             return
         added = self.weights(_gram(context, references), dots)
         for item in context.slices:
             if item.name in own:
-                bent = own[item.name]
                 for weight, reference in zip(added.tolist(), references, strict=True):
-                    bent.add_(reference[item.name].to(bent.device), alpha=weight)
-                context.set_gradient(item, bent)
+                    own[item.name].add_(reference[item.name], alpha=weight)
+                context.set_gradient(item, own[item.name])
 
     def after_step(self, context: MethodContext, *, applied: bool) -> None:
         if applied:
@@ -117,6 +117,14 @@ class Agem(Again):
     ) -> None:
         super().load_state_dict(tensors, values)
         self.names = np.array(values["names"], dtype=np.int64).reshape(-1, 2)
+
+
+def _reference(context: MethodContext, names: NDArray[np.int64]) -> SliceTensors:
+    """The mean gradient on some sequences, on what may move. Collective over the world."""
+    found = context.mean_gradients(read(context, names))
+    # A pass leaves it on the GPU, and under offload the step's own is on the CPU.
+    masters = {item.name: item.master for item in context.slices}
+    return context.movable({name: g.to(masters[name].device) for name, g in found.items()})
 
 
 def _gram(context: MethodContext, references: Sequence[SliceTensors]) -> NDArray[np.float64]:
