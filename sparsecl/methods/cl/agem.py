@@ -16,6 +16,7 @@ SGD is the step itself at a right angle to r. Clipping and weight decay come aft
 t = references, n = sequences of one batch.
 """
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -108,9 +109,10 @@ class Agem(Again):
     def check_state(self, tensors: Collection[str], values: Mapping[str, Any]) -> None:
         super().check_state(tensors, values)
         check_names(values["names"])
-        counts = np.bincount([phase for phase, _ in values["names"]] or [0])
-        if counts.max() > self.config.sequences:
-            raise ValueError(f"names: {counts.max()} of one phase, room {self.config.sequences}")
+        counts = Counter(phase for phase, _ in values["names"])
+        most = max(counts.values(), default=0)
+        if most > self.config.sequences:
+            raise ValueError(f"names: {most} of one phase, room {self.config.sequences}")
 
     def load_state_dict(
         self, tensors: Mapping[str, SliceTensors], values: Mapping[str, Any]
