@@ -192,15 +192,16 @@ class MethodContext(Protocol):
         ...
 
     def sample_sequences(
-        self, num: int, rng: np.random.Generator, *, temperature: float = 1.0
+        self, prompts: np.ndarray, rng: np.random.Generator, *, temperature: float = 1.0
     ) -> np.ndarray:
-        """Sequences that the model as it is now writes, each from an end-of-text on: int64 [num,
-        context + 1], the same on all ranks. Collective over the world, between steps.
+        """Sequences that the model as it is now writes after prompts: int64 [n, context + 1], the
+        same on all ranks. Collective over the world, between steps.
 
         It takes a frozen copy of the model for its length. The bits do not depend on dp; at another
         tp size a token differs only where its draw lies within rounding of a border.
 
         Args:
+            prompts: int64 [n, p], the same on all ranks; with p = 0 each is an end-of-text.
             rng: a stream that is the same on all ranks; it is advanced.
             temperature: > 0; logits are divided by it.
 

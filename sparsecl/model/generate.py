@@ -83,31 +83,31 @@ def generate(
 
 @torch.no_grad()
 def sample_rows(
-    model: GPT, first: int, uniform: NDArray[np.float64], temperature: float
+    model: GPT, prompts: NDArray[np.int64], uniform: NDArray[np.float64], temperature: float
 ) -> NDArray[np.int64]:
-    """Sequences that a model writes, int64 [n, T + 1], the same on all ranks. Collective over the
-    world: dp ranks share the work, ROWS_AT_ONCE sequences at a time, so the bits do not depend on
-    how many they are.
+    """Prompts and what a model writes after them, int64 [n, p + T], the same on all ranks.
+    Collective over the world: dp ranks share the work, ROWS_AT_ONCE sequences at a time, so the
+    bits do not depend on how many they are.
 
     An end-of-text does not end a sequence: the next document follows, as in training text.
 
     Args:
         model: in eval mode, and free of ZeRO: dp ranks call it on their own.
-        first: the token that every sequence begins with.
-        uniform: [n, T] in [0, 1), one for each token; T at most the model's context.
+        prompts: token ids [n, p], p >= 1.
+        uniform: [n, T] in [0, 1), one for each token; p + T - 1 at most the model's context.
         temperature: > 0; logits are divided by it.
 
     Raises:
         InvariantError: on all ranks, if a logit is not finite.
     """
     device = model.embedding.weight.device
-    numbers = torch.from_numpy(uniform).to(device)
-    found = torch.zeros(len(uniform), uniform.shape[1] + 1, dtype=torch.int64, device=device)
+    begun, numbers = torch.from_numpy(prompts).to(device), torch.from_numpy(uniform).to(device)
+    found = begun.new_zeros(len(begun), begun.shape[1] + numbers.shape[1])
     bad = torch.zeros(1, device=device)
-    for chunk, begin in enumerate(range(0, len(uniform), ROWS_AT_ONCE)):
+    for chunk, begin in enumerate(range(0, len(begun), ROWS_AT_ONCE)):
         if chunk % dist.dp_size() == dist.dp_rank() and not bad:
             some = slice(begin, begin + ROWS_AT_ONCE)
-            rows = _write(model, first, numbers[some], temperature)
+            rows = _write(model, begun[some], numbers[some], temperature)
             if rows is None:
                 bad += 1.0
             else:
@@ -118,9 +118,9 @@ def sample_rows(
     return dist.all_reduce(found, group=dist.dp_group()).cpu().numpy()
 
 
-def _write(model: GPT, first: int, uniform: Tensor, temperature: float) -> Tensor | None:
-    """int64 [n, T + 1] of numbers [n, T]; None if a logit is not finite. Collective over tp."""
-    seen = torch.full((len(uniform), 1), first, device=uniform.device)
+def _write(model: GPT, seen: Tensor, uniform: Tensor, temperature: float) -> Tensor | None:
+    """int64 [n, p + T] after prompts [n, p], by numbers [n, T]; None if a logit is not finite.
+    Collective over tp."""
     for u in uniform.T:
         watchdog.beat(f"text of the model, token {seen.shape[1]}")
         logits = model.scores(model.features(seen)[:, -1:]) / temperature

@@ -102,7 +102,8 @@ RANK = RankSizes(
             {"derpp": DerppConfig(sequences=5)},
             {"host": 16 * 5 + 5 * 10 * (8 * 20 + 4), "passing": 4000},
         ),
-        ({"self_replay": SelfReplayConfig(sequences=5)}, {"host": 4 * 5 * 11}),
+        # 11 tokens of a sequence, and 2 of a prompt for each of two phases.
+        ({"self_replay": SelfReplayConfig(sequences=5, prompt=2)}, {"host": 4 * 5 * (11 + 4)}),
         (
             {"lwf": LwfConfig()},
             {"beside": 4 * 1000, "kept": 7000, "passing": 4000 + 16 * 1000},

@@ -22,12 +22,13 @@ def model():
 def test_rows_are_what_is_written_one_by_one(model, monkeypatch, temperature):
     monkeypatch.setattr(module, "ROWS_AT_ONCE", 4)
     uniform = np.random.default_rng(0).random((6, 16))
-    rows = sample_rows(model, 256, uniform, temperature)
+    prompts = np.array([[k, 256] for k in range(6)])
+    rows = sample_rows(model, prompts, uniform[:, :15], temperature)
     assert rows.shape == (6, 17) and rows.dtype == np.int64
-    assert (rows[:, 0] == 256).all()
+    assert (rows[:, :2] == prompts).all()
     for row, u in zip(rows, uniform, strict=True):
-        alone = generate(model, [256], u, ChoiceConfig(temperature=temperature))
-        assert row[1:].tolist() == list(alone.tokens)
+        alone = generate(model, row[:2].tolist(), u[:15], ChoiceConfig(temperature=temperature))
+        assert row[2:].tolist() == list(alone.tokens)
     assert len(np.unique(rows)) > 20
 
 
@@ -40,4 +41,4 @@ def test_logits_that_are_not_finite_end_it(model):
     with torch.no_grad():
         broken.norm.weight.fill_(torch.nan)
     with pytest.raises(InvariantError, match="a logit of the model is not finite"):
-        sample_rows(broken, 256, np.zeros((2, 3)), 1.0)
+        sample_rows(broken, np.zeros((2, 1), np.int64), np.zeros((2, 3)), 1.0)

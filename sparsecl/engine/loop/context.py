@@ -102,10 +102,13 @@ class RunContext(WeightContext):
         return {item.name: item.part(found[item.name]).clone() for item in self.slices}
 
     def sample_sequences(
-        self, num: int, rng: np.random.Generator, *, temperature: float = 1.0
+        self, prompts: np.ndarray, rng: np.random.Generator, *, temperature: float = 1.0
     ) -> np.ndarray:
-        uniform = rng.random((num, self.schedule.shape.context))
-        return sample_rows(self._copy(None), self._end_of_text, uniform, temperature)
+        num, known = prompts.shape
+        if not known:
+            prompts = np.full((num, 1), self._end_of_text)
+        uniform = rng.random((num, self.schedule.shape.context + 1 - prompts.shape[1]))
+        return sample_rows(self._copy(None), prompts, uniform, temperature)
 
     def frozen_copy(self, masters: SliceTensors | None = None) -> Callable[[np.ndarray], Outputs]:
         model = self._copy(masters)

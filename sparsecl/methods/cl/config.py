@@ -109,7 +109,11 @@ class DerppConfig(ReplayConfig):
 class SelfReplayConfig(ReplayConfig):
     """How much the model writes of its own at a border, and how much of it is trained again."""
 
-    flags = {"B": "yes", "C": "replayed sequences, written by the model at each border"}
+    flags = {
+        "B": "yes",
+        "D": "how sequences begin",
+        "C": "replayed sequences, written by the model at each border",
+    }
 
     sequences: Annotated[int, Ge(1)] = 256
     """Sequences of model.context tokens that the model writes at the start of each later phase; a
@@ -118,12 +122,17 @@ class SelfReplayConfig(ReplayConfig):
     temperature: Annotated[float, Gt(0.0), Lt(math.inf)] = 1.0
     """Logits are divided by it when a token is drawn."""
 
+    prompt: Annotated[int, Ge(0), Le(8)] = 1
+    """Tokens of an earlier sequence that a written one goes on from; 0 = an end-of-text, for text
+    of many documents, and nothing of the data is kept."""
+
     @property
     def reread_share(self) -> float:
         return 0.0
 
     def memory(self, rank: RankSizes) -> MethodMemory:
-        return MethodMemory(host=4 * self.sequences * (rank.context + 1))
+        begun = self.prompt * (rank.num_phases - 1)
+        return MethodMemory(host=4 * self.sequences * (rank.context + 1 + begun))
 
 
 @dataclass(frozen=True, kw_only=True)
