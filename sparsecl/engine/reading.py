@@ -16,7 +16,7 @@ def planned_tokens(config: RunConfig, schedule: Schedule) -> list[dict[str, int]
     the mean.
     """
     new = [_new_tokens(schedule, phase) for phase in schedule.phases]
-    share = config.methods.replayed_share
+    share = config.methods.reread_share
     planned: list[dict[str, int]] = []
     for index, phase in enumerate(schedule.phases):
         tokens = {name: float(count) for name, count in new[index].items()}

@@ -10,7 +10,16 @@ from typing import Any
 from sparsecl.config import younger
 from sparsecl.methods.adapters.config import OLoraConfig
 from sparsecl.methods.brain.config import XdgConfig
-from sparsecl.methods.cl.config import DerppConfig, EwcConfig, PackNetConfig, ReplayConfig
+from sparsecl.methods.cl.config import (
+    AgemConfig,
+    DerppConfig,
+    EwcConfig,
+    GemConfig,
+    LwfConfig,
+    PackNetConfig,
+    ReplayConfig,
+    SelfReplayConfig,
+)
 from sparsecl.methods.dst.config import (
     ChtConfig,
     ChtsConfig,
@@ -61,6 +70,18 @@ class MethodsConfig:
     derpp: DerppConfig | None = None
     """DER++: replay, and the logits of earlier sequences are held where they were."""
 
+    self_replay: SelfReplayConfig | None = younger(None)
+    """Self-generated replay: text of the model's own is trained beside the new domain's."""
+
+    lwf: LwfConfig | None = younger(None)
+    """Learning without forgetting: on new text the model keeps to what it said before."""
+
+    agem: AgemConfig | None = younger(None)
+    """A-GEM: gradients that would raise the loss on remembered sequences are projected."""
+
+    gem: GemConfig | None = younger(None)
+    """GEM: the same, for each earlier phase on its own."""
+
     packnet: PackNetConfig | None = None
     """PackNet: each domain keeps its largest weights and leaves the rest free."""
 
@@ -100,6 +121,11 @@ class MethodsConfig:
     def replayed_share(self) -> float:
         """Earlier sequences that are trained again for each new one, by all methods together."""
         return sum(block.replayed_share for block in self.used().values())
+
+    @property
+    def reread_share(self) -> float:
+        """Of these, the ones that are read from the training text again."""
+        return sum(block.reread_share for block in self.used().values())
 
     def about(self, layers: Sequence[LayerShape], num_phases: int) -> dict[str, dict[str, Any]]:
         """What the first record of a run says of each method, by name."""

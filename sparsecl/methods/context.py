@@ -24,6 +24,9 @@ from sparsecl.sparse.units import UnitGroup
 SliceTensors = dict[str, torch.Tensor]
 """Parameter name -> flat tensor of this rank's slice of it."""
 
+NO_PHASE = -1
+"""Origin of a row that is in no phase's data."""
+
 
 @dataclass(frozen=True)
 class Progress(Moment):
@@ -53,7 +56,8 @@ class Batch:
     """fp32 [B]."""
 
     origin: np.ndarray
-    """int64 [B, 2] = (phase, number of the sequence in the phase): where a row comes from."""
+    """int64 [B, 2] = (phase, number of the sequence in the phase): where a row comes from. A row of
+    no phase's data, which a method has made, is (NO_PHASE, its own number of it)."""
 
     extra: Mapping[str, np.ndarray] = field(default_factory=dict)
     """What a method keeps beside its rows, for its own loss."""
@@ -175,6 +179,25 @@ class MethodContext(Protocol):
         """Training sequences of any phase by their numbers in it, [n] -> int64 [n, context + 1]."""
         ...
 
+    def sample_sequences(
+        self, prompts: np.ndarray, rng: np.random.Generator, *, temperature: float = 1.0
+    ) -> np.ndarray:
+        """Sequences that the model as it is now writes after prompts: int64 [n, context + 1], the
+        same on all ranks. Collective over the world, between steps.
+
+        It takes a frozen copy of the model for its length. The bits do not depend on dp; at another
+        tp size a token differs only where its draw lies within rounding of a border.
+
+        Args:
+            prompts: int64 [n, p], the same on all ranks; with p = 0 each is an end-of-text.
+            rng: a stream that is the same on all ranks; it is advanced.
+            temperature: > 0; logits are divided by it.
+
+        Raises:
+            InvariantError: on all ranks, if a logit is not finite.
+        """
+        ...
+
     def generator(self, *names: str | int) -> np.random.Generator:
         """A named random stream of the run: the same on all ranks, whatever the layout."""
         ...
@@ -224,6 +247,11 @@ class MethodContext(Protocol):
             each: applied to the gradient of every single sequence before the mean is taken, for
                 example torch.square: the mean of squares is not the square of the mean.
         """
+        ...
+
+    def movable(self, values: SliceTensors) -> SliceTensors:
+        """`values`, changed in place: zero where an element is absent or held, as the step's own
+        gradient is. What is compared with that gradient goes through here. Local."""
         ...
 
     def frozen_copy(self, masters: SliceTensors | None = None) -> Callable[[np.ndarray], Outputs]:

@@ -135,6 +135,11 @@ class MethodConfig:
         """Earlier sequences that are trained again for each new one, when the memory is filled."""
         return 0.0
 
+    @property
+    def reread_share(self) -> float:
+        """Of these, the ones that are read from the training text again."""
+        return self.replayed_share
+
     def __post_init__(self) -> None:
         check_bounds(self)
 

@@ -3,10 +3,14 @@
 from sparsecl.methods.adapters.o_lora import OLora
 from sparsecl.methods.base import Method, Order
 from sparsecl.methods.brain.xdg import Xdg
+from sparsecl.methods.cl.agem import Agem
 from sparsecl.methods.cl.derpp import Derpp
 from sparsecl.methods.cl.ewc import Ewc
+from sparsecl.methods.cl.gem import Gem
+from sparsecl.methods.cl.lwf import Lwf
 from sparsecl.methods.cl.packnet import PackNet
 from sparsecl.methods.cl.replay import Replay
+from sparsecl.methods.cl.self_replay import SelfReplay
 from sparsecl.methods.config import MethodsConfig
 from sparsecl.methods.dst.cht import Cht
 from sparsecl.methods.dst.chts import Chts
@@ -20,11 +24,15 @@ from sparsecl.methods.plasticity.shrink_perturb import ShrinkPerturb
 from sparsecl.methods.several import Methods
 
 _CLASSES: tuple[type[Method], ...] = (
+    Agem,
     Derpp,
     Ewc,
+    Gem,
+    Lwf,
     OLora,
     PackNet,
     Replay,
+    SelfReplay,
     Rigl,
     Set,
     Snfs,

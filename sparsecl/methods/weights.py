@@ -108,6 +108,10 @@ class WeightContext:
             found.copy_(value * self.slices.loss_scale)
             self._changed = True
 
+    def movable(self, values: SliceTensors) -> SliceTensors:
+        self.guard.clear(values)
+        return values
+
     def before(self, item: Slice) -> torch.Tensor:
         return self.guard.before(item)
 

@@ -21,11 +21,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sparsecl import dist
+from sparsecl import dist, watchdog
 from sparsecl.errors import InvariantError
 from sparsecl.model.choice import ChoiceConfig, shaped
 from sparsecl.model.distribution import chosen, log_sum_exp, sample
 from sparsecl.model.gpt import GPT
+
+ROWS_AT_ONCE = 16
+"""Sequences of one forward pass of `sample_rows`: a batch of another size rounds differently."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,56 @@ def generate(
         if seen[-1] == end:
             break
     return Generated(tuple(seen[len(prompt) :]), tuple(log_probs))
+
+
+@torch.no_grad()
+def sample_rows(
+    model: GPT, prompts: NDArray[np.int64], uniform: NDArray[np.float64], temperature: float
+) -> NDArray[np.int64]:
+    """Prompts and what a model writes after them, int64 [n, p + T], the same on all ranks.
+    Collective over the world: dp ranks share the work, ROWS_AT_ONCE sequences at a time, so the
+    bits do not depend on how many they are.
+
+    An end-of-text does not end a sequence: the next document follows, as in training text.
+
+    Args:
+        model: in eval mode, and free of ZeRO: dp ranks call it on their own.
+        prompts: token ids [n, p], p >= 1.
+        uniform: [n, T] in [0, 1), one for each token; p + T - 1 at most the model's context.
+        temperature: > 0; logits are divided by it.
+
+    Raises:
+        InvariantError: on all ranks, if a logit is not finite.
+    """
+    device = model.embedding.weight.device
+    begun, numbers = torch.from_numpy(prompts).to(device), torch.from_numpy(uniform).to(device)
+    found = begun.new_zeros(len(begun), begun.shape[1] + numbers.shape[1])
+    bad = torch.zeros(1, device=device)
+    for chunk, begin in enumerate(range(0, len(begun), ROWS_AT_ONCE)):
+        if chunk % dist.dp_size() == dist.dp_rank() and not bad:
+            some = slice(begin, begin + ROWS_AT_ONCE)
+            rows = _write(model, begun[some], numbers[some], temperature)
+            if rows is None:
+                bad += 1.0
+            else:
+                found[some] = rows
+    if float(dist.all_reduce(bad, op="max")):
+        raise InvariantError("a logit of the model is not finite: nothing can be drawn from it")
+    # One rank has a sequence, the others zeros: the sum is exact.
+    return dist.all_reduce(found, group=dist.dp_group()).cpu().numpy()
+
+
+def _write(model: GPT, seen: Tensor, uniform: Tensor, temperature: float) -> Tensor | None:
+    """int64 [n, p + T] after prompts [n, p], by numbers [n, T]; None if a logit is not finite.
+    Collective over tp."""
+    for u in uniform.T:
+        watchdog.beat(f"text of the model, token {seen.shape[1]}")
+        logits = model.scores(model.features(seen)[:, -1:]) / temperature
+        if not log_sum_exp(logits).isfinite().all():
+            return None
+        token = sample(logits, u[:, None, None], model.vocab_size)[..., 0]
+        seen = torch.cat([seen, token], dim=1)
+    return seen
 
 
 def _choose(model: GPT, logits: Tensor, u: float, choice: ChoiceConfig) -> Tensor:

@@ -244,6 +244,7 @@ def rank_sizes(
         context=shape.context,
         tokens=num_tokens,
         element=layout.element,
+        parameters=sum(sizes),
         slices=slices,
         slices_by_kind={kind: layout.share(numel) for kind, numel in by_kind.items()},
         sparse_slices=layout.share(sum(p.elements(packed) for p in parts if p.sparse)),
@@ -251,6 +252,7 @@ def rank_sizes(
         anchored=layout.share(_anchored(parts, config)),
         cells=sum(part.cells for part in parts if part.sparse),
         copy=layout.element * sum(sizes) + sum(_index_bytes(part, config) for part in parts),
+        logits=num_tokens * rows,
         # Over several ranks Megatron's cross entropy writes over its logits, so a copy is kept.
         kept_logits=(4 if layout.tp_size == 1 else 8) * num_tokens * rows,
     )

@@ -162,6 +162,15 @@ class MaskGuard:
                 found = True
         return found
 
+    @torch.no_grad()
+    def clear(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Set to zero what is absent or held of other tensors, by name and of the slices' shape.
+        Local."""
+        for guarded in self._guarded:
+            if guarded.item.name in values:
+                value = values[guarded.item.name]
+                zero_absent((value,), guarded.dead.to(value.device))
+
     def close(self) -> None:
         """Remove the hooks from the optimizer."""
         for hook in self._hooks:

@@ -27,6 +27,9 @@ class RankSizes:
     element: int
     """Bytes of a weight or an activation in the forward pass."""
 
+    parameters: int
+    """Of all parameters, not sharded by ZeRO."""
+
     slices: int
     """Masters of this rank, of all parameters: its share of them from ZeRO stage 1 on."""
 
@@ -47,6 +50,9 @@ class RankSizes:
 
     copy: int
     """Bytes of a frozen copy of the model with its masks and indices: not sharded."""
+
+    logits: int
+    """Of a micro-batch, this rank's columns."""
 
     kept_logits: int
     """Bytes of the logits of a micro-batch that are kept for a method."""

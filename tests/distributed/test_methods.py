@@ -15,9 +15,11 @@ import torch
 from sparsecl import dist, faults
 from tests.distributed import cases
 from tests.distributed.pool import Pool
+from tests.distributed.references.agem import AgemReference, GemReference
 from tests.distributed.references.cbp import CbpReference
 from tests.distributed.references.derpp import DerppReference
 from tests.distributed.references.ewc import EwcReference
+from tests.distributed.references.lwf import LwfReference
 from tests.distributed.references.o_lora import OLoraReference
 from tests.distributed.references.packnet import PackNetReference
 from tests.distributed.references.replay import ReplayReference
@@ -34,6 +36,7 @@ from tests.distributed.references.rewired import (
     SnfsReference,
 )
 from tests.distributed.references.run import ReferenceRun, Trace
+from tests.distributed.references.self_replay import SelfReplayReference
 from tests.distributed.references.shrink_perturb import ShrinkPerturbReference
 from tests.distributed.references.xdg import XdgReference
 
@@ -53,6 +56,10 @@ class Case:
 
 CBP = "methods.cbp={rate: 0.1, maturity: 3, decay: 0.9}"
 
+AGEM = "methods.{}={{sequences: 12, sequences_per_step: 5}}"
+# The second domain then soon pulls against the first: in 6 of 10 steps under A-GEM.
+FAST = "optimizer.lr=0.02"
+
 CASES = {
     "cbp": Case(CbpReference, (CBP,)),
     "cbp, packed": Case(CbpReference, (CBP,), run=("topology.storage=packed",)),
@@ -66,6 +73,13 @@ CASES = {
         DerppReference,
         ("methods.derpp={sequences: 40, share: 0.5, alpha: 0.5, top: 5, rest: 0.3}",),
     ),
+    "lwf": Case(LwfReference, ("methods.lwf={alpha: 20.0}",)),
+    "agem": Case(AgemReference, (AGEM.format("agem"), FAST)),
+    # The third phase has two constraints.
+    "gem": Case(
+        GemReference, (AGEM.format("gem"), FAST, "phases.order=[a, b, a]", "phases.steps=7")
+    ),
+    "self_replay": Case(SelfReplayReference, ("methods.self_replay={sequences: 20, share: 0.5}",)),
     "set": Case(SetReference, ("methods.set={every: 3, drop_fraction: 0.3}",)),
     "rigl": Case(RiglReference, ("methods.rigl={every: 3, drop_fraction: 0.3}",)),
     "per_weight": Case(
@@ -130,9 +144,10 @@ STAGES = ("zero0", "zero1", "zero2", "zero3")
 # Those that look at more than one element at a time, and so at tp's split.
 SPLIT = (
     "cbp",
-    "xdg",
     "o_lora",
     "derpp",
+    "self_replay",
+    "xdg",
     "rigl",
     "packnet",
     "snfs",

@@ -74,6 +74,47 @@ def test_the_tokens_of_two_methods_are_told_apart(pool, shared_cache, tmp_path):
             assert record["replayed_tokens"] == 192 * step
 
 
+TEXTS = "methods.self_replay={sequences: 6, share: 0.5}"
+GRADIENTS = "methods.agem={sequences: 6, sequences_per_step: 3}"
+
+
+def records_of(cache: str, folder: str, methods: tuple[str, ...]) -> list[dict[str, Any]]:
+    config = cases.load(cache, (*cases.TWO_DOMAINS, "phases.steps=3", *methods))
+    trainer, _, _ = cases.assemble(config, "zero0", folder)
+    trainer.run()
+    return [record for record in trainer.records if record["kind"] in ("train", "phase")]
+
+
+def test_what_the_model_wrote_counts_as_replayed_and_as_nobodys_text(pool, shared_cache, tmp_path):
+    """Both methods begin in the second phase: 4 written and 3 remembered sequences a step."""
+    run = (str(shared_cache), str(tmp_path), (TEXTS, GRADIENTS))
+    records = pool.run(records_of, 1, *run)[0]
+    steps = [record.get("replayed_by_method") for record in records if record["kind"] == "train"]
+    later = [{"agem": 48 * step, "self_replay": 64 * step} for step in (1, 2, 3)]
+    assert steps == [None, None, None, *later]
+    ends = [record for record in records if record.get("event") == "end"]
+    assert "replayed_by_phase" not in ends[0]
+    assert ends[1]["replayed_by_phase"] == [3 * 48]
+
+
+def first_losses(cache: str, folder: str, methods: tuple[str, ...]) -> list[list[float]]:
+    """The losses of a run without any method, and with each."""
+    runs = [records_of(cache, folder, one) for one in ((), *((one,) for one in methods))]
+    return [[r["loss"] for r in records if r["kind"] == "train"] for records in runs]
+
+
+@pytest.mark.slow
+def test_without_anything_to_go_back_to_training_is_plain(pool, shared_cache, tmp_path):
+    """Bit for bit: the first phase of each method, and all of one whose weight is zero."""
+    methods = (TEXTS, GRADIENTS, "methods.gem={}", "methods.lwf={}", "methods.lwf={alpha: 0.0}")
+    plain, *others, nothing = pool.run(first_losses, 1, str(shared_cache), str(tmp_path), methods)[
+        0
+    ]
+    assert nothing == plain
+    for losses in others:
+        assert losses[:3] == plain[:3]
+
+
 def methods_state(folder: Path) -> Any:
     return Reader(folder).manifest.state["methods"]
 

@@ -45,6 +45,11 @@ def test_replayed_tokens_go_to_the_domains_that_they_are_of():
     assert second == {"b": 2 * 128 + round(64 / 4), "a": round(64 + 64 * 3 / 4)}
 
 
+def test_text_of_the_model_is_nobodys_text():
+    found = made("phases={steps: [3, 2]}", "methods.self_replay={share: 0.5}")
+    assert planned_tokens(*found) == [{"a": 3 * 128}, {"b": 2 * 128}]
+
+
 def test_replay_draws_as_planned():
     """The mean over many draws of the real method is what is planned."""
     rng = np.random.default_rng(0)

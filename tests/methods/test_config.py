@@ -3,7 +3,16 @@
 import pytest
 
 from sparsecl.methods.adapters.config import OLoraConfig
-from sparsecl.methods.cl.config import DerppConfig, EwcConfig, PackNetConfig, ReplayConfig
+from sparsecl.methods.cl.config import (
+    AgemConfig,
+    DerppConfig,
+    EwcConfig,
+    GemConfig,
+    LwfConfig,
+    PackNetConfig,
+    ReplayConfig,
+    SelfReplayConfig,
+)
 from sparsecl.methods.config import MethodsConfig
 from sparsecl.methods.dst.config import (
     ChtConfig,
@@ -45,6 +54,7 @@ RANK = RankSizes(
     context=10,
     tokens=50,
     element=2,
+    parameters=1500,
     slices=1000,
     slices_by_kind={"q": 32, "up": 64},
     sparse_slices=96,
@@ -52,6 +62,7 @@ RANK = RankSizes(
     anchored=0,
     cells=200,
     copy=7000,
+    logits=1000,
     kept_logits=4000,
 )
 
@@ -90,6 +101,22 @@ RANK = RankSizes(
         (
             {"derpp": DerppConfig(sequences=5)},
             {"host": 16 * 5 + 5 * 10 * (8 * 20 + 4), "passing": 4000},
+        ),
+        # 11 tokens of a sequence, and 2 of a prompt for each of two phases.
+        ({"self_replay": SelfReplayConfig(sequences=5, prompt=2)}, {"host": 4 * 5 * (11 + 4)}),
+        (
+            {"lwf": LwfConfig()},
+            {"beside": 4 * 1000, "kept": 7000, "passing": 4000 + 16 * 1000},
+        ),
+        ({"lwf": LwfConfig(alpha=0.0)}, {}),
+        # Gradients in bf16 and fp32, and this rank's part of one reference or of two.
+        (
+            {"agem": AgemConfig(sequences=5)},
+            {"passing": 6 * 1500 + 4 * 1000, "host": 16 * 5 * 2},
+        ),
+        (
+            {"gem": GemConfig(sequences=5)},
+            {"passing": 6 * 1500 + 2 * 4 * 1000, "host": 16 * 5 * 2},
         ),
         ({"cbp": CbpConfig()}, {"kept": 32 * 16, "host": 8 * 16}),
         (

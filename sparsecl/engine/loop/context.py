@@ -1,11 +1,13 @@
 """What methods see of a run: see methods/context.py."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 
 from sparsecl import dist, seeding
+from sparsecl.data.prepare import PreparedData
 from sparsecl.engine.build import Built
 from sparsecl.engine.loop.evaluate import mean_gradients
 from sparsecl.engine.loop.outputs import forward
@@ -17,6 +19,7 @@ from sparsecl.methods.context import Outputs, Progress, SliceTensors
 from sparsecl.methods.several import Methods
 from sparsecl.methods.weights import WeightContext
 from sparsecl.model.frozen_copy import frozen_copy
+from sparsecl.model.generate import sample_rows
 
 # Keeps fp16 gradients of single sequences clear of underflow, and of overflow by the scale alone.
 FISHER_SCALE = 1024.0
@@ -29,6 +32,7 @@ class RunContext(WeightContext):
         self,
         config: RunConfig,
         schedule: Schedule,
+        data: PreparedData,
         built: Built,
         position: Position,
         methods: Methods,
@@ -38,6 +42,7 @@ class RunContext(WeightContext):
         super().__init__(built.engine.module, built.slices, built.guard, methods)
         self.config, self.schedule, self.built = config, schedule, built
         self.position, self._stream_of = position, stream_of
+        self._end_of_text = data.tokenizer.eot_id
         self.micro_step = 0
 
     # Where the run is.
@@ -96,17 +101,29 @@ class RunContext(WeightContext):
         )
         return {item.name: item.part(found[item.name]).clone() for item in self.slices}
 
-    @torch.no_grad()
+    def sample_sequences(
+        self, prompts: np.ndarray, rng: np.random.Generator, *, temperature: float = 1.0
+    ) -> np.ndarray:
+        num, known = prompts.shape
+        if not known:
+            prompts = np.full((num, 1), self._end_of_text)
+        uniform = rng.random((num, self.schedule.shape.context + 1 - prompts.shape[1]))
+        return sample_rows(self._copy(None), prompts, uniform, temperature)
+
     def frozen_copy(self, masters: SliceTensors | None = None) -> Callable[[np.ndarray], Outputs]:
-        # At every stage and precision the weights of the forward pass are the masters, rounded.
-        weights = {
-            name: self.whole(name, masters).to(param.dtype)
-            for name, param in self.slices.parameters().items()
-        }
-        model = frozen_copy(self.module, weights)
+        model = self._copy(masters)
 
         @torch.no_grad()
         def teacher(rows: np.ndarray) -> Outputs:
             return forward(model, torch.from_numpy(rows).to(dist.device()), with_logits=True)
 
         return teacher
+
+    @torch.no_grad()
+    def _copy(self, masters: SliceTensors | None) -> Any:
+        # At every stage and precision the weights of the forward pass are the masters, rounded.
+        weights = {
+            name: self.whole(name, masters).to(param.dtype)
+            for name, param in self.slices.parameters().items()
+        }
+        return frozen_copy(self.module, weights)

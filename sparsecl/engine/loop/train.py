@@ -94,7 +94,7 @@ class Trainer:
         self.stop = stop
         self.streams: dict[int, Stream] = {}
         self.context = RunContext(
-            config, schedule, built, self.position, methods, self._phase_stream
+            config, schedule, data, built, self.position, methods, self._phase_stream
         )
         read = row_reader(schedule, config.batch.sequences, self._phase_stream)
         ahead = config.speed.prefetch

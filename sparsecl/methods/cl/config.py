@@ -105,6 +105,106 @@ class DerppConfig(ReplayConfig):
         return super().memory(rank) + remembered + MethodMemory(passing=rank.kept_logits)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SelfReplayConfig(ReplayConfig):
+    """How much the model writes of its own at a border, and how much of it is trained again."""
+
+    flags = {
+        "B": "yes",
+        "D": "how sequences begin",
+        "C": "replayed sequences, written by the model at each border",
+    }
+
+    sequences: Annotated[int, Ge(1)] = 256
+    """Sequences of model.context tokens that the model writes at the start of each later phase; a
+    token costs a forward pass over the tokens before it."""
+
+    temperature: Annotated[float, Gt(0.0), Lt(math.inf)] = 1.0
+    """Logits are divided by it when a token is drawn."""
+
+    prompt: Annotated[int, Ge(0), Le(8)] = 1
+    """Tokens of an earlier sequence that a written one goes on from; 0 = an end-of-text, for text
+    of many documents, and nothing of the data is kept."""
+
+    @property
+    def reread_share(self) -> float:
+        return 0.0
+
+    def memory(self, rank: RankSizes) -> MethodMemory:
+        begun = self.prompt * (rank.num_phases - 1)
+        return MethodMemory(host=4 * self.sequences * (rank.context + 1 + begun))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LwfConfig(MethodConfig):
+    """How strongly the model is held to what it said before, on the new domain's text."""
+
+    flags = {
+        "B": "yes",
+        "X": "the model of the phase before, twice",
+        "C": "a second forward pass",
+    }
+
+    alpha: Annotated[float, Ge(0.0)] = 0.5
+    """Weight of the distillation; 0 is plain training, bit for bit."""
+
+    tau: Annotated[float, Gt(0.0), Lt(math.inf)] = 2.0
+    """Temperature of both distributions; there is no factor of tau squared."""
+
+    def check(self, run: RunFacts) -> None:
+        if run.rewires:
+            raise ValueError(
+                "a method of the run moves live weights, and after a resume the model of the phase "
+                f"before would be on another graph. Leave out one of {', '.join(run.others)}."
+            )
+
+    def memory(self, rank: RankSizes) -> MethodMemory:
+        if not self.alpha:
+            return MethodMemory()
+        # The teacher's logits, and what the divergence of the two makes of them for a moment.
+        logits = rank.kept_logits + 16 * rank.logits
+        return MethodMemory(beside=4 * rank.slices, kept=rank.copy, passing=logits)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgemConfig(MethodConfig):
+    """How many earlier sequences are remembered, and how many of them a step asks."""
+
+    flags = {"B": "yes", "D": "yes", "C": "a second gradient, of remembered sequences"}
+
+    sequences: Annotated[int, Ge(1)] = 256
+    """Remembered training sequences of each earlier phase: their names, over all ranks."""
+
+    sequences_per_step: Annotated[int, Ge(1)] = 32
+    """Of these, drawn for each step from all earlier phases together; all if there are no more. A
+    forward and a backward pass of each."""
+
+    def references(self, num_phases: int) -> int:
+        """Gradients of remembered sequences in one step, at most."""
+        return min(1, num_phases - 1)
+
+    def memory(self, rank: RankSizes) -> MethodMemory:
+        num = self.references(rank.num_phases)
+        # Gradients of one more backward pass as they come, and in fp32; then this rank's part.
+        passing = (rank.element + 4) * rank.parameters + 4 * num * rank.slices
+        names = 16 * self.sequences * (rank.num_phases - 1)
+        return MethodMemory(passing=passing if num else 0, host=names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GemConfig(AgemConfig):
+    """The same of each earlier phase on its own."""
+
+    flags = {"B": "yes", "D": "yes", "C": "a second gradient for each earlier domain"}
+
+    margin: Annotated[float, Ge(0.0), Lt(math.inf)] = 0.5
+    """Least weight of every earlier phase's gradient where the step is bent; 0 = no more than the
+    constraints ask for."""
+
+    def references(self, num_phases: int) -> int:
+        return num_phases - 1
+
+
 RETRAIN = "retrain"
 
 

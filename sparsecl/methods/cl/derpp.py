@@ -28,8 +28,9 @@ import torch
 from numpy.typing import NDArray
 
 from sparsecl import dist
+from sparsecl.methods.cl.again import new_rows, read, step_names
 from sparsecl.methods.cl.config import DerppConfig
-from sparsecl.methods.cl.reservoir import Rehearsal, new_rows, read, step_names
+from sparsecl.methods.cl.reservoir import Rehearsal
 from sparsecl.methods.context import Batch, MethodContext, Outputs
 
 DTYPES = {"ids": torch.int32, "logits": torch.float32, "logsumexp": torch.float32}
@@ -68,7 +69,7 @@ class Derpp(Rehearsal):
         for purpose in ("logits", "labels"):
             if not self._weight(purpose):
                 continue
-            slots = self.draw(context, num, purpose)
+            slots = self.draw(context, self.reservoir.names, num, purpose)
             names = self.reservoir.names[slots]
             rows = len(batch.rows) + np.arange(num)
             extra = {f"derpp.{purpose}": rows, f"derpp.{purpose}_slots": slots}

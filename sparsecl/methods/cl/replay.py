@@ -11,7 +11,8 @@ are read from the data again when it is replayed. So no text is stored twice, a 
 depend on the parallel layout, and a resume needs only the names and how many were seen.
 """
 
-from sparsecl.methods.cl.reservoir import Rehearsal, new_rows, read, step_names
+from sparsecl.methods.cl.again import new_rows, read, step_names
+from sparsecl.methods.cl.reservoir import Rehearsal
 from sparsecl.methods.context import Batch, MethodContext
 
 
@@ -26,7 +27,8 @@ class Replay(Rehearsal):
         if not len(self.reservoir.names):
             return batch
         num = self.config.num_replayed(len(new_rows(context, batch)[0]))
-        names = self.reservoir.names[self.draw(context, num, "draw")]
+        known = self.reservoir.names
+        names = known[self.draw(context, known, num, "draw")]
         return batch.joined(read(context, names), names)
 
     def after_step(self, context: MethodContext, *, applied: bool) -> None:

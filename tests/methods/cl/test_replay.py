@@ -16,7 +16,7 @@ from scipy import stats
 from torch import nn
 
 from sparsecl import seeding
-from sparsecl.methods.cl import reservoir as module
+from sparsecl.methods.cl import again as module
 from sparsecl.methods.cl.config import ReplayConfig
 from sparsecl.methods.cl.replay import Replay
 from sparsecl.methods.cl.reservoir import Reservoir
