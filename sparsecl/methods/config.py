@@ -8,8 +8,15 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from sparsecl.config import younger
-from sparsecl.methods.adapters.config import OLoraConfig
-from sparsecl.methods.cl.config import DerppConfig, EwcConfig, PackNetConfig, ReplayConfig
+from sparsecl.methods.adapters.config import LoraConfig, NLoraConfig, OLoraConfig
+from sparsecl.methods.cl.config import (
+    DerppConfig,
+    EwcConfig,
+    MasConfig,
+    PackNetConfig,
+    ReplayConfig,
+    SiConfig,
+)
 from sparsecl.methods.dst.config import (
     ChtConfig,
     ChtsConfig,
@@ -31,6 +38,12 @@ class MethodsConfig:
 
     ewc: EwcConfig | None = None
     """Elastic weight consolidation."""
+
+    si: SiConfig | None = younger(None)
+    """Synaptic intelligence: weights are held whose way has lowered the loss."""
+
+    mas: MasConfig | None = younger(None)
+    """Memory aware synapses: weights are held that the logits depend on."""
 
     set: SetConfig | None = None
     """Sparse evolutionary training: the topology moves."""
@@ -62,8 +75,14 @@ class MethodsConfig:
     packnet: PackNetConfig | None = None
     """PackNet: each domain keeps its largest weights and leaves the rest free."""
 
+    lora: LoraConfig | None = younger(None)
+    """LoRA: a low-rank adapter for the later domains, or one for each."""
+
     o_lora: OLoraConfig | None = None
     """O-LoRA: a low-rank adapter for each domain, orthogonal to those before."""
+
+    n_lora: NLoraConfig | None = younger(None)
+    """N-LoRA: a low-rank adapter for each domain, whose update is sparse."""
 
     cbp: CbpConfig | None = None
     """Continual backpropagation: units that contribute least begin anew."""

@@ -1,11 +1,15 @@
 """From the config to the methods of a run."""
 
+from sparsecl.methods.adapters.lora import Lora
+from sparsecl.methods.adapters.n_lora import NLora
 from sparsecl.methods.adapters.o_lora import OLora
 from sparsecl.methods.base import Method, Order
 from sparsecl.methods.cl.derpp import Derpp
 from sparsecl.methods.cl.ewc import Ewc
+from sparsecl.methods.cl.mas import Mas
 from sparsecl.methods.cl.packnet import PackNet
 from sparsecl.methods.cl.replay import Replay
+from sparsecl.methods.cl.si import Si
 from sparsecl.methods.config import MethodsConfig
 from sparsecl.methods.dst.cht import Cht
 from sparsecl.methods.dst.chts import Chts
@@ -21,7 +25,11 @@ from sparsecl.methods.several import Methods
 _CLASSES: tuple[type[Method], ...] = (
     Derpp,
     Ewc,
+    Si,
+    Mas,
+    Lora,
     OLora,
+    NLora,
     PackNet,
     Replay,
     Rigl,

@@ -15,10 +15,13 @@ import torch
 from sparsecl import dist, faults
 from tests.distributed import cases
 from tests.distributed.pool import Pool
+from tests.distributed.references.adapters import (
+    AdapterReference,
+    NLoraReference,
+    OLoraReference,
+)
 from tests.distributed.references.cbp import CbpReference
 from tests.distributed.references.derpp import DerppReference
-from tests.distributed.references.ewc import EwcReference
-from tests.distributed.references.o_lora import OLoraReference
 from tests.distributed.references.packnet import PackNetReference
 from tests.distributed.references.replay import ReplayReference
 from tests.distributed.references.rewired import (
@@ -34,6 +37,12 @@ from tests.distributed.references.rewired import (
 )
 from tests.distributed.references.run import ReferenceRun, Trace
 from tests.distributed.references.shrink_perturb import ShrinkPerturbReference
+from tests.distributed.references.springs import (
+    EwcReference,
+    MasReference,
+    SiReference,
+    TrueFisherReference,
+)
 
 pytestmark = pytest.mark.dist
 
@@ -59,7 +68,31 @@ CASES = {
         OLoraReference,
         ("methods.o_lora={rank: 4, kinds: [q, down], l1: 0.02}", "phases.order=[a, b, a]"),
     ),
+    "lora": Case(
+        AdapterReference, ("methods.lora={rank: 4, kinds: [q, down]}", "phases.order=[a, b, a]")
+    ),
+    "lora, per domain": Case(
+        AdapterReference,
+        ("methods.lora={rank: 4, kinds: [q, down], per_domain: true}", "phases.order=[a, b, a]"),
+    ),
+    "n_lora": Case(
+        NLoraReference,
+        ("methods.n_lora={rank: 4, kinds: [q, down], l1: 0.002}", "phases.order=[a, b, a]"),
+    ),
+    "n_lora, code's": Case(
+        NLoraReference,
+        (
+            "methods.n_lora={rank: 4, kinds: [q, o], l1: 0.02, penalty: code_product}",
+            "phases.order=[a, b, a]",
+        ),
+    ),
     "ewc": Case(EwcReference, ("methods.ewc={strength: 1000.0, sequences: 5}",)),
+    "ewc, true": Case(
+        TrueFisherReference, ("methods.ewc={strength: 1000.0, sequences: 5, fisher: 'true'}",)
+    ),
+    "si": Case(SiReference, ("methods.si={strength: 10.0}",)),
+    "si, clip": Case(SiReference, ("methods.si={strength: 10.0, negative: clip}",)),
+    "mas": Case(MasReference, ("methods.mas={strength: 1.0, sequences: 5}",)),
     "derpp": Case(
         DerppReference,
         ("methods.derpp={sequences: 40, share: 0.5, alpha: 0.5, top: 5, rest: 0.3}",),
@@ -105,6 +138,8 @@ STEPWISE = (
     "cbp",
     "derpp",
     "replay",
+    "si",
+    "si, clip",
     "set",
     "rigl",
     "per_weight",

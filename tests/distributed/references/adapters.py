@@ -1,4 +1,4 @@
-"""O-LoRA in plain PyTorch: y += scale * B A x, the penalty by autograd, all else put back."""
+"""Adapters in plain PyTorch: y += scale * B A x, the penalty by autograd, all else put back."""
 
 import torch
 from torch import Tensor, nn
@@ -7,10 +7,13 @@ from sparsecl import seeding
 from tests.distributed.references.run import ReferenceRun
 
 
-class OLoraReference(ReferenceRun):
+class AdapterReference(ReferenceRun):
+    block = "lora"
+
     def __init__(self, cache: str, overrides: tuple[str, ...]) -> None:
         super().__init__(cache, overrides)
-        self.options = self.config.methods.o_lora
+        self.options = getattr(self.config.methods, self.block)
+        self.pairs = self.options.num_pairs(len(self.schedule.phases))
         plain, adapters, scale = self.model.linear, {}, self.options.alpha / self.options.rank
 
         def linear(x: Tensor, name: str) -> Tensor:
@@ -21,36 +24,41 @@ class OLoraReference(ReferenceRun):
             return y
 
         self.model.linear = linear
-        total = self.options.rank * (len(self.schedule.phases) - 1)
+        total = self.options.rank * self.pairs
         for name in [n.removesuffix(".weight") for n in self.masks]:
             if name.split(".")[-1] in self.options.kinds:
                 outputs, inputs = self.params[f"{name}.weight"].shape
-                rng = seeding.stream(self.config.seed, "o_lora", name)
+                rng = seeding.stream(self.config.seed, self.block, name)
                 drawn = rng.uniform(-(inputs**-0.5), inputs**-0.5, (total, inputs))
                 adapters[name] = (
                     nn.Parameter(torch.from_numpy(drawn).float()),
                     nn.Parameter(torch.zeros(outputs, total)),
                 )
                 for key, value in zip("ab", adapters[name], strict=True):
-                    self.params[f"{name}.parts.o_lora.{key}"] = value
+                    self.params[f"{name}.parts.{self.block}.{key}"] = value
                     self.optimizer.param_groups[0]["params"].append(value)
 
     def learns(self, name: str) -> Tensor:
         """bool, the shape of the parameter."""
         where = torch.full(self.params[name].shape, self.phase == 0 and ".parts." not in name)
         if self.phase and ".parts." in name:
-            begin = self.options.rank * (self.phase - 1)
+            begin = self.options.rank * (min(self.phase, self.pairs) - 1)
             where.narrow("ab".index(name[-1]), begin, self.options.rank).fill_(True)
         return where
 
+    def penalty(self, old: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """Of one linear, from the A's of earlier pairs and the newest pair."""
+        return torch.zeros(())
+
     def loss(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         loss, _ = super().loss(rows)
-        begin, penalty = self.options.rank * (self.phase - 1), torch.zeros(())
-        for name, value in self.params.items():
-            if name.endswith(".parts.o_lora.a") and begin > 0:
-                old, new = value[:begin].detach(), value[begin : begin + self.options.rank]
-                penalty = penalty + (old @ new.T).abs().sum()
-        return loss, loss + self.options.l1 * penalty
+        begin, whole = self.options.rank * (min(self.phase, self.pairs) - 1), loss
+        for name, a in self.params.items():
+            if name.endswith(f".parts.{self.block}.a") and begin >= 0:
+                newest = slice(begin, begin + self.options.rank)
+                b = self.params[name.removesuffix("a") + "b"]
+                whole = whole + self.penalty(a[:begin].detach(), a[newest], b[:, newest])
+        return loss, whole
 
     def after_backward(self) -> bool:
         self.before = {name: value.detach().clone() for name, value in self.params.items()}
@@ -63,3 +71,18 @@ class OLoraReference(ReferenceRun):
             value.copy_(torch.where(self.learns(name), value, self.before[name]))
             for key in ("exp_avg", "exp_avg_sq"):
                 self.optimizer.state[value][key][~self.learns(name)] = 0.0
+
+
+class OLoraReference(AdapterReference):
+    block = "o_lora"
+
+    def penalty(self, old: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return self.options.l1 * (old @ a.T).abs().sum()
+
+
+class NLoraReference(AdapterReference):
+    block = "n_lora"
+
+    def penalty(self, old: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        product = b @ a if self.options.penalty == "dW" else a @ b
+        return self.options.l1 * product.abs().sum()
