@@ -78,9 +78,7 @@ class PlainContext(WeightContext):
     def generator(self, *names: str | int) -> np.random.Generator:
         return seeding.stream(self.seed, *names)
 
-    def mean_gradients(
-        self, rows: np.ndarray, *, each: Any = None, of: Any = None
-    ) -> SliceTensors:
+    def mean_gradients(self, rows: np.ndarray, *, each: Any = None, of: Any = None) -> SliceTensors:
         del rows, each, of
         return self.means
 

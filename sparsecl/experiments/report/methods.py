@@ -80,7 +80,9 @@ def told_table(study: Study) -> Table:
 def measured_table(study: Study) -> Table:
     """What methods measured of themselves at the end, a line a method and figure; no rows if none
     does."""
-    columns = tuple(Column(key=key, heading=key) for key in ("arm", "method", "figure", "at the end"))
+    columns = tuple(
+        Column(key=key, heading=key) for key in ("arm", "method", "figure", "at the end")
+    )
     rows: list[tuple[Cell, ...]] = []
     for arm in study.plan.arms:
         done = [run.summary for run in study.done(arm.name) if run.summary is not None]

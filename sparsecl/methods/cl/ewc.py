@@ -45,9 +45,7 @@ class Ewc(Spring):
         of = self._own_labels(context) if self.config.fisher == "true" else None
         return context.mean_gradients(rows, each=torch.square, of=of)
 
-    def _own_labels(
-        self, context: MethodContext
-    ) -> Callable[[Outputs, np.ndarray], torch.Tensor]:
+    def _own_labels(self, context: MethodContext) -> Callable[[Outputs, np.ndarray], torch.Tensor]:
         """Losses of labels that the model draws; a sequence's draws do not depend on the layout."""
 
         def losses(outputs: Outputs, places: np.ndarray) -> torch.Tensor:

@@ -6,11 +6,11 @@ loss alone and dtheta what the whole step moved; at its end Omega += omega / (D^
 way of the whole phase. Loss + c sum Omega (theta - theta*)^2, theta* the latest weights: the
 gradient of the penalty is 2 c Omega (theta - theta*).
 
-g is the reduced gradient before any penalty and before clipping: this method is the first to see it
-(Order.OBSERVE). What other methods add to the loss itself (`Method.loss`) is part of it. Under Adam
-the sum of omega exceeds the decrease of the loss: its steps are not along the gradient. omega may be
-negative: mammoth keeps it so (`negative: keep`), the code of XdG sets Omega to zero there (`clip`).
-Differs: mammoth clips the penalty's gradient to 1 value by value; here optimizer.clip alone counts.
+g is the reduced gradient before any penalty and before clipping: this method is the first to see
+it (Order.OBSERVE). What other methods add to the loss itself (`Method.loss`) is part of it. Under
+Adam the sum of omega exceeds the decrease of the loss: its steps are not along the gradient. omega
+may be negative: mammoth keeps it so (`negative: keep`), the code of XdG sets it to zero (`clip`).
+Differs: mammoth clips the penalty's gradient to 1 value by value; here only optimizer.clip counts.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -87,7 +87,10 @@ class Si(Spring):
 
     def state_dict(self) -> tuple[Mapping[str, SliceTensors], Mapping[str, Any]]:
         tensors, values = super().state_dict()
-        return {**tensors, **({"path": self.path, "start": self.start} if self.path else {})}, values
+        return {
+            **tensors,
+            **({"path": self.path, "start": self.start} if self.path else {}),
+        }, values
 
     def check_state(self, tensors: Collection[str], values: Mapping[str, Any]) -> None:
         own = {"path", "start"} & set(tensors)

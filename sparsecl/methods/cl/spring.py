@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from sparsecl.errors import InvariantError
 from sparsecl.methods.base import Method
 from sparsecl.methods.context import MethodContext, SliceTensors
 
@@ -51,8 +52,18 @@ class Spring(Method):
             context.add_gradient(item, pull, self.stiffness)
 
     def phase_end(self, context: MethodContext) -> None:
-        """Measure what this domain needs and take its anchor."""
+        """Measure what this domain needs and take its anchor.
+
+        Raises:
+            InvariantError: on all ranks, if an importance is not finite: the pull would be NaN.
+        """
         found = self.importance(context)
+        bad = {name: (~value.isfinite()).any().float().view(1) for name, value in found.items()}
+        if context.maximum(bad) > 0.0:
+            raise InvariantError(
+                f"methods.{self.name}: an importance of phase {context.progress.phase} is not "
+                "finite. Use precision=bf16 or fp32, or lower optimizer.lr."
+            )
         for item in context.slices:
             self.fasten(item.name, found[item.name].to(item.master.device), item.master)
 

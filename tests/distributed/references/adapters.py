@@ -1,5 +1,7 @@
 """Adapters in plain PyTorch: y += scale * B A x, the penalty by autograd, all else put back."""
 
+from itertools import combinations
+
 import torch
 from torch import Tensor, nn
 
@@ -71,6 +73,33 @@ class AdapterReference(ReferenceRun):
             value.copy_(torch.where(self.learns(name), value, self.before[name]))
             for key in ("exp_avg", "exp_avg_sq"):
                 self.optimizer.state[value][key][~self.learns(name)] = 0.0
+
+    def phase_end(self) -> None:
+        """What the updates of the trained pairs have in common."""
+        num, rank = min(self.phase, self.pairs), self.options.rank
+        if not num:
+            return
+        filled, collided, overlaps, ranks, limits = [], [], [], [], []
+        for name, a in self.params.items():
+            if not name.endswith(f".parts.{self.block}.a"):
+                continue
+            ups, downs = a.split(rank)[:num], self.params[name[:-1] + "b"].split(rank, dim=1)[:num]
+            updates = [self.options.alpha / rank * b @ a for a, b in zip(ups, downs, strict=True)]
+            filled += [update.abs().flatten() > 1e-5 for update in updates]
+            ranks.append(float(torch.linalg.matrix_rank(sum(updates))))
+            limits.append(min(updates[0].shape))
+            for one, two in combinations(range(num), 2):
+                collided.append(filled[one - num] & filled[two - num])
+                overlaps.append((ups[one] @ ups[two].T).norm() / ups[one].norm() / ups[two].norm())
+        found = {
+            "filled": float(torch.cat(filled).float().mean()),
+            "rank": sum(ranks) / len(ranks),
+            "capacity": sum(ranks) / sum(limits),
+        }
+        if collided:
+            found["collision"] = float(torch.cat(collided).float().mean())
+            found["overlap"] = float(sum(overlaps)) / len(overlaps)
+        self.trace.figures.append({self.block: found})
 
 
 class OLoraReference(AdapterReference):

@@ -45,7 +45,9 @@ def test_which_pair_each_phase_trains(kind: type[Adapters], config, trained):
 
 def seen(*pairs: tuple[list, list]) -> dict[str, float]:
     found = Overlap()
-    found.see([torch.tensor(a).float() for a, _ in pairs], [torch.tensor(b).float() for _, b in pairs])
+    found.see(
+        [torch.tensor(a).float() for a, _ in pairs], [torch.tensor(b).float() for _, b in pairs]
+    )
     return found.figures()
 
 

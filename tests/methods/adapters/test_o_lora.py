@@ -16,6 +16,7 @@ from tests.methods.adapters import linear
 from tests.methods.adapters.linear import FACTS, Model
 from tests.methods.plain import PlainContext
 
+
 def attached(num_phases: int = 4, **options) -> tuple[OLora, Model, PlainContext]:
     config = OLoraConfig(**{"rank": 1, "kinds": ("q",), **options})
     method, model, context = linear.attached(OLora, config, num_phases)

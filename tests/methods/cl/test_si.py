@@ -130,7 +130,9 @@ def test_state_goes_and_comes_back_in_the_middle_of_a_phase():
         assert found["weight"].equal(other.si.state_dict()[0][key]["weight"])
 
 
-@pytest.mark.parametrize("names", [["path"], ["start", "precision", "target"], ["path", "start", "x"]])
+@pytest.mark.parametrize(
+    "names", [["path"], ["start", "precision", "target"], ["path", "start", "x"]]
+)
 def test_a_state_that_it_never_gives(names):
     with pytest.raises(ValueError, match="keeps"):
         Si(SiConfig()).check_state(names, {})
