@@ -74,6 +74,7 @@ class AdapterReference(ReferenceRun):
             for key in ("exp_avg", "exp_avg_sq"):
                 self.optimizer.state[value][key][~self.learns(name)] = 0.0
 
+    @torch.no_grad()
     def phase_end(self) -> None:
         """What the updates of the trained pairs have in common."""
         num, rank = min(self.phase, self.pairs), self.options.rank

@@ -76,9 +76,9 @@ def test_an_importance_that_is_not_finite_ends_the_run(value):
 def test_the_true_fisher_is_that_of_the_models_own_labels(length):
     """Of one label it is p (1 - p) for each logit; of the mean of T, drawn apart, 1 / T of it."""
     context = Unigrams([0.0, 1.0, -0.5], length)
-    found = Ewc(EwcConfig(fisher="true", sequences=4000)).importance(context)["weight"]
+    found = Ewc(EwcConfig(fisher="true", sequences=800)).importance(context)["weight"]
     p = context.theta.detach().softmax(-1)
-    assert found.tolist() == pytest.approx((p * (1 - p) / length).tolist(), rel=0.08)
+    assert found.tolist() == pytest.approx((p * (1 - p) / length).tolist(), rel=0.15)
 
 
 def test_the_empirical_fisher_is_that_of_the_datas_labels():
