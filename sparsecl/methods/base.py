@@ -102,6 +102,11 @@ class Method:
     def phase_end(self, context: MethodContext) -> None:
         """After the last step of a phase and its evaluation."""
 
+    def figures(self, context: MethodContext) -> Mapping[str, float]:
+        """What the method measures of itself, after `phase_end`: by name, for the record of the
+        phase's end. The same on all ranks. Collective over the world."""
+        return {}
+
     def scoring(self, context: MethodContext, domain: str) -> AbstractContextManager[None]:
         """Around the evaluation of a domain, for a method that is told which one it is (flag I)."""
         return nullcontext()

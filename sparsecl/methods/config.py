@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from sparsecl.config import younger
-from sparsecl.methods.adapters.config import OLoraConfig
+from sparsecl.methods.adapters.config import LoraConfig, NLoraConfig, OLoraConfig
 from sparsecl.methods.brain.config import XdgConfig
 from sparsecl.methods.cl.config import (
     AgemConfig,
@@ -16,9 +16,11 @@ from sparsecl.methods.cl.config import (
     EwcConfig,
     GemConfig,
     LwfConfig,
+    MasConfig,
     PackNetConfig,
     ReplayConfig,
     SelfReplayConfig,
+    SiConfig,
 )
 from sparsecl.methods.dst.config import (
     ChtConfig,
@@ -42,6 +44,12 @@ class MethodsConfig:
 
     ewc: EwcConfig | None = None
     """Elastic weight consolidation."""
+
+    si: SiConfig | None = younger(None)
+    """Synaptic intelligence: weights are held whose way has lowered the loss."""
+
+    mas: MasConfig | None = younger(None)
+    """Memory aware synapses: weights are held that the logits depend on."""
 
     set: SetConfig | None = None
     """Sparse evolutionary training: the topology moves."""
@@ -85,8 +93,14 @@ class MethodsConfig:
     packnet: PackNetConfig | None = None
     """PackNet: each domain keeps its largest weights and leaves the rest free."""
 
+    lora: LoraConfig | None = younger(None)
+    """LoRA: a low-rank adapter for the later domains, or one for each."""
+
     o_lora: OLoraConfig | None = None
     """O-LoRA: a low-rank adapter for each domain, orthogonal to those before."""
+
+    n_lora: NLoraConfig | None = younger(None)
+    """N-LoRA: a low-rank adapter for each domain, whose update is sparse."""
 
     xdg: XdgConfig | None = younger(None)
     """Context-dependent gating: each domain has its own part of the hidden units."""

@@ -109,6 +109,11 @@ class Outputs(Protocol):
         """Of all V logits, fp32 [B, T]."""
         ...
 
+    @property
+    def squared_norm(self) -> torch.Tensor:
+        """Sum of the squares of all V logits, fp32 [B, T]."""
+        ...
+
     def log_probs(self, ids: torch.Tensor) -> torch.Tensor:
         """Of the tokens `ids`, int64 [B, T, k]: fp32 [B, T, k]."""
         ...
@@ -116,6 +121,14 @@ class Outputs(Protocol):
     def top(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids int64 and log probabilities fp32 of the most likely tokens, each [B, T, min(k, V)],
         the most likely first, the lower id on a tie."""
+        ...
+
+    def draw(self, uniform: torch.Tensor) -> torch.Tensor:
+        """A token drawn from each position's own distribution, int64 [B, T].
+
+        Args:
+            uniform: fp64 [B, T] in [0, 1), the same on all tp ranks: what the draws follow from.
+        """
         ...
 
     def kl(self, teacher: "Outputs", tau: float = 1.0) -> torch.Tensor:
@@ -238,6 +251,7 @@ class MethodContext(Protocol):
         rows: np.ndarray,
         *,
         each: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        of: Callable[[Outputs, np.ndarray], torch.Tensor] | None = None,
     ) -> SliceTensors:
         """Mean gradient of the loss per token over sequences; `.grad` is left alone. Collective
         over the world; at any time between steps, and in `after_backward`.
@@ -246,6 +260,8 @@ class MethodContext(Protocol):
             rows: int64 [n, context + 1], the same on all ranks, which share the work.
             each: applied to the gradient of every single sequence before the mean is taken, for
                 example torch.square: the mean of squares is not the square of the mean.
+            of: what takes the place of the loss of each token, [B, T]: called with the outputs of
+                some of the rows, logits included, and which rows these are, int64 [B] in 0..n-1.
         """
         ...
 

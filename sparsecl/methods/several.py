@@ -99,6 +99,12 @@ class Methods(Method):
         for method in self.methods:
             method.phase_end(context)
 
+    @torch.no_grad()
+    def all_figures(self, context: MethodContext) -> dict[str, Mapping[str, float]]:
+        """`figures` of each method that has any, by name."""
+        found = {method.name: method.figures(context) for method in self.methods}
+        return {name: figures for name, figures in found.items() if figures}
+
     def scoring(self, context: MethodContext, domain: str) -> AbstractContextManager[None]:
         return self._scoring(context, domain)
 

@@ -1,5 +1,7 @@
 """From the config to the methods of a run."""
 
+from sparsecl.methods.adapters.lora import Lora
+from sparsecl.methods.adapters.n_lora import NLora
 from sparsecl.methods.adapters.o_lora import OLora
 from sparsecl.methods.base import Method, Order
 from sparsecl.methods.brain.xdg import Xdg
@@ -8,9 +10,11 @@ from sparsecl.methods.cl.derpp import Derpp
 from sparsecl.methods.cl.ewc import Ewc
 from sparsecl.methods.cl.gem import Gem
 from sparsecl.methods.cl.lwf import Lwf
+from sparsecl.methods.cl.mas import Mas
 from sparsecl.methods.cl.packnet import PackNet
 from sparsecl.methods.cl.replay import Replay
 from sparsecl.methods.cl.self_replay import SelfReplay
+from sparsecl.methods.cl.si import Si
 from sparsecl.methods.config import MethodsConfig
 from sparsecl.methods.dst.cht import Cht
 from sparsecl.methods.dst.chts import Chts
@@ -29,7 +33,11 @@ _CLASSES: tuple[type[Method], ...] = (
     Ewc,
     Gem,
     Lwf,
+    Si,
+    Mas,
+    Lora,
     OLora,
+    NLora,
     PackNet,
     Replay,
     SelfReplay,

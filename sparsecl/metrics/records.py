@@ -106,6 +106,8 @@ class PhaseMark:
     lifetime: float | None = None
     ever: float | None = None
     """As in engine/observe/turnover.py, where a method moves live weights."""
+    methods: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    """What methods measured of themselves, by method and figure; None = not finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,6 +323,7 @@ class _Reader:
                 replayed_by_phase=_integers(record, "replayed_by_phase"),
                 live=record.get("live"),
                 cells=record.get("cells", 0),
+                methods=_method_figures(record),
                 **{key: _real(record, key) for key in TURNOVER if key in record},
             )
             if entry.live is not None and not (
@@ -469,6 +472,11 @@ def _figures(record: dict[str, Any], key: str) -> dict[str, float | None]:
     """Numbers by name; None for null."""
     found = _mapping(record, key)
     return {name: _optional(found, name) for name in found}
+
+
+def _method_figures(record: dict[str, Any]) -> dict[str, dict[str, float | None]]:
+    found = _mapping(record, "methods") if "methods" in record else {}
+    return {name: _figures(found, name) for name in found}
 
 
 def _optional(record: dict[str, Any], key: str) -> float | None:

@@ -241,17 +241,25 @@ def _final_density(records: RunRecords, num_phases: int) -> dict[str, Any]:
 
 
 def _methods(records: RunRecords, num_phases: int) -> dict[str, dict[str, Any]]:
-    """Every method of the run, by name; its tokens are counted as in `_replayed_tokens`."""
+    """Every method of the run, by name; its tokens are counted as in `_replayed_tokens`.
+    `phase_ends`: what it measured of itself at the end of each finished phase, if it does."""
     counts: dict[str, int] = {}
     for point in records.train:
         if point.phase < num_phases:
             for name, count in point.replayed_by_method.items():
                 counts[name] = max(count, counts.get(name, 0))
+    ends = {mark.phase: mark.methods for mark in records.phases if mark.event == "end"}
+    measured = [ends.get(phase, {}) for phase in range(num_phases)]
     return {
         name: {
             "flags": method["flags"],
             "extra_parameters": method["extra_parameters"],
             "replayed_tokens": counts.get(name, 0),
+            **(
+                {"phase_ends": [found.get(name, {}) for found in measured]}
+                if any(name in found for found in measured)
+                else {}
+            ),
         }
         for name, method in records.header.get("methods", {}).items()
     }

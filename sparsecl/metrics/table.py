@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sparsecl.metrics.columns import align
@@ -148,6 +148,7 @@ def _heading(summary: dict[str, Any], width: int) -> list[str]:
     if methods:
         said = (f"{name} ({_method_text(method)})" for name, method in methods.items())
         lines.append(f"methods: {', '.join(said)}")
+        lines += [line for name, method in methods.items() for line in _measured(name, method)]
     if summary["seconds"] is not None and summary.get("performance") is None:  # older runs
         speed = number(summary["tokens_per_second"], 0)
         lines.append(f"time: {number(summary['seconds'], 0)} seconds, {speed} tokens per second")
@@ -162,6 +163,14 @@ def _method_text(method: dict[str, Any]) -> str:
     if method["replayed_tokens"]:
         parts.append(f"{method['replayed_tokens']:,} tokens trained again")
     return "; ".join(parts)
+
+
+def _measured(name: str, method: dict[str, Any]) -> Iterator[str]:
+    """What a method measured of itself, a line a figure, by phase."""
+    ends = method.get("phase_ends", [])
+    for figure in dict.fromkeys(key for end in ends for key in end):
+        values = " ".join(number(end.get(figure)) for end in ends)
+        yield f"{name}: {figure} at the end of each phase {values}"
 
 
 def _settings(config: dict[str, Any]) -> list[str]:

@@ -28,6 +28,11 @@ def log_sum_exp(logits: Tensor) -> Tensor:
     return _LogSumExp.apply(logits)  # pyright: ignore[reportReturnType]
 
 
+def squared_norm(logits: Tensor) -> Tensor:
+    """sum_v logits_v^2 over the token ids in use, fp32 [B, T]. Collective over tp."""
+    return _SquaredNorm.apply(logits)  # pyright: ignore[reportReturnType]
+
+
 def chosen(logits: Tensor, ids: Tensor, first_id: int) -> Tensor:
     """The logits of some tokens, [B, T, k]. Collective over tp.
 
@@ -113,6 +118,18 @@ class _LogSumExp(torch.autograd.Function):
         return torch.sub(logits, total[..., None]).exp_().mul_(grad_outputs[0][..., None])
 
 
+class _SquaredNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
+        ctx.save_for_backward(logits)
+        return _sum_over_ranks(_without_padding(logits).square_().sum(dim=-1))
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        (logits,) = ctx.saved_tensors
+        return _without_padding(logits).mul_(2.0 * grad_outputs[0][..., None])
+
+
 class _Divergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, teacher: Tensor, student: Tensor, tau: float) -> Tensor:
@@ -133,6 +150,11 @@ class _Divergence(torch.autograd.Function):
             for logits, total in zip((teacher, student), totals, strict=True)
         )
         return None, q.sub_(p).mul_(grad_outputs[0][..., None] / ctx.tau), None
+
+
+def _without_padding(logits: Tensor) -> Tensor:
+    """A copy with 0 at -inf."""
+    return logits.masked_fill(logits == -torch.inf, 0.0)
 
 
 def _log_sum_exp(logits: Tensor) -> Tensor:

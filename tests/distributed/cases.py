@@ -192,6 +192,7 @@ def train(
     return {
         "losses": trainer.losses(),
         "evals": [r for r in trainer.records if r["kind"] == "eval"],
+        "figures": [r["methods"] for r in trainer.records if "methods" in r],
         "norms": [r["grad_norm"] for r in trainer.records if r["kind"] == "train"],
         "audit": (built.guard.checks, built.guard.nonzero),
         "wrapper": type(built.engine.optimizer).__name__,

@@ -14,6 +14,7 @@ from tests.distributed.pool import Pool
 pytestmark = pytest.mark.dist
 
 ROWS = np.random.default_rng(0).integers(0, 257, (8, 17))
+UNIFORM = torch.from_numpy(np.random.default_rng(2).random((8, 16)))
 IDS = np.random.default_rng(1).integers(0, 257, (8, 16, 5))
 
 
@@ -25,6 +26,7 @@ def term(outputs: ForwardOutputs, teacher: ForwardOutputs, ids: torch.Tensor) ->
         + 0.3 * outputs.log_probs(ids).sum(-1)
         + 0.1 * outputs.logits(ids).square().sum(-1)
         + 0.2 * outputs.logsumexp
+        + 0.01 * outputs.squared_norm
         + best.square().sum(-1)
         + 2.0 * outputs.kl(teacher, 2.0)
     )
@@ -47,6 +49,7 @@ def look(cache: str, stage: str, overrides: tuple[str, ...], out: str) -> dict[s
         "log_probs": outputs.log_probs(ids),
         "kl": outputs.kl(teacher, 2.0),
         "losses": outputs.losses,
+        "drawn": outputs.draw(UNIFORM[mine]),
         "selected": outputs.select(np.array([1, 1])).logits(ids[[1, 1]]),
     }
     values = {key: value.detach().clone() for key, value in values.items()}

@@ -28,6 +28,9 @@ def reference(shared_cache: Path) -> Trace:
     return ReferenceRun(str(shared_cache), ()).train()
 
 
+SPRINGS = "ewc: {strength: 0, sequences: 2}, si: {strength: 0}, mas: {strength: 0, sequences: 2}"
+
+
 @pytest.mark.parametrize("accumulation", [cases.slow(1), 2])
 @pytest.mark.parametrize(("stage", "tp", "dp"), LAYOUTS)
 def test_every_layout_equals_plain_pytorch(
@@ -45,13 +48,13 @@ def test_every_layout_equals_plain_pytorch(
         assert found[name][: len(weight)].sub(weight).abs().max() < TOLERANCE, name
 
 
-def test_ewc_of_strength_zero_is_plain_training_bit_for_bit(pool, shared_cache, tmp_path):
+def test_springs_of_strength_zero_are_plain_training_bit_for_bit(pool, shared_cache, tmp_path):
     runs = [
         pool.run(
             cases.train, 2, str(shared_cache), "zero2", overrides, str(tmp_path / str(number))
         )[0]["losses"]
         for number, overrides in enumerate(
-            (cases.TWO_DOMAINS, (*cases.TWO_DOMAINS, "methods.ewc={strength: 0.0, sequences: 2}"))
+            (cases.TWO_DOMAINS, (*cases.TWO_DOMAINS, f"methods={{{SPRINGS}}}"))
         )
     ]
     assert runs[0] == runs[1]

@@ -83,6 +83,9 @@ class FakeArm:
     moves: float | None = None
     """Write records of drift: KL of each earlier domain at every phase end; None = no records."""
 
+    measures: dict[str, dict[str, float]] = field(default_factory=dict)
+    """What methods measure of themselves at the end of the last phase."""
+
 
 def loss_matrix(arm: FakeArm, order: Sequence[int], num_domains: int, seed: int) -> np.ndarray:
     """[P + 1, D]: `level` right after training, `forgets` more after each later phase."""
@@ -118,6 +121,10 @@ def run_records(arm: FakeArm, order: Sequence[int], domains: Sequence[str], seed
         records = with_panels(records, arm, len(domains))
     if arm.moves is not None:
         records = with_drift(records, arm.moves, domains, order, seed)
+    if arm.measures:
+        place = {key: records[-1][key] for key in ("phase", "step", "tokens")}
+        end = {"kind": "phase", "event": "end", "methods": arm.measures}
+        records = [*records, {**end, **place}]
     for record in records[1:]:
         if arm.stopped is not None and record["step"]:
             record["step"] += arm.stopped - STEPS

@@ -435,6 +435,13 @@ def test_the_page_tells_figures_with_identity_from_those_without(tmp_path):
     assert f_last == pytest.approx(sum(study.values("told", "F_last").values()) / 2)
 
 
+def test_what_methods_measure_of_themselves_is_a_table(tmp_path):
+    known = {"methods": {"m": {"flags": "", "extra_parameters": 0}}}
+    arms = [ARMS[0], FakeArm(name="other", extra=known, measures={"m": {"shared": 0.25}})]
+    study = collect(write_study(tmp_path, arms, seeds=[0, 1]))
+    assert methods.measured_table(study).rows == (("other", "m", "shared", 0.25),)
+
+
 def test_a_report_replaces_a_report_and_nothing_else(tmp_path, monkeypatch):
     study = collect(write_study(tmp_path / "study", ARMS[:1], seeds=[0]))
     monkeypatch.setattr(write, "study_figures", lambda *_: [])

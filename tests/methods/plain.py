@@ -78,8 +78,8 @@ class PlainContext(WeightContext):
     def generator(self, *names: str | int) -> np.random.Generator:
         return seeding.stream(self.seed, *names)
 
-    def mean_gradients(self, rows: np.ndarray, *, each: Any = None) -> SliceTensors:
-        del rows, each
+    def mean_gradients(self, rows: np.ndarray, *, each: Any = None, of: Any = None) -> SliceTensors:
+        del rows, each, of
         return self.means
 
     def step(self, optimizer: torch.optim.Optimizer, *, applied: bool = True) -> None:

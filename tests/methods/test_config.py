@@ -2,16 +2,19 @@
 
 import pytest
 
-from sparsecl.methods.adapters.config import OLoraConfig
+from sparsecl.config import digest
+from sparsecl.methods.adapters.config import LoraConfig, NLoraConfig, OLoraConfig
 from sparsecl.methods.cl.config import (
     AgemConfig,
     DerppConfig,
     EwcConfig,
     GemConfig,
     LwfConfig,
+    MasConfig,
     PackNetConfig,
     ReplayConfig,
     SelfReplayConfig,
+    SiConfig,
 )
 from sparsecl.methods.config import MethodsConfig
 from sparsecl.methods.dst.config import (
@@ -72,11 +75,23 @@ RANK = RankSizes(
     [
         ({}, {}),
         ({"ewc": EwcConfig()}, {"beside": 8 * 1000}),
+        ({"si": SiConfig()}, {"beside": 16 * 1000, "update": 8 * 1000}),
+        ({"mas": MasConfig()}, {"beside": 8 * 1000}),
         ({"packnet": PackNetConfig()}, {"beside": 2 * 1000 + 6 * 1000}),
         # A and B of two domains beside q keep [50, 4] in bf16.
         (
             {"o_lora": OLoraConfig(rank=2, kinds=("q",))},
             {"beside": 6 * 1000, "passing": 2 * 50 * 4},
+        ),
+        # One pair for both later domains.
+        (
+            {"lora": LoraConfig(rank=2, kinds=("q",))},
+            {"beside": 6 * 1000, "passing": 2 * 50 * 2},
+        ),
+        # And the 32 cells of q with their signs, which are less than a chunk.
+        (
+            {"n_lora": NLoraConfig(rank=2, kinds=("q",))},
+            {"beside": 6 * 1000, "passing": 2 * 50 * 4 + 8 * 32},
         ),
         ({"set": SetConfig()}, {"host": 4 * 96}),
         ({"set": SetConfig(adam_restart="per_weight")}, {"beside": 4 * 96, "host": 4 * 96}),
@@ -134,3 +149,10 @@ RANK = RankSizes(
 )
 def test_memory_by_hand(methods, expected):
     assert MethodsConfig(**methods).memory(RANK) == MethodMemory(**expected)
+
+
+def test_runs_without_the_new_keys_keep_their_digest():
+    """The folder of a run is found by it."""
+    old = "44132023dd4d08b27dcf8549239404aa65960071f9330cedcee264ad1c8ee029"
+    assert digest(MethodsConfig(ewc=EwcConfig(), o_lora=OLoraConfig())) == old
+    assert digest(MethodsConfig(ewc=EwcConfig(fisher="true"), o_lora=OLoraConfig())) != old

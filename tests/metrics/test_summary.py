@@ -122,6 +122,29 @@ def test_methods_have_their_flags_parameters_and_tokens(tmp_path, reference):
     assert "methods:" not in table.report(reference)
 
 
+def test_what_methods_measure_of_themselves_stands_by_phase(tmp_path):
+    records = from_matrix(LOSS, DOMAINS, [0, 1, 2])
+    head = records[0] | {"methods": METHODS}
+    ends = [
+        {"kind": "phase", "event": "end", "phase": phase, "step": step, "tokens": 8 * step}
+        | ({"methods": {"third": {"shared": 0.25 * phase, "odd": None}}} if phase else {})
+        for phase, step in ((0, 100), (1, 200), (2, 300))
+    ]
+    written = [head, *sorted([*records[1:], *ends], key=lambda record: record["step"])]
+    summary = summary_of(tmp_path, written)
+    assert "phase_ends" not in summary["methods"]["first"]
+    expected = [{}, {"shared": 0.25, "odd": None}, {"shared": 0.5, "odd": None}]
+    assert summary["methods"]["third"]["phase_ends"] == expected
+    text = " ".join(table.report(summary).split())
+    assert "third: shared at the end of each phase - 0.250 0.500" in text
+    broken = [
+        record | {"methods": {"third": 0.5}} if record in ends else record for record in written
+    ]
+    write_lines(tmp_path / "scalars.jsonl", broken)
+    with pytest.raises(DataError, match="third"):
+        read_records(tmp_path)
+
+
 @pytest.mark.parametrize(
     "methods",
     [

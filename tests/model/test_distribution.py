@@ -4,7 +4,14 @@ tests/distributed/test_outputs.py."""
 import torch
 import torch.nn.functional as F
 
-from sparsecl.model.distribution import chosen, divergence, log_sum_exp, most_likely, sample
+from sparsecl.model.distribution import (
+    chosen,
+    divergence,
+    log_sum_exp,
+    most_likely,
+    sample,
+    squared_norm,
+)
 
 INF = float("inf")
 
@@ -46,10 +53,12 @@ def test_values_and_gradients_are_torch_s_and_padding_has_none():
     teacher, weight = random_logits(1), torch.rand(2, 3, dtype=torch.double)
     ids = torch.tensor([0, 6, 3]).expand(2, 3, 3)
     ours = log_sum_exp(x) + chosen(x, ids, 0).square().sum(-1) + divergence(teacher, x, 1.5)
+    ours = ours + squared_norm(x)
     real, t = y[..., :7], teacher[..., :7]
     log_p, log_q = (t / 1.5).log_softmax(-1), (real / 1.5).log_softmax(-1)
     kl = F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1)
     theirs = real.logsumexp(-1) + real.gather(-1, ids).square().sum(-1) + kl
+    theirs = theirs + real.square().sum(-1)
     torch.testing.assert_close(ours, theirs)
     (ours * weight).sum().backward()
     (theirs * weight).sum().backward()
@@ -62,6 +71,7 @@ def test_gradients_are_finite_differences():
     x = random_logits(0, padding=0).requires_grad_()
     teacher = random_logits(1, padding=0)
     assert torch.autograd.gradcheck(log_sum_exp, (x,))
+    assert torch.autograd.gradcheck(squared_norm, (x,))
     assert torch.autograd.gradcheck(lambda student: divergence(teacher, student, 2.0), (x,))
 
 

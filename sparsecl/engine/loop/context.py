@@ -91,11 +91,13 @@ class RunContext(WeightContext):
         rows: np.ndarray,
         *,
         each: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        of: Callable[[Outputs, np.ndarray], torch.Tensor] | None = None,
     ) -> SliceTensors:
         found = mean_gradients(
             self.built.engine,
             rows,
             each=each,
+            of=of,
             micro=self.schedule.micro,
             scale=min(self.slices.loss_scale, FISHER_SCALE),
         )

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from sparsecl import dist, watchdog
 from sparsecl.data.batches import NO_TARGET, EvaluationWindows
+from sparsecl.engine.loop.outputs import forward
 from sparsecl.engine.texts import EvaluationText, TextName
 from sparsecl.errors import InvariantError
+from sparsecl.methods.context import Outputs
 from sparsecl.metrics.records import Score
 
 NUM_SUMS = 4
@@ -131,6 +133,7 @@ def mean_gradients(
     rows: np.ndarray,
     *,
     each: Callable[[torch.Tensor], torch.Tensor] | None,
+    of: Callable[[Outputs, np.ndarray], torch.Tensor] | None = None,
     micro: int,
     scale: float = 1.0,
 ) -> dict[str, torch.Tensor]:
@@ -143,20 +146,22 @@ def mean_gradients(
         rows: int64 [n, context + 1], the same on all ranks; dealt out to dp ranks in turns.
         each: applied to the gradient of each sequence, one backward pass per sequence (methods.md
             rule: the square of a batch mean is not the mean square). None: `micro` at a time.
+        of: what takes the place of the loss of each token; see methods/context.py.
         scale: multiplies the loss during backward (fp16); taken out of the result.
 
     Returns:
         Parameter name -> fp32 tensor of the tp-local shape, equal on all dp ranks.
     """
     params = dict(engine.module.named_parameters())
-    size, (mine, counted) = (1 if each else micro), _dealt(rows)
+    size, (places, counted) = (1 if each else micro), _dealt(len(rows))
     sums: dict[str, torch.Tensor] = {}
-    for begin in range(0, len(mine), size):
+    for begin in range(0, len(places), size):
         watchdog.beat("gradients for a method")
-        tokens = torch.from_numpy(mine[begin : begin + size]).to(dist.device())
-        weight = counted[begin : begin + size]
+        here, weight = places[begin : begin + size], counted[begin : begin + size]
+        tokens = torch.from_numpy(rows[here]).to(dist.device())
         # The module, not the engine: the engine's outputs only run backward through the engine.
-        losses, _ = engine.module(tokens[:, :-1], tokens[:, 1:])
+        outputs = forward(engine.module, tokens, with_logits=of is not None)
+        losses = outputs.losses if of is None else of(outputs, here)
         if each:
             loss, counts = losses.mean(), float(weight[0])
         else:
@@ -171,10 +176,10 @@ def mean_gradients(
     return sums
 
 
-def _dealt(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """This dp rank's rows, as many as on every rank (under ZeRO-3 each pass gathers parameters),
-    and 1.0 for each that counts; the others are there to make the number equal."""
-    calls = -(-len(rows) // dist.dp_size())
+def _dealt(num_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """This dp rank's rows by their places, as many as on every rank (under ZeRO-3 each pass gathers
+    parameters), and 1.0 for each that counts; the others are there to make the number equal."""
+    calls = -(-num_rows // dist.dp_size())
     places = np.arange(calls) * dist.dp_size() + dist.dp_rank()
-    counted = (places < len(rows)).astype(np.float32)
-    return rows[np.minimum(places, len(rows) - 1)], counted
+    counted = (places < num_rows).astype(np.float32)
+    return np.minimum(places, num_rows - 1), counted

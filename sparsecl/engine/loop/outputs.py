@@ -7,7 +7,14 @@ import numpy as np
 import torch
 
 from sparsecl.methods.context import Batch, Outputs
-from sparsecl.model.distribution import chosen, divergence, log_sum_exp, most_likely
+from sparsecl.model.distribution import (
+    chosen,
+    divergence,
+    log_sum_exp,
+    most_likely,
+    sample,
+    squared_norm,
+)
 from sparsecl.model.vocabulary import VocabularyEmbedding
 
 
@@ -51,6 +58,10 @@ class ForwardOutputs:
     def logsumexp(self) -> torch.Tensor:
         return log_sum_exp(self._kept.values)
 
+    @property
+    def squared_norm(self) -> torch.Tensor:
+        return squared_norm(self._kept.values)
+
     def log_probs(self, ids: torch.Tensor) -> torch.Tensor:
         return self.logits(ids) - self.logsumexp[..., None]
 
@@ -58,6 +69,11 @@ class ForwardOutputs:
         kept = self._kept
         ids = most_likely(kept.values, min(k, kept.vocab_size), kept.first_id)
         return ids, self.log_probs(ids)
+
+    def draw(self, uniform: torch.Tensor) -> torch.Tensor:
+        kept = self._kept
+        u = uniform[..., None].to(kept.values.device)
+        return sample(kept.values, u, kept.vocab_size)[..., 0]
 
     def kl(self, teacher: Outputs, tau: float = 1.0) -> torch.Tensor:
         assert isinstance(teacher, ForwardOutputs)

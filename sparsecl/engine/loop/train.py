@@ -232,11 +232,11 @@ class Trainer:
         self._audit()
         with watchdog.patient("the methods' end of a phase", METHOD_SECONDS):
             self.methods.phase_end(self.context)
+            figures = self.methods.all_figures(self.context)
         position = self.position
         live = self.turnover.figures(self.step, position.phase_step) | self.monitor.live()
-        self.journal.phase_end(self.domain, self.methods.replayed_by_phase, live)
-        position.phase, position.phase_step = phase.index + 1, 0
-        position.data_shift = 0
+        self.journal.phase_end(self.domain, self.methods.replayed_by_phase, live, figures)
+        position.phase, position.phase_step, position.data_shift = phase.index + 1, 0, 0
         self._save()
         if position.phase < len(self.schedule.phases):  # else the end is nearer than a restart
             self._stop_if_asked()

@@ -81,7 +81,7 @@ def about_card(head: str) -> str:
 - `forgetting/DOMAIN`, after each phase: loss now minus loss at the end of the domain's own
   training, nats per token. `forgetting/F_last` and its like are means over domains.
 - `drift/DOMAIN`: KL of the model right after the domain's own training to the model now, nats per
-  token.
+  token. `METHOD/FIGURE`, after each phase: what a method measures of itself.
 - `masks/LAYER`: white is live, black is absent; rows are outputs, columns inputs. A large matrix
   is averaged: brighter is denser.
 - The page CUSTOM SCALARS has the same curves by subject: learning, forgetting, speed, time, memory,

@@ -148,15 +148,26 @@ class Journal:
             density = counts["live"] / counts["cells"]
             self.scalars({"topology/live": counts["live"], "topology/density": density})
 
-    def phase_end(self, domain: str, replayed: Sequence[int], live: Mapping[str, float]) -> None:
+    def phase_end(
+        self,
+        domain: str,
+        replayed: Sequence[int],
+        live: Mapping[str, float],
+        figures: Mapping[str, Mapping[str, float]],
+    ) -> None:
         """A phase is over.
 
         Args:
             replayed: sequences trained again so far, by their own phase.
             live: as Monitor counts them, and what Turnover says of them.
+            figures: what methods measure of themselves, by method and name.
         """
         tokens = [count * self.schedule.shape.context for count in replayed]
-        more = {"replayed_by_phase": tokens} if any(tokens) else {}
+        more: dict[str, Any] = {"replayed_by_phase": tokens} if any(tokens) else {}
+        if figures:
+            more["methods"] = {name: dict(found) for name, found in figures.items()}
+            values = {f"{name}/{k}": v for name, found in figures.items() for k, v in found.items()}
+            self.scalars(values, rare=True)
         self.record("phase", sealed=True, event="end", domain=domain, **more, **live)
         self.live(live)
 

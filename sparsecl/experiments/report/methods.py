@@ -77,6 +77,28 @@ def told_table(study: Study) -> Table:
     return Table(name="told", caption=caption, columns=columns, rows=tuple(rows))
 
 
+def measured_table(study: Study) -> Table:
+    """What methods measured of themselves at the end, a line a method and figure; no rows if none
+    does."""
+    columns = tuple(
+        Column(key=key, heading=key) for key in ("arm", "method", "figure", "at the end")
+    )
+    rows: list[tuple[Cell, ...]] = []
+    for arm in study.plan.arms:
+        done = [run.summary for run in study.done(arm.name) if run.summary is not None]
+        found: dict[tuple[str, str], list[float | None]] = {}
+        for summary in done:
+            for name, method in summary.get("methods", {}).items():
+                for figure, value in (method.get("phase_ends") or [{}])[-1].items():
+                    found.setdefault((name, figure), []).append(value)
+        rows += [(arm.name, *key, mean_of(values)) for key, values in found.items()]
+    caption = (
+        "What methods measure of themselves after the last phase, the mean over seeds "
+        "(sparsecl/methods/README.md says what the figures are)."
+    )
+    return Table(name="measured", caption=caption, columns=columns, rows=tuple(rows))
+
+
 def _figures(summaries: list[dict[str, Any]], suffix: str) -> list[float | None]:
     """Means over runs of F_last and of the mean loss of all domains at the end."""
     last = [matrix_of(summary, f"matrix{suffix}").loss[-1] for summary in summaries]

@@ -10,7 +10,7 @@ from sparsecl.experiments.findings.compare import Comparison
 from sparsecl.experiments.findings.frontier import frontier_text
 from sparsecl.experiments.findings.trends import Trends
 from sparsecl.experiments.report import answer, frontier, results, setting, tables, tuning
-from sparsecl.experiments.report.methods import flags_table, told_table
+from sparsecl.experiments.report.methods import flags_table, measured_table, told_table
 from sparsecl.experiments.report.page import (
     Section,
     bullets,
@@ -258,7 +258,8 @@ def _plasticity(m: Material) -> Markup:
 
 
 def _methods(m: Material) -> Markup:
-    return m.table(flags_table(m.study)) + m.table(told_table(m.study))
+    parts = (flags_table, told_table, measured_table)
+    return Markup().join(m.table(make(m.study)) for make in parts)
 
 
 def _cost(m: Material) -> Markup:

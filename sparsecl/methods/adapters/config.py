@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 from annotated_types import Ge, Gt
 
@@ -10,10 +10,16 @@ from sparsecl.methods.facts import AddedParameter, MethodConfig, MethodMemory, R
 from sparsecl.sparse.sizes import RankSizes
 from sparsecl.topology.layer import LayerKind, LayerShape
 
+CHUNK = 1 << 22
+"""Cells of an update B A that are computed at a time where all of them are looked at."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class OLoraConfig(MethodConfig):
-    """Size of a domain's adapter, and how strongly it is kept apart from those before."""
+class AdapterConfig(MethodConfig):
+    """Size and place of adapters: pairs A, B beside a linear, whose update is alpha / rank B A."""
+
+    part: ClassVar[str]
+    """Name of the parts in the model: that of the method's block."""
 
     flags = {
         "B": "yes",
@@ -24,16 +30,21 @@ class OLoraConfig(MethodConfig):
     }
 
     rank: Annotated[int, Ge(1)] = 8
-    """Of the adapter of one domain."""
+    """Of one adapter."""
 
     alpha: Annotated[float, Gt(0.0)] = 32.0
     """An adapter is multiplied by alpha / rank."""
 
-    l1: Annotated[float, Ge(0.0)] = 0.5
-    """Weight of sum |A_old A^T|, which keeps the new adapter's inputs orthogonal to the old."""
-
     kinds: tuple[LayerKind, ...] = ("q", "v")
     """Linears that have adapters, in every block."""
+
+    def num_pairs(self, num_phases: int) -> int:
+        """Adapters of a linear, over all phases."""
+        return num_phases - 1
+
+    def chosen(self, layers: Sequence[LayerShape]) -> list[LayerShape]:
+        """The linears that have adapters."""
+        return [layer for layer in layers if layer.kind in self.kinds]
 
     def check(self, run: RunFacts) -> None:
         if run.joint or run.num_phases < 2:
@@ -42,29 +53,105 @@ class OLoraConfig(MethodConfig):
             raise ValueError(
                 f"kinds is empty; name one of {', '.join(get_args(LayerKind))} at least"
             )
+        if not self.chosen(run.layers):
+            raise ValueError(
+                f"kinds={list(self.kinds)}: the model has none of these linears. Name others."
+            )
+        if run.freezing:
+            raise ValueError(
+                f"{' and '.join(run.freezing)} freezes weights too, and what both leave free is "
+                "not what either means. Take one of them."
+            )
+        narrow = min(min(one.out_features, one.in_features) for one in self.chosen(run.layers))
+        if self.rank > narrow:
+            raise ValueError(
+                f"rank={self.rank} is more than a linear of {narrow} inputs or outputs has. Lower "
+                "rank."
+            )
+
+    def parameters(
+        self, layers: Sequence[LayerShape], num_phases: int
+    ) -> Mapping[str, AddedParameter]:
+        found, total = {}, self.rank * self.num_pairs(num_phases)
+        for layer in self.chosen(layers):
+            rows = layer.split_dim == 1
+            a, b = (total, layer.in_features), (layer.out_features, total)
+            part = f"{layer.name}.parts.{self.part}"
+            found[f"{part}.a"] = AddedParameter(shape=a, partition_dim=1 if rows else -1)
+            found[f"{part}.b"] = AddedParameter(shape=b, partition_dim=-1 if rows else 0)
+        return found
+
+    def memory(self, rank: RankSizes) -> MethodMemory:
+        # Between A and B each adapter keeps its [tokens, rank * pairs].
+        width = self.rank * self.num_pairs(rank.num_phases) * len(self.chosen(rank.layers))
+        return MethodMemory(beside=rank.held, passing=rank.element * rank.tokens * width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig(AdapterConfig):
+    """Plain LoRA: one adapter for all later domains, or one for each."""
+
+    part = "lora"
+    flags = {
+        "B": "yes",
+        "P": "the first domain's model",
+        "F": "all but the adapter; with `per_domain` all but the newest",
+        "X": "an adapter; with `per_domain` one for each domain after the first",
+        "C": "adapters",
+    }
+
+    per_domain: bool = False
+    """Each later phase trains an adapter of its own; earlier ones are held, and all are added."""
+
+    def num_pairs(self, num_phases: int) -> int:
+        return num_phases - 1 if self.per_domain else 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class OLoraConfig(AdapterConfig):
+    """Size of a domain's adapter, and how strongly it is kept apart from those before."""
+
+    part = "o_lora"
+
+    l1: Annotated[float, Ge(0.0)] = 0.5
+    """Weight of sum |A_old A^T|, which keeps the new adapter's inputs orthogonal to the old."""
+
+    def check(self, run: RunFacts) -> None:
+        super().check(run)
         total = self.rank * (run.num_phases - 1)
-        narrow = min(layer.in_features for layer in run.layers if layer.kind in self.kinds)
+        narrow = min(layer.in_features for layer in self.chosen(run.layers))
         if total > narrow:
             raise ValueError(
                 f"rank={self.rank} for {run.num_phases - 1} domains is {total} directions, and a "
                 f"linear has {narrow} inputs: no more can be orthogonal. Lower rank."
             )
 
-    def parameters(
-        self, layers: Sequence[LayerShape], num_phases: int
-    ) -> Mapping[str, AddedParameter]:
-        found, total = {}, self.rank * (num_phases - 1)
-        for layer in layers:
-            if layer.kind in self.kinds:
-                rows = layer.split_dim == 1
-                a, b = (total, layer.in_features), (layer.out_features, total)
-                part = f"{layer.name}.parts.o_lora"
-                found[f"{part}.a"] = AddedParameter(shape=a, partition_dim=1 if rows else -1)
-                found[f"{part}.b"] = AddedParameter(shape=b, partition_dim=-1 if rows else 0)
-        return found
+
+@dataclass(frozen=True, kw_only=True)
+class NLoraConfig(AdapterConfig):
+    """Size of a domain's adapter, and how strongly its update is kept sparse."""
+
+    part = "n_lora"
+    flags = {**AdapterConfig.flags, "C": "adapters of all domains, and a product of the newest"}
+
+    l1: Annotated[float, Ge(0.0)] = 0.4
+    """Weight of the penalty, a sum over all cells of all adapters' updates."""
+
+    penalty: Literal["dW", "code_product"] = "dW"
+    """dW: sum |B A| of the newest adapter, as in the paper; code_product: sum |A B|, as in the
+    public code, which needs linears with as many inputs as outputs."""
+
+    def check(self, run: RunFacts) -> None:
+        super().check(run)
+        for layer in self.chosen(run.layers) if self.penalty == "code_product" else ():
+            if layer.in_features != layer.out_features:
+                raise ValueError(
+                    f"penalty=code_product multiplies A by B, and {layer.name} has "
+                    f"{layer.in_features} inputs and {layer.out_features} outputs. Use penalty dW, "
+                    "or kinds that are square."
+                )
 
     def memory(self, rank: RankSizes) -> MethodMemory:
-        # Between A and B each adapter keeps its [tokens, rank * domains].
-        num_adapters = sum(layer.kind in self.kinds for layer in rank.layers)
-        width = self.rank * (rank.num_phases - 1) * num_adapters
-        return MethodMemory(beside=rank.held, passing=rank.element * rank.tokens * width)
+        cells = max((layer.num_cells for layer in self.chosen(rank.layers)), default=0)
+        looked = 8 * min(cells, CHUNK) if self.penalty == "dW" else 0  # a product and its sign
+        return super().memory(rank) + MethodMemory(passing=looked)

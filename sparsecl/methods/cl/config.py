@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from sparsecl.config import younger
 from sparsecl.methods.facts import MethodConfig, MethodMemory, RunFacts
 from sparsecl.optim.config import StageConfig
 from sparsecl.sparse.sizes import RankSizes
@@ -30,6 +31,48 @@ class EwcConfig(MethodConfig):
 
     sequences: Annotated[int, Ge(1)] = 256
     """Training sequences of a phase over which its Fisher is averaged."""
+
+    fisher: Literal["empirical", "true"] = younger("empirical")
+    """Whose labels its gradients are of: those of the data, or drawn from the model's own
+    predictions (twice the logits of a sequence in memory, for as long as it takes)."""
+
+    def memory(self, rank: RankSizes) -> MethodMemory:
+        return MethodMemory(beside=8 * rank.slices)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiConfig(MethodConfig):
+    """How strongly weights are held whose way through earlier domains has lowered the loss."""
+
+    flags = {"B": "yes", "X": "four for each weight"}
+
+    strength: Annotated[float, Ge(0.0)] = 1.0
+    """c; 0 is plain training, bit for bit."""
+
+    xi: Annotated[float, Gt(0.0)] = 1.0e-3
+    """Added to the squared way of a weight before its path integral is divided by it."""
+
+    negative: Literal["keep", "clip"] = "keep"
+    """What becomes of path integrals below zero: kept, which pushes such a weight away from its
+    anchor, or set to zero."""
+
+    def memory(self, rank: RankSizes) -> MethodMemory:
+        # Importance, anchor, path and start; in a step its gradient and the weights before it.
+        return MethodMemory(beside=16 * rank.slices, update=8 * rank.slices)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MasConfig(MethodConfig):
+    """How strongly weights are held that the logits depend on."""
+
+    flags = {"B": "yes", "X": "two for each weight"}
+    not_negative = ("precision",)
+
+    strength: Annotated[float, Ge(0.0)] = 1.0
+    """lambda; 0 is plain training, bit for bit."""
+
+    sequences: Annotated[int, Ge(1)] = 256
+    """Training sequences of a phase over which the importance is averaged."""
 
     def memory(self, rank: RankSizes) -> MethodMemory:
         return MethodMemory(beside=8 * rank.slices)

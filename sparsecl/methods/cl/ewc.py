@@ -4,28 +4,29 @@ Sources: Kirkpatrick et al. 2017 (arXiv 1612.00796): loss + sum_i lambda/2 F_i (
 one anchor per domain. Online variant, Schwarz et al. 2018 (arXiv 1805.06370): F <- gamma F + F_new
 and one anchor, the latest weights.
 
-Differs: the sum over anchors is kept as two numbers per weight, P = sum F_i and Q = sum F_i
-theta_i, because the gradient of the penalty is lambda (P theta - Q) whatever the number of domains.
-F is the empirical Fisher per sequence (data labels, gradient of the mean loss per token): other
-conventions scale lambda by constants, so lambda is only comparable within one convention.
+Differs: the sum over anchors is kept as two numbers per weight (spring.py). F is the Fisher per
+sequence, the mean square of the gradient of a sequence's mean loss per token, with labels from the
+data (empirical) or drawn from the model (true): other conventions scale lambda by constants, so
+lambda is only comparable within one convention.
+
+Labels of the true Fisher are drawn for each position given the data before it. They are independent
+of each other then, so products of two positions are zero in the mean, and F is 1 / T^2 times the
+sum of the positions' own Fishers; the empirical one has these products in it.
 """
 
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
-from sparsecl.methods.base import Method
 from sparsecl.methods.cl.config import EwcConfig
-from sparsecl.methods.context import MethodContext, SliceTensors
+from sparsecl.methods.cl.spring import Spring
+from sparsecl.methods.context import MethodContext, Outputs, SliceTensors
 
 
-class Ewc(Method):
-    """EWC on slices: importance and anchor live beside the master, whatever the ZeRO stage.
-
-    A method that measures importance in another way is a relative of it.
-    """
+class Ewc(Spring):
+    """A spring as stiff as the Fisher information. A method that measures importance in another way
+    is a relative of it."""
 
     name = "ewc"
 
@@ -33,52 +34,35 @@ class Ewc(Method):
 
     def __init__(self, config: EwcConfig) -> None:
         super().__init__(config)
-        self.precision: SliceTensors = {}  # P
-        self.target: SliceTensors = {}  # Q
 
-    def after_backward(self, context: MethodContext) -> None:
-        """Add lambda (P theta - Q) to the reduced gradient."""
-        if not self.precision or self.config.strength == 0.0:
-            return
-        for item in context.slices:
-            pull = self.precision[item.name] * item.master - self.target[item.name]
-            context.add_gradient(item, pull, self.config.strength)
-
-    def phase_end(self, context: MethodContext) -> None:
-        """Measure what this domain needs and take its anchor."""
-        fishers = self.importance(context)
-        for item in context.slices:
-            fisher, weights = fishers[item.name].to(item.master.device), item.master
-            old = self.precision.get(item.name, torch.zeros_like(fisher))
-            if self.config.variant == "online":
-                self.precision[item.name] = self.config.gamma * old + fisher
-                self.target[item.name] = self.precision[item.name] * weights
-            else:
-                self.precision[item.name] = old + fisher
-                held = self.target.get(item.name, torch.zeros_like(fisher))
-                self.target[item.name] = held + fisher * weights
+    @property
+    def stiffness(self) -> float:
+        return self.config.strength
 
     def importance(self, context: MethodContext) -> SliceTensors:
         """F of the phase that ends, >= 0, for every slice. Collective."""
         rows = context.rows(context.progress.phase, np.arange(self.config.sequences))
-        return context.mean_gradients(rows, each=torch.square)
+        of = self._own_labels(context) if self.config.fisher == "true" else None
+        return context.mean_gradients(rows, each=torch.square, of=of)
 
-    def slice_tensors(self) -> Iterable[SliceTensors]:
-        """A weight that is dropped takes its spring with it."""
-        return (self.precision, self.target)
+    def _own_labels(self, context: MethodContext) -> Callable[[Outputs, np.ndarray], torch.Tensor]:
+        """Losses of labels that the model draws; a sequence's draws do not depend on the layout."""
 
-    def state_dict(self) -> tuple[Mapping[str, SliceTensors], Mapping[str, Any]]:
-        if not self.precision:
-            return {}, {}
-        return {"precision": self.precision, "target": self.target}, {}
+        def losses(outputs: Outputs, places: np.ndarray) -> torch.Tensor:
+            names, length = (self.name, "labels", context.progress.phase), outputs.losses.shape[1]
+            drawn = [context.generator(*names, int(place)).random(length) for place in places]
+            ids = outputs.draw(torch.from_numpy(np.stack(drawn)))
+            return -outputs.log_probs(ids[..., None])[..., 0]
 
-    def check_state(self, tensors: Collection[str], values: Mapping[str, Any]) -> None:
-        super().check_state(tensors, values)
-        if set(tensors) not in (set(), {"precision", "target"}):
-            raise ValueError(f"it keeps precision and target, not {', '.join(sorted(tensors))}")
+        return losses
 
-    def load_state_dict(
-        self, tensors: Mapping[str, SliceTensors], values: Mapping[str, Any]
-    ) -> None:
-        self.precision = dict(tensors.get("precision", {}))
-        self.target = dict(tensors.get("target", {}))
+    def fasten(self, name: str, importance: torch.Tensor, weights: torch.Tensor) -> None:
+        if self.config.variant == "online":
+            if name in self.precision:
+                self.precision[name] = self.config.gamma * self.precision[name]
+            super().fasten(name, importance, weights)
+        else:
+            old = self.precision.get(name, torch.zeros_like(importance))
+            held = self.target.get(name, torch.zeros_like(importance))
+            self.precision[name] = old + importance
+            self.target[name] = held + importance * weights

@@ -20,11 +20,13 @@ from tests.reference import ReferenceGPT
 
 @dataclass
 class Trace:
-    """What a run gave: of every step loss and gradient norm, and the weights at the end."""
+    """What a run gave: of every step loss and gradient norm, the weights at the end, and what a
+    method measures of itself at the ends of phases, where it does."""
 
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    figures: list[dict[str, dict[str, float]]] = field(default_factory=list)
 
 
 class ReferenceRun:
@@ -93,7 +95,8 @@ class ReferenceRun:
     def phase_end(self) -> None: ...
 
     def train(self) -> Trace:
-        trace, size = Trace(), self.config.batch.sequences
+        self.trace = trace = Trace()
+        size = self.config.batch.sequences
         for phase in self.schedule.phases:
             self.phase = phase.index
             self.phase_start()

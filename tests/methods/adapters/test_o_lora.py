@@ -1,48 +1,27 @@
 """O-LoRA by hand: the penalty and its gradient, what is held, and what the limits are."""
 
-import numpy as np
+from dataclasses import replace
+
 import pytest
 import torch
-from torch import nn
 
 from sparsecl.methods.adapters.config import OLoraConfig
 from sparsecl.methods.adapters.o_lora import OLora
-from sparsecl.methods.facts import RunFacts
 from sparsecl.model.config import ModelConfig
 from sparsecl.model.gpt import GPT
 from sparsecl.model.shapes import layer_shapes
 from sparsecl.model.surgery import GptSide
-from sparsecl.sparse.linear import ColumnParallelSparseLinear
 from sparsecl.sparse.low_rank import LowRank
-from sparsecl.topology.layer import LayerShape
+from tests.methods.adapters import linear
+from tests.methods.adapters.linear import FACTS, Model
 from tests.methods.plain import PlainContext
-
-A = "q.parts.o_lora.a"
-
-
-class Model(nn.Module):
-    """One linear named q, 3 -> 2, as a method sees it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.q = ColumnParallelSparseLinear(LayerShape("q", "q", 2, 3), None)
-        nn.init.ones_(self.q.weight)
-
-    def linears(self):
-        return {"q": self.q}
-
-    def add(self, at, name, part):
-        self.q.add_part(name, part)
-
-    def generator(self, *names):
-        return np.random.default_rng(0)
 
 
 def attached(num_phases: int = 4, **options) -> tuple[OLora, Model, PlainContext]:
-    method, model = OLora(OLoraConfig(**{"rank": 1, "kinds": ("q",), **options})), Model()
-    method.attach(model, num_phases)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    return method, model, PlainContext(model, optimizer, [method])
+    config = OLoraConfig(**{"rank": 1, "kinds": ("q",), **options})
+    method, model, context = linear.attached(OLora, config, num_phases)
+    assert isinstance(method, OLora)
+    return method, model, context
 
 
 def test_an_adapter_changes_nothing_before_it_is_trained():
@@ -125,20 +104,9 @@ def test_each_phase_trains_its_own_part_and_holds_the_rest_bit_for_bit():
     ],
 )
 def test_what_is_refused(options, run, message):
-    facts = {
-        "dense": True,
-        "role": "topology",
-        "storage": "masked",
-        "joint": False,
-        "num_phases": 3,
-        "micro": 4,
-        "optimizer": "adamw",
-        "layers": (LayerShape("q", "q", 4, 4), LayerShape("v", "v", 4, 4)),
-        "others": (),
-    }
-    OLoraConfig(rank=2).check(RunFacts(**facts))
+    OLoraConfig(rank=2).check(FACTS)
     with pytest.raises(ValueError, match=message):
-        OLoraConfig(**{"rank": 2, **options}).check(RunFacts(**{**facts, **run}))
+        OLoraConfig(**{"rank": 2, **options}).check(replace(FACTS, **run))
 
 
 def test_what_it_promises_is_what_it_adds():
