@@ -242,9 +242,9 @@ class RunConfig:
     """Seed of every named random stream: masks, initial weights, order of the data."""
 
     init_from: str | None = None
-    """A checkpoint folder whose weights the run begins with, with a new optimizer; null = draw
-    them. It may be denser than the run, which takes the weights that live. `tools/convert.py
-    hf-import` makes one of foreign weights."""
+    """A checkpoint folder whose weights the run begins with, with a new optimizer, or a run: its
+    newest checkpoint; null = draw them. It may be denser than the run, which takes the weights that
+    live. `tools/convert.py hf-import` makes one of foreign weights."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     topology: TopologyConfig = field(default_factory=TopologyConfig)
