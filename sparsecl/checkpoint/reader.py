@@ -167,6 +167,7 @@ class TrainedWeights:
             DataError: it is damaged.
         """
         self._reader = Reader(find_checkpoint(path).folder)
+        self.manifest = self._reader.manifest
 
     def live(self, shape: LayerShape) -> NDArray[np.bool_]:
         """What lives of a layer, [O, I]; all of it where all weights exist.
