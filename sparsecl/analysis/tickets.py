@@ -14,7 +14,7 @@ One layer of each run is in memory at a time.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -101,27 +101,30 @@ def overlaps(
     """
     shapes = shapes_of(next(iter(runs.values())))
     ticket = TicketConfig(score="movement", above=above)
-    pairs = {pair: [] for pair in combinations(runs, 2)}
+    pairs: dict[tuple[str, str], list[_Parts]] = {pair: [] for pair in combinations(runs, 2)}
     masks = zip(*(_masks(runs[n], shapes, ticket, share, starts[n]) for n in runs), strict=True)
     opened = {n: (TrainedWeights(runs[n]), TrainedWeights(starts[n])) for n in runs}
     for shape, found in zip(shapes, masks, strict=True):
-        by_name = dict(zip(runs, found, strict=True))
-        sides = {n: _dimensions(*opened[n], shape, share, above) for n in runs}
+        sides = {
+            name: (mask, *_dimensions(*opened[name], shape, share, above))
+            for name, mask in zip(runs, found, strict=True)
+        }
         for (one, two), parts in pairs.items():
-            parts.append(
-                (
-                    Shared.of(by_name[one], by_name[two]),
-                    *(Shared.of(a, b) for a, b in zip(sides[one], sides[two], strict=True)),
-                )
-            )
-    return [
-        Overlap(
-            pair,
-            *(sum(column, Shared()) for column in zip(*parts, strict=True)),
-            {shape.name: part[0] for shape, part in zip(shapes, parts, strict=True)},
-        )
-        for pair, parts in pairs.items()
-    ]
+            weights, rows, columns = map(Shared.of, sides[one], sides[two])
+            parts.append((weights, rows, columns))
+    return [_joined(pair, shapes, parts) for pair, parts in pairs.items()]
+
+
+_Parts = tuple[Shared, Shared, Shared]
+"""Weights, rows and columns of one matrix."""
+
+
+def _joined(
+    pair: tuple[str, str], shapes: Sequence[LayerShape], parts: Sequence[_Parts]
+) -> Overlap:
+    weights, rows, columns = (sum(column, Shared()) for column in zip(*parts, strict=True))
+    layers = {shape.name: part[0] for shape, part in zip(shapes, parts, strict=True)}
+    return Overlap(pair, weights, rows, columns, layers)
 
 
 def _dimensions(
@@ -197,7 +200,6 @@ def _masks(
     share: float | None,
     since: Path | None = None,
 ) -> Iterator[Mask]:
-    ticket = TicketConfig(**{**asdict(ticket), "since": None if since is None else str(since)})
-    density = {} if share is None else {"density": share}
-    config = TopologyConfig(kind="ticket", path=str(path), ticket=ticket, **density)
+    ticket = replace(ticket, since=None if since is None else str(since))
+    config = TopologyConfig(kind="ticket", path=str(path), ticket=ticket, density=share or 1.0)
     return ticket_masks(config, shapes, seed=0, open_run=TrainedWeights)
