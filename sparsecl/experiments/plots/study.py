@@ -23,6 +23,11 @@ TUNING = (
     "point diverged."
 )
 
+TICKETS = (
+    "What is left of pruned runs, trained again: faint points are seeds, lines go through their "
+    "means. Dashed: the reference."
+)
+
 MOVEMENT = (
     "Points: runs. Further right: the model has moved further from where it was right after each "
     "domain's training (log scale). Line: through the means of each rate."
@@ -109,12 +114,7 @@ def study_figures(study: Study, comparison: Comparison, trends: Trends) -> list[
                 "Dashed: the reference.",
                 points.density_figure(study, comparison, trends.densities),
             ),
-            (
-                "tickets",
-                "What is left of pruned runs, trained again: faint points are seeds, lines go "
-                "through their means. Dashed: the reference.",
-                tickets.tickets_figure(study, comparison),
-            ),
+            ("tickets", TICKETS, tickets.tickets_figure(study, comparison)),
             (
                 "optima",
                 "Left: means over seeds at every density, a line for each size; ringed: the best. "
