@@ -34,6 +34,9 @@ from sparsecl.files import atomic_open, remove_leftovers, sha256_text, writing
 from sparsecl.metrics.significance import reach
 from sparsecl.opening import make_folder
 
+NOT_SET_APART = ("name:", "checkpoint.initial:", "checkpoint.keep_steps")
+"""Keys that a study sets in its arms, and that change nothing that is computed."""
+
 
 def make_plan(
     study: ScaledStudy,
@@ -206,7 +209,7 @@ def _arm(
         of=belongs,
         size=setting.size,
         levels=setting.levels,
-        differences=tuple(line for line in lines if not line.startswith("name:")),
+        differences=tuple(line for line in lines if not line.startswith(NOT_SET_APART)),
         stream=pairing.stream(setting.config),
         kind=setting.config.topology.kind,
         density=cost.density,
