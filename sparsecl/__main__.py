@@ -26,6 +26,7 @@ PROGRAMS = {
     "bench": ("bench", "time and memory on this machine"),
     "inspect": ("inspect_topology", "the graphs of a config or a run"),
     "interference": ("interference", "how gradients of domains disagree"),
+    "tickets": ("tickets", "which weights several runs have moved"),
 }
 
 

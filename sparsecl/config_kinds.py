@@ -11,7 +11,7 @@ RUN = frozenset(
     "precision parallel speed eval audit plasticity checkpoint log health".split()
 )
 STUDY = frozenset(
-    "name question base scales seeds orders ds_config arms labels grids controls tune "
+    "name question base scales seeds orders ds_config arms labels grids links chains controls tune "
     "analysis".split()
 )
 DEEPSPEED = frozenset(

@@ -20,7 +20,7 @@ from sparsecl import dist
 from sparsecl.checkpoint.find import is_checkpoint, run_above
 from sparsecl.checkpoint.manifest import read_manifest, verify
 from sparsecl.checkpoint.publish import newest_valid
-from sparsecl.checkpoint.reader import Reader, weight_reader
+from sparsecl.checkpoint.reader import Reader, TrainedWeights, weight_reader
 from sparsecl.data.batches import whole_windows
 from sparsecl.data.config import DataConfig, TokenizerConfig
 from sparsecl.data.prepare import PreparedData, prepare
@@ -167,7 +167,13 @@ def _topologies(
         return {}
     shapes = layer_shapes(model.resolved())
     if topology.role == "update":
-        return build_topologies(topology, shapes, seed=seed, read_checkpoint=weight_reader())
+        return build_topologies(
+            topology,
+            shapes,
+            seed=seed,
+            read_checkpoint=weight_reader(),
+            open_run=TrainedWeights,
+        )
     found = {name.removesuffix(".weight"): live for name, live in reader.topologies.items()}
     for shape in shapes:
         live = found.get(shape.name)

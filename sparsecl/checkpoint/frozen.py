@@ -15,10 +15,8 @@ from sparsecl.errors import UserError
 from sparsecl.model.config import ModelConfig
 from sparsecl.model.shapes import layer_shapes
 from sparsecl.topology.build import build_topologies
-from sparsecl.topology.config import TopologyConfig
+from sparsecl.topology.config import ON_DISK, TopologyConfig
 from sparsecl.topology.layer import LayerTopology
-
-ON_DISK = ("from_file", "from_zeros")  # their masks lie in files that may have moved
 
 
 def frozen_weights(manifest: Manifest) -> dict[str, LayerTopology]:

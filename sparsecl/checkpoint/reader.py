@@ -15,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 
 from sparsecl.checkpoint.arrays import METHODS_FILE, read_arrays
+from sparsecl.checkpoint.find import find_checkpoint
 from sparsecl.checkpoint.manifest import Manifest, Piece, read_manifest, verify
 from sparsecl.checkpoint.shards import check_entry, open_shard
 from sparsecl.checkpoint.topologies import TOPOLOGY_FILE, StoredTopologies
 from sparsecl.errors import DataError
-from sparsecl.topology.layer import LayerTopology
+from sparsecl.topology.layer import LayerShape, LayerTopology
 
 
 class Reader:
@@ -153,3 +154,40 @@ def weight_reader() -> Callable[[Path, str], NDArray[np.float32]]:
         return opened(folder).read("master", f"{layer}.weight").numpy()
 
     return read
+
+
+class TrainedWeights:
+    """Live sets and weights of the layers of a run: what a ticket is made of."""
+
+    def __init__(self, path: Path) -> None:
+        """Open a run, at its newest valid checkpoint, or a checkpoint; digests are checked.
+
+        Raises:
+            MissingInputError: there is no such folder, or no checkpoint in it.
+            DataError: it is damaged.
+        """
+        self._reader = Reader(find_checkpoint(path).folder)
+        self.manifest = self._reader.manifest
+
+    def live(self, shape: LayerShape) -> NDArray[np.bool_]:
+        """What lives of a layer, [O, I]; all of it where all weights exist.
+
+        Raises:
+            DataError: it holds no layer of this name and shape.
+        """
+        entry = self._reader.manifest.parameters.get(f"{shape.name}.weight")
+        size = (shape.out_features, shape.in_features)
+        if entry is None or entry.shape != size:
+            found = "none" if entry is None else " x ".join(map(str, entry.shape))
+            raise DataError(
+                f"{self._reader.folder}: the model has {shape.name}, {size[0]} x {size[1]}; here "
+                f"it is {found}"
+            )
+        if not entry.live:
+            return np.ones(size, dtype=np.bool_)
+        return self._reader.topologies[f"{shape.name}.weight"].mask()
+
+    def weight(self, shape: LayerShape) -> NDArray[np.float32]:
+        """The global weight of a layer, fp32 [O, I]; absent weights are 0. Raises as `live`."""
+        self.live(shape)
+        return self._reader.read("master", f"{shape.name}.weight").numpy()

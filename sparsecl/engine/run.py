@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from sparsecl import config as configs
 from sparsecl import dist, meeting
+from sparsecl.checkpoint.find import find_checkpoint, is_checkpoint
 from sparsecl.checkpoint.manifest import MANIFEST, read_manifest
 from sparsecl.checkpoint.publish import candidates, newest_valid
 from sparsecl.config_nodes import read_text
@@ -134,7 +135,7 @@ def dry_run(prepared: Prepared) -> str:
     config, schedule = prepared.config, prepared.schedule
     find_inputs(config.data, config.tokenizer, seed=config.seed)
     if config.init_from is not None and not candidates(prepared.run_dir / "checkpoints"):
-        _check_folder(Path(config.init_from))
+        _start_folder(Path(config.init_from))
     vocab = vocabulary(config)
     counts = ledger.count(config, vocab, prepared.topologies)
     layout = rank_layout(config, schedule, prepared.deepspeed, gpu=_on_gpu())
@@ -409,22 +410,24 @@ def _assemble(
 def _begin_from(folder: Path, built: Built, methods: Methods) -> str:
     """Take over the weights of a checkpoint. Returns the sha256 of its manifest. Collective."""
 
-    def digest() -> str:
-        _check_folder(folder)
-        check_lawful(folder)
-        return sha256_file(folder / MANIFEST)
+    def opened() -> tuple[Path, str]:
+        start = _start_folder(folder)
+        check_lawful(start)
+        return start, sha256_file(start / MANIFEST)
 
-    found = dist.agree(digest, only_first=True)
-    dist.agree(lambda: state.restore(folder, built, methods, weights_only=True))
+    start, found = dist.agree(opened, only_first=True)
+    dist.agree(lambda: state.restore(start, built, methods, weights_only=True))
     built.guard.holds.anchor()
     built.guard.refresh()
     built.guard.audit(0)
     return found
 
 
-def _check_folder(init_from: Path) -> None:
+def _start_folder(init_from: Path) -> Path:
+    """The checkpoint that is named, or the newest of a run."""
     if not init_from.is_dir():
         raise MissingInputError(f"init_from={init_from}: no such folder. Name a checkpoint's.")
+    return init_from if is_checkpoint(init_from) else find_checkpoint(init_from).folder
 
 
 def _find_checkpoint(folder: RunFolder | None, resume: Resume) -> tuple[Path | None, list[str]]:

@@ -151,6 +151,10 @@ class CheckpointConfig:
     """Save the state before the first step as well, in initial/step_0 of the run folder. It stays,
     whatever `keep` is."""
 
+    keep_steps: tuple[int, ...] = younger(())
+    """Optimizer steps of the run whose state is saved as well, and once more in kept/step_N of the
+    run folder, where it stays whatever `keep` is: a start for other runs (init_from)."""
+
     background: bool = False
     """Copy the state, then write it while training goes on. Needs memory for the copy."""
 
@@ -160,6 +164,12 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        steps = self.keep_steps
+        if len(set(steps)) < len(steps) or min(steps, default=1) < 1:
+            raise ValueError(
+                f"keep_steps must be distinct and >= 1, got {list(steps)}; for the state before "
+                "the first step set initial: true"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,9 +242,9 @@ class RunConfig:
     """Seed of every named random stream: masks, initial weights, order of the data."""
 
     init_from: str | None = None
-    """A checkpoint folder whose weights the run begins with, with a new optimizer; null = draw
-    them. It may be denser than the run, which takes the weights that live. `tools/convert.py
-    hf-import` makes one of foreign weights."""
+    """A checkpoint folder whose weights the run begins with, with a new optimizer, or a run: its
+    newest checkpoint; null = draw them. It may be denser than the run, which takes the weights that
+    live. `tools/convert.py hf-import` makes one of foreign weights."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     topology: TopologyConfig = field(default_factory=TopologyConfig)

@@ -104,10 +104,17 @@ def make_schedule(config: RunConfig, *, world_size: int) -> Schedule:
             "phases; give one per phase at most"
         )
     _check_methods(config, micro, len(parts))
+    phases = _phases(config, parts)
+    num_steps = sum(phase.num_steps for phase in phases)
+    if max(config.checkpoint.keep_steps, default=0) > num_steps:
+        raise UserError(
+            f"checkpoint.keep_steps={list(config.checkpoint.keep_steps)}: the run has {num_steps} "
+            "steps; give steps within them"
+        )
     return Schedule(
         shape=shape,
         domains=tuple(domain.name for domain in config.data.domains),
-        phases=_phases(config, parts),
+        phases=phases,
         parts=parts,
         dp_size=dp_size,
         micro=micro,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from sparsecl import dist
-from sparsecl.checkpoint.reader import weight_reader
+from sparsecl.checkpoint.reader import TrainedWeights, weight_reader
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.engine.schedule import Schedule
 from sparsecl.errors import UserError
@@ -37,8 +37,13 @@ def draw_topologies(config: RunConfig) -> dict[str, LayerTopology]:
             layer is too small for a method. The same on every rank, whichever slice it holds.
     """
     shapes = layer_shapes(config.model.resolved())
-    read = weight_reader()
-    found = build_topologies(config.topology, shapes, seed=config.seed, read_checkpoint=read)
+    found = build_topologies(
+        config.topology,
+        shapes,
+        seed=config.seed,
+        read_checkpoint=weight_reader(),
+        open_run=TrainedWeights,
+    )
     for shape in shapes if found else ():
         _check_slices(config, shape, found[shape.name])
     _check_live(config, found)

@@ -32,7 +32,7 @@ from sparsecl.methods.dst.config import (
     SnfsConfig,
 )
 from sparsecl.methods.facts import AddedParameter, MethodConfig, MethodMemory
-from sparsecl.methods.plasticity.config import CbpConfig, ShrinkPerturbConfig
+from sparsecl.methods.plasticity.config import CbpConfig, L1Config, ShrinkPerturbConfig
 from sparsecl.methods.work import MethodWork, RunWork
 from sparsecl.sparse.sizes import RankSizes
 from sparsecl.topology.layer import LayerShape
@@ -110,6 +110,9 @@ class MethodsConfig:
 
     shrink_perturb: ShrinkPerturbConfig | None = None
     """Shrink and perturb: weights lose a little of themselves and gain a little noise."""
+
+    l1: L1Config | None = younger(None)
+    """L1: every weight is pulled towards zero, or towards where the phase has found it."""
 
     def used(self) -> dict[str, MethodConfig]:
         """The blocks that are there, by name, in the order of the fields."""

@@ -24,6 +24,7 @@ from sparsecl.methods.dst.rigl import Rigl
 from sparsecl.methods.dst.set import Set
 from sparsecl.methods.dst.snfs import Snfs
 from sparsecl.methods.plasticity.cbp import Cbp
+from sparsecl.methods.plasticity.l1 import L1
 from sparsecl.methods.plasticity.shrink_perturb import ShrinkPerturb
 from sparsecl.methods.several import Methods
 
@@ -51,6 +52,7 @@ _CLASSES: tuple[type[Method], ...] = (
     Xdg,
     Cbp,
     ShrinkPerturb,
+    L1,
 )
 METHODS: dict[str, type[Method]] = {method.name: method for method in _CLASSES}
 """By the name of a method's block in `MethodsConfig`."""

@@ -16,6 +16,7 @@ from sparsecl.engine.run_config import RunConfig
 from sparsecl.engine.topology import draw_topologies
 from sparsecl.errors import MissingInputError, UserError
 from sparsecl.experiments.study import build_plan
+from sparsecl.experiments.study.chain import stand_in
 from sparsecl.experiments.study.study_file import ScaledStudy, read_study
 from sparsecl.experiments.study.trials import trial_config
 from sparsecl.experiments.study.tune import points
@@ -83,7 +84,8 @@ class Counter:
         self._known: dict[str, dict[str, LiveCounts]] = {}
 
     def topologies(self, config: RunConfig) -> dict[str, LiveCounts]:
-        """Live weights by layer name."""
+        """Live weights by layer name; of a ticket that is not there yet, as many."""
+        config = stand_in(config)
         parts = {"seed": config.seed, "tensor": config.parallel.tensor}
         key = f"{parts} {configs.to_dict(config.topology)} {configs.to_dict(config.model)}"
         if key not in self._known:

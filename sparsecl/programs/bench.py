@@ -56,7 +56,7 @@ from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import CannotCreateError, UserError
 from sparsecl.files import write_json
 from sparsecl.model.config import PRESETS
-from sparsecl.topology.config import TopologyKind
+from sparsecl.topology.config import ON_DISK, TopologyKind
 
 MODES = {
     "per_layer": "the linears alone, each shape and a block of them",
@@ -67,9 +67,7 @@ MODES = {
     "checkpoints": "bytes of a checkpoint, and how long training waits for it",
 }
 # Kinds that --density does not describe.
-KINDS = tuple(
-    kind for kind in get_args(TopologyKind) if kind not in ("dense", "from_file", "from_zeros")
-)
+KINDS = tuple(kind for kind in get_args(TopologyKind) if kind not in ("dense", *ON_DISK))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

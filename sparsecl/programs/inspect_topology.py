@@ -210,7 +210,7 @@ def load_side(
     if progress is not None and num_cells >= LONG_CELLS and config.topology.kind != "dense":
         progress.say(f"{config.name}: drawing {len(shapes)} masks", always=True)
     topologies = _from_checkpoint(path)
-    if not topologies and config.topology.kind == "from_zeros":  # may be a checkpoint: with torch
+    if not topologies and config.topology.kind in ("from_zeros", "ticket"):  # a checkpoint
         from sparsecl.engine.topology import draw_topologies
 
         topologies = draw_topologies(config)

@@ -206,9 +206,7 @@ def only(plan: StudyPlan, arms: Sequence[str] | None) -> StudyPlan:
     for name in arms:
         if name not in known:
             raise UserError(f"--only {name}: there is no such arm; there are {', '.join(known)}")
-    needed = {run.needs for run in plan.runs if run.arm in arms}
-    kept = tuple(run for run in plan.runs if run.arm in arms or run.name in needed)
-    return replace(plan, runs=kept)
+    return replace(plan, runs=plan.with_needed(arms))
 
 
 def show_power(options: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsecl import seeding
-from sparsecl.errors import UserError
+from sparsecl.errors import MissingInputError, UserError
 from sparsecl.topology import tiles
 from sparsecl.topology.brf import brf, shared_index
 from sparsecl.topology.bsw import bsw
@@ -24,6 +24,7 @@ from sparsecl.topology.expander import expander
 from sparsecl.topology.given import ReadCheckpoint, given_masks
 from sparsecl.topology.layer import LayerShape, LayerTopology
 from sparsecl.topology.structured import block_diag, nm
+from sparsecl.topology.ticket import OpenRun, ticket_masks
 
 TopologyFn = Callable[..., NDArray[np.int64]]
 """(out_features, in_features, *, rho, rng, **options) -> sorted flat indices of the live weights of
@@ -48,6 +49,7 @@ def build_topologies(
     *,
     seed: int,
     read_checkpoint: ReadCheckpoint | None = None,
+    open_run: OpenRun | None = None,
 ) -> dict[str, LayerTopology]:
     """Draw, or read, the topology of every layer.
 
@@ -58,6 +60,7 @@ def build_topologies(
     Args:
         read_checkpoint: gives the dense global weight [O, I] of a layer from a checkpoint of a
             run; for kind from_zeros with such a folder.
+        open_run: opens a run or checkpoint; for kind ticket.
 
     Returns:
         Topology by layer name, in the order of `shapes`; empty for a dense model.
@@ -78,6 +81,15 @@ def build_topologies(
             read_checkpoint=read_checkpoint,
         )
         return {shape.name: _given_layer(config, shape, read(shape)) for shape in shapes}
+    if config.kind == "ticket":
+        if open_run is None:
+            raise MissingInputError(
+                f"topology.path: {config.path} is a run, which cannot be read here. Write the "
+                "masks to a .npz file"
+            )
+        masks = ticket_masks(config, shapes, seed=seed, open_run=open_run)
+        pairs = zip(shapes, masks, strict=True)
+        return {shape.name: _given_layer(config, shape, mask) for shape, mask in pairs}
     densities = allocate(config, shapes)
     return {
         shape.name: _drawn_layer(config, shape, densities[shape.name], seed) for shape in shapes
@@ -121,6 +133,11 @@ def _with_options(config: TopologyConfig) -> Callable[..., NDArray[np.int64]]:
 def _given_layer(
     config: TopologyConfig, shape: LayerShape, mask: NDArray[np.bool_]
 ) -> LayerTopology:
+    if not mask.any() and config.kind == "ticket":
+        raise UserError(
+            f"topology.ticket: {_place(shape)} would have no live weight. Prune less, or each "
+            "layer by itself: topology.ticket.scope=layer."
+        )
     if not mask.any():
         raise UserError(f"topology.path: {_place(shape)} has no live weight in {config.path}")
     if config.block is not None:

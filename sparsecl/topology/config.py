@@ -3,9 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le, Lt
 
 from sparsecl.bounds import check_bounds
+from sparsecl.config import younger
 from sparsecl.topology.layer import LayerKind
 
 TopologyKind = Literal[
@@ -20,7 +21,11 @@ TopologyKind = Literal[
     "block_diag",
     "from_file",
     "from_zeros",
+    "ticket",
 ]
+ON_DISK = ("from_file", "from_zeros", "ticket")
+"""Kinds that are not drawn: they follow from files, which may have moved since."""
+
 BackendName = Literal["dense", "csr", "block"]
 
 
@@ -89,6 +94,43 @@ class BlockConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TicketConfig:
+    """What is left of the run or checkpoint in topology.path (kind ticket)."""
+
+    prune: Annotated[float | None, Gt(0), Lt(1)] = None
+    """Share of its live weights to remove, exactly round(share * live). null = so many that
+    topology.density of all weights are left."""
+
+    times: Annotated[int, Ge(1)] = 1
+    """How often `prune` is applied, without training in between: the live weights that so many
+    rounds leave, pruned at once."""
+
+    above: Annotated[float | None, Ge(0)] = None
+    """In place of prune and density: keep the weights whose score is above this."""
+
+    scope: Literal["global", "layer"] = "global"
+    """Compare scores over all layers together, or in each layer by itself."""
+
+    score: Literal["magnitude", "movement", "random"] = "magnitude"
+    """What is removed first. magnitude: small weights; movement: weights that have moved little
+    since the checkpoint in `since`; random: any, by the seed of the run."""
+
+    since: str | None = None
+    """Score movement: the checkpoint, or run, that the distance of a weight is measured from."""
+
+    positions: Literal["ticket", "random"] = "ticket"
+    """random: keep only the number of live weights of each layer and draw them anew, by the seed of
+    the run, as er_fixed does. The control of a ticket."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if self.prune is not None and self.above is not None:
+            raise ValueError("prune and above both say how much is left; give one of them")
+        if self.times > 1 and self.prune is None:
+            raise ValueError("times says how often prune is applied; give prune")
+
+
+@dataclass(frozen=True, kw_only=True)
 class OverrideConfig:
     """A density of its own for some layers."""
 
@@ -114,11 +156,12 @@ class TopologyConfig:
     weight lives with probability density; brf: receptive fields; shared_index: brf with the units
     of every layer shuffled; bsw: small world; expander: regular degrees; nm: N of every M weights;
     block_diag: diagonal blocks, density 1 / g; from_file: the masks in `path`; from_zeros: the
-    zeros of the weights in `path`; dense: all weights live, density is ignored."""
+    zeros of the weights in `path`; ticket: the largest weights of the run in `path`; dense: all
+    weights live, density is ignored."""
 
     density: float = 0.1
     """Live weights / all weights of the masked matrices, in (0, 1]. Ignored by from_file and
-    from_zeros."""
+    from_zeros, and by a ticket that says otherwise."""
 
     role: Literal["topology", "update"] = "topology"
     """topology: absent weights do not exist (value 0). update: all weights exist, but only those
@@ -152,9 +195,11 @@ class TopologyConfig:
     bsw: BswConfig = field(default_factory=BswConfig)
     expander: ExpanderConfig = field(default_factory=ExpanderConfig)
     nm: NmConfig = field(default_factory=NmConfig)
+    ticket: TicketConfig = younger(TicketConfig())
     path: str | None = None
     """from_file: .npz or .safetensors with one mask per layer. from_zeros: .safetensors, a folder
-    of them, or the checkpoint folder of a run."""
+    of them, or the checkpoint folder of a run. ticket: the folder of a run (its newest checkpoint)
+    or of a checkpoint."""
 
     def __post_init__(self) -> None:
         _check_density(self.density)
@@ -173,6 +218,8 @@ class TopologyConfig:
             raise ValueError("backend block needs tiles: set block.size, for example block.size=16")
         if self.kind == "nm" and self.block is not None:
             raise ValueError("block has no meaning for kind nm, which keeps single weights")
+        if self.kind == "ticket" and self.block is not None:
+            raise ValueError("block has no meaning for kind ticket, which keeps single weights")
         if self.kind in ("from_file", "from_zeros") and not self.path:
             raise ValueError(f"path is required for kind {self.kind}: the file with the masks")
         check_bounds(self)

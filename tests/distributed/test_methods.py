@@ -23,6 +23,7 @@ from tests.distributed.references.adapters import (
 from tests.distributed.references.agem import AgemReference, GemReference
 from tests.distributed.references.cbp import CbpReference
 from tests.distributed.references.derpp import DerppReference
+from tests.distributed.references.l1 import L1Reference
 from tests.distributed.references.lwf import LwfReference
 from tests.distributed.references.packnet import PackNetReference
 from tests.distributed.references.replay import ReplayReference
@@ -147,6 +148,10 @@ CASES = {
         ShrinkPerturbReference,
         ("methods.shrink_perturb={shrink: 1.0, sigma: 0.001}",),
         run=("topology.storage=packed",),
+    ),
+    "l1": Case(L1Reference, ("methods.l1={strength: 0.3, towards: start}",)),
+    "l1, subgradient": Case(
+        L1Reference, ("methods.l1={strength: 0.01, form: subgradient, vectors: true}",)
     ),
 }
 

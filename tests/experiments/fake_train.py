@@ -9,6 +9,9 @@ one named "preempted..." asks to be started again after every third line, "stuck
 Where its config is there (fake_tuning.py writes it), the losses at the end follow from the learning
 rate, with an optimum for each density, and it writes what it was given into given.json.
 
+A linked run (study/chain.py) finds what it takes in a finished run, and writes ticket.json: what
+every run before it has found, so that two studies can be compared.
+
 With FAKE_HOLD=N:FIFO it writes N lines at most, then one byte into the FIFO, and waits until it is
 ended. It has the FIFO open all the time: who reads it sees its end when all runs are gone.
 """
@@ -65,6 +68,7 @@ def main(arguments=None):
     arm, seed = settings["name"].rsplit("-seed", 1)
     until = settings.get("phases.until_loss")
     last = None
+    write_ticket(options.run_dir, arm, seed, settings)
     if options.config and options.config.is_file():
         import yaml
 
@@ -77,6 +81,19 @@ def main(arguments=None):
             print("sparsecl: step 2: 5 steps had a gradient that is not finite", file=sys.stderr)
             return 70
     return write(options.run_dir, arm, int(seed), json.loads(until) if until else None, last)
+
+
+def write_ticket(folder, arm, seed, settings):
+    """Name of the run, and what it takes from whom, with all that those have taken."""
+    found = {"run": f"{arm}/{seed}"}
+    for key in ("topology.path", "topology.ticket.since", "init_from"):
+        if key in settings:
+            place = Path(json.loads(settings[key]))
+            run, _, step = str(place).partition("/kept/" if "/kept/" in str(place) else "/initial/")
+            assert (Path(run) / "results.json").exists(), f"{run} is not done"
+            found[key] = [step, json.loads((Path(run) / "ticket.json").read_text())]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "ticket.json").write_text(json.dumps(found))
 
 
 def write(folder, arm, seed, until=None, last=None):

@@ -27,7 +27,7 @@ from sparsecl.methods.dst.config import (
     SnfsConfig,
 )
 from sparsecl.methods.facts import MethodMemory
-from sparsecl.methods.plasticity.config import CbpConfig, ShrinkPerturbConfig
+from sparsecl.methods.plasticity.config import CbpConfig, L1Config, ShrinkPerturbConfig
 from sparsecl.sparse.sizes import RankSizes
 from sparsecl.topology.layer import LayerShape
 
@@ -140,6 +140,9 @@ RANK = RankSizes(
         ),
         ({"shrink_perturb": ShrinkPerturbConfig()}, {"update": 28 * 300}),
         ({"shrink_perturb": ShrinkPerturbConfig(sigma=0.0)}, {}),
+        ({"l1": L1Config()}, {"update": 12 * 300}),
+        ({"l1": L1Config(towards="start")}, {"beside": 4000, "update": 12 * 300}),
+        ({"l1": L1Config(towards="start", strength=0.0)}, {}),
         # What stays adds up; updates come one after the other.
         (
             {"ewc": EwcConfig(), "set": SetConfig(), "shrink_perturb": ShrinkPerturbConfig()},

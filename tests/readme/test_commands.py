@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsecl.programs import bench, metrics, plan, sample, train
+from sparsecl.programs import bench, metrics, plan, sample, tickets, train
 from tests.events import HANG, free_port
 from tests.experiments.fake_study import FakeArm, write_study
 from tests.faults import matrix
@@ -319,6 +320,16 @@ def interference_tool(arguments: list[str], workspace: Workspace) -> None:
     assert (workspace.folder / arguments[0] / "interference.json").is_file()
 
 
+def tickets_tool(arguments: list[str], workspace: Workspace) -> None:
+    options = tickets.parser().parse_args(arguments)
+    for run in options.runs:
+        folder = workspace.train_into(str(run))
+        first = min(folder.glob("checkpoints/step_*"), key=lambda path: int(path.name[5:]))
+        shutil.copytree(first, folder / "initial" / "step_0", dirs_exist_ok=True)
+    output = workspace.run(sys.executable, "tools/tickets.py", *arguments)
+    assert output.splitlines()[1].startswith("dense and sparse")
+
+
 def sample_tool(arguments: list[str], workspace: Workspace) -> None:
     options = sample.parser().parse_args(arguments)
     workspace.train_into(str(options.path))
@@ -344,6 +355,7 @@ SCRIPTS: dict[str, Callable[[list[str], Workspace], None]] = {
     "tools/interference.py": interference_tool,
     "tools/metrics.py": metrics_tool,
     "tools/sample.py": sample_tool,
+    "tools/tickets.py": tickets_tool,
     "tools/bench.py": bench_tool,
     "tools/convert.py": convert_tool,
     "tests.faults.matrix": fault_matrix,

@@ -2,13 +2,19 @@
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sparsecl.errors import DataError, UserError
 from sparsecl.experiments.running import slurm, slurm_task
-from sparsecl.experiments.study.study_plan import failure_file, read_plan, run_folder
+from sparsecl.experiments.study.study_plan import (
+    failure_file,
+    read_plan,
+    run_folder,
+    write_plan,
+)
 from tests.experiments.running.test_runner import write_study
 from tests.slurm.stand_ins import stand_ins
 from tests.slurm.test_scripts import HOSTILE, ROOT
@@ -157,3 +163,29 @@ def test_names_that_slurm_would_change(tmp_path):
 )
 def test_ranges(numbers, text):
     assert slurm._ranges(numbers) == text
+
+
+def test_each_link_of_a_chain_is_an_array_after_those_before(tmp_path, fake):
+    arms = ("dense", "first", "second", "random")
+    study = write_study(tmp_path / "study", arms, seeds=(0,))
+    plan = read_plan(study)
+    names = {run.arm: run.name for run in plan.runs}
+    takes = {"first": "dense", "second": "first", "random": "first"}
+    runs = tuple(
+        replace(run, mask_of=names[takes[run.arm]], weights_of=names["dense"], weights_step=2)
+        if run.arm in takes
+        else run
+        for run in plan.runs
+    )
+    plan = replace(plan, runs=runs)
+    arrays = PLACE.jobs(study, plan, runs, ())[:-1]
+    assert [array.runs for array in arrays] == [
+        (names["dense"],),
+        (names["first"],),
+        (names["second"], names["random"]),
+    ]
+    assert [array.after for array in arrays] == [(), ("JOB1",), ("JOB1", "JOB2")]
+    write_plan(study, plan)
+    assert slurm_task.main(["begin", str(study), "2"]) == 64
+    failure = json.loads(failure_file(study, plan.runs[2]).read_text())
+    assert failure["reason"] == "needs dense/seed0, which is not done"

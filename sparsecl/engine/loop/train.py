@@ -272,7 +272,7 @@ class Trainer:
                 stopped = self._evaluate_all("during", phase=phase.index)
             if audited:
                 self._audit()
-            if _due(position.phase_step, config.checkpoint.every) and not stopped:
+            if self.keeper.is_due() and not stopped:
                 self._save()
             if not stopped:
                 self._stop_if_asked()

@@ -24,6 +24,9 @@ SAVE_SECONDS = 3600.0
 INITIAL = "initial"
 """Folder of the checkpoint before the first step, beside `checkpoints`."""
 
+KEPT = "kept"
+"""Folder of the checkpoints of checkpoint.keep_steps, beside `checkpoints`."""
+
 
 def saved_records(state: Mapping[str, Any]) -> Extent:
     """What scalars.jsonl held when the checkpoint with this `state` was saved."""
@@ -57,8 +60,16 @@ class Keeper:
         self.saved_step = -1
         """The step of the last checkpoint of this process that has not failed up to now."""
 
+    def is_due(self) -> bool:
+        """Is this step one to save at, inside a phase?"""
+        every = self.config.every
+        if every and self.position.phase_step % every == 0:
+            return True
+        return self.position.step in self.config.keep_steps
+
     def save(self, methods: Methods) -> None:
-        """Save the run as it is now.
+        """Save the run as it is now; where checkpoint.keep_steps names this step, once more beside
+        the others, where it stays. A run that goes on from before it writes the same weights anew.
 
         Raises:
             StorageError, CannotCreateError: if checkpoint.on_failure says to stop.
@@ -69,11 +80,14 @@ class Keeper:
         self.saved_step = self.position.step
         if self.saver.last is not None:
             self.journal.saved(self.saver.last, stall_seconds=time.monotonic() - begin)
+        if self.position.step in self.config.keep_steps:
+            keep, place = len(self.config.keep_steps), self.root.with_name(KEPT)
+            self._save(Saver(place, keep=keep, background=False), methods)
 
     def save_initial(self, methods: Methods) -> None:
         """Save the run before its first step, if checkpoint.initial says so; raises as `save`.
 
-        It lies beside the others: nothing resumes from it, and retention does not see it.
+        It lies beside the others too: nothing resumes from it, and retention does not see it.
         """
         if self.config.initial:
             self._save(Saver(self.root.with_name(INITIAL), keep=1, background=False), methods)

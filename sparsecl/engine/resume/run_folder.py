@@ -28,7 +28,7 @@ FILES = (
     "forgetting.png",
     "interference.json",
 )
-FOLDERS = ("checkpoints", "diagnostics", "initial", "tb", "wandb")
+FOLDERS = ("checkpoints", "diagnostics", "initial", "kept", "tb", "wandb")
 
 
 class RunFolder:

@@ -138,7 +138,7 @@ def density_figure(
         _draw_trend(axes, study, comparison, trend, index)
     for arm in study.plan.arms:
         if study.plan.is_reference(arm):
-            _draw_level(axes, comparison.figures[arm.name, "F_last"], plain(arm.label))
+            draw_level(axes, comparison.figures[arm.name, "F_last"], plain(arm.label))
     axes.set_xscale("log")
     densities = sorted({arm.density for t in known for arm in map(study.plan.arm, t.arms)})
     axes.set_xticks(densities, [f"{density:.3g}" for density in densities])
@@ -150,7 +150,7 @@ def density_figure(
     return figure
 
 
-def _draw_level(axes: Axes, figure: Values, label: str) -> None:
+def draw_level(axes: Axes, figure: Values, label: str) -> None:
     """The mean of a reference as a level, with its interval."""
     if figure.estimate is None:
         return

@@ -8,7 +8,7 @@ from sparsecl.experiments.findings.collect import Study
 from sparsecl.experiments.findings.compare import Comparison, sequential
 from sparsecl.experiments.findings.curves import domains_of, mean_matrix, num_phases, order_of
 from sparsecl.experiments.findings.trends import Trends
-from sparsecl.experiments.plots import frontier, lines, matrices, optima, points
+from sparsecl.experiments.plots import frontier, lines, matrices, optima, points, tickets
 from sparsecl.experiments.plots.style import freeze
 from sparsecl.experiments.plots.tuning import tuning_figure
 from sparsecl.experiments.study.measures import MEASURES
@@ -21,6 +21,11 @@ MAX_LINES = 7
 TUNING = (
     "Means over the tuning seeds, which the test does not use; ringed: taken. A value without a "
     "point diverged."
+)
+
+TICKETS = (
+    "What is left of pruned runs, trained again: faint points are seeds, lines go through their "
+    "means. Dashed: the reference."
 )
 
 MOVEMENT = (
@@ -109,6 +114,7 @@ def study_figures(study: Study, comparison: Comparison, trends: Trends) -> list[
                 "Dashed: the reference.",
                 points.density_figure(study, comparison, trends.densities),
             ),
+            ("tickets", TICKETS, tickets.tickets_figure(study, comparison)),
             (
                 "optima",
                 "Left: means over seeds at every density, a line for each size; ringed: the best. "

@@ -30,7 +30,8 @@ from sparsecl.files import temporary_folder, writing
 MARK = "tables/seeds.csv"
 """What tells such a folder from others, from that of a study above all."""
 
-FIGURES = ("tuning", "frontier", "arms", "density", "crossover", "core", "movement", "pareto")
+FIGURES = ("tuning", "frontier", "arms", "density", "tickets", "crossover", "core", "movement")
+FIGURES += ("pareto",)
 
 
 def publish(study: Study, folder: Path) -> Path:

@@ -232,7 +232,7 @@ def _frontier(m: Material) -> Markup:
 
 
 def _density(m: Material) -> Markup:
-    body = m.plot("density") + m.table(results.density_table(m.study, m.trends))
+    body = m.plot("tickets") + m.plot("density") + m.table(results.density_table(m.study, m.trends))
     return body or paragraph(
         "No three arms differ in density alone, so no relation with density can be fitted."
     )

@@ -121,7 +121,8 @@ class Runner:
         for run in waiting:
             blocker = self._blocker(run)
             if blocker == "failed":
-                self._fail(run, None, f"needs {run.needs}, which failed")
+                failed = next(n for n in run.waits_for if self.status[n] == "failed")
+                self._fail(run, None, f"needs {failed}, which failed")
             elif blocker == "open" or len(self.active) >= self.place.slots:
                 left.append(run)
             else:
@@ -130,10 +131,8 @@ class Runner:
 
     def _blocker(self, run: Run) -> str:
         """ "open" while what it needs is not done, "failed" if it never will be, "" if ready."""
-        if run.needs is None:
-            return ""
-        status = self.status[run.needs]
-        return {"done": "", "failed": "failed"}.get(status, "open")
+        found = {self.status[name] for name in run.waits_for}
+        return "failed" if "failed" in found else "open" if found - {"done"} else ""
 
     def _start(self, run: Run) -> None:
         used = {active.slot for active in self.active}
@@ -194,12 +193,33 @@ def run_options(folder: Path, plan: StudyPlan, run: Run) -> list[str]:
         settings.append(f"phases.order=[{', '.join(plan.orders[run.order])}]")
     if run.needs is not None:
         settings.append(f"phases.until_loss={_losses(folder, plan, run.needs)}")
+    settings += _taken(folder, plan, run)
     return [
         *("--ds_config", plan.ds_config),
         *("--config", str(arm_config(folder, run.arm))),
         *("--run_dir", str(run_folder(folder, run))),
         *("--set", *settings),
     ]
+
+
+def _taken(folder: Path, plan: StudyPlan, run: Run) -> list[str]:
+    """What a linked run takes, with whole paths: it is the same run from whatever folder."""
+    by_name = {other.name: other for other in plan.runs}
+
+    def place(name: str) -> Path:
+        return run_folder(folder.resolve(), by_name[name])
+
+    found: dict[str, Path] = {}
+    if run.mask_of is not None:
+        found["topology.path"] = place(run.mask_of)
+    if run.since_of is not None:
+        found["topology.ticket.since"] = place(run.since_of) / "initial" / "step_0"
+    if run.weights_of is not None:
+        step, weights = run.weights_step, place(run.weights_of)
+        if step is not None:
+            weights = weights / ("kept" if step else "initial") / f"step_{step}"
+        found["init_from"] = weights
+    return [f"{key}={json.dumps(str(path))}" for key, path in found.items()]
 
 
 def _losses(folder: Path, plan: StudyPlan, name: str) -> list[float]:

@@ -81,7 +81,8 @@ class SlurmPlace:
     ) -> list[Job]:
         """What `submit` would submit for these runs: arrays, and the report after them.
 
-        Runs that need others come in an array of their own, after all that may do these.
+        Runs that need others come in arrays of their own, after all that may do these: one for
+        each link of a chain.
 
         Args:
             queued: numbers of the arrays of this study that are in the queue.
@@ -91,13 +92,13 @@ class SlurmPlace:
         """
         folder = folder.resolve()
         jobs: list[Job] = []
-        first = [run for run in runs if run.needs is None]
-        later = [run for run in runs if run.needs is not None]
         waiting = tuple(sorted(set(queued)))
-        if first:
-            jobs.append(self._array(folder, plan, first, after=()))
-        if later:
-            jobs.append(self._array(folder, plan, later, after=(*waiting, *_numbers(jobs))))
+        ranks: dict[int, list[Run]] = {}
+        for run in runs:
+            ranks.setdefault(plan.rank(run), []).append(run)
+        for rank, some in sorted(ranks.items()):
+            after = (*waiting, *_numbers(jobs)) if rank else ()
+            jobs.append(self._array(folder, plan, some, after=after))
         interference = ("interference",) if plan.analysis.interference else ()
         report = Job(
             options=(

@@ -37,10 +37,11 @@ def begin(folder: Path, run: Run) -> list[str]:
     if status_of(folder, run)[0] == "done":
         return []
     log = log_file(folder, run)
-    needed = next((other for other in plan.runs if other.name == run.needs), None)
+    needed = [other for other in plan.runs if other.name in run.waits_for]
     try:
-        if needed is not None and status_of(folder, needed)[0] != "done":
-            raise UserError(f"needs {needed.name}, which is not done")
+        for other in needed:
+            if status_of(folder, other)[0] != "done":
+                raise UserError(f"needs {other.name}, which is not done")
         return [str(log), str(plan.threads), *run_options(folder, plan, run)]
     except UserError as error:
         _write_failure(folder, run, None, str(error))

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -12,6 +12,7 @@ from sparsecl.config_nodes import read_text
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import UserError
 from sparsecl.experiments.study import pairing
+from sparsecl.experiments.study.chain import LinkConfig, link_lines, linked_run, stand_in
 from sparsecl.experiments.study.controls import Control, Priced, controls, own_references
 from sparsecl.experiments.study.measures import MEASURES
 from sparsecl.experiments.study.study_file import ScaledStudy, Setting
@@ -32,6 +33,9 @@ from sparsecl.experiments.study.tune import Tuning
 from sparsecl.files import atomic_open, remove_leftovers, sha256_text, writing
 from sparsecl.metrics.significance import reach
 from sparsecl.opening import make_folder
+
+NOT_SET_APART = ("name:", "checkpoint.initial:", "checkpoint.keep_steps")
+"""Keys that a study sets in its arms, and that change nothing that is computed."""
 
 
 def make_plan(
@@ -55,6 +59,7 @@ def make_plan(
     Raises:
         UserError: what is wrong with the study, before any work.
     """
+    price = _before_its_links(price)
     digest, tune = None, study.config.tune
     if tune is not None:
         check_tune(study)
@@ -80,6 +85,8 @@ def make_plan(
         for setting in all_of_them
     )
     by_name = {setting.name: setting.config for setting in all_of_them}
+    links = {s.name: s.link for s in all_of_them if s.link.arms}
+    _check_seeds(links, study.seeds)
     plan = StudyPlan(
         name=study.config.name,
         question=study.config.question,
@@ -87,12 +94,12 @@ def make_plan(
         seeds=study.seeds,
         analysis=analysis,
         arms=arms,
-        runs=tuple(_runs(arms, roles, study)),
+        runs=tuple(_linked(_runs(arms, roles, study), links, by_name, study.seeds)),
         orders=study.orders,
         ds_config=str(study.ds_config),
         threads=threads,
         command=shlex.join(command),
-        digest=digest or _digest(by_name, study),
+        digest=digest or _digest(by_name, links, study),
         tuning=tuning,
     )
     _check_analysis(plan, by_name)
@@ -188,19 +195,21 @@ def _arm(
     lines = configs.differences(configs.to_dict(reference.config), configs.to_dict(setting.config))
     if control is not None and control.needs_losses:
         lines.append(f"phases.until_loss: null -> the losses of {control.of} after each phase")
+    lines += link_lines(setting.link)
     label = study.config.labels.get(setting.name, setting.name)
-    if control is not None:
-        of = study.config.labels.get(control.of, control.of)
-        rest = setting.name.removeprefix(f"{control.of}.").replace("_", " ").replace(".", " ")
+    role, belongs = (control.role, control.of) if control else (setting.role, setting.of)
+    if belongs is not None and setting.name not in study.config.labels:
+        of = study.config.labels.get(belongs, belongs)
+        rest = setting.name.removeprefix(f"{belongs}.").replace("_", " ").replace(".", " ")
         label = f"{of}: {rest}"
     return Arm(
         name=setting.name,
         label=label,
-        role=control.role if control else "arm",
-        of=control.of if control else None,
+        role=role,
+        of=belongs,
         size=setting.size,
         levels=setting.levels,
-        differences=tuple(line for line in lines if not line.startswith("name:")),
+        differences=tuple(line for line in lines if not line.startswith(NOT_SET_APART)),
         stream=pairing.stream(setting.config),
         kind=setting.config.topology.kind,
         density=cost.density,
@@ -229,6 +238,43 @@ def _runs(arms: Sequence[Arm], roles: dict[str, Control], study: ScaledStudy) ->
     return runs
 
 
+def _linked(
+    runs: Sequence[Run],
+    links: Mapping[str, LinkConfig],
+    by_name: Mapping[str, RunConfig],
+    seeds: Sequence[int],
+) -> Iterator[Run]:
+    """The runs, each with the names of those that it takes its topology and weights from."""
+    names = {(run.arm, run.seed, run.order): run.name for run in runs}
+    for run in runs:
+        if run.arm not in links:
+            yield run
+            continue
+        # A domain by itself has no order; it takes from the runs of the first.
+        order = run.order or next((r.order for r in runs if r.order), "")
+        yield linked_run(
+            run,
+            links[run.arm],
+            by_name[run.arm],
+            seeds,
+            lambda arm, seed, order=order: names[arm, seed, order],
+        )
+
+
+def _check_seeds(links: Mapping[str, LinkConfig], seeds: Sequence[int]) -> None:
+    for name, link in links.items():
+        if link.other_seed and len(seeds) < 2:
+            raise UserError(
+                f"links.{name}.other_seed: the study has one seed; give it two or more, or leave "
+                "out this arm (the control reinit of a chain)"
+            )
+
+
+def _before_its_links(price: Callable[[RunConfig], Priced]) -> Callable[[RunConfig], Priced]:
+    """`price` for arms whose topology follows from runs that are not done."""
+    return lambda config: price(stand_in(config))
+
+
 def _check_analysis(plan: StudyPlan, by_name: Mapping[str, RunConfig]) -> None:
     """Names in the analysis that are not there."""
     domains = [domain.name for domain in by_name[plan.analysis.reference].data.domains]
@@ -251,10 +297,13 @@ def _check_analysis(plan: StudyPlan, by_name: Mapping[str, RunConfig]) -> None:
                 )
 
 
-def _digest(by_name: dict[str, RunConfig], study: ScaledStudy) -> str:
+def _digest(
+    by_name: dict[str, RunConfig], links: Mapping[str, LinkConfig], study: ScaledStudy
+) -> str:
     parts = {
         "arms": {name: configs.digest(config) for name, config in by_name.items()},
         **({"orders": configs.to_dict(study.orders)} if study.orders else {}),
+        **({"links": configs.to_dict(links)} if links else {}),
         "seeds": list(study.seeds),
         "ds_config": read_text(study.ds_config),
     }

@@ -78,7 +78,11 @@ def controls(
     references = own_references(settings, reference)
 
     def made(name: str, control: str, config: RunConfig) -> Setting:
-        return Setting(f"{name}.{control}", config, size=by_name[name].size)
+        # What is made of the arm itself takes what the arm takes; the reference takes nothing.
+        arm = by_name[name]
+        setting = Setting(f"{name}.{control}", config, size=arm.size)
+        own = control not in ("equal_parameters", "stopped_early")
+        return replace(setting, link=arm.link) if own else setting
 
     def base(name: str) -> RunConfig:
         return references[by_name[name].size].config
@@ -210,8 +214,12 @@ def _asked(names: tuple[str, ...], control: str, settings: list[Setting]) -> lis
     return [
         setting.name
         for setting in settings
-        if setting.name in names or (SPARSE in names and setting.config.topology.kind != "dense")
+        if setting.name in names or (SPARSE in names and _is_sparse_arm(setting))
     ]
+
+
+def _is_sparse_arm(setting: Setting) -> bool:
+    return setting.role == "arm" and setting.config.topology.kind != "dense"
 
 
 def _stoppable(name: str, arm: RunConfig, reference: RunConfig) -> RunConfig:

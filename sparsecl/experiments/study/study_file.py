@@ -19,8 +19,9 @@ from sparsecl.checkout import shipped
 from sparsecl.config_nodes import empty_mapping, fail, join, override
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import UserError
+from sparsecl.experiments.study.chain import ChainConfig, LinkConfig, chained, with_kept
 from sparsecl.experiments.study.orders import Order, named
-from sparsecl.experiments.study.study_plan import AnalysisConfig, at_size
+from sparsecl.experiments.study.study_plan import AnalysisConfig, Role, at_size
 from sparsecl.experiments.study.tune import TuneConfig
 
 GIVEN = {
@@ -135,6 +136,12 @@ class StudyConfig:
     grids: tuple[GridConfig, ...] = ()
     """More arms."""
 
+    links: dict[str, LinkConfig] = field(default_factory=dict)
+    """Arm -> what its runs take from finished runs of other arms."""
+
+    chains: dict[str, ChainConfig] = field(default_factory=dict)
+    """Name -> rounds of pruning, which make arms: NAME.1, NAME.2, ..."""
+
     controls: ControlsConfig = field(default_factory=ControlsConfig)
     analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
 
@@ -144,6 +151,7 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         named = {"name": [self.name], "arms": self.arms, "scales": self.scales}
+        named["chains"] = self.chains
         for key, names in {**named, "orders": self.orders}.items():
             for name in names:
                 if not NAME.fullmatch(name):
@@ -164,6 +172,10 @@ class Setting:
     levels: dict[str, str] = field(default_factory=dict)
     size: str | None = None
     """Of a study of several sizes."""
+    link: LinkConfig = field(default_factory=LinkConfig)
+    role: Role = "arm"
+    of: str | None = None
+    """Of what a chain has made: the arm that it belongs to."""
 
 
 @dataclass(frozen=True)
@@ -276,7 +288,13 @@ def _at_sizes(
             raise UserError(f"{path}: {key}: {size!r} must be letters, digits, _ - .")
         config = _laid(base, node, f"{key}.{size}")
         settings += [
-            replace(setting, name=at_size(setting.name, size), size=size)
+            replace(
+                setting,
+                name=at_size(setting.name, size),
+                size=size,
+                link=setting.link.at_size(size),
+                of=setting.of and at_size(setting.of, size),
+            )
             for setting in _settings(study, at, config, path)
         ]
 
@@ -332,40 +350,62 @@ def _seeds(given: int | tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _settings(study: StudyConfig, scale: ScaleConfig, base: RunConfig, path: Path) -> list[Setting]:
-    """Arms as written, then those of the grids; of two equal ones the first is kept."""
-    for name in scale.arms:
-        if name not in study.arms:
-            known = ", ".join(study.arms)
-            raise UserError(f"{path}: arms of a scale: there is no arm {name}; there are {known}")
+    """Arms as written, then those of the grids, then those of the chains; of two equal ones the
+    first is kept."""
+    for key, names in (("links", study.links), ("arms of a scale", scale.arms)):
+        for name in names:
+            if name not in study.arms:
+                known = ", ".join(study.arms)
+                raise UserError(f"{path}: {key}: there is no arm {name}; there are {known}")
     found = []
     for name, node in study.arms.items():
         config = _laid(base, node, f"arms.{name}")
         if name in scale.arms:
             config = _laid(config, scale.arms[name], f"arms.{name} of the scale")
-        found.append(Setting(name, config))
-    written: dict[str, str] = {}
+        found.append(Setting(name, config, link=study.links.get(name, LinkConfig())))
+    written: dict[object, str] = {}
     for setting in found:
-        twin = written.setdefault(configs.digest(setting.config), setting.name)
+        twin = written.setdefault((configs.digest(setting.config), setting.link), setting.name)
         if twin != setting.name:
             raise UserError(f"{path}: arms.{setting.name}: is the same as {twin}; leave one out")
     for number, grid in enumerate(study.grids):
         found += _grid(grid, base, f"grids.{number}")
-    kept: dict[str, Setting] = {}
+    kept: dict[object, Setting] = {}
     for setting in found:
-        digest = configs.digest(setting.config)
-        if digest in kept:
-            old = kept[digest]
-            kept[digest] = replace(old, levels={**setting.levels, **old.levels})
+        key = (configs.digest(setting.config), setting.link)
+        if key in kept:
+            old = kept[key]
+            kept[key] = replace(old, levels={**setting.levels, **old.levels})
         else:
-            kept[digest] = setting
-    names = [setting.name for setting in kept.values()]
+            kept[key] = setting
+    settings = [*kept.values()]
+    settings += _chained(study, settings, path)
+    names = [setting.name for setting in settings]
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"{path}: two arms are named {name}; rename an arm, an axis or a level")
     for name in study.labels:
         if name not in names:
             raise UserError(f"{path}: labels: there is no arm {name}; there are {', '.join(names)}")
-    return list(kept.values())
+    return with_kept(settings, str(path), lambda setting, config: replace(setting, config=config))
+
+
+def _chained(study: StudyConfig, settings: Sequence[Setting], path: Path) -> list[Setting]:
+    """The arms that the chains of a study make of these."""
+    by_name = {setting.name: setting.config for setting in settings}
+    made = []
+    for name, chain in study.chains.items():
+        key = f"chains.{name}"
+        if chain.of not in by_name:
+            known = ", ".join(by_name)
+            raise UserError(f"{path}: {key}.of: there is no arm {chain.of}; there are {known}")
+        arm = by_name[chain.of]
+        finding = None if chain.find is None else _laid(arm, chain.find, f"{key}.find")
+        made += [
+            Setting(one.name, one.config, link=one.link, role=one.role, of=one.of)
+            for one in chained(name, chain, arm, finding)
+        ]
+    return made
 
 
 def _grid(grid: GridConfig, base: RunConfig, key: str) -> list[Setting]:

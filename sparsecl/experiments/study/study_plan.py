@@ -13,6 +13,7 @@ A study folder:
 """
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -37,6 +38,10 @@ Role = Literal[
     "equal_flops",
     "joint",
     "alone",
+    "one_shot",
+    "random",
+    "reinit",
+    "link",
     "trial",
 ]
 
@@ -100,8 +105,8 @@ class Arm:
     """For people: in tables and legends."""
 
     role: Role = "arm"
-    """arm: stated in the study; trial: of its tuning. The others are controls, see
-    experiments/study/controls.py."""
+    """arm: stated in the study; trial: of its tuning; link: finds tickets for other arms. The
+    others are controls, see experiments/study/controls.py and chain.py."""
 
     of: str | None = None
     """Controls: the arm it belongs to."""
@@ -166,11 +171,29 @@ class Run:
     needs: str | None = None
     """Name of a run that must be done before: its losses after each phase end those of this one."""
 
+    mask_of: str | None = None
+    """Likewise: its last weights are pruned to the topology of this one."""
+
+    since_of: str | None = None
+    """Likewise: movement is measured from its initial weights."""
+
+    weights_of: str | None = None
+    """Likewise: this one begins with its weights."""
+
+    weights_step: int | None = None
+    """After which of its steps; 0 = its initial weights, None = its last."""
+
     def __post_init__(self) -> None:
         # A plan that somebody else has written may not name folders outside of the study's.
         for key, name in (("arm", self.arm), ("order", self.order or "none")):
             if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
                 raise ValueError(f"{key}: {name!r} cannot name a folder")
+
+    @property
+    def waits_for(self) -> tuple[str, ...]:
+        """Names of all runs that must be done before."""
+        found = (self.needs, self.mask_of, self.since_of, self.weights_of)
+        return tuple(dict.fromkeys(name for name in found if name is not None))
 
     @property
     def place(self) -> str:
@@ -218,6 +241,28 @@ class StudyPlan:
     def arm(self, name: str) -> Arm:
         """By name; it must be there."""
         return next(arm for arm in self.arms if arm.name == name)
+
+    def with_needed(self, arms: Collection[str]) -> tuple[Run, ...]:
+        """The runs of some arms, and all that these wait for."""
+        names = {run.name for run in self.runs if run.arm in arms}
+        while True:
+            more = {name for run in self.runs if run.name in names for name in run.waits_for}
+            if more <= names:
+                return tuple(run for run in self.runs if run.name in names)
+            names |= more
+
+    def rank(self, run: Run) -> int:
+        """How many runs at most must be done one after the other before this one can begin."""
+        by_name = {other.name: other for other in self.runs}
+        ranks: dict[str, int] = {}
+
+        def of(name: str) -> int:
+            if name not in ranks:
+                ranks[name] = -1  # a plan in a circle, which nobody has made, must end too
+                ranks[name] = max((1 + of(other) for other in by_name[name].waits_for), default=0)
+            return ranks[name]
+
+        return of(run.name)
 
     def runs_of(self, arm: str) -> list[Run]:
         """In the order of the seeds."""

@@ -143,6 +143,13 @@ def check_tune(study: ScaledStudy) -> None:
         UserError: names the key.
     """
     tune = asked(study)
+    for setting in study.settings:
+        if setting.link.arms:
+            raise UserError(
+                f"tune: {setting.name} begins with what a run of {setting.link.arms[0]} has found, "
+                "which no trial has. Tune the arms in a study without links and chains, and give "
+                "them the values here."
+            )
     seen = [seed for seed in tune.on.seeds if seed in study.seeds]
     if seen:
         raise UserError(

@@ -86,3 +86,36 @@ class ShrinkPerturbConfig(MethodConfig):
     def memory(self, rank: RankSizes) -> MethodMemory:
         # Places, draws and noise of one slice.
         return MethodMemory(update=28 * rank.largest_slice if self.sigma else 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class L1Config(MethodConfig):
+    """How hard every weight is pulled, and to where."""
+
+    flags = {"B": "`towards: start`", "X": "one for each weight, `towards: start`"}
+
+    strength: Annotated[float, Ge(0.0)] = 0.1
+    """lambda. proximal: a weight comes lr * lambda nearer at each step; under Adam, whose steps are
+    about lr long, 1 lets nothing go that is not pulled the same way all the time."""
+
+    towards: Literal["zero", "start"] = "zero"
+    """zero: the L1 norm of the weights; start: of their distance from the start of the phase."""
+
+    form: Literal["proximal", "subgradient"] = "proximal"
+    """proximal: soft thresholding after the optimizer's step, with exact zeros; subgradient: lambda
+    times the sign, added to the gradient before it is clipped."""
+
+    vectors: bool = False
+    """Pull vectors (norms, biases) too."""
+
+    @property
+    def anchored(self) -> bool:
+        """It keeps the weights of the start of a phase."""
+        return self.towards == "start" and self.strength > 0
+
+    def memory(self, rank: RankSizes) -> MethodMemory:
+        # The distance of one slice, its size and its sign.
+        return MethodMemory(
+            beside=4 * rank.slices if self.anchored else 0,
+            update=12 * rank.largest_slice if self.strength else 0,
+        )
