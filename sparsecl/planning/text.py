@@ -129,8 +129,9 @@ def _head(found: Estimate) -> str:
             f"{counts.density_masked:.3f})",
             f"  FLOPs/token {token.useful:.3e} by live weights, {token.executed:.3e} executed, "
             f"{token.dense:.3e} dense",
-            f"  FLOPs       {flops.total:.3e} of the run by live weights{run_parts(flops)}, "
+            f"  FLOPs       {flops.total:.3e} of the run by live weights, "
             f"{flops.executed:.3e} executed",
+            *([f"              {parts}"] if (parts := run_parts(flops)) else []),
             f"  layout      tp {config.parallel.tensor} x dp {schedule.dp_size}, "
             f"ZeRO {found.stage}; batch {schedule.accumulation} x {schedule.micro} sequences per "
             f"rank = {schedule.tokens_per_step:,} tokens per step",

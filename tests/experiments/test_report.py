@@ -11,7 +11,7 @@ from markupsafe import escape
 
 from sparsecl.errors import CannotCreateError
 from sparsecl.experiments.findings.collect import collect
-from sparsecl.experiments.findings.compare import compare
+from sparsecl.experiments.findings.compare import Comparison, arm_figure, compare
 from sparsecl.experiments.findings.trends import Trends, crossovers, trends
 from sparsecl.experiments.plots import lines, points, style
 from sparsecl.experiments.plots.study import study_figures
@@ -19,7 +19,7 @@ from sparsecl.experiments.report import answer, methods, setting, write, write_r
 from sparsecl.experiments.report.page import STYLE
 from sparsecl.experiments.report.results import interference_table
 from sparsecl.experiments.report.table import Column, Table, as_csv, as_html, as_latex, shown
-from sparsecl.experiments.report.tables import seeds_table
+from sparsecl.experiments.report.tables import cost_table, seeds_table
 from sparsecl.experiments.study.measures import MEASURES
 from sparsecl.experiments.study.study_plan import AnalysisConfig
 from sparsecl.metrics.power import detectable
@@ -187,6 +187,22 @@ def test_the_other_tables_follow_from_the_run_folders(made):
     assert int(cost["er"]["flops"]) == 6 * 100_000 * 300 * 4096
     failed = {row["arm"]: row for row in table(report, "runs")}
     assert (failed["er"]["seed6"], failed["er"]["seed5"]) == ("failed", "done")
+
+
+def test_what_moving_the_graph_computes_is_part_of_the_cost(made):
+    study, *_ = made
+    measured = ("seconds", "tokens_per_second")
+    names = [arm.name for arm in study.plan.arms]
+    figures = {(name, key): arm_figure(study, name, key) for name in names for key in measured}
+    for more in ({}, {"gradient_flops": 5, "score_flops": 7}):
+        arms = tuple(replace(arm, **more) for arm in study.plan.arms)
+        moved = replace(study, plan=replace(study.plan, arms=arms))
+        found = cost_table(moved, Comparison(figures=figures, contrasts=()))
+        hidden = {column.key for column in found.columns if column.csv_only}
+        assert hidden == (set() if more else {"gradient_flops", "score_flops"})
+        keys = [column.key for column in found.columns]
+        row = dict(zip(keys, found.rows[names.index("er")], strict=True))
+        assert row["flops"] == 6 * 100_000 * 300 * 4096 + sum(more.values())
 
 
 def test_the_page_shows_the_tables_rounded(made):

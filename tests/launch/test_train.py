@@ -108,6 +108,10 @@ def test_every_step_is_recorded(finished):
     records = read_records(folder)
     assert [point.step for point in records.train] == list(range(1, 25))
     assert [point.tokens for point in records.train] == [128 * k for k in range(1, 25)]
+    flops, live = records.header["flops"], records.header["parameters"]["live"]
+    assert 24 * 128 * 6 * live < flops["training"] < 24 * 128 * 12 * live
+    assert flops["executed"] >= flops["training"]
+    assert flops["dense_gradients"] == flops["scores"] == 0.0
 
 
 def test_the_tables_are_printed_and_kept(finished):

@@ -396,7 +396,15 @@ def test_a_config_is_planned_with_all_its_parts(capsys):
     words[0] = str(cases.ROOT / words[0])
     assert plan.main([*words, "--scaling"]) == 0
     shown = capsys.readouterr().out
-    parts = ("parameters", "FLOPs/token", "moments", "largest micro-batch", "all_reduce", "MFU")
+    parts = (
+        "parameters",
+        "FLOPs/token",
+        "of the run by live weights",
+        "moments",
+        "largest micro-batch",
+        "all_reduce",
+        "MFU",
+    )
     for part in (*parts, "activations", "goodput", "GPU-hours", "tp 2 x dp 8"):
         assert part in shown, part
     assert "$" not in shown  # nobody has named a price

@@ -128,7 +128,7 @@ def costs(
             f"{token.executed:.3e} executed ({by})",
             f"  Tokens: {flops.tokens:,}{replayed}; training: "
             f"{flops.executed + again * token.executed:.3e} FLOPs executed",
-            *([f"  By live weights: {flops.total:.3e} FLOPs{parts}"] if parts else []),
+            *([f"  By live weights: {flops.total:.3e} FLOPs: {parts}"] if parts else []),
             f"  Memory per rank, {storage}: {_bytes(memory.total)} (buffers of DeepSpeed come on "
             "top)",
             *(f"    {part:<12}{_bytes(size):>12}" for part, size in _memory_parts(memory).items()),
@@ -138,12 +138,15 @@ def costs(
 
 
 def run_parts(flops: ledger.RunFlops) -> str:
-    """What methods add to the passes of the model, in brackets; nothing where they add nothing."""
+    """Of what the FLOPs of a run consist, where methods add to the passes of the model; else
+    nothing."""
     kinds = {"gradients of absent weights": flops.gradients, "scores of the graph": flops.scores}
     parts = [f"{name} {size:.3e}" for name, size in kinds.items() if size]
-    if flops.training != flops.per_token.useful * flops.tokens:
-        parts.insert(0, f"{flops.training:.3e} with a density that changes")
-    return f" ({', '.join(parts)})" if parts else ""
+    changes = flops.training != flops.per_token.useful * flops.tokens
+    if not parts and not changes:
+        return ""
+    passes = "passes at a density that changes" if changes else "passes"
+    return ", ".join([f"{passes} {flops.training:.3e}", *parts])
 
 
 def _scored_lines(config: RunConfig, scored: Mapping[str, Scored] | None) -> dict[str, str]:
