@@ -18,8 +18,8 @@ from sparsecl.topology.build import build_topologies
 from sparsecl.topology.config import TopologyConfig
 from tests.distributed import cases
 from tests.distributed.pool import Pool
-from tests.distributed.references.ewc import EwcReference
 from tests.distributed.references.run import ReferenceRun, Trace
+from tests.distributed.references.springs import SpringReference
 from tests.distributed.test_parity import TOLERANCE
 from tests.distributed.test_restore import assert_equal_states, go_on, train_part
 
@@ -112,7 +112,7 @@ def test_evaluations_are_those_of_whole_positions(pool, shared_cache, tmp_path):
 def test_ewc_measures_whole_gradients(pool, shared_cache, tmp_path):
     overrides = (*cases.EWC, *SPREAD, "batch.micro=2")
     results = pool.run(train, 2, str(shared_cache), "zero2", overrides, str(tmp_path), {})
-    check_run(results, EwcReference(str(shared_cache), cases.EWC).train(), tmp_path)
+    check_run(results, SpringReference(str(shared_cache), cases.EWC).train(), tmp_path)
 
 
 def test_a_run_goes_on_with_and_without(pool, shared_cache, tmp_path, reference):
