@@ -46,8 +46,8 @@ class SiConfig(MethodConfig):
 
     flags = {"B": "yes", "X": "four for each weight"}
 
-    strength: Annotated[float, Ge(0.0)] = 1.0
-    """c; 0 is plain training, bit for bit."""
+    strength: Annotated[float, Ge(0.0)] = 0.1
+    """c; depends on the problem, sweep 1e-2..1e1. 0 is plain training, bit for bit."""
 
     xi: Annotated[float, Gt(0.0)] = 1.0e-3
     """Added to the squared way of a weight before its path integral is divided by it."""
@@ -68,8 +68,9 @@ class MasConfig(MethodConfig):
     flags = {"B": "yes", "X": "two for each weight"}
     not_negative = ("precision",)
 
-    strength: Annotated[float, Ge(0.0)] = 1.0
-    """lambda; 0 is plain training, bit for bit."""
+    strength: Annotated[float, Ge(0.0)] = 1.0e-3
+    """lambda, 1 in the paper, whose outputs are few; logits of a vocabulary are many, and 1 holds
+    everything. Sweep 1e-5..1e-1. 0 is plain training, bit for bit."""
 
     sequences: Annotated[int, Ge(1)] = 256
     """Training sequences of a phase over which the importance is averaged."""
