@@ -69,7 +69,7 @@ class MasConfig(MethodConfig):
     not_negative = ("precision",)
 
     strength: Annotated[float, Ge(0.0)] = 1.0e-3
-    """lambda, 1 in the paper, whose outputs are few; logits of a vocabulary are many, and 1 holds
+    """lambda; our own default: the squared norm of all logits of a vocabulary is large, and 1 holds
     everything. Sweep 1e-5..1e-1. 0 is plain training, bit for bit."""
 
     sequences: Annotated[int, Ge(1)] = 256
