@@ -1,0 +1,188 @@
+"""Methods as they are tested: their options, and the references that they must agree with."""
+
+from dataclasses import dataclass
+
+from tests.distributed import cases
+from tests.distributed.references.adapters import (
+    AdapterReference,
+    NLoraReference,
+    OLoraReference,
+)
+from tests.distributed.references.agem import AgemReference, GemReference
+from tests.distributed.references.cbp import CbpReference
+from tests.distributed.references.derpp import DerppReference
+from tests.distributed.references.l1 import L1Reference
+from tests.distributed.references.lwf import LwfReference
+from tests.distributed.references.packnet import PackNetReference
+from tests.distributed.references.replay import ReplayReference
+from tests.distributed.references.rewired import (
+    ChtReference,
+    ChtsReference,
+    DeepRReference,
+    EmsReference,
+    GranetReference,
+    MestReference,
+    PerWeightReference,
+    RiglReference,
+    SetReference,
+    SnfsReference,
+)
+from tests.distributed.references.run import ReferenceRun
+from tests.distributed.references.self_replay import SelfReplayReference
+from tests.distributed.references.shrink_perturb import ShrinkPerturbReference
+from tests.distributed.references.springs import SpringReference
+from tests.distributed.references.xdg import XdgReference
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method as it is tested: its options, and what it must agree with."""
+
+    reference: type[ReferenceRun]
+    overrides: tuple[str, ...]
+    tolerance: float = 1e-5
+    run: tuple[str, ...] = ()
+    """Overrides of the run alone, which its reference knows nothing of."""
+
+
+TRUE_FISHER = "methods.ewc={strength: 1000.0, sequences: 5, fisher: true}"
+MAS = "methods.mas={strength: 1.0, sequences: 5}"
+CBP = "methods.cbp={rate: 0.1, maturity: 3, decay: 0.9}"
+
+AGEM = "methods.{}={{sequences: 12, sequences_per_step: 5}}"
+# The second domain then soon pulls against the first: in 6 of 10 steps under A-GEM.
+FAST = "optimizer.lr=0.02"
+
+CASES = {
+    "cbp": Case(CbpReference, (CBP,)),
+    "cbp, packed": Case(CbpReference, (CBP,), run=("topology.storage=packed",)),
+    # The third phase is the first that an earlier adapter pushes away.
+    "o_lora": Case(
+        OLoraReference,
+        ("methods.o_lora={rank: 4, kinds: [q, down], l1: 0.02}", "phases.order=[a, b, a]"),
+    ),
+    "lora": Case(
+        AdapterReference, ("methods.lora={rank: 4, kinds: [q, down]}", "phases.order=[a, b, a]")
+    ),
+    "lora, per domain": Case(
+        AdapterReference,
+        ("methods.lora={rank: 4, kinds: [q, down], per_domain: true}", "phases.order=[a, b, a]"),
+    ),
+    "n_lora": Case(
+        NLoraReference,
+        ("methods.n_lora={rank: 4, kinds: [q, down], l1: 0.002}", "phases.order=[a, b, a]"),
+    ),
+    "n_lora, code's": Case(
+        NLoraReference,
+        (
+            "methods.n_lora={rank: 4, kinds: [q, o], l1: 0.02, penalty: code_product}",
+            "phases.order=[a, b, a]",
+        ),
+    ),
+    "ewc": Case(SpringReference, ("methods.ewc={strength: 1000.0, sequences: 5}",)),
+    "ewc, true": Case(SpringReference, (TRUE_FISHER,)),
+    "si": Case(SpringReference, ("methods.si={strength: 10.0}",)),
+    "si, clip": Case(SpringReference, ("methods.si={strength: 10.0, negative: clip}",)),
+    "mas": Case(SpringReference, (MAS,)),
+    # No penalty is in what another one measures.
+    "springs": Case(SpringReference, (TRUE_FISHER, MAS, "methods.si={strength: 5.0}")),
+    "derpp": Case(
+        DerppReference,
+        ("methods.derpp={sequences: 40, share: 0.5, alpha: 0.5, top: 5, rest: 0.3}",),
+    ),
+    "lwf": Case(LwfReference, ("methods.lwf={alpha: 20.0}",)),
+    "agem": Case(AgemReference, (AGEM.format("agem"), FAST)),
+    # The third phase has two constraints.
+    "gem": Case(
+        GemReference, (AGEM.format("gem"), FAST, "phases.order=[a, b, a]", "phases.steps=7")
+    ),
+    "self_replay": Case(SelfReplayReference, ("methods.self_replay={sequences: 20, share: 0.5}",)),
+    "set": Case(SetReference, ("methods.set={every: 3, drop_fraction: 0.3}",)),
+    "rigl": Case(RiglReference, ("methods.rigl={every: 3, drop_fraction: 0.3}",)),
+    "per_weight": Case(
+        PerWeightReference,
+        ("methods.set={every: 3, drop_fraction: 0.3, adam_restart: per_weight}",),
+    ),
+    "mest": Case(MestReference, ("methods.set={every: 3, drop: mest, mest_gradient: 3.0}",)),
+    "snfs": Case(SnfsReference, ("methods.snfs={every: 3}",)),
+    "granet": Case(
+        GranetReference,
+        ("methods.granet={every: 3, final_density: 0.1, final_fraction: 0.1}",),
+    ),
+    "granet, layer": Case(
+        GranetReference,
+        ("methods.granet={every: 3, final_density: 0.1, scope: layer}",),
+    ),
+    "deep_r": Case(DeepRReference, ("methods.deep_r={l1: 0.3, noise: 0.3}",)),
+    "deep_r, global": Case(
+        DeepRReference, ("methods.deep_r={l1: 0.3, noise: 0.3, every: 4, scope: global}",)
+    ),
+    "deep_r, soft": Case(DeepRReference, ("methods.deep_r={l1: 0.05, noise: 0.3, variant: soft}",)),
+    "cht": Case(ChtReference, ("methods.cht={every: 3, stop_overlap: 1.0}",)),
+    "chts": Case(ChtsReference, ("methods.chts={every: 3}",)),
+    "chtss": Case(ChtsReference, ("methods.chts={every: 3, final_density: 0.1}",)),
+    "em_s by head": Case(
+        EmsReference, ("methods.chts={every: 3, em_s: [0.05, 0.025], per_head: true}",)
+    ),
+    "packnet": Case(PackNetReference, ("methods.packnet={prune: [0.5, 0.25]}",)),
+    "replay": Case(ReplayReference, ("methods.replay={sequences: 64, share: 0.5}",)),
+    "xdg": Case(XdgReference, ("methods.xdg={closed: 0.5}",)),
+    "shrink_perturb": Case(
+        ShrinkPerturbReference, ("methods.shrink_perturb={shrink: 1.0, sigma: 0.001}",)
+    ),
+    "shrink_perturb, packed": Case(
+        ShrinkPerturbReference,
+        ("methods.shrink_perturb={shrink: 1.0, sigma: 0.001}",),
+        run=("topology.storage=packed",),
+    ),
+    "l1": Case(L1Reference, ("methods.l1={strength: 0.3, towards: start}",)),
+    "l1, subgradient": Case(
+        L1Reference, ("methods.l1={strength: 0.01, form: subgradient, vectors: true}",)
+    ),
+}
+
+# Those whose state or graph moves within a phase.
+STEPWISE = (
+    "cbp",
+    "derpp",
+    "replay",
+    "si",
+    "si, clip",
+    "springs",
+    "set",
+    "rigl",
+    "per_weight",
+    "mest",
+    "snfs",
+    "granet",
+    "granet, layer",
+    "deep_r",
+    "deep_r, global",
+    "deep_r, soft",
+    "cht",
+    "chts",
+    "chtss",
+    "em_s by head",
+)
+# Those that look at more than one element at a time, and so at tp's split.
+SPLIT = (
+    *("cbp", "o_lora", "derpp", "rigl", "packnet", "snfs", "granet", "deep_r", "cht", "chtss"),
+    *("springs", "n_lora", "self_replay", "xdg"),
+)
+# Parts of "springs" and "n_lora", or like them: seen in one layout, in the slow tests.
+PARTS = {
+    "ewc, true": ("zero2", 2, 1),
+    "si": ("zero3", 1, 2),
+    "si, clip": ("zero3", 1, 2),
+    "mas": ("zero2", 2, 1),
+    "lora": ("zero3", 1, 2),
+    "lora, per domain": ("zero3", 1, 2),
+    "n_lora, code's": ("zero2", 2, 1),
+}
+WHOLE = [name for name in CASES if name not in PARTS]
+
+
+def overrides_of(name: str, tp: int, dp: int) -> tuple[str, ...]:
+    """With two micro-batches a step."""
+    layout = (f"parallel.tensor={tp}", f"batch.micro={8 // dp // 2}")
+    return (*cases.TWO_DOMAINS, *CASES[name].overrides, *CASES[name].run, *layout)
