@@ -220,3 +220,16 @@ def test_what_the_pages_tell_of_experiment_1():
     assert f"by {min(moved):.3f} to {max(moved):.3f}, which" in page
     taken = {row["arm"]: float(row["optimizer.lr_taken"]) for row in rows(folder, "tuned")}
     assert taken == {"dense": 1e-3, **dict.fromkeys(labels, 2e-3)}
+
+
+def test_the_page_tells_experiment_2_as_its_tables_do():
+    page = " ".join((RESULTS.parent / "README.md").read_text().split())
+    text = page[page.index("**Experiment 2**") : page.index("**Experiment 3**")]
+    told = re.findall(r"(-?[\d.]+) \[(-?[\d.]+), (-?[\d.]+)\]", text)
+    found = rows(RESULTS / "exp2_topology", "tests-primary")
+    assert len(told) == len(found) == 6
+    for numbers, row in zip(told, found, strict=True):
+        again = [float(row[key]) for key in ("difference", "low", "high")]
+        assert list(map(float, numbers)) == pytest.approx(again, abs=5.1e-4)
+    equal = [row["arm"] for row in found if row["verdict"] == "equivalent within 0.05"]
+    assert equal == ["brf_r03", "bsw", "expander"]
