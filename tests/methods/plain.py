@@ -14,6 +14,7 @@ from torch import nn
 from sparsecl import seeding
 from sparsecl.methods.base import Method
 from sparsecl.methods.context import Batch, Progress, SliceTensors
+from sparsecl.methods.facts import RunFacts
 from sparsecl.methods.several import Methods
 from sparsecl.methods.weights import WeightContext
 from sparsecl.optim.masking import MaskGuard
@@ -32,6 +33,20 @@ START = Progress(
     micro_step=0,
     num_micro_steps=1,
 )
+
+
+FACTS = RunFacts(
+    dense=False,
+    role="topology",
+    storage="masked",
+    joint=False,
+    num_phases=3,
+    micro=4,
+    optimizer="adamw",
+    layers=(),
+    others=(),
+)
+"""A sparse run of three phases; tests replace what they are about."""
 
 
 def batch(rows: Any, phase: int = 0, first: int = 0) -> Batch:

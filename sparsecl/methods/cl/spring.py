@@ -7,6 +7,7 @@ gradient is 2 (P theta - Q). It is added in closed form to the reduced gradient,
 part of the loss that a run reports nor of what another method observes.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from sparsecl.methods.base import Method
 from sparsecl.methods.context import MethodContext, SliceTensors
 
 
-class Spring(Method):
+class Spring(Method, ABC):
     """Importance and anchor beside the master, whatever the ZeRO stage.
 
     A relative says how strong the pull is (`stiffness`) and how it measures what a domain needs
@@ -35,13 +36,13 @@ class Spring(Method):
         self.precision, self.target = {}, {}
 
     @property
+    @abstractmethod
     def stiffness(self) -> float:
         """What P theta - Q is multiplied by; 0 is plain training, bit for bit."""
-        raise NotImplementedError
 
+    @abstractmethod
     def importance(self, context: MethodContext) -> SliceTensors:
         """F of the phase that ends, for every slice. Collective."""
-        raise NotImplementedError
 
     def after_backward(self, context: MethodContext) -> None:
         """Add stiffness (P theta - Q) to the reduced gradient."""

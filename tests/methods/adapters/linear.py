@@ -1,26 +1,22 @@
 """One linear with adapters, as a method sees a model."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import nn
 
 from sparsecl.methods.adapters.config import AdapterConfig
 from sparsecl.methods.adapters.pairs import Adapters
-from sparsecl.methods.facts import RunFacts
 from sparsecl.sparse.linear import ColumnParallelSparseLinear
 from sparsecl.topology.layer import LayerShape
+from tests.methods import plain
 from tests.methods.plain import PlainContext
 
-FACTS = RunFacts(
+FACTS = replace(
+    plain.FACTS,
     dense=True,
-    role="topology",
-    storage="masked",
-    joint=False,
-    num_phases=3,
-    micro=4,
-    optimizer="adamw",
     layers=(LayerShape("q", "q", 4, 4), LayerShape("v", "v", 4, 4)),
-    others=(),
 )
 
 

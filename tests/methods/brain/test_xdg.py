@@ -1,5 +1,7 @@
 """XdG by hand: whose units are open, and what a closed one keeps (methods.md, section 7.1)."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,8 @@ from torch import nn
 
 from sparsecl.methods.brain.config import XdgConfig
 from sparsecl.methods.brain.xdg import Xdg
-from sparsecl.methods.facts import RunFacts
 from sparsecl.sparse.units import UnitGroup
-from tests.methods.plain import PlainContext
+from tests.methods.plain import FACTS, PlainContext
 
 
 class Model(nn.Module):
@@ -83,16 +84,5 @@ def test_a_domain_is_scored_with_its_own_units_and_then_the_run_goes_on():
 
 
 def test_one_phase_for_all_domains_is_refused():
-    facts = RunFacts(
-        dense=True,
-        role="topology",
-        storage="masked",
-        joint=True,
-        num_phases=1,
-        micro=4,
-        optimizer="adamw",
-        layers=(),
-        others=(),
-    )
     with pytest.raises(ValueError, match="there is no domain to open units for"):
-        XdgConfig().check(facts)
+        XdgConfig().check(replace(FACTS, joint=True, num_phases=1))

@@ -10,20 +10,9 @@ from sparsecl.methods.cl.packnet import PackNet
 from sparsecl.methods.facts import RunFacts
 from sparsecl.sparse.linear import ColumnParallelSparseLinear
 from sparsecl.topology.layer import LayerShape, LayerTopology
-from tests.methods.plain import PlainContext
+from tests.methods.plain import FACTS, PlainContext
 
 FIRST = [0.5, -0.1, 0.3, 0.1, -0.9, 0.2]
-FACTS = RunFacts(
-    dense=False,
-    role="topology",
-    storage="masked",
-    joint=False,
-    num_phases=3,
-    micro=4,
-    optimizer="adamw",
-    layers=(),
-    others=(),
-)
 
 
 class Model(nn.Module):
