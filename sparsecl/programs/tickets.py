@@ -83,6 +83,9 @@ def overlap(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     runs = dict(zip(names_of(options.runs), options.runs, strict=True))
     if len(runs) < 2:
         raise UserError("overlap: needs two runs or more")
+    for run in options.runs:
+        if not run.is_dir():
+            raise MissingInputError(f"{run}: no such folder. Name a run or a checkpoint.")
     starts = {name: options.since or run / "initial" / "step_0" for name, run in runs.items()}
     for name, start in starts.items():
         if not start.is_dir():

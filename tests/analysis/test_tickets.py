@@ -111,6 +111,8 @@ def test_the_program_prints_and_writes(runs, tmp_path, capsys):
     assert pair["names"] == ["code", "math"] and pair["weights"]["ratio"] == 4.0
     assert tool.main(["overlap", *paths]) == 66
     assert "has no beginning. Give --since" in capsys.readouterr().err
+    assert tool.main(["overlap", paths[0], str(tmp_path / "none")]) == 66
+    assert "none: no such folder" in capsys.readouterr().err
     assert tool.main(["overlap", paths[0], *since]) == 64
     assert tool.main(["overlap", *paths, "--share", "5"]) == 64
     capsys.readouterr()
