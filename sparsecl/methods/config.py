@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from sparsecl.config import younger
-from sparsecl.methods.adapters.config import LoraConfig, NLoraConfig, OLoraConfig
+from sparsecl.methods.adapters.config import LoraConfig, NLoraConfig, OLoraConfig, OsftConfig
 from sparsecl.methods.brain.config import XdgConfig
 from sparsecl.methods.cl.config import (
     AgemConfig,
@@ -101,6 +101,9 @@ class MethodsConfig:
 
     n_lora: NLoraConfig | None = younger(None)
     """N-LoRA: a low-rank adapter for each domain, whose update is sparse."""
+
+    osft: OsftConfig | None = younger(None)
+    """OSFT: later phases train what the largest singular directions leave free."""
 
     xdg: XdgConfig | None = younger(None)
     """Context-dependent gating: each domain has its own part of the hidden units."""

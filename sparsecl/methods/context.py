@@ -4,7 +4,7 @@ Gradients are unscaled here, whatever the precision; a slice tensor is this rank
 parameter, flat. Methods of the context are local unless they say otherwise.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -268,6 +268,16 @@ class MethodContext(Protocol):
     def movable(self, values: SliceTensors) -> SliceTensors:
         """`values`, changed in place: zero where an element is absent or held, as the step's own
         gradient is. What is compared with that gradient goes through here. Local."""
+        ...
+
+    def linear_inputs(self, rows: np.ndarray) -> Iterator[Mapping[str, torch.Tensor]]:
+        """What goes into every linear while the model reads sequences, without gradients: for one
+        micro-batch after the other, by parameter name, fp32 [tokens, I], all tp shares joined; the
+        same on all ranks, up to rounding. Between steps. Collective over the world.
+
+        Args:
+            rows: int64 [n, context + 1], the same on all ranks, each of which reads all.
+        """
         ...
 
     def frozen_copy(self, masters: SliceTensors | None = None) -> Callable[[np.ndarray], Outputs]:

@@ -3,6 +3,7 @@
 from sparsecl.methods.adapters.lora import Lora
 from sparsecl.methods.adapters.n_lora import NLora
 from sparsecl.methods.adapters.o_lora import OLora
+from sparsecl.methods.adapters.osft import Osft
 from sparsecl.methods.base import Method, Order
 from sparsecl.methods.brain.xdg import Xdg
 from sparsecl.methods.cl.agem import Agem
@@ -39,6 +40,7 @@ _CLASSES: tuple[type[Method], ...] = (
     Lora,
     OLora,
     NLora,
+    Osft,
     PackNet,
     Replay,
     SelfReplay,

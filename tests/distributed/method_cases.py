@@ -13,6 +13,7 @@ from tests.distributed.references.cbp import CbpReference
 from tests.distributed.references.derpp import DerppReference
 from tests.distributed.references.l1 import L1Reference
 from tests.distributed.references.lwf import LwfReference
+from tests.distributed.references.osft import OsftReference
 from tests.distributed.references.packnet import PackNetReference
 from tests.distributed.references.replay import ReplayReference
 from tests.distributed.references.rewired import (
@@ -53,6 +54,8 @@ AGEM = "methods.{}={{sequences: 12, sequences_per_step: 5}}"
 # The second domain then soon pulls against the first: in 6 of 10 steps under A-GEM.
 FAST = "optimizer.lr=0.02"
 
+DENSE = "topology.kind=dense"
+
 CASES = {
     "cbp": Case(CbpReference, (CBP,)),
     "cbp, packed": Case(CbpReference, (CBP,), run=("topology.storage=packed",)),
@@ -79,6 +82,8 @@ CASES = {
             "phases.order=[a, b, a]",
         ),
     ),
+    "osft": Case(OsftReference, (DENSE, "methods.osft={sequences: 5}")),
+    "osft, fixed": Case(OsftReference, (DENSE, "methods.osft={rule: fixed, share: 0.5}")),
     "ewc": Case(SpringReference, ("methods.ewc={strength: 1000.0, sequences: 5}",)),
     "ewc, true": Case(SpringReference, (TRUE_FISHER,)),
     "si": Case(SpringReference, ("methods.si={strength: 10.0}",)),
@@ -167,7 +172,7 @@ STEPWISE = (
 # Those that look at more than one element at a time, and so at tp's split.
 SPLIT = (
     *("cbp", "o_lora", "derpp", "rigl", "packnet", "snfs", "granet", "deep_r", "cht", "chtss"),
-    *("springs", "n_lora", "self_replay", "xdg"),
+    *("springs", "n_lora", "self_replay", "xdg", "osft"),
 )
 # Parts of "springs" and "n_lora", or like them: seen in one layout, in the slow tests.
 PARTS = {
@@ -178,6 +183,7 @@ PARTS = {
     "lora": ("zero3", 1, 2),
     "lora, per domain": ("zero3", 1, 2),
     "n_lora, code's": ("zero2", 2, 1),
+    "osft, fixed": ("zero2", 2, 1),
 }
 WHOLE = [name for name in CASES if name not in PARTS]
 

@@ -3,7 +3,7 @@
 import pytest
 
 from sparsecl.config import digest
-from sparsecl.methods.adapters.config import LoraConfig, NLoraConfig, OLoraConfig
+from sparsecl.methods.adapters.config import LoraConfig, NLoraConfig, OLoraConfig, OsftConfig
 from sparsecl.methods.cl.config import (
     AgemConfig,
     DerppConfig,
@@ -93,6 +93,14 @@ RANK = RankSizes(
             {"n_lora": NLoraConfig(rank=2, kinds=("q",))},
             {"beside": 6 * 1000, "passing": 2 * 50 * 4 + 8 * 32},
         ),
+        # 2 of 4 directions of q [8, 4] and up [16, 4], with a singular value each; where r may be 1
+        # all. The gradient of up, its projection and a term.
+        (
+            {"osft": OsftConfig(rule="fixed")},
+            {"kept": 4 * (2 * 13 + 2 * 21), "passing": 12 * 64},
+        ),
+        ({"osft": OsftConfig()}, {"kept": 4 * (4 * 13 + 4 * 21), "passing": 12 * 64}),
+        ({"osft": OsftConfig(rule="fixed", share=0.0)}, {}),
         ({"set": SetConfig()}, {"host": 4 * 96}),
         ({"set": SetConfig(adam_restart="per_weight")}, {"beside": 4 * 96, "host": 4 * 96}),
         ({"rigl": RiglConfig()}, {"passing": 4 * 200, "host": 4 * 96}),

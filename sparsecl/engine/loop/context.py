@@ -1,12 +1,12 @@
 """What methods see of a run: see methods/context.py."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from sparsecl import dist, seeding
+from sparsecl import dist, seeding, watchdog
 from sparsecl.data.prepare import PreparedData
 from sparsecl.engine.build import Built
 from sparsecl.engine.loop.evaluate import mean_gradients
@@ -20,6 +20,8 @@ from sparsecl.methods.several import Methods
 from sparsecl.methods.weights import WeightContext
 from sparsecl.model.frozen_copy import frozen_copy
 from sparsecl.model.generate import sample_rows
+from sparsecl.optim.moving import joined
+from sparsecl.sparse.linear import SparseLinear
 
 # Keeps fp16 gradients of single sequences clear of underflow, and of overflow by the scale alone.
 FISHER_SCALE = 1024.0
@@ -102,6 +104,34 @@ class RunContext(WeightContext):
             scale=min(self.slices.loss_scale, FISHER_SCALE),
         )
         return {item.name: item.part(found[item.name]).clone() for item in self.slices}
+
+    def linear_inputs(self, rows: np.ndarray) -> Iterator[Mapping[str, torch.Tensor]]:
+        for first in range(0, len(rows), self.schedule.micro):
+            watchdog.beat("a pass for a method")
+            yield self._linear_inputs(rows[first : first + self.schedule.micro])
+
+    def _linear_inputs(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
+        """Of one forward pass; such a pass is never compiled, so hooks see it."""
+        engine, found, hooks = self.built.engine, dict[str, torch.Tensor](), []
+        for linear in (one for one in engine.module.modules() if isinstance(one, SparseLinear)):
+
+            def keep(linear: SparseLinear, args: Any) -> None:
+                local = args[0].detach().flatten(0, -2).float()
+                found[f"{linear.shape.name}.weight"] = (
+                    joined(local, 1) if linear.partition_dim == 1 else local
+                )
+
+            hooks.append(linear.register_forward_pre_hook(keep))
+        tokens = torch.from_numpy(rows).to(dist.device())
+        engine.eval()
+        try:
+            with torch.no_grad():
+                engine(tokens[:, :-1], tokens[:, 1:])
+        finally:
+            engine.train()
+            for hook in hooks:
+                hook.remove()
+        return found
 
     def sample_sequences(
         self, prompts: np.ndarray, rng: np.random.Generator, *, temperature: float = 1.0

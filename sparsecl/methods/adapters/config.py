@@ -1,10 +1,10 @@
-"""Options of the methods that add low-rank parts beside frozen weights."""
+"""Options of the methods that add low-rank parts, or train what is left of the rank."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, get_args
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 
 from sparsecl.methods.facts import AddedParameter, MethodConfig, MethodMemory, RunFacts
 from sparsecl.sparse.sizes import RankSizes
@@ -157,3 +157,69 @@ class NLoraConfig(AdapterConfig):
         cells = max((layer.num_cells for layer in self.chosen(rank.layers)), default=0)
         looked = 8 * min(cells, CHUNK) if self.penalty == "dW" else 0  # a product and its sign
         return super().memory(rank) + MethodMemory(passing=looked)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OsftConfig(MethodConfig):
+    """How much of a linear's rank each phase holds from then on, and who says so."""
+
+    flags = {
+        "B": "yes",
+        "P": "the first domain's model",
+        "F": "the largest singular directions of every linear",
+        "X": "these directions, on every rank",
+        "C": "two gathers and two projections of every linear at each step",
+    }
+
+    rule: Literal["adaptive", "fixed"] = "adaptive"
+    """adaptive: a linear whose output is like its input keeps more; fixed: all keep `share`."""
+
+    share: Annotated[float, Ge(0.0), Le(1.0)] = 0.5
+    """Of the rank that is held (fixed). 0 is plain training, bit for bit; 1 holds all linears."""
+
+    least: Annotated[float, Ge(0.0), Le(1.0)] = 0.1
+    """Share that a linear of importance 0 keeps (adaptive)."""
+
+    most: Annotated[float, Ge(0.0), Le(1.0)] = 0.8
+    """Share that a linear of average importance keeps (adaptive); more important ones keep more,
+    up to all."""
+
+    sequences: Annotated[int, Ge(1)] = 16
+    """Sequences of the phase before from which importance is measured (adaptive)."""
+
+    from_start: bool = False
+    """Hold directions in the first phase too: for a run that begins with a model (init_from)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.least > self.most:
+            raise ValueError(f"least={self.least} is more than most={self.most}; swap them")
+
+    def check(self, run: RunFacts) -> None:
+        if not run.dense:
+            raise ValueError(
+                "a projected update reaches every cell of a matrix: it would fill absent weights, "
+                "and masked again it is no longer orthogonal to what is held. It is for dense "
+                "models: set topology.kind=dense, or take packnet or o_lora."
+            )
+        if run.joint or (run.num_phases < 2 and not self.from_start):
+            raise ValueError(
+                "the first phase trains the base, the later ones beside it: 2 at least, or 1 with "
+                "init_from and from_start=true"
+            )
+        if run.freezing:
+            raise ValueError(
+                f"{' and '.join(run.freezing)} freezes weights too, and what both leave free is "
+                "not what either means. Take one of them."
+            )
+
+    def memory(self, rank: RankSizes) -> MethodMemory:
+        # U, S and V of at most so many directions; the whole gradient, its projection and a term.
+        share = self.share if self.rule == "fixed" else 1.0
+        kept = sum(
+            int(share * min(one.out_features, one.in_features))
+            * (one.out_features + one.in_features + 1)
+            for one in rank.layers
+        )
+        largest = max((one.num_cells for one in rank.layers), default=0)
+        return MethodMemory(kept=4 * kept, passing=12 * largest if kept else 0)
