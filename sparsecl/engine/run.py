@@ -110,6 +110,7 @@ def run_numbers(config: RunConfig, schedule: Schedule) -> ds_config.RunNumbers:
         betas=(beta1, beta2),
         eps=config.optimizer.eps,
         weight_decay=config.optimizer.weight_decay,
+        whole_matrices=config.optimizer.kind if config.optimizer.kind == "muon" else None,
     )
 
 

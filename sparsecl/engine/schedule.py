@@ -91,6 +91,11 @@ def make_schedule(config: RunConfig, *, world_size: int) -> Schedule:
         )
     shape = config.model.resolved()
     check_tensor_parallel(shape, tensor, sequence=config.parallel.sequence)
+    if config.optimizer.kind == "muon" and config.topology.storage == "packed":
+        raise UserError(
+            "optimizer.kind=muon needs matrices, and topology.storage=packed keeps vectors of live "
+            "values. Use topology.storage=masked, or optimizer.kind=adamw."
+        )
     dp_size = world_size // tensor
     micro = config.batch.micro or _automatic_micro(config.batch.sequences, dp_size)
     if config.phases.patience and not config.eval.every:

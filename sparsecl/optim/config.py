@@ -10,23 +10,24 @@ from sparsecl.bounds import check_bounds
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Which elementwise optimizer steps the live weights, and how."""
+    """Which optimizer steps the live weights, and how."""
 
-    kind: Literal["adamw", "adam", "sgd"] = "adamw"
-    """torch.optim's AdamW, Adam (coupled L2) or SGD; others through the DeepSpeed JSON's
+    kind: Literal["adamw", "adam", "sgd", "muon"] = "adamw"
+    """torch.optim's AdamW, Adam (coupled L2) or SGD; or Muon for the matrices of the linears with
+    AdamW for the rest (ZeRO stage 0 and masked storage only); others through the DeepSpeed JSON's
     "optimizer" block."""
 
     lr: Annotated[float, Gt(0)] = 3.0e-4
     """Peak learning rate."""
 
     betas: tuple[float, ...] = (0.9, 0.95)
-    """Decay of the first and second moment (Adam, AdamW)."""
+    """Decay of the first and second moment (Adam, AdamW, and AdamW beside Muon)."""
 
     eps: Annotated[float, Gt(0)] = 1.0e-8
-    """Added to the denominator (Adam, AdamW)."""
+    """Added to the denominator (Adam, AdamW, and AdamW beside Muon)."""
 
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
-    """SGD only."""
+    """SGD and Muon; the usual value of Muon is 0.95."""
 
     weight_decay: Annotated[float, Ge(0)] = 0.1
     """Applied to matrices, not to norms."""

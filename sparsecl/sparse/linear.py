@@ -102,6 +102,8 @@ class SparseLinear(nn.Module):
             self.set_topology(topology)
         weight = nn.Parameter(torch.empty(self.storage_shape))
         self.weight = mark_tensor_parallel(weight, self.partition_dim)
+        # For an optimizer that treats matrices of linears in another way (optim/build.py).
+        setattr(self.weight, "of_linear", True)  # noqa: B010
         if self.packed:
             setattr(self.weight, "dense_shape", self.local_shape)  # noqa: B010
         self.register_parameter("bias", None)

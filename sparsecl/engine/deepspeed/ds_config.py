@@ -60,6 +60,9 @@ class RunNumbers:
     weight_decay: float
     """Decoupled weight decay."""
 
+    whole_matrices: str | None = None
+    """optimizer.kind where it has to see whole matrices; None = it works elementwise."""
+
 
 @dataclass(frozen=True)
 class Resolved:
@@ -91,6 +94,9 @@ def resolve(path: Path, numbers: RunNumbers) -> Resolved:
     config.setdefault("zero_optimization", {}).setdefault("stage", 0)
     _fill_batch(file, config, numbers)
     _fill_precision(file, config, numbers)
+    if "optimizer" in config and numbers.whole_matrices is not None:
+        problem = f"remove this block: the run config has optimizer.kind={numbers.whole_matrices}"
+        file.fail("optimizer", problem)
     if "optimizer" in config:
         _fill_optimizer(file, config["optimizer"], numbers)
     stage, offload = _check_zero(file, config, numbers)
@@ -257,6 +263,8 @@ def _check_zero(file: JsonFile, config: dict[str, Any], numbers: RunNumbers) -> 
     stage = zero["stage"]
     if type(stage) is not int or not 0 <= stage <= 3:
         file.fail("zero_optimization.stage", f"must be 0, 1, 2 or 3, got {json.dumps(stage)}")
+    if numbers.whole_matrices is not None and stage > 0:
+        file.fail("zero_optimization.stage", f"is {stage}, {_needs_stage_0(numbers)}")
     if "zenflow" in zero:
         file.fail("zero_optimization.zenflow", "remove it: it updates only a part of the weights")
     for name in zero:
@@ -290,6 +298,14 @@ def _check_zero(file: JsonFile, config: dict[str, Any], numbers: RunNumbers) -> 
         if offload:
             _fill(file, config, "zero_force_ds_cpu_optimizer", False, reason, way_out="write false")
     return stage, offload
+
+
+def _needs_stage_0(numbers: RunNumbers) -> str:
+    return (
+        f"and optimizer.kind={numbers.whole_matrices} needs whole matrices, which ZeRO cuts into "
+        "slices from stage 1 on. Use stage 0 (ds_configs/zero0.json), whatever parallel.tensor, or "
+        "optimizer.kind=adamw"
+    )
 
 
 def _warnings(file: JsonFile, config: dict[str, Any]) -> Iterator[str]:

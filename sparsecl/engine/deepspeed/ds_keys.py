@@ -92,8 +92,8 @@ LOOSE_KEYS: dict[str, tuple[str, ...]] = {
 }
 
 # Optimizers and their parameters. Only those whose update is elementwise, or scales a whole tensor:
-# under them an absent weight stays zero. Muon and its like mix the entries of a matrix, and would
-# bring absent weights to life.
+# under them an absent weight stays zero. DeepSpeed's Muon mixes the entries of a matrix before the
+# step, by its own layout; the run config's (optim/muon.py) is projected after it.
 NUMBERS = ("lr", "betas", "eps", "weight_decay")
 _ADAM = (*NUMBERS, "adam_w_mode", "amsgrad", "bias_correction", "fp32_optimizer_states", "foreach")
 OPTIMIZERS: dict[str, tuple[str, ...]] = {

@@ -394,6 +394,15 @@ EXPECTED = {
 }
 
 
+def test_an_optimizer_of_whole_matrices_takes_no_stage_and_no_block_beside_it(tmp_path):
+    numbers = dataclasses.replace(NUMBERS, whole_matrices="muon")
+    assert resolve(write(tmp_path, {}), numbers).stage == 0
+    zero = {"zero_optimization": {"stage": 1}}
+    assert "is 1, and optimizer.kind=muon needs whole matrices" in message(tmp_path, zero, numbers)
+    block = {"optimizer": {"type": "AdamW"}}
+    assert "remove this block: the run config has" in message(tmp_path, block, numbers)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_files_resolve(path, precision):
