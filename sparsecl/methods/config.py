@@ -33,6 +33,7 @@ from sparsecl.methods.dst.config import (
 )
 from sparsecl.methods.facts import AddedParameter, MethodConfig, MethodMemory
 from sparsecl.methods.plasticity.config import CbpConfig, L1Config, ShrinkPerturbConfig
+from sparsecl.methods.sparse_cl.config import DstClConfig
 from sparsecl.methods.work import MethodWork, RunWork
 from sparsecl.sparse.sizes import RankSizes
 from sparsecl.topology.layer import LayerShape
@@ -101,6 +102,9 @@ class MethodsConfig:
 
     n_lora: NLoraConfig | None = younger(None)
     """N-LoRA: a low-rank adapter for each domain, whose update is sparse."""
+
+    dst_cl: DstClConfig | None = younger(None)
+    """Dynamic sparse training: each domain finds a graph of its own, which is frozen."""
 
     xdg: XdgConfig | None = younger(None)
     """Context-dependent gating: each domain has its own part of the hidden units."""

@@ -389,6 +389,16 @@ class MethodContext(Protocol):
         """
         ...
 
+    def shown(self, values: Iterable[tuple[str, torch.Tensor]]) -> AbstractContextManager[None]:
+        """The same with other values in the place of all of a parameter, absent cells too: masked
+        storage only. Collective over dp.
+
+        Args:
+            values: parameter name and fp32 of the shape of the tp-local parameter, equal on all dp
+                ranks; asked for one after the other.
+        """
+        ...
+
     def hold(self, name: str, where: torch.Tensor | None, *, owner: str) -> None:
         """From now on the elements of `where` keep their value bit for bit, and their moments stay
         zero; audited like absent weights. None ends it. What is held already keeps the value that

@@ -27,6 +27,7 @@ from sparsecl.methods.plasticity.cbp import Cbp
 from sparsecl.methods.plasticity.l1 import L1
 from sparsecl.methods.plasticity.shrink_perturb import ShrinkPerturb
 from sparsecl.methods.several import Methods
+from sparsecl.methods.sparse_cl.dst_cl import DstCl
 
 _CLASSES: tuple[type[Method], ...] = (
     Agem,
@@ -49,6 +50,7 @@ _CLASSES: tuple[type[Method], ...] = (
     DeepR,
     Cht,
     Chts,
+    DstCl,
     Xdg,
     Cbp,
     ShrinkPerturb,

@@ -30,6 +30,7 @@ from tests.distributed.references.rewired import (
 from tests.distributed.references.run import ReferenceRun
 from tests.distributed.references.self_replay import SelfReplayReference
 from tests.distributed.references.shrink_perturb import ShrinkPerturbReference
+from tests.distributed.references.sparse_cl import DstClReference
 from tests.distributed.references.springs import SpringReference
 from tests.distributed.references.xdg import XdgReference
 
@@ -124,6 +125,14 @@ CASES = {
     "em_s by head": Case(
         EmsReference, ("methods.chts={every: 3, em_s: [0.05, 0.025], per_head: true}",)
     ),
+    "dst_cl": Case(DstClReference, ("methods.dst_cl={every: 3}",)),
+    "dst_cl, unfired": Case(
+        DstClReference, ("methods.dst_cl={every: 4, growth: unfired, drop: per_sign}",)
+    ),
+    "dst_cl, gradient": Case(DstClReference, ("methods.dst_cl={every: 3, growth: gradient}",)),
+    "dst_cl, momentum": Case(
+        DstClReference, ("methods.dst_cl={every: 3, growth: momentum, drop: gradient}",)
+    ),
     "packnet": Case(PackNetReference, ("methods.packnet={prune: [0.5, 0.25]}",)),
     "replay": Case(ReplayReference, ("methods.replay={sequences: 64, share: 0.5}",)),
     "xdg": Case(XdgReference, ("methods.xdg={closed: 0.5}",)),
@@ -163,11 +172,12 @@ STEPWISE = (
     "chts",
     "chtss",
     "em_s by head",
+    "dst_cl",
 )
 # Those that look at more than one element at a time, and so at tp's split.
 SPLIT = (
     *("cbp", "o_lora", "derpp", "rigl", "packnet", "snfs", "granet", "deep_r", "cht", "chtss"),
-    *("springs", "n_lora", "self_replay", "xdg"),
+    *("springs", "n_lora", "self_replay", "xdg", "dst_cl"),
 )
 # Parts of "springs" and "n_lora", or like them: seen in one layout, in the slow tests.
 PARTS = {
@@ -178,6 +188,9 @@ PARTS = {
     "lora": ("zero3", 1, 2),
     "lora, per domain": ("zero3", 1, 2),
     "n_lora, code's": ("zero2", 2, 1),
+    "dst_cl, unfired": ("zero3", 1, 2),
+    "dst_cl, gradient": ("zero2", 2, 1),
+    "dst_cl, momentum": ("zero3", 1, 2),
 }
 WHOLE = [name for name in CASES if name not in PARTS]
 

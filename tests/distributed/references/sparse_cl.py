@@ -1,0 +1,124 @@
+"""Methods that freeze a graph for each domain, with dense masks in one process."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from sparsecl import seeding
+from tests.distributed.references.rewired import DenseGradients
+
+
+class Isolated(DenseGradients):
+    """What does not move is put back after every step; `kept` has the values of what is frozen."""
+
+    name = ""
+
+    def phase_start(self) -> None:
+        if self.phase == 0:
+            self.frozen = {name: torch.zeros_like(mask) for name, mask in self.masks.items()}
+            self.kept = {name: torch.zeros(mask.shape) for name, mask in self.masks.items()}
+        for name, mask in self.begin().items():
+            self.give(name, mask, self.fresh(name, mask))
+
+    def begin(self) -> dict[str, Tensor]:
+        return {}
+
+    def fresh(self, name: str, mask: Tensor) -> Tensor:
+        """As the initial weights of a model on this mask."""
+        rng = seeding.stream(self.config.seed, self.name, "weights", self.phase, name)
+        std = self.config.model.init_std
+        if name.endswith(("o.weight", "down.weight")):
+            std /= math.sqrt(2 * self.config.model.layers)
+        drawn = torch.from_numpy(rng.standard_normal(tuple(mask.shape), dtype="float32")) * std
+        return drawn * (mask.shape[1] / mask.sum(1, keepdim=True).clamp(min=1)).sqrt()
+
+    @torch.no_grad()
+    def give(self, name: str, mask: Tensor, fresh: Tensor) -> None:
+        weight, comes = self.params[name], mask & ~self.masks[name]
+        for tensor in (weight, *self.moments(weight)):
+            tensor[comes | ~mask] = 0.0
+        value = torch.where(self.frozen[name], self.kept[name], fresh)
+        weight[comes] = value[comes]
+        self.masks[name].copy_(mask)
+
+    def held(self, name: str) -> Tensor:
+        if name in self.masks:
+            return self.frozen[name] & self.masks[name]
+        return torch.full(self.params[name].shape, self.phase > 0)
+
+    def after_backward(self) -> bool:
+        super().after_backward()
+        self.before = {name: param.detach().clone() for name, param in self.params.items()}
+        for name, param in self.params.items():
+            param.grad[self.held(name)] = 0.0
+        return True
+
+    def after_update(self) -> None:
+        for name, param in self.params.items():
+            held = self.held(name)
+            param[held] = self.before[name][held]
+            for moment in self.moments(param):
+                moment[held] = 0.0
+
+    def phase_end(self) -> None:
+        for name, mask in self.masks.items():
+            own = mask & ~self.frozen[name]
+            self.kept[name][own] = self.params[name].detach()[own]
+            self.frozen[name] |= mask
+
+
+class DstClReference(Isolated):
+    name = "dst_cl"
+
+    def begin(self) -> dict[str, Tensor]:
+        self.mean = {name: torch.zeros(mask.shape) for name, mask in self.masks.items()}
+        self.square = {name: torch.zeros(mask.shape) for name, mask in self.masks.items()}
+        found = {}
+        if self.phase == 0:
+            self.lived = {name: mask.clone() for name, mask in self.masks.items()}
+        for name, mask in self.masks.items() if self.phase else ():
+            rng = seeding.stream(self.config.seed, "dst_cl", "graph", self.phase, name)
+            found[name] = chosen(mask, rng.choice(mask.numel(), int(mask.sum()), replace=False))
+            self.lived[name] |= found[name]
+        return found
+
+    def after_step(self) -> None:
+        options, t = self.config.methods.dst_cl, self.phase_step + 1
+        end = self.schedule.phases[self.phase].num_steps
+        f = 0.005 + (0.5 - 0.005) / 2 * (1 + math.cos(math.pi * t / end))
+        for name, mask in self.masks.items():
+            g, weight = self.gradients[name], self.params[name].detach()
+            self.mean[name].mul_(0.9).add_(0.1 * g)
+            self.square[name].mul_(0.999).add_(0.001 * g**2)
+            if t % options.every or t == end:
+                continue
+            size = weight.abs() if options.drop != "gradient" else (weight * g) ** 2
+            sides = (weight > 0, weight < 0) if options.drop == "per_sign" else (mask,)
+            gone = torch.zeros_like(mask)
+            for side in sides:
+                num = math.ceil(f * int(side.sum()))
+                order = size.masked_fill(~side, math.inf).view(-1).sort(stable=True).indices
+                gone |= chosen(mask, order[:num])
+            grown = self.grown(name, mask, int(gone.sum()))
+            self.give(name, mask & ~gone | grown, torch.zeros(mask.shape))
+            self.lived[name] |= grown
+
+    def grown(self, name: str, mask: Tensor, num: int) -> Tensor:
+        growth, step = self.config.methods.dst_cl.growth, self.step
+        rng = seeding.stream(self.config.seed, "dst_cl", name, step, *([0] * (growth == "random")))
+        if growth in ("random", "unfired"):
+            lived = self.lived[name] if growth == "unfired" else mask
+            empty = (~lived).view(-1).nonzero().view(-1)
+            return chosen(mask, empty[torch.from_numpy(rng.choice(len(empty), num, replace=False))])
+        score = self.gradients[name].abs()
+        if growth == "momentum":
+            score = (self.mean[name] / (self.square[name].sqrt() + 1e-8)).abs()
+        return chosen(mask, score.masked_fill(mask | self.frozen[name], -1).view(-1).topk(num)[1])
+
+
+def chosen(like: Tensor, places) -> Tensor:
+    """bool of the shape of `like`, True at flat places."""
+    found = torch.zeros_like(like)
+    found.view(-1)[torch.as_tensor(places)] = True
+    return found
