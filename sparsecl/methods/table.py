@@ -27,6 +27,7 @@ from sparsecl.methods.plasticity.cbp import Cbp
 from sparsecl.methods.plasticity.l1 import L1
 from sparsecl.methods.plasticity.shrink_perturb import ShrinkPerturb
 from sparsecl.methods.several import Methods
+from sparsecl.methods.sparse_cl.afaf import Afaf
 from sparsecl.methods.sparse_cl.dst_cl import DstCl
 
 _CLASSES: tuple[type[Method], ...] = (
@@ -50,6 +51,7 @@ _CLASSES: tuple[type[Method], ...] = (
     DeepR,
     Cht,
     Chts,
+    Afaf,
     DstCl,
     Xdg,
     Cbp,

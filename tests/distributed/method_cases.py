@@ -30,7 +30,7 @@ from tests.distributed.references.rewired import (
 from tests.distributed.references.run import ReferenceRun
 from tests.distributed.references.self_replay import SelfReplayReference
 from tests.distributed.references.shrink_perturb import ShrinkPerturbReference
-from tests.distributed.references.sparse_cl import DstClReference
+from tests.distributed.references.sparse_cl import AfafReference, DstClReference
 from tests.distributed.references.springs import SpringReference
 from tests.distributed.references.xdg import XdgReference
 
@@ -125,6 +125,7 @@ CASES = {
     "em_s by head": Case(
         EmsReference, ("methods.chts={every: 3, em_s: [0.05, 0.025], per_head: true}",)
     ),
+    "afaf": Case(AfafReference, ("methods.afaf={every: 3, links: 0.5}",)),
     "dst_cl": Case(DstClReference, ("methods.dst_cl={every: 3}",)),
     "dst_cl, unfired": Case(
         DstClReference, ("methods.dst_cl={every: 4, growth: unfired, drop: per_sign}",)
@@ -172,12 +173,13 @@ STEPWISE = (
     "chts",
     "chtss",
     "em_s by head",
+    "afaf",
     "dst_cl",
 )
 # Those that look at more than one element at a time, and so at tp's split.
 SPLIT = (
     *("cbp", "o_lora", "derpp", "rigl", "packnet", "snfs", "granet", "deep_r", "cht", "chtss"),
-    *("springs", "n_lora", "self_replay", "xdg", "dst_cl"),
+    *("springs", "n_lora", "self_replay", "xdg", "dst_cl", "afaf"),
 )
 # Parts of "springs" and "n_lora", or like them: seen in one layout, in the slow tests.
 PARTS = {

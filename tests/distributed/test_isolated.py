@@ -10,6 +10,7 @@ pytestmark = pytest.mark.dist
 # The third phase takes domain a up again.
 ORDER = (*cases.TWO_DOMAINS, "phases.order=[a, b, a]")
 DST_CL = "methods.dst_cl={every: 3}"
+AFAF = "methods.afaf={every: 3, links: 0.5}"
 BF16 = "precision=bf16"
 
 
@@ -19,6 +20,7 @@ BF16 = "precision=bf16"
         (DST_CL, "zero2", 2, 1, (BF16,)),
         cases.slow(DST_CL, "zero0", 1, 1, ()),
         cases.slow(DST_CL, "zero3", 1, 2, (BF16,)),
+        cases.slow(AFAF, "zero3", 1, 2, (BF16,)),
     ],
 )
 def test_nothing_is_forgotten_to_the_last_bit(

@@ -28,7 +28,7 @@ from sparsecl.methods.dst.config import (
 )
 from sparsecl.methods.facts import MethodMemory
 from sparsecl.methods.plasticity.config import CbpConfig, L1Config, ShrinkPerturbConfig
-from sparsecl.methods.sparse_cl.config import DstClConfig
+from sparsecl.methods.sparse_cl.config import AfafConfig, DstClConfig
 from sparsecl.sparse.sizes import RankSizes
 from sparsecl.topology.layer import LayerShape
 
@@ -143,6 +143,16 @@ RANK = RankSizes(
         (
             {"dst_cl": DstClConfig(growth="unfired")},
             {"beside": 6000, "host": 8 * 96 + 48},
+        ),
+        # And for the 64 weights of up a score, in a step two more, and as a matrix.
+        (
+            {"afaf": AfafConfig()},
+            {
+                "beside": 6000 + 4 * 64,
+                "update": 8 * 64,
+                "kept": 24 * 16,
+                "host": 8 * 96 + 36 + 4 * 64,
+            },
         ),
         ({"cbp": CbpConfig()}, {"kept": 32 * 16, "host": 8 * 16}),
         (

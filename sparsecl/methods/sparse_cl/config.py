@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from sparsecl.methods.dst.clock import Clock, ahead, cosine
 from sparsecl.methods.dst.config import RewireConfig, gradient_memory
-from sparsecl.methods.dst.work import dense_gradients
+from sparsecl.methods.dst.work import Tally, dense_gradients
 from sparsecl.methods.facts import MethodMemory, RunFacts
 from sparsecl.methods.work import MethodWork, Moment, RunWork
 from sparsecl.sparse.sizes import RankSizes
@@ -109,3 +109,99 @@ class DstClConfig(IsolatedConfig):
             return always or (self.shows_gradients and self.is_due(ahead(at)))
 
         return dense_gradients(run, is_shown)
+
+
+HIDDEN = ("up", "gate", "down")
+"""Jobs of the linears that hidden units are between."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AfafConfig(IsolatedConfig):
+    """How many hidden units and links a domain gets, and how its links are found."""
+
+    flags = {
+        **IsolatedConfig.flags,
+        "X": "as `dst_cl`, and one for each weight of the feed-forward parts",
+        "C": "a few passes over the weights of the feed-forward parts, and more links",
+    }
+
+    every: Annotated[int, Ge(1)] = 25
+    """Optimizer steps between rewires; an epoch in the public code."""
+
+    drop_fraction: Annotated[float, Ge(0.0), Lt(1.0)] = 0.2
+    """Share of the new links of a matrix that is replaced."""
+
+    allocate: Annotated[float, Gt(0.0), Le(1.0)] = 0.5
+    """Share of the hidden units between which a later domain gets new links. The public code has
+    0.2 to 0.7, by the kind of layer."""
+
+    reuse: Annotated[float, Ge(0.0), Le(1.0)] = 0.3
+    """Share of the allocated units that are fixed ones."""
+
+    reuse_from: Annotated[int, Ge(1)] = 1
+    """The first phase that re-uses units; the public code has 1 or 3, by the stream."""
+
+    fix: Annotated[float, Ge(0.0), Le(1.0)] = 0.3
+    """Share of a phase's free units that is fixed when it ends."""
+
+    links: Annotated[float, Gt(0.0)] = 1.0
+    """New links of a matrix in a later phase, as a share of those that it began the run with."""
+
+    first_block: Annotated[int, Ge(0)] = 0
+    """Blocks below this one get no new links after the first phase."""
+
+    sequences: Annotated[int, Ge(1)] = 16
+    """Of a new domain, from which it is read which fixed units matter to it."""
+
+    def num_units(self, phase: int, num_units: int, num_fixed: int) -> tuple[int, int]:
+        """How many fixed and how many free units a later phase gets, of so many."""
+        num = round(self.allocate * num_units)
+        again = min(round(self.reuse * num), num_fixed) if phase >= self.reuse_from else 0
+        return again, max(1, num - again)
+
+    def check(self, run: RunFacts) -> None:
+        super().check(run)
+        for layer in run.layers:
+            if layer.kind == "up":
+                self._check_units(layer.out_features, run.num_phases)
+        blocks = sum(layer.kind == "up" for layer in run.layers)
+        if run.layers and self.first_block >= blocks:
+            raise ValueError(
+                f"first_block={self.first_block}: the model has {blocks} blocks, so later domains "
+                f"would train nothing; at most {blocks - 1}"
+            )
+
+    def _check_units(self, num_units: int, num_phases: int) -> None:
+        fixed = round(self.fix * num_units)
+        for phase in range(1, num_phases):
+            _, new = self.num_units(phase, num_units, fixed)
+            if new > num_units - fixed:
+                raise ValueError(
+                    f"allocate={self.allocate}: phase {phase} of {num_phases} needs {new} free "
+                    f"hidden units of each block, and of {num_units} {num_units - fixed} are left. "
+                    "Lower allocate or fix, raise reuse, or train fewer phases."
+                )
+            fixed += round(self.fix * new)
+
+    def memory(self, rank: RankSizes) -> MethodMemory:
+        slices = sum(rank.slices_by_kind.get(kind, 0) for kind in HIDDEN)
+        units = sum(layer.out_features for layer in rank.layers if layer.kind == "up")
+        cells = sum(layer.num_cells for layer in rank.layers if layer.kind in HIDDEN)
+        # Scores; in a step gradients and weights before it; at rewires scores as matrices. And what
+        # the tap of each group has room for (sparse/units.py).
+        own = MethodMemory(beside=4 * slices, update=8 * slices, host=4 * cells, kept=24 * units)
+        return super().memory(rank) + own
+
+    def work(self, run: RunWork) -> MethodWork:
+        tally = Tally(run)
+        ends = [place for place, layer in enumerate(run.layers) if layer.kind == "down"]
+        first = ends[self.first_block - 1] + 1 if self.first_block else 0
+        grown = [
+            max(1, round(self.links * layer.live))
+            for place, layer in enumerate(run.layers)
+            if layer.kind in HIDDEN and place >= first
+        ]
+        for at in run.moments():
+            tally.live = run.live + at.phase * sum(grown)
+            tally.step()
+        return tally.result()

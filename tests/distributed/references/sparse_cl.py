@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -122,3 +123,89 @@ def chosen(like: Tensor, places) -> Tensor:
     found = torch.zeros_like(like)
     found.view(-1)[torch.as_tensor(places)] = True
     return found
+
+
+class AfafReference(Isolated):
+    name = "afaf"
+
+    def begin(self) -> dict[str, Tensor]:
+        self.mlps = [f"layers.{block}.mlp" for block in range(self.config.model.layers)]
+        ends = [f"{mlp}.{kind}.weight" for mlp in self.mlps for kind in ("up", "down")]
+        self.score = {name: torch.zeros(self.masks[name].shape) for name in ends}
+        if self.phase == 0:
+            num = self.params[ends[0]].shape[0]
+            self.fixed = {mlp: torch.zeros(num).bool() for mlp in self.mlps}
+            self.units = {mlp: torch.ones(num).bool() for mlp in self.mlps}
+            self.first = {name: int(self.masks[name].sum()) for name in ends}
+            return {}
+        options, found, seed = self.config.methods.afaf, {}, self.config.seed
+        rows = self.rows(self.phase, np.arange(options.sequences))
+        loss = self.model.loss(rows[:, :-1], rows[:, 1:])
+        downs = [self.params[f"{mlp}.down.weight"] for mlp in self.mlps]
+        slopes = torch.autograd.grad(loss, downs)
+        for mlp, down, slope in zip(self.mlps, downs, slopes, strict=True):
+            fixed = self.fixed[mlp]
+            num = round(options.allocate * len(fixed))
+            matters = (down * slope).abs().sum(0).masked_fill(~fixed, -1)
+            again = matters.topk(round(options.reuse * num)).indices
+            free = (~fixed).nonzero().view(-1)
+            rng = seeding.stream(seed, "afaf", "units", self.phase, mlp)
+            drawn = rng.choice(len(free), num - len(again), replace=False)
+            self.units[mlp] = chosen(fixed, torch.cat([again, free[torch.from_numpy(drawn)]]))
+            for name in (f"{mlp}.up.weight", f"{mlp}.down.weight"):
+                places = self.allowed(name).view(-1).nonzero().view(-1)
+                rng = seeding.stream(seed, "afaf", "links", self.phase, name)
+                drawn = rng.choice(len(places), round(options.links * self.first[name]), False)
+                found[name] = self.frozen[name] | chosen(
+                    self.frozen[name], places[torch.from_numpy(drawn)]
+                )
+        return found
+
+    def allowed(self, name: str) -> Tensor:
+        mlp = name.removesuffix(".up.weight").removesuffix(".down.weight")
+        if name.endswith("up.weight"):
+            return (self.units[mlp] & ~self.fixed[mlp])[:, None] & ~self.frozen[name]
+        return self.units[mlp][None] & ~self.frozen[name]
+
+    def give(self, name: str, mask: Tensor, fresh: Tensor) -> None:
+        self.score[name][~(self.masks[name] & mask)] = 0.0
+        super().give(name, mask, fresh)
+
+    def after_backward(self) -> bool:
+        super().after_backward()
+        self.slope = {name: self.params[name].grad.clone() for name in self.score}
+        return True
+
+    def after_update(self) -> None:
+        super().after_update()
+        for name, score in self.score.items():
+            score += ((self.params[name] - self.before[name]) * self.slope[name]).abs()
+
+    def importance(self) -> tuple[dict[str, Tensor], Tensor]:
+        """Of hidden units, and of the features of the stream."""
+        units = {mlp: self.score[f"{mlp}.down.weight"].sum(0) for mlp in self.mlps}
+        return units, sum(self.score[f"{mlp}.up.weight"].sum(0) for mlp in self.mlps)
+
+    def after_step(self) -> None:
+        options, t = self.config.methods.afaf, self.phase_step + 1
+        if t % options.every or t == self.schedule.phases[self.phase].num_steps:
+            return
+        units, stream = self.importance()
+        for name in list(self.score):
+            mask, unit = self.masks[name], units[name.rsplit(".", 2)[0]]
+            own = mask & ~self.frozen[name]
+            num = int(options.drop_fraction * int(own.sum()))
+            order = self.score[name].masked_fill(~own, math.inf).view(-1).sort(stable=True).indices
+            pairs = (unit, stream) if name.endswith("up.weight") else (stream, unit)
+            product = torch.outer(*pairs).masked_fill(~self.allowed(name) | mask, -1)
+            come = product.view(-1).sort(stable=True, descending=True).indices[:num]
+            gone, grown = chosen(mask, order[:num]), chosen(mask, come)
+            self.give(name, mask & ~gone | grown, torch.zeros(mask.shape))
+
+    def phase_end(self) -> None:
+        units, _ = self.importance()
+        for mlp, importance in units.items():
+            able = self.units[mlp] & ~self.fixed[mlp]
+            num = round(self.config.methods.afaf.fix * int(able.sum()))
+            self.fixed[mlp][importance.masked_fill(~able, -1).topk(num).indices] = True
+        super().phase_end()
