@@ -29,6 +29,7 @@ from sparsecl.methods.plasticity.shrink_perturb import ShrinkPerturb
 from sparsecl.methods.several import Methods
 from sparsecl.methods.sparse_cl.afaf import Afaf
 from sparsecl.methods.sparse_cl.dst_cl import DstCl
+from sparsecl.methods.sparse_cl.sparcl import Sparcl
 
 _CLASSES: tuple[type[Method], ...] = (
     Agem,
@@ -53,6 +54,7 @@ _CLASSES: tuple[type[Method], ...] = (
     Chts,
     Afaf,
     DstCl,
+    Sparcl,
     Xdg,
     Cbp,
     ShrinkPerturb,

@@ -28,7 +28,7 @@ from sparsecl.methods.dst.config import (
 )
 from sparsecl.methods.facts import MethodMemory
 from sparsecl.methods.plasticity.config import CbpConfig, L1Config, ShrinkPerturbConfig
-from sparsecl.methods.sparse_cl.config import AfafConfig, DstClConfig
+from sparsecl.methods.sparse_cl.config import AfafConfig, DstClConfig, SparclConfig
 from sparsecl.sparse.sizes import RankSizes
 from sparsecl.topology.layer import LayerShape
 
@@ -154,6 +154,8 @@ RANK = RankSizes(
                 "host": 8 * 96 + 36 + 4 * 64,
             },
         ),
+        ({"sparcl": SparclConfig()}, {"beside": 4 * 96, "host": 8 * 96}),
+        ({"sparcl": SparclConfig(band=0.0, keep=1.0)}, {"host": 4 * 96}),
         ({"cbp": CbpConfig()}, {"kept": 32 * 16, "host": 8 * 16}),
         (
             {"cbp": CbpConfig(adam_restart="per_weight")},

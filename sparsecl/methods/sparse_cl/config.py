@@ -205,3 +205,88 @@ class AfafConfig(IsolatedConfig):
             tally.live = run.live + at.phase * sum(grown)
             tally.step()
         return tally.result()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparclConfig(RewireConfig):
+    """Which weights, gradients and sequences are left out. drop_fraction, schedule, during and end
+    mean nothing here. Beside derpp or replay it is the published method."""
+
+    flags = {"B": "yes", "X": "one for each weight", "C": "a little, at rewires"}
+    not_negative = ("born", "open")
+    needs_room = True
+
+    every: Annotated[int, Ge(1)] = 25
+    """TDM: optimizer steps between prunings; a tenth of a task in the public code."""
+
+    band: Annotated[float, Ge(0.0), Lt(1.0)] = 0.01
+    """TDM: by how much of a matrix's cells its live weights go above and below their number at the
+    start; 0 leaves the graph alone."""
+
+    gradient: Annotated[float, Ge(0.0)] = 0.5
+    """TDM: weight of |gradient| in a weight's importance, beside |w|."""
+
+    settle: Annotated[float, Ge(0.0), Le(1.0)] = 0.9
+    """TDM: share of a phase's steps after which nothing grows."""
+
+    keep: Annotated[float, Gt(0.0), Le(1.0)] = 0.8
+    """DGM: share of the gradient that is kept; 1 keeps all. The published 0.2 of all cells at
+    density 0.25 is 0.8 of the live ones."""
+
+    denominator: Literal["live", "all"] = "live"
+    """DGM: of what `keep` is a share: the live weights of a matrix, or all its cells, as in the
+    public code."""
+
+    refresh: Annotated[int, Ge(1)] = 30
+    """DGM: optimizer steps between choices of what is kept."""
+
+    remove: Annotated[float, Ge(0.0), Lt(1.0)] = 0.3
+    """DDR, loss-based: share of a phase's sequences that is removed; 0 removes none."""
+
+    remove_until: Annotated[float, Gt(0.0), Le(1.0)] = 0.4
+    """DDR: share of a phase's steps in which they are removed."""
+
+    portions: Annotated[int, Ge(1)] = 4
+    """DDR: how often some are removed, at equal distances."""
+
+    def check(self, run: RunFacts) -> None:
+        super().check(run)
+        if run.joint and self.remove:
+            raise ValueError(
+                f"remove={self.remove:g}: phases.joint mixes the texts of all domains, and a "
+                "removed sequence is one of a single text. Set remove to 0."
+            )
+        if self.band and self.band >= min(run.density, 1.0 - run.density):
+            raise ValueError(
+                f"band={self.band:g} leaves nothing of a density of {run.density:g} "
+                "(topology.density) below or above it; take a smaller one"
+            )
+
+    def num_kept(self, live: int, cells: int) -> int:
+        """DGM: gradients of a matrix that are kept."""
+        return min(live, round(self.keep * (live if self.denominator == "live" else cells)))
+
+    def is_due(self, at: Moment) -> bool:
+        return 0 < at.phase_step < at.phase_steps and at.phase_step % self.every == 0
+
+    def settles(self, at: Moment) -> bool:
+        """TDM: after a step, nothing grows any more."""
+        return at.phase_step >= self.settle * at.phase_steps
+
+    def removes(self, at: Moment) -> bool:
+        """DDR: after a step, a portion goes."""
+        end = self.remove_until * at.phase_steps
+        times = (round(end * (k + 1) / self.portions) for k in range(self.portions))
+        return at.phase_step in times
+
+    def memory(self, rank: RankSizes) -> MethodMemory:
+        kept = 4 * rank.sparse_slices if self.keep < 1.0 else 0
+        sizes = 4 * rank.whole_cells if self.band else 0
+        return super().memory(rank) + MethodMemory(beside=kept, host=sizes)
+
+    def work(self, run: RunWork) -> MethodWork:
+        tally, more = Tally(run), sum(round(self.band * layer.cells) for layer in run.layers)
+        for at in run.moments():
+            tally.live = run.live + (more if at.phase_step < self.every else 0)
+            tally.step()
+        return tally.result()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sparsecl import seeding
-from tests.distributed.references.rewired import DenseGradients
+from tests.distributed.references.rewired import DenseGradients, Rewired
 
 
 class Isolated(DenseGradients):
@@ -209,3 +209,75 @@ class AfafReference(Isolated):
             num = round(self.config.methods.afaf.fix * int(able.sum()))
             self.fixed[mlp][importance.masked_fill(~able, -1).topk(num).indices] = True
         super().phase_end()
+
+
+class SparclReference(Rewired):
+    def phase_start(self) -> None:
+        options = self.config.methods.sparcl
+        self.history: dict[int, list[float]] = {}
+        self.gone: set[int] = set()
+        self.num_chunks = 0
+        if self.phase == 0:
+            self.num = {name: int(mask.sum()) for name, mask in self.masks.items()}
+            self.open = {}
+        for name, mask in self.masks.items():
+            self.fill(name, mask.clone(), self.num[name] + round(options.band * mask.numel()))
+
+    def fill(self, name: str, keep: Tensor, num: int) -> None:
+        empty = (~self.masks[name]).view(-1).nonzero().view(-1)
+        rng = seeding.stream(self.config.seed, "sparcl", name, self.step)
+        drawn = rng.choice(len(empty), max(0, num - int(keep.sum())), replace=False)
+        grown = chosen(keep, empty[torch.from_numpy(drawn)])
+        if name in self.open:
+            self.open[name] &= keep
+        self.move(name, keep, grown)
+
+    def loss(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        numbers = np.arange(len(rows)) + len(rows) * self.phase_step
+        self.chunks = self.stream(self.phase).chunks(numbers).tolist()
+        self.row = self.row_losses(rows)
+        kept = torch.tensor([chunk not in self.gone for chunk in self.chunks])
+        loss = self.row[kept].mean()
+        return loss, loss
+
+    def after_backward(self) -> bool:
+        options = self.config.methods.sparcl
+        self.slope = {name: self.params[name].grad.clone() for name in self.masks}
+        for name, mask in self.masks.items():
+            if self.phase_step % options.refresh == 0:
+                cells = mask.numel() if options.denominator == "all" else int(mask.sum())
+                num = min(int(mask.sum()), round(options.keep * cells))
+                size = self.slope[name].abs().masked_fill(~mask, -1)
+                self.open[name] = chosen(mask, size.view(-1).topk(num).indices)
+            self.params[name].grad[~self.open[name]] = 0.0
+        return True
+
+    def after_step(self) -> None:
+        options, t = self.config.methods.sparcl, self.phase_step + 1
+        steps = self.schedule.phases[self.phase].num_steps
+        for chunk, loss in zip(self.chunks, self.row.tolist(), strict=True):
+            self.history.setdefault(chunk, []).append(loss)
+            self.num_chunks = max(self.num_chunks, chunk + 1)
+        if t in [round(options.remove_until * steps * k / options.portions) for k in (1, 2)]:
+            self.remove(options.remove / options.portions)
+        for name, mask in self.masks.items() if t % options.every == 0 and t < steps else ():
+            num = self.num[name]
+            settled = t >= options.settle * steps
+            left = num if settled else num - round(options.band * mask.numel())
+            size = self.params[name].detach().abs() + options.gradient * self.slope[name].abs()
+            gone = max(0, int(mask.sum()) - left)
+            order = size.masked_fill(~mask, math.inf).view(-1).argsort(stable=True)[:gone]
+            self.fill(name, mask & ~chosen(mask, order), num)
+
+    def remove(self, share: float) -> None:
+        """The steadiest of what was seen twice since the last time, whose loss is lowest."""
+
+        def rises(chunk: int) -> int:
+            seen = self.history[chunk]
+            return sum(b > a for a, b in zip(seen, seen[1:], strict=False))
+
+        able = [c for c, seen in self.history.items() if len(seen) > 1 and c not in self.gone]
+        order = sorted(able, key=lambda c: (rises(c), self.history[c][-1], c))
+        num = round(share * self.num_chunks)
+        self.gone |= set(order[:num])
+        self.history = {}
