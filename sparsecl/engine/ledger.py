@@ -97,6 +97,7 @@ def flops(
                 outputs=layer.out_features,
                 inputs=layer.in_features,
                 live=topologies[layer.name].num_live,
+                kind=layer.kind,
                 heads=layer.out_features // (layer.head_width or layer.out_features),
                 sparse=(by := chosen.get(layer.name, "dense")) in ("csr", "block"),
                 has_gradient=topology.storage == "masked" and by == "dense",

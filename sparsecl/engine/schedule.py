@@ -184,6 +184,7 @@ def _check_methods(config: RunConfig, micro: int, num_phases: int) -> None:
             role=config.topology.role,
             storage=config.topology.storage,
             tiled=_tiled(config.topology),
+            live_products=config.topology.backend != "dense",
             joint=config.phases.joint,
             num_phases=num_phases,
             micro=micro,

@@ -33,6 +33,7 @@ from sparsecl.methods.dst.config import (
 )
 from sparsecl.methods.facts import AddedParameter, MethodConfig, MethodMemory
 from sparsecl.methods.plasticity.config import CbpConfig, L1Config, ShrinkPerturbConfig
+from sparsecl.methods.sparse_cl.config import AfafConfig, DstClConfig, SparclConfig
 from sparsecl.methods.work import MethodWork, RunWork
 from sparsecl.sparse.sizes import RankSizes
 from sparsecl.topology.layer import LayerShape
@@ -104,6 +105,15 @@ class MethodsConfig:
 
     osft: OsftConfig | None = younger(None)
     """OSFT: later phases train what the largest singular directions leave free."""
+
+    dst_cl: DstClConfig | None = younger(None)
+    """Dynamic sparse training: each domain finds a graph of its own, which is frozen."""
+
+    afaf: AfafConfig | None = younger(None)
+    """AFAF: each domain adds links between few hidden units, and leaves some units fixed."""
+
+    sparcl: SparclConfig | None = younger(None)
+    """SparCL: weights, sequences and gradients that matter little are left out."""
 
     xdg: XdgConfig | None = younger(None)
     """Context-dependent gating: each domain has its own part of the hidden units."""

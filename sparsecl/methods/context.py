@@ -192,6 +192,11 @@ class MethodContext(Protocol):
         """Training sequences of any phase by their numbers in it, [n] -> int64 [n, context + 1]."""
         ...
 
+    def chunks(self, phase: int, indices: np.ndarray) -> np.ndarray:
+        """Which piece of the phase's text, numbered from 0, each of its sequences is: int64 [n]. A
+        piece comes once in each pass over the text."""
+        ...
+
     def sample_sequences(
         self, prompts: np.ndarray, rng: np.random.Generator, *, temperature: float = 1.0
     ) -> np.ndarray:
@@ -395,6 +400,16 @@ class MethodContext(Protocol):
 
         Args:
             where: parameter name and bool of the shape of the tp-local parameter, equal on all dp
+                ranks; asked for one after the other.
+        """
+        ...
+
+    def shown(self, values: Iterable[tuple[str, torch.Tensor]]) -> AbstractContextManager[None]:
+        """The same with other values in the place of all of a parameter, absent cells too: masked
+        storage only. Collective over dp.
+
+        Args:
+            values: parameter name and fp32 of the shape of the tp-local parameter, equal on all dp
                 ranks; asked for one after the other.
         """
         ...

@@ -49,6 +49,9 @@ class RunFacts:
     tiled: bool = False
     """A layer may multiply by tiles (topology.backend block), which live or are absent whole."""
 
+    live_products: bool = False
+    """A layer may multiply by its live weights alone (topology.backend is not dense)."""
+
     joint: bool
     """One phase trains all domains: there is no border between them."""
 

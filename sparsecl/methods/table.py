@@ -28,6 +28,9 @@ from sparsecl.methods.plasticity.cbp import Cbp
 from sparsecl.methods.plasticity.l1 import L1
 from sparsecl.methods.plasticity.shrink_perturb import ShrinkPerturb
 from sparsecl.methods.several import Methods
+from sparsecl.methods.sparse_cl.afaf import Afaf
+from sparsecl.methods.sparse_cl.dst_cl import DstCl
+from sparsecl.methods.sparse_cl.sparcl import Sparcl
 
 _CLASSES: tuple[type[Method], ...] = (
     Agem,
@@ -51,6 +54,9 @@ _CLASSES: tuple[type[Method], ...] = (
     DeepR,
     Cht,
     Chts,
+    Afaf,
+    DstCl,
+    Sparcl,
     Xdg,
     Cbp,
     ShrinkPerturb,

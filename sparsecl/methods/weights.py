@@ -17,7 +17,7 @@ from sparsecl.methods.context import SliceTensors
 from sparsecl.methods.several import Methods
 from sparsecl.methods.units import UnitFigures, unit_figures
 from sparsecl.optim.deepspeed.parameters import local_shape
-from sparsecl.optim.hiding import hidden_weights
+from sparsecl.optim.hiding import hidden_weights, shown_weights
 from sparsecl.optim.masking import MaskGuard
 from sparsecl.optim.moving import (
     clear,
@@ -251,6 +251,15 @@ class WeightContext:
     def hidden(self, where: Iterable[tuple[str, torch.Tensor]]) -> Iterator[None]:
         try:
             with hidden_weights(self.slices, where):
+                forget_expansions(self.module)
+                yield
+        finally:
+            forget_expansions(self.module)
+
+    @contextlib.contextmanager
+    def shown(self, values: Iterable[tuple[str, torch.Tensor]]) -> Iterator[None]:
+        try:
+            with shown_weights(self.slices, values):
                 forget_expansions(self.module)
                 yield
         finally:

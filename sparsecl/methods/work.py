@@ -34,6 +34,9 @@ class LayerWork:
     live: int
     """At the start."""
 
+    kind: str = ""
+    """Its job in the block."""
+
     heads: int = 1
     """Whose rows make it up: of q, k and v."""
 

@@ -1,11 +1,13 @@
-"""Weights that the forward pass does not see for a while: zero in its copies, then every bit back.
+"""Weights that the forward pass sees otherwise for a while: zero, or other values; then every bit
+is back.
 
 Masters and moments stay as they are, except where the master is the weight that the forward pass
 uses (ZeRO 0 in fp32). So no step, audit or checkpoint may come in between.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -13,9 +15,13 @@ from sparsecl.optim.deepspeed.parameters import is_cut, is_gathered
 from sparsecl.optim.moving import whole
 from sparsecl.optim.slices import Slices
 
+Put = Callable[[torch.Tensor, torch.Tensor], object]
+"""Changes a weight in place, given something of its shape."""
 
-@contextlib.contextmanager
-def hidden_weights(slices: Slices, hidden: Iterable[tuple[str, torch.Tensor]]) -> Iterator[None]:
+
+def hidden_weights(
+    slices: Slices, hidden: Iterable[tuple[str, torch.Tensor]]
+) -> AbstractContextManager[None]:
     """Around forward passes. Collective over dp at the end, if ZeRO shards weights.
 
     Takes a copy of the low-precision weights of these parameters (of this rank's shards, in ZeRO
@@ -25,10 +31,22 @@ def hidden_weights(slices: Slices, hidden: Iterable[tuple[str, torch.Tensor]]) -
         hidden: parameter name and bool of the shape of the tp-local parameter, equal on all dp
             ranks; read one at a time.
     """
+    return _changed(slices, hidden, lambda old, where: old.masked_fill_(where.to(old.device), 0.0))
+
+
+def shown_weights(
+    slices: Slices, shown: Iterable[tuple[str, torch.Tensor]]
+) -> AbstractContextManager[None]:
+    """The same with values, of the shape of the tp-local parameter, in the place of weights."""
+    return _changed(slices, shown, lambda old, value: old.copy_(value))
+
+
+@contextlib.contextmanager
+def _changed(slices: Slices, given: Iterable[tuple[str, torch.Tensor]], put: Put) -> Iterator[None]:
     params, kept = slices.parameters(), dict[str, torch.Tensor]()
     try:
-        for name, where in hidden:
-            kept[name] = _hide(slices, name, where)
+        for name, what in given:
+            kept[name] = _change(slices, name, what, put)
         yield
     finally:
         for name, weight in kept.items():
@@ -42,17 +60,17 @@ def hidden_weights(slices: Slices, hidden: Iterable[tuple[str, torch.Tensor]]) -
 
 
 @torch.no_grad()
-def _hide(slices: Slices, name: str, where: torch.Tensor) -> torch.Tensor:
-    """Set one parameter to zero at `where`. Returns what it was, as `_copy` has it. Local."""
+def _change(slices: Slices, name: str, what: torch.Tensor, put: Put) -> torch.Tensor:
+    """Change one parameter. Returns what it was, as `_copy` has it. Local."""
     copy = _copy(slices, name)
     before = copy.clone()
     param, item = slices.parameters()[name], slices.find(name)
     if not is_cut(param):
-        copy.masked_fill_(where.to(copy.device).view(copy.shape), 0.0)
+        put(copy, what.view(copy.shape))
     elif item is not None:
-        copy.masked_fill_(item.part(where).to(copy.device), 0.0)
+        put(copy, item.part(what))
     if is_gathered(param):
-        param.data.masked_fill_(where.to(param.device).view(param.shape), 0.0)
+        put(param.data, what.view(param.shape))
     return before
 
 

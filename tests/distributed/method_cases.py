@@ -31,6 +31,7 @@ from tests.distributed.references.rewired import (
 from tests.distributed.references.run import ReferenceRun
 from tests.distributed.references.self_replay import SelfReplayReference
 from tests.distributed.references.shrink_perturb import ShrinkPerturbReference
+from tests.distributed.references.sparse_cl import AfafReference, DstClReference, SparclReference
 from tests.distributed.references.springs import SpringReference
 from tests.distributed.references.xdg import XdgReference
 
@@ -55,6 +56,16 @@ AGEM = "methods.{}={{sequences: 12, sequences_per_step: 5}}"
 FAST = "optimizer.lr=0.02"
 
 DENSE = "topology.kind=dense"
+SPARCL = (
+    "methods.sparcl={{every: 3, band: 0.05, refresh: 2, remove: 0.6, remove_until: 1.0, "
+    "portions: 2, denominator: {}}}"
+)
+# Texts of 25 sequences, so that a phase reads them three times.
+SHORT = (
+    "data.domains=[{name: a, source: synthetic, synthetic: {train_tokens: 416, "
+    "validation_tokens: 400, num_symbols: 8}}, {name: b, source: synthetic, synthetic: "
+    "{train_tokens: 416, validation_tokens: 400, num_symbols: 8}}]"
+)
 
 CASES = {
     "cbp": Case(CbpReference, (CBP,)),
@@ -129,8 +140,19 @@ CASES = {
     "em_s by head": Case(
         EmsReference, ("methods.chts={every: 3, em_s: [0.05, 0.025], per_head: true}",)
     ),
+    "afaf": Case(AfafReference, ("methods.afaf={every: 3, links: 0.5}",)),
+    "dst_cl": Case(DstClReference, ("methods.dst_cl={every: 3}",)),
+    "dst_cl, unfired": Case(
+        DstClReference, ("methods.dst_cl={every: 4, growth: unfired, drop: per_sign}",)
+    ),
+    "dst_cl, gradient": Case(DstClReference, ("methods.dst_cl={every: 3, growth: gradient}",)),
+    "dst_cl, momentum": Case(
+        DstClReference, ("methods.dst_cl={every: 3, growth: momentum, drop: gradient}",)
+    ),
     "packnet": Case(PackNetReference, ("methods.packnet={prune: [0.5, 0.25]}",)),
     "replay": Case(ReplayReference, ("methods.replay={sequences: 64, share: 0.5}",)),
+    "sparcl": Case(SparclReference, (SPARCL.format("live, keep: 0.5"), SHORT)),
+    "sparcl, all": Case(SparclReference, (SPARCL.format("all, keep: 0.2"), SHORT)),
     "xdg": Case(XdgReference, ("methods.xdg={closed: 0.5}",)),
     "shrink_perturb": Case(
         ShrinkPerturbReference, ("methods.shrink_perturb={shrink: 1.0, sigma: 0.001}",)
@@ -168,11 +190,14 @@ STEPWISE = (
     "chts",
     "chtss",
     "em_s by head",
+    "afaf",
+    "dst_cl",
+    "sparcl",
 )
 # Those that look at more than one element at a time, and so at tp's split.
 SPLIT = (
     *("cbp", "o_lora", "derpp", "rigl", "packnet", "snfs", "granet", "deep_r", "cht", "chtss"),
-    *("springs", "n_lora", "self_replay", "xdg", "osft"),
+    *("springs", "n_lora", "self_replay", "xdg", "osft", "dst_cl", "afaf", "sparcl"),
 )
 # Parts of "springs" and "n_lora", or like them: seen in one layout, in the slow tests.
 PARTS = {
@@ -184,6 +209,10 @@ PARTS = {
     "lora, per domain": ("zero3", 1, 2),
     "n_lora, code's": ("zero2", 2, 1),
     "osft, fixed": ("zero2", 2, 1),
+    "dst_cl, unfired": ("zero3", 1, 2),
+    "dst_cl, gradient": ("zero2", 2, 1),
+    "sparcl, all": ("zero3", 1, 2),
+    "dst_cl, momentum": ("zero3", 1, 2),
 }
 WHOLE = [name for name in CASES if name not in PARTS]
 

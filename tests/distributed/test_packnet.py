@@ -97,6 +97,11 @@ def test_a_resume_at_a_border_and_within_a_stage_is_no_stop(pool, shared_cache, 
 def rolled_back(cache: str, folder: str, at: int) -> Any:
     """After step `at` back to the checkpoint before it, once."""
     overrides = (*PACKNET, "batch.micro=2", "checkpoint={every: 4, keep: 40}")
+    return rolled_back_with(cache, overrides, folder, at)
+
+
+def rolled_back_with(cache: str, overrides: tuple[str, ...], folder: str, at: int) -> Any:
+    """The same in any run."""
     trainer, _, built = cases.assemble(cases.load(cache, overrides), "zero2", folder)
     back = trainer.run_with_rollback(at, lambda: trainer.step)
     return back, scores(trainer), built.guard.nonzero

@@ -61,6 +61,7 @@ class PlainContext(WeightContext):
 
     domain = "a"
     batch_sequences = 4
+    num_chunks = 6
 
     def __init__(
         self,
@@ -89,6 +90,9 @@ class PlainContext(WeightContext):
 
     def rows(self, phase: int, indices: np.ndarray) -> np.ndarray:
         return self.read(phase, indices)
+
+    def chunks(self, phase: int, indices: np.ndarray) -> np.ndarray:
+        return indices % self.num_chunks
 
     def generator(self, *names: str | int) -> np.random.Generator:
         return seeding.stream(self.seed, *names)

@@ -28,6 +28,7 @@ from sparsecl.methods.dst.config import (
 )
 from sparsecl.methods.facts import MethodMemory
 from sparsecl.methods.plasticity.config import CbpConfig, L1Config, ShrinkPerturbConfig
+from sparsecl.methods.sparse_cl.config import AfafConfig, DstClConfig, SparclConfig
 from sparsecl.sparse.sizes import RankSizes
 from sparsecl.topology.layer import LayerShape
 
@@ -141,6 +142,28 @@ RANK = RankSizes(
             {"gem": GemConfig(sequences=5)},
             {"passing": 6 * 1500 + 2 * 4 * 1000, "host": 16 * 5 * 2},
         ),
+        # Holds, the value of each of 96 cells, and a bit of each in three phases.
+        ({"dst_cl": DstClConfig()}, {"beside": 6000, "host": 8 * 96 + 36}),
+        (
+            {"dst_cl": DstClConfig(growth="momentum")},
+            {"beside": 6000, "passing": 800, "host": 16 * 96 + 36},
+        ),
+        (
+            {"dst_cl": DstClConfig(growth="unfired")},
+            {"beside": 6000, "host": 8 * 96 + 48},
+        ),
+        # And for the 64 weights of up a score, in a step two more, and as a matrix.
+        (
+            {"afaf": AfafConfig()},
+            {
+                "beside": 6000 + 4 * 64,
+                "update": 8 * 64,
+                "kept": 24 * 16,
+                "host": 8 * 96 + 36 + 4 * 64,
+            },
+        ),
+        ({"sparcl": SparclConfig()}, {"beside": 4 * 96, "host": 8 * 96}),
+        ({"sparcl": SparclConfig(band=0.0, keep=1.0)}, {"host": 4 * 96}),
         ({"cbp": CbpConfig()}, {"kept": 32 * 16, "host": 8 * 16}),
         (
             {"cbp": CbpConfig(adam_restart="per_weight")},

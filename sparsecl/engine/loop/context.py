@@ -85,6 +85,9 @@ class RunContext(WeightContext):
     def rows(self, phase: int, indices: np.ndarray) -> np.ndarray:
         return self._stream_of(phase).rows(indices)
 
+    def chunks(self, phase: int, indices: np.ndarray) -> np.ndarray:
+        return self._stream_of(phase).chunks(indices)
+
     def generator(self, *names: str | int) -> np.random.Generator:
         return seeding.stream(self.config.seed, *names)
 
