@@ -19,7 +19,7 @@ from sparsecl.experiments.study import build_plan
 from sparsecl.experiments.study.chain import stand_in
 from sparsecl.experiments.study.study_file import ScaledStudy, read_study
 from sparsecl.experiments.study.trials import trial_config
-from sparsecl.experiments.study.tune import points
+from sparsecl.experiments.study.tune import own_grid, points
 from sparsecl.model.flops import ParameterCounts
 from sparsecl.model.shapes import layer_shapes
 from sparsecl.topology.density import allocate
@@ -184,8 +184,9 @@ def _trials(study: ScaledStudy, counter: Counter) -> list[Subject]:
     tune, place = study.config.tune, study.ds_config
     if tune is None:
         return []
-    found, grid = [], points(tune.keys)
+    found = []
     for setting in study.settings:
+        grid = points(own_grid(setting.config, tune.keys))
         config = trial_config(setting, tune, grid[0], setting.name)
         num_runs = len(grid) * len(tune.on.seeds)
         one = _subject(f"{setting.name}, tuning", config, place, num_runs, counter)

@@ -10,10 +10,12 @@ and runs that were going on continue from their last checkpoint. With --where sl
 is neither done nor in the queue, and returns at once. With --power it runs nothing: it reads a
 study folder and prints what each planned contrast can show, and how many seeds an effect needs.
 A study with a block `tune` is tuned first: with --where slurm, call it again when the trials are
-done. --only runs some arms of the test; the report shows what there is.
+done. --only runs some arms of the test, by name or pattern ('*_ewc'); the report shows what there
+is.
 """
 
 import argparse
+import fnmatch
 import math
 import os
 import subprocess
@@ -91,7 +93,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--only",
         type=lambda text: text.split(","),
         metavar="ARM,...",
-        help="run these arms alone, and what they need; the others can follow later",
+        help="run these arms alone, and what they need (patterns too: 'sparse_*'); the others can "
+        "follow later",
     )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each run; default 1")
     parser.add_argument("--dry_run", action="store_true", help="show what would run, then stop")
@@ -202,11 +205,13 @@ def only(plan: StudyPlan, arms: Sequence[str] | None) -> StudyPlan:
     """
     if arms is None:
         return plan
-    known = [arm.name for arm in plan.arms]
-    for name in arms:
-        if name not in known:
-            raise UserError(f"--only {name}: there is no such arm; there are {', '.join(known)}")
-    return replace(plan, runs=plan.with_needed(arms))
+    known, wanted = [arm.name for arm in plan.arms], []
+    for pattern in arms:
+        found = fnmatch.filter(known, pattern)
+        if not found:
+            raise UserError(f"--only {pattern}: there is no such arm; there are {', '.join(known)}")
+        wanted += found
+    return replace(plan, runs=plan.with_needed(wanted))
 
 
 def show_power(options: argparse.Namespace) -> int:

@@ -48,6 +48,10 @@ GRID = "optimizer.lr: [1.0e-3, 2.0e-3, 4.0e-3, 8.0e-3, 16.0e-3]"
 RISING = "optimizer.lr: [1.0e-3, 2.0e-3, 4.0e-3]"
 """Keys of the study, and others whose end is the best of the sparse arm."""
 
+STRENGTHS = f"{RISING}, methods.ewc.strength: [1.0, 10.0]"
+EWC = ("tune:\n", "  ewc: {methods: {ewc: {strength: 10.0}}}\ntune:\n")
+"""A key that one arm has, and what gives the study that arm."""
+
 
 @dataclass(frozen=True)
 class Cost:

@@ -11,7 +11,7 @@ from sparsecl.experiments.plots import style
 from sparsecl.experiments.report import tuning, write_report
 from sparsecl.experiments.study.study_plan import read_plan
 from tests.experiments.fake_study import FakeArm, write_study
-from tests.experiments.fake_tuning import GRID, RISING, study_file, sweep
+from tests.experiments.fake_tuning import EWC, GRID, RISING, STRENGTHS, study_file, sweep
 from tests.experiments.running.test_tuning import last_losses
 
 
@@ -100,3 +100,19 @@ def test_the_trials_have_a_report_of_their_own(made, monkeypatch):
     folder, _ = made
     page = write_report(collect(folder / "tuning"), folder / "tuning" / "report")
     assert "The plan has no contrast." in page.read_text()
+
+
+def test_an_arm_with_a_method_shows_its_strength_and_the_others_show_none(tmp_path, monkeypatch):
+    folder = tmp_path / "study"
+    assert sweep(study_file(tmp_path, "", (GRID, STRENGTHS), EWC), folder)
+    monkeypatch.setattr(style, "DPI", 30)
+    page = write_report(collect(folder), folder / "report").read_text()
+    strength = {row["arm"]: row["methods.ewc.strength_taken"] for row in table(folder, "tuned")}
+    # The fake loss is the same at both strengths: the arm's own is taken.
+    assert strength == {"dense": "", "sparse": "", "ewc": "10.0"}
+    tried = [(row["arm"], row["methods.ewc.strength"]) for row in table(folder, "tuning")]
+    assert {strength for arm, strength in tried if arm == "ewc"} >= {"1.0", "10.0"}
+    assert {strength for arm, strength in tried if arm != "ewc"} == {""}
+    families = {row["family"] for row in table(folder, "families")}
+    assert families == {"dense", "sparse", "ewc"}
+    assert "Each arm got 4 to " in page

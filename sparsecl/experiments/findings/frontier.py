@@ -263,7 +263,7 @@ def _tried(study: Study, trials: Study) -> list[Family]:
 def _trials_by_rate(trials: Study, tuning: Tuning, one: TunedArm) -> dict[float, Arm]:
     """Rate -> trial of an arm, rising; other tuned keys stand at the values taken."""
     there = {arm.name: arm for arm in trials.plan.arms}
-    others = [key for key in tuning.keys if key != KEY]
+    others = [key for key in one.taken if key != KEY]
     found = {}
     for trial in one.trials:
         arm = there.get(trial_name(one.arm, trial.values))

@@ -25,6 +25,7 @@ from sparsecl.experiments.study.tune import (
     base_values,
     choose,
     edges_of,
+    own_grid,
     points,
 )
 from sparsecl.opening import read_plain
@@ -101,12 +102,13 @@ def tuned_arms(study: ScaledStudy, grid: Grid, folders: Sequence[Path]) -> list[
         scores.update(trial_scores(folder))
     arms = []
     for setting in study.settings:
+        own = own_grid(setting.config, grid)
         trials = [
             Trial(values=values, scores=scores[trial_name(setting.name, values)])
-            for values in points(grid)
+            for values in points(own)
         ]
-        one = choose(setting.name, base_values(setting.config, grid), trials, tune.by)
-        arms.append(replace(one, edges=edges_of(one, grid)))
+        one = choose(setting.name, base_values(setting.config, own), trials, tune.by)
+        arms.append(replace(one, edges=edges_of(one, own)))
     return arms
 
 

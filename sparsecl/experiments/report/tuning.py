@@ -16,9 +16,8 @@ from sparsecl.experiments.study.tune import TunedArm, Tuning
 def words(tuning: Tuning) -> Markup:
     """What was done, as HTML."""
     asked, found = tuning.config, MEASURES[tuning.config.by]
-    trials = len(tuning.arms[0].trials) if tuning.arms else 0
     lines = [
-        f"Each arm got {trials} trials, each on the seeds {_list(asked.on.seeds)} in the order "
+        f"{_budget(tuning)}, each on the seeds {_list(asked.on.seeds)} in the order "
         f"{_list(asked.on.domains)}: neither is used by the test. In all {tuning.runs:,} runs, "
         f"{tuning.tokens:,} tokens and {tuning.flops:.3g} FLOPs, beside those of the test.",
         f"Taken is the best mean of {asked.by} ({found.unit}, {found.better} is better). Values "
@@ -49,7 +48,7 @@ def taken_table(tuning: Tuning) -> Table:
     for one in tuning.arms:
         row: list[Cell] = [one.arm]
         for key in tuning.keys:
-            row += [one.base[key], one.taken[key], one.best[key], one.edges.get(key)]
+            row += [of.get(key) for of in (one.base, one.taken, one.best, one.edges)]
         row += [_best_mean(one), "; ".join(map(_point, one.ties)) or None]
         rows.append(tuple(row))
     widened = ", though it was widened once" if tuning.added else ""
@@ -72,7 +71,7 @@ def curves_table(tuning: Tuning) -> Table:
     rows = tuple(
         (
             one.arm,
-            *(trial.values[key] for key in tuning.keys),
+            *(trial.values.get(key) for key in tuning.keys),
             trial.mean,
             trial.error,
             *trial.scores,
@@ -106,10 +105,21 @@ def trials_table(tuning: Tuning, trials: Study | None) -> Table | None:
             for seed in tuning.config.on.seeds:
                 result = found.get((trial_name(one.arm, trial.values), seed))
                 status = "missing" if result is None else result.status
-                values = (trial.values[key] for key in tuning.keys)
+                values = (trial.values.get(key) for key in tuning.keys)
                 rows.append((one.arm, *values, seed, status, *measure_cells(result)))
     caption = "Every run of the tuning, one line each; figures of those that are done."
     return Table(name="trials", caption=caption, columns=columns, rows=tuple(rows))
+
+
+def _budget(tuning: Tuning) -> str:
+    """How many trials there were: more for an arm whose method has a key in the grid."""
+    counts = sorted({len(one.trials) for one in tuning.arms})
+    if len(counts) == 1:
+        return f"Each arm got {counts[0]} trials"
+    return (
+        f"Each arm got {counts[0]} to {counts[-1]} trials: all the same values of what all have, "
+        "and those with a method the same values of its key too"
+    )
 
 
 def _best_mean(one: TunedArm) -> float | None:

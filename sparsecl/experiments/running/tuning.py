@@ -16,7 +16,7 @@ from sparsecl.experiments.study.controls import Priced
 from sparsecl.experiments.study.study_file import ScaledStudy
 from sparsecl.experiments.study.study_plan import PLAN, TUNING, StudyPlan, check_study, read_plan
 from sparsecl.experiments.study.trials import asked, priced_once, trial_config, trials_plan
-from sparsecl.experiments.study.tune import Tuning, Values, widen
+from sparsecl.experiments.study.tune import Tuning, Values, own_grid, widen
 from sparsecl.files import writing
 from sparsecl.opening import make_folder
 
@@ -93,10 +93,12 @@ def tune(
 
 
 def _problem(study: ScaledStudy, price: Callable[[RunConfig], Priced], values: Values) -> str:
-    """Why some arm cannot be run with these values; "" if every arm can."""
+    """Why some arm cannot be run with those of these values that it has; "" if every arm can."""
     for setting in study.settings:
+        grid = own_grid(setting.config, {key: (value,) for key, value in values.items()})
+        own = {key: value for key, (value,) in grid.items()}
         try:
-            price(trial_config(setting, asked(study), values, setting.name))
+            price(trial_config(setting, asked(study), own, setting.name))
         except UserError as error:
             return str(error)
     return ""

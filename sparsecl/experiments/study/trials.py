@@ -24,6 +24,7 @@ from sparsecl.experiments.study.tune import (
     Tuning,
     Values,
     base_values,
+    own_grid,
     points,
     with_values,
 )
@@ -51,10 +52,10 @@ def trials_plan(
         UserError: a trial cannot be run as it is asked for.
     """
     tune = asked(study)
-    done = points(known) if known else []
     arms, by_name = [], {}
     for setting in study.settings:
-        for values in points(grid):
+        done = points(own_grid(setting.config, known)) if known else []
+        for values in points(own_grid(setting.config, grid)):
             if values in done:
                 continue
             name = trial_name(setting.name, values)
@@ -178,11 +179,17 @@ def _check_key(study: ScaledStudy, key: str) -> None:
             f"tune.keys.{key}: decides what a run reads or is scored on, which is the same for "
             "all arms of a study. Tune another key."
         )
-    for setting in study.settings:
-        for value in asked(study).keys[key]:
+    values = asked(study).keys[key]
+    having = [one for one in study.settings if own_grid(one.config, {key: values})]
+    if not having:
+        with_values(study.settings[0].config, {key: values[0]})
+        raise UserError(
+            f"tune.keys.{key}: no arm has this method. Give it to an arm, or leave out the key."
+        )
+    for setting in having:
+        for value in values:
             with_values(setting.config, {key: value})
-        base = base_values(setting.config, [key])[key]
-        if base is None:
+        if base_values(setting.config, [key])[key] is None:
             raise UserError(
                 f"tune.keys.{key}: is no number in {setting.name}, and every arm gets the same "
                 "trials. Give it one there, or tune another key."
@@ -191,9 +198,9 @@ def _check_key(study: ScaledStudy, key: str) -> None:
 
 def _check_twins(study: ScaledStudy, tune: TuneConfig) -> None:
     """Arms that differ in nothing but what is tuned would be one arm twice."""
-    first = points(tune.keys)[0]
     seen: dict[str, str] = {}
     for setting in study.settings:
+        first = points(own_grid(setting.config, tune.keys))[0]
         digest = configs.digest(with_values(setting.config, first))
         twin = seen.setdefault(digest, setting.name)
         if twin != setting.name:
@@ -230,10 +237,12 @@ def tuning_text(study: ScaledStudy, trials: StudyPlan, test: StudyPlan) -> str:
     tune = asked(study)
     tokens, flops = cost(trials)
     test_tokens, test_flops = cost(test)
-    num_points, num_seeds = len(points(tune.keys)), len(tune.on.seeds)
+    num_seeds = len(tune.on.seeds)
+    counts = [len(points(own_grid(one.config, tune.keys))) for one in study.settings]
+    each = f"{min(counts)} to {max(counts)}" if len(set(counts)) > 1 else f"{counts[0]}"
     lines = [
-        f"tuning by {tune.by}: {num_points} trials of each of {len(study.settings)} arms x "
-        f"{num_seeds} seeds = {len(trials.runs)} runs, {tokens:,} tokens, {flops:.3e} FLOPs",
+        f"tuning by {tune.by}: {each} trials of each of {len(counts)} arms x {num_seeds} seeds = "
+        f"{len(trials.runs)} runs, {tokens:,} tokens, {flops:.3e} FLOPs",
         *(f"  {key}: {', '.join(f'{v:g}' for v in values)}" for key, values in tune.keys.items()),
         f"  seeds {', '.join(map(str, tune.on.seeds))}; order {', '.join(tune.on.domains)}",
         "  a best value at an end of its range: one more value beyond, for every arm, once",

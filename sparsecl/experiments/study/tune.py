@@ -24,6 +24,8 @@ Values = dict[str, Number]
 """Key of a run config -> value."""
 Grid = dict[str, tuple[Number, ...]]
 End = Literal["lowest", "highest"]
+METHOD = "methods."
+"""How the keys begin that only some arms have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,8 @@ class TuneConfig:
     """The tuning that a study asks for."""
 
     keys: dict[str, tuple[int | float, ...]]
-    """Key of a run config -> values to try, rising. Several keys: every combination."""
+    """Key of a run config -> values to try, rising. Several keys: every combination. A key of a
+    method, methods.NAME.KEY, is tried by the arms that have the method."""
 
     on: TuneOn
 
@@ -62,7 +65,7 @@ class TuneConfig:
     """The measure whose mean over the tuning seeds decides (experiments/study/measures.py)."""
 
     budget: Literal["equal"] = "equal"
-    """Every arm gets the same trials."""
+    """Every arm gets the same values of every key that it has."""
 
     def __post_init__(self) -> None:
         if not self.keys:
@@ -151,6 +154,18 @@ class Tuning:
     def taken(self, arm: str) -> Values:
         """The frozen values of an arm; it must be there."""
         return next(one.taken for one in self.arms if one.arm == arm)
+
+
+def own_grid(config: RunConfig, grid: Grid) -> Grid:
+    """The part of a grid that an arm has: keys of methods that it is without are left out."""
+    there = {
+        name for name, block in configs.to_dict(config)["methods"].items() if block is not None
+    }
+    return {
+        key: values
+        for key, values in grid.items()
+        if not key.startswith(METHOD) or key.split(".")[1] in there
+    }
 
 
 def points(grid: Grid) -> list[Values]:
@@ -255,7 +270,7 @@ def widen(
 
     Args:
         arms: with their edges.
-        accepts: "" if every arm can be run with these values, else why not.
+        accepts: "" if every arm that has the keys can be run with these values, else why not.
     """
     wider, notes = dict(grid), []
     for key in grid:
@@ -271,8 +286,12 @@ def widen(
                 notes.append(f"{head}; the grid cannot be widened there ({why})")
                 continue
             wider[key] = (value, *wider[key]) if end == "lowest" else (*wider[key], value)
-            notes.append(f"{head}; {value:g} was tried too, by every arm")
+            notes.append(f"{head}; {value:g} was tried too, {_by_whom(key)}")
     return wider, notes
+
+
+def _by_whom(key: str) -> str:
+    return "by every arm that has it" if key.startswith(METHOD) else "by every arm"
 
 
 def _beyond(values: Sequence[Number], end: str) -> Number | None:

@@ -45,6 +45,8 @@ def test_some_arms_alone_bring_what_they_need(tmp_path):
     assert only(plan, None) is plan
     names = {run.arm for run in only(plan, ["dense"]).runs}
     assert names == {"dense"}
+    assert only(plan, ["d*"]).runs == only(plan, ["dense"]).runs
+    assert only(plan, ["*"]).runs == plan.runs
     needed = {run.name for run in only(plan, ["sparse.stopped_early"]).runs}
     assert needed == {
         f"{arm}/seed{seed}" for arm in ("sparse", "sparse.stopped_early") for seed in range(3)

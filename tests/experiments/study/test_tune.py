@@ -21,7 +21,16 @@ from sparsecl.experiments.study.tune import (
     widen,
     with_values,
 )
-from tests.experiments.fake_tuning import GRID, RISING, ROOT, planned, price, study_file
+from tests.experiments.fake_tuning import (
+    EWC,
+    GRID,
+    RISING,
+    ROOT,
+    STRENGTHS,
+    planned,
+    price,
+    study_file,
+)
 
 
 def trials_of(path, **options):
@@ -56,6 +65,34 @@ def test_every_arm_gets_every_point_on_every_seed(tmp_path):
     assert "test: 4 runs, 8,000 tokens" in text
 
 
+def test_a_key_of_a_method_is_tried_by_the_arms_that_have_the_method(tmp_path):
+    path = study_file(tmp_path, "", (GRID, STRENGTHS), EWC)
+    study, test, trials, configs = trials_of(path)
+    tried = {
+        arm: {
+            (config.optimizer.lr, config.methods.ewc and config.methods.ewc.strength)
+            for name, config in configs.items()
+            if name.startswith(f"{arm}.")
+        }
+        for arm in ("dense", "sparse", "ewc")
+    }
+    rates = (0.001, 0.002, 0.004)
+    assert tried["dense"] == tried["sparse"] == {(lr, None) for lr in rates}
+    assert tried["ewc"] == {(lr, strength) for lr in rates for strength in (1.0, 10.0)}
+    text = tuning_text(study, trials, test)
+    assert "3 to 6 trials of each of 3 arms x 3 seeds = 36 runs" in text
+
+
+def test_no_trial_of_a_widened_grid_is_made_twice(tmp_path):
+    study, _, _ = planned(study_file(tmp_path, "", (GRID, STRENGTHS), EWC))
+    known = study.config.tune.keys
+    grid = {**known, "methods.ewc.strength": (1.0, 10.0, 100.0)}
+    plan, _ = trials_plan(study, price, grid, known=known, threads=1, command=["x"])
+    assert {arm.name for arm in plan.arms} == {
+        f"ewc.optimizer.lr_{rate}-methods.ewc.strength_100.0" for rate in (0.001, 0.002, 0.004)
+    }
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -71,7 +108,8 @@ def test_every_arm_gets_every_point_on_every_seed(tmp_path):
         (GRID, "batch.sequences: [8, 16]", "tune.keys.batch.sequences: decides what a run reads"),
         (GRID, "phases.steps: [8, 16]", "tune.keys.phases.steps: decides what a run reads"),
         (GRID, "seed: [8, 16]", "tune.keys.seed: decides what a run reads"),
-        (GRID, "methods.ewc.strength: [1.0, 2.0]", "is no number in dense"),
+        (GRID, "methods.ewc.strength: [1.0, 2.0]", "no arm has this method"),
+        (GRID, "methods.ewc.strengt: [1.0, 2.0]", "methods.ewc.strengt: unknown key; did you mean"),
         (GRID, "topology.drop: [1, 2]", "tune.keys.topology.drop: unknown key"),
         (GRID, "", "keys is empty"),
         ("[b, a]}", "[b, a]}\n  by: F_first", "by: there is no measure F_first"),
