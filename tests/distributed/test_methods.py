@@ -20,8 +20,16 @@ STAGES = ("zero0", "zero1", "zero2", "zero3")
 LAYOUTS = [
     *((stage, tp, dp) for stage in STAGES for tp, dp in ((1, 2), (2, 1))),
     ("zero2", 2, 2),
-    ("zero2_offload", 1, 2),
 ]
+OFFLOAD = ("zero2_offload", 1, 2)
+OFFLOADED = ("springs", "rigl", "chtss", "derpp", "o_lora", "cbp", "dst_cl")
+"""One of each kind of state is enough where only the optimizer's place is another."""
+
+
+def layouts(name: str) -> list[tuple[str, int, int]]:
+    if name in PARTS:
+        return [PARTS[name]]
+    return [*LAYOUTS, *([OFFLOAD] if name in OFFLOADED else [])]
 
 
 def is_fast(name: str, layout: tuple[str, int, int]) -> bool:
@@ -33,7 +41,7 @@ def is_fast(name: str, layout: tuple[str, int, int]) -> bool:
 EACH = [
     (name, *layout) if is_fast(name, layout) else cases.slow(name, *layout)
     for name in CASES
-    for layout in ([PARTS[name]] if name in PARTS else LAYOUTS)
+    for layout in layouts(name)
 ]
 
 
