@@ -15,6 +15,7 @@ is.
 """
 
 import argparse
+import contextlib
 import fnmatch
 import math
 import os
@@ -41,6 +42,7 @@ from sparsecl.experiments.running.local import LocalPlace, visible_gpus
 from sparsecl.experiments.running.overview import Overview
 from sparsecl.experiments.running.runner import Runner, python_script
 from sparsecl.experiments.running.tuning import tune, tuned_before
+from sparsecl.experiments.running.warm import WarmPlace
 from sparsecl.experiments.study.build_plan import make_plan, open_study, plan_text
 from sparsecl.experiments.study.controls import Priced
 from sparsecl.experiments.study.study_file import ScaledStudy, StudyConfig, read_study
@@ -299,8 +301,12 @@ def run(folder: Path, plan: StudyPlan, options: argparse.Namespace) -> bool:
     gpus = visible_gpus(torch.cuda.device_count())
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     slots = options.jobs or len(gpus) or max(1, (cores or 1) // options.threads)
-    place = LocalPlace(slots=slots, threads=options.threads, gpus=gpus)
-    return Runner(folder, plan, place, train=python_script(TRAIN), watch=Overview()).run()
+    if gpus or sys.platform != "linux":
+        place = LocalPlace(slots=slots, threads=options.threads, gpus=gpus)
+    else:
+        place = WarmPlace(slots=slots, threads=options.threads)
+    with contextlib.closing(place):
+        return Runner(folder, plan, place, train=python_script(TRAIN), watch=Overview()).run()
 
 
 def on_slurm(folder: Path, plan: StudyPlan, options: argparse.Namespace) -> bool:

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -62,16 +62,20 @@ class LocalPlace:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env=self._environment(slot),
+                env=self.environment(slot),
                 # Ctrl-C reaches the runner alone, which then ends its runs one by one.
                 start_new_session=True,
-                preexec_fn=partial(_die_with_parent, os.getpid())
+                preexec_fn=partial(die_with_parent, os.getpid())
                 if sys.platform == "linux"
                 else None,
             )
         return LocalProcess(process)
 
-    def _environment(self, slot: int) -> Mapping[str, str]:
+    def close(self) -> None:
+        """Nothing stays of it."""
+
+    def environment(self, slot: int) -> dict[str, str]:
+        """Variables of a run in this slot."""
         # A launcher's variables would make the run wait for ranks that do not exist.
         foreign = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
         kept = {key: value for key, value in os.environ.items() if key not in foreign}
@@ -95,7 +99,7 @@ def visible_gpus(count: int) -> list[str]:
     return [name.strip() for name in listed][:count]
 
 
-def _die_with_parent(parent: int) -> None:
+def die_with_parent(parent: int) -> None:
     """In the child: a runner that is killed takes its runs along, so that none goes on unseen."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it was gone before the kernel was asked

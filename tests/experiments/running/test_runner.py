@@ -161,7 +161,7 @@ def test_a_run_whose_runner_died_before_it_could_ask_for_its_signal():
     child = os.fork()
     if child == 0:
         try:
-            local._die_with_parent(parent=os.getpid())
+            local.die_with_parent(parent=os.getpid())
         finally:
             os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL

@@ -1,0 +1,199 @@
+"""Runs of this machine's CPU that are forked from a process which has imported everything once.
+
+A start costs seconds, nearly all of them for importing torch and DeepSpeed. A run that is forked
+is a process of its own like any other: its own session, log, exit code and end. It computes what a
+fresh one computes, bit for bit. CUDA does not survive a fork, so runs on GPUs are started fresh.
+"""
+
+import contextlib
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+SERVER = Path(__file__).resolve()
+if __name__ == "__main__":  # the server: its packages are found from a checkout, too
+    sys.path[0] = str(SERVER.parents[3])
+
+from sparsecl import command  # noqa: E402
+from sparsecl.experiments.running.local import PATIENCE, LocalPlace, die_with_parent  # noqa: E402
+from sparsecl.files import writing  # noqa: E402
+from sparsecl.opening import make_folder, plain  # noqa: E402
+
+TICK = 0.02  # seconds between looks at a run that is asked to end
+LOST = -int(signal.SIGKILL)  # exit code of the runs of a server that was killed
+
+
+class WarmProcess:
+    """One run that was forked."""
+
+    def __init__(self, server: "Server", pid: int) -> None:
+        self._server, self._pid = server, pid
+        self._code: int | None = None
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs."""
+        if self._code is None:
+            self._code = self._server.ask({"poll": self._pid}, lost=LOST)
+        return self._code
+
+    def stop(self) -> None:
+        """End it, whatever it takes."""
+        for number, patience in ((signal.SIGTERM, PATIENCE), (signal.SIGKILL, None)):
+            if self.poll() is None:
+                os.kill(self._pid, number)
+                end = None if patience is None else time.monotonic() + patience
+                while self.poll() is None and (end is None or time.monotonic() < end):
+                    time.sleep(TICK)
+
+
+class WarmPlace(LocalPlace):
+    """Starts each run as a fork; Linux and the CPU alone.
+
+    Args:
+        slots: runs at the same time.
+        threads: CPU threads of each; None = each takes what it finds.
+    """
+
+    def __init__(self, *, slots: int, threads: int | None) -> None:
+        super().__init__(slots=slots, threads=threads)
+        self._server: Server | None = None
+
+    def start(self, command: Sequence[str], *, log: Path, slot: int) -> WarmProcess:  # type: ignore[override]
+        """Start `python SCRIPT OPTIONS`; what it prints is appended to `log`."""
+        with writing(log):
+            make_folder(log.parent)
+            open(log, "ab", opener=plain).close()  # a log that cannot be is told here
+        if self._server is None or not self._server.alive:
+            self._server = Server(self.environment(slot))
+        request = {"words": list(command[1:]), "log": str(log.resolve()), "folder": os.getcwd()}
+        pid = self._server.ask(request, lost=None)
+        if pid is None:
+            raise OSError("the process that runs are forked from was killed")
+        return WarmProcess(self._server, pid)
+
+    def close(self) -> None:
+        """End the server, and with it any run that is left."""
+        if self._server is not None:
+            self._server.close()
+
+
+class Server:
+    """The process that has imported everything, as its client sees it. It ends with its client,
+    and its runs with it."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(SERVER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,  # Ctrl-C reaches the runner alone
+        )
+        self._asked = 0
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def close(self) -> None:
+        """End it."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.kill()  # it may be importing
+        self._process.wait()
+        self._process.stdout.close()
+
+    def ask(self, request: dict[str, Any], *, lost: int | None) -> int | None:
+        """The answer to one request; `lost` if the server is gone."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        if not self.alive:
+            return lost
+        self._asked += 1
+        line = json.dumps({**request, "number": self._asked}).encode() + b"\n"
+        try:
+            self._process.stdin.write(line)
+            self._process.stdin.flush()
+            # A signal may have come between an earlier request and its answer.
+            while (answer := self._process.stdout.readline()) != b"":
+                number, value = json.loads(answer)
+                if number == self._asked:
+                    found: int | None = value
+                    return found
+        except BrokenPipeError:
+            pass
+        self._process.wait()
+        return lost
+
+
+def serve() -> NoReturn:
+    """Import, then fork a run for each request, or tell how one has ended, until nobody asks."""
+    # Nothing but answers goes through the pipe.
+    with os.fdopen(os.dup(1), "wb", buffering=0) as answers:
+        os.dup2(2, 1)
+        _import_all()
+        me, codes = os.getpid(), dict[int, int | None]()
+        for line in iter(sys.stdin.buffer.readline, b""):
+            request = json.loads(line)
+            if "poll" in request:
+                run = request["poll"]
+                if codes[run] is None:
+                    pid, status = os.waitpid(run, os.WNOHANG)
+                    codes[run] = os.waitstatus_to_exitcode(status) if pid else None
+                answer = codes[run]
+            else:
+                answer = os.fork()
+                if answer == 0:
+                    answers.close()
+                    _be(request, me)
+                codes[answer] = None
+            answers.write(json.dumps([request["number"], answer]).encode() + b"\n")
+    os._exit(0)
+
+
+def _import_all() -> None:
+    """What a run imports, in its order: first what libraries are told by variables."""
+    from sparsecl import dist
+    from sparsecl.programs import train
+
+    train.quiet()
+    os.environ.setdefault("DS_ACCELERATOR", dist.device().type)
+    import deepspeed  # noqa: F401
+    import torch.utils.tensorboard  # noqa: F401
+
+    import sparsecl.engine.run
+    import sparsecl.experiments.plots  # noqa: F401
+
+
+def _be(request: dict[str, Any], parent: int) -> NoReturn:
+    """In the fork: be `python SCRIPT OPTIONS` in that folder, whose output is appended to a log."""
+    die_with_parent(parent)
+    os.setsid()
+    with open(request["log"], "ab", opener=plain) as log:
+        for old, new in ((os.open(os.devnull, os.O_RDONLY), 0), (log.fileno(), 1), (1, 2)):
+            os.dup2(old, new)
+    os.chdir(request["folder"])
+    sys.argv = request["words"]
+    sys.path[0] = str(Path(sys.argv[0]).resolve().parent)
+    code: Any = 1
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+    finally:  # what follows the fork in `serve` is never this process's
+        command.end_process(code)
+
+
+if __name__ == "__main__":
+    serve()
