@@ -123,6 +123,20 @@ def test_what_is_kept_is_chosen_every_so_often():
     assert seen == [[0, 3], [0, 3], [1, 2]]
 
 
+def test_all_ranks_choose_at_the_same_steps():
+    """A rank whose share of the optimizer has no sparse weights keeps nothing, and waits for the
+    others only when they come; a resume knows it too."""
+    run = Run(keep=0.5, refresh=3)
+    assert run.method._refreshes(run.context)
+    run.step()
+    run.method.open.clear()
+    tensors, values = run.method.state_dict()
+    run.method.check_state(tensors, values)
+    run.method.load_state_dict(tensors, values)
+    assert not run.method._refreshes(run.context)
+    assert run.method._refreshes(run.context.at(3))
+
+
 def test_off_is_plain_training():
     run, plain = Run(), torch.optim.SGD([torch.nn.Parameter(WEIGHTS.clone())], lr=0.001)
     (param,) = plain.param_groups[0]["params"]
@@ -130,7 +144,8 @@ def test_off_is_plain_training():
         run.step()
         param.grad = GRADIENT * (WEIGHTS != 0)
         plain.step()
-    assert torch.equal(run.layer.weight, param) and run.method.state_dict() == ({}, {"start": {}})
+    assert torch.equal(run.layer.weight, param)
+    assert run.method.state_dict() == ({}, {"start": {}, "chosen": False})
 
 
 class Losses:
