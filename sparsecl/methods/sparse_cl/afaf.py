@@ -240,6 +240,8 @@ class Afaf(Isolated):
         return {"fixed": self.fixed, "allocated": self.allocated}
 
     def check_arrays(self, arrays: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        if values["phases"] and not values["units"]:
+            raise ValueError("units: none, after a phase that has ended")
         wanted = {
             f"{k}.{group}": num for k in self._own() for group, num in values["units"].items()
         }

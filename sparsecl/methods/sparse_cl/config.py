@@ -124,6 +124,7 @@ class AfafConfig(IsolatedConfig):
         "X": "as `dst_cl`, and one for each weight of the feed-forward parts",
         "C": "a few passes over the weights of the feed-forward parts, and more links",
     }
+    not_negative = (*IsolatedConfig.not_negative, "scores")
 
     every: Annotated[int, Ge(1)] = 25
     """Optimizer steps between rewires; an epoch in the public code."""
@@ -213,7 +214,7 @@ class SparclConfig(RewireConfig):
     mean nothing here. Beside derpp or replay it is the published method."""
 
     flags = {"B": "yes", "X": "one for each weight", "C": "a little, at rewires"}
-    not_negative = ("born", "open")
+    not_negative = (*RewireConfig.not_negative, "open")
     needs_room = True
 
     every: Annotated[int, Ge(1)] = 25

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sparsecl.errors import UserError
+from sparsecl.methods.config import MethodsConfig
 from sparsecl.methods.dst.base import look
 from sparsecl.methods.facts import RunFacts
 from sparsecl.methods.sparse_cl.afaf import Afaf
@@ -199,6 +200,12 @@ def test_its_state_goes_and_comes_back():
         other.check_arrays({**arrays, key: torch.zeros(2, dtype=torch.uint8)}, values)
     with pytest.raises(ValueError, match="units.x: 0 is no number of units"):
         other.check_state(tensors, {**values, "units": {"x": 0}})
+    with pytest.raises(ValueError, match="units: none, after a phase that has ended"):
+        other.check_arrays(arrays, {**values, "units": {}})
+
+
+def test_a_checkpoint_is_checked_for_scores_below_zero():
+    assert MethodsConfig(afaf=AfafConfig()).not_negative() == ["afaf.born", "afaf.scores"]
 
 
 LAYERS = (LayerShape("0.up", "up", 10, 4), LayerShape("0.down", "down", 4, 10))

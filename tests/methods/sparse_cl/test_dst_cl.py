@@ -232,6 +232,7 @@ KEPT = {"kept.q": torch.zeros(2, 4)}
         ((), {"a": 1}, {**KEPT, "1.q": BITS}, "0.q is missing"),
         ((), {"a": 0}, {"0.q": BITS}, "kept.q is missing"),
         ((), {"a": 0}, {**KEPT, "0.q": torch.zeros(1)}, "no bits of a graph"),
+        ((), {"a": 0}, {**KEPT, "0.q": BITS.repeat(2)}, "2 bytes, which is no bit for each of 8"),
         ((), {"a": 0}, {"kept.q": BITS, "0.q": BITS}, "no weights of a matrix"),
         ((), {}, {"mean.q": torch.zeros(2)}, "mean.q: torch.float32 \\[2\\] is no mean"),
         ((), {}, {"other.q": torch.zeros(2)}, "other.q is not known"),
