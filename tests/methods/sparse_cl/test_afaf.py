@@ -204,6 +204,34 @@ def test_its_state_goes_and_comes_back():
         other.check_arrays(arrays, {**values, "units": {}})
 
 
+def test_without_its_state_it_goes_on_in_the_first_phase_alone():
+    run = Run(every=3, drop_fraction=0.5)
+    run.phase = 0
+    run.context.at(4)
+    run.method.began_anew(run.context)
+    before = run.live()
+    for _ in range(3):
+        run.step()
+    assert not torch.equal(run.live(), before)  # at step 6
+    run.end()
+    assert int(run.method.fixed[run.group].sum()) == round(0.3 * 4)
+    with pytest.raises(UserError, match="Resume it without --weights_only"):
+        run.method.began_anew(run.context.at(10, phase=1))
+
+
+def test_nothing_dropped_is_plain_training_in_the_first_phase():
+    """Bit for bit."""
+    run, plain = Run(every=2, drop_fraction=0.0), Run()
+    run.begin("a")
+    context = PlainContext(plain.model, plain.optimizer, [], dead=masks(plain.model))
+    for _ in range(5):
+        run.step()
+        plain.optimizer.zero_grad()
+        plain.model(torch.tensor([[1.0, 0.5]])).square().sum().backward()
+        context.step(plain.optimizer)
+    assert all(torch.equal(run.weights[name], value) for name, value in plain.weights.items())
+
+
 def test_a_checkpoint_is_checked_for_scores_below_zero():
     assert MethodsConfig(afaf=AfafConfig()).not_negative() == ["afaf.born", "afaf.scores"]
 

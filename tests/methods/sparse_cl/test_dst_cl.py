@@ -107,6 +107,22 @@ def test_what_goes(drop, gone):
     assert found.tolist() == gone
 
 
+def test_nothing_dropped_is_plain_training_in_the_first_phase():
+    """Bit for bit."""
+    run = Run(every=2, drop_fraction=0.0, final_fraction=0.0)
+    plain = Model()
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=0.01, weight_decay=0.5)
+    context = PlainContext(plain, optimizer, [], dead=masks(plain))
+    run.begin("a")
+    for _ in range(5):
+        run.step()
+        optimizer.zero_grad()
+        plain(torch.tensor([[0.1, -0.2, 0.9, 0.4]])).sum().backward()
+        context.step(optimizer)
+    assert torch.equal(run.weights, plain.q.weight)
+    assert torch.equal(run.model.norm, plain.norm)
+
+
 def test_two_domains_on_eight_weights():
     run = Run(every=3, growth="gradient")
     run.begin("a")
