@@ -265,6 +265,23 @@ def test_too_few_units_are_an_error_before_the_run():
         AfafConfig(first_block=1).check(FACTS)
 
 
+def test_too_few_cells_are_an_error_before_the_run():
+    """Ten units of four inputs with eight links: phases 1 and 2 open three units each. The first
+    finds 3 x (4 - 0.8) = 9.6 cells. Six free units then have 6 x 0.8 + 8 x 2 / 3 links, so the
+    second finds 3 x (4 - 1.69) = 6.9."""
+    live = {"0.up": 8, "0.down": 8}
+    AfafConfig().check_layers(live, 2, LAYERS)
+    AfafConfig(links=0.8).check_layers(live, 3, LAYERS)
+    with pytest.raises(ValueError) as caught:
+        AfafConfig().check_layers(live, 3, LAYERS)
+    assert str(caught.value) == (
+        "links=1: phase 2 of 3 adds 8 links to 0.up, and about 7 cells are left between its units "
+        "by then. Raise allocate, lower links or topology.density, or train fewer phases."
+    )
+    twice = [replace(layer, name=f"1.{layer.kind}") for layer in LAYERS]
+    AfafConfig(first_block=1).check_layers({**live, "1.up": 1}, 3, (*LAYERS, *twice))
+
+
 def test_links_of_later_domains_are_in_the_flops():
     layers = [
         LayerWork(outputs=4, inputs=2, live=4, kind=kind, sparse=False, has_gradient=True)
