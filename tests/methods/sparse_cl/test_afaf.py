@@ -12,7 +12,6 @@ from torch import nn
 from sparsecl.errors import UserError
 from sparsecl.methods.config import MethodsConfig
 from sparsecl.methods.dst.base import look
-from sparsecl.methods.facts import RunFacts
 from sparsecl.methods.sparse_cl.afaf import Afaf
 from sparsecl.methods.sparse_cl.config import AfafConfig
 from sparsecl.methods.work import LayerWork, RunWork
@@ -20,6 +19,7 @@ from sparsecl.sparse.linear import ColumnParallelSparseLinear, RowParallelSparse
 from sparsecl.sparse.registry import masks
 from sparsecl.sparse.units import UnitGroup
 from sparsecl.topology.layer import LayerShape, LayerTopology
+from tests.methods import plain
 from tests.methods.plain import PlainContext
 
 HALF = np.array([[True, False], [False, True], [True, False], [False, True]])
@@ -221,15 +221,15 @@ def test_without_its_state_it_goes_on_in_the_first_phase_alone():
 
 def test_nothing_dropped_is_plain_training_in_the_first_phase():
     """Bit for bit."""
-    run, plain = Run(every=2, drop_fraction=0.0), Run()
+    run, other = Run(every=2, drop_fraction=0.0), Run()
     run.begin("a")
-    context = PlainContext(plain.model, plain.optimizer, [], dead=masks(plain.model))
+    context = PlainContext(other.model, other.optimizer, [], dead=masks(other.model))
     for _ in range(5):
         run.step()
-        plain.optimizer.zero_grad()
-        plain.model(torch.tensor([[1.0, 0.5]])).square().sum().backward()
-        context.step(plain.optimizer)
-    assert all(torch.equal(run.weights[name], value) for name, value in plain.weights.items())
+        other.optimizer.zero_grad()
+        other.model(torch.tensor([[1.0, 0.5]])).square().sum().backward()
+        context.step(other.optimizer)
+    assert all(torch.equal(run.weights[name], value) for name, value in other.weights.items())
 
 
 def test_a_checkpoint_is_checked_for_scores_below_zero():
@@ -237,18 +237,7 @@ def test_a_checkpoint_is_checked_for_scores_below_zero():
 
 
 LAYERS = (LayerShape("0.up", "up", 10, 4), LayerShape("0.down", "down", 4, 10))
-FACTS = RunFacts(
-    dense=False,
-    role="topology",
-    storage="masked",
-    joint=False,
-    num_phases=4,
-    micro=4,
-    optimizer="adamw",
-    layers=LAYERS,
-    others=(),
-    rewires=True,
-)
+FACTS = replace(plain.FACTS, num_phases=4, layers=LAYERS, rewires=True)
 
 
 def test_too_few_units_are_an_error_before_the_run():

@@ -10,14 +10,13 @@ from torch import nn
 
 from sparsecl.errors import UserError
 from sparsecl.methods.dst.base import look
-from sparsecl.methods.facts import RunFacts
 from sparsecl.methods.sparse_cl.config import DstClConfig
 from sparsecl.methods.sparse_cl.dst_cl import DstCl
 from sparsecl.methods.sparse_cl.isolated import packed, unpacked
 from sparsecl.sparse.linear import ColumnParallelSparseLinear
 from sparsecl.sparse.registry import masks
 from sparsecl.topology.layer import LayerShape, LayerTopology
-from tests.methods.plain import START, PlainContext
+from tests.methods.plain import FACTS, START, PlainContext
 
 WEIGHTS = torch.tensor([[0.5, -0.1, 0.0, 0.0], [0.3, -0.2, 0.0, 0.0]])
 LIVE = np.array([[True, True, False, False], [True, True, False, False]])
@@ -279,18 +278,7 @@ def test_without_its_state_it_does_not_go_on():
     ],
 )
 def test_runs_that_it_cannot_be_part_of(facts, said):
-    plain = RunFacts(
-        dense=False,
-        role="topology",
-        storage="masked",
-        joint=False,
-        num_phases=3,
-        micro=4,
-        optimizer="adamw",
-        layers=(),
-        others=(),
-        rewires=True,
-    )
+    plain = replace(FACTS, rewires=True)
     DstClConfig().check(plain)
     with pytest.raises(ValueError, match=said):
         DstClConfig().check(replace(plain, **facts))

@@ -9,7 +9,6 @@ import torch
 
 from sparsecl.errors import UserError
 from sparsecl.methods.dst.base import look
-from sparsecl.methods.facts import RunFacts
 from sparsecl.methods.sparse_cl.config import SparclConfig
 from sparsecl.methods.sparse_cl.sparcl import Sparcl
 from sparsecl.methods.sparse_cl.visits import Visits
@@ -17,7 +16,7 @@ from sparsecl.methods.work import LayerWork, RunWork
 from sparsecl.sparse.linear import ColumnParallelSparseLinear
 from sparsecl.sparse.registry import masks
 from sparsecl.topology.layer import LayerShape, LayerTopology
-from tests.methods.plain import START, PlainContext, batch
+from tests.methods.plain import FACTS, START, PlainContext, batch
 
 OFF = {"band": 0.0, "keep": 1.0, "remove": 0.0}
 WEIGHTS = torch.tensor([[0.1, 0.5, 0.3, 0.02, 0.0, 0.0, 0.0, 0.0]])
@@ -246,19 +245,7 @@ def test_portions_and_the_end_of_growth():
     ],
 )
 def test_runs_that_it_cannot_be_part_of(options, facts, said):
-    plain = RunFacts(
-        dense=False,
-        density=0.1,
-        role="topology",
-        storage="masked",
-        joint=False,
-        num_phases=3,
-        micro=4,
-        optimizer="adamw",
-        layers=(),
-        others=(),
-        rewires=True,
-    )
+    plain = replace(FACTS, density=0.1, rewires=True)
     SparclConfig().check(plain)
     with pytest.raises(ValueError, match=said):
         SparclConfig(**options).check(replace(plain, **facts))
