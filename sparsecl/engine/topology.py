@@ -52,15 +52,15 @@ def draw_topologies(config: RunConfig) -> dict[str, LayerTopology]:
 
 def _check_live(config: RunConfig, topologies: Mapping[str, LayerTopology]) -> None:
     """Let every method refuse layers that are too small for it."""
-    shapes = {shape.name: shape for shape in layer_shapes(config.model.resolved())}
+    shapes = layer_shapes(config.model.resolved())
     live = {
-        name: topologies[name].num_live if topologies else shape.in_features * shape.out_features
-        for name, shape in shapes.items()
+        shape.name: topologies[shape.name].num_live if topologies else shape.num_cells
+        for shape in shapes
     }
     num_phases = len(config.phases.order or config.data.domains)
     for name, block in config.methods.used().items():
         try:
-            block.check_layers(live, num_phases)
+            block.check_layers(live, num_phases, shapes)
         except ValueError as error:
             raise UserError(error_text(name, block, error)) from None
 

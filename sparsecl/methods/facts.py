@@ -150,11 +150,14 @@ class MethodConfig:
         """Raise ValueError if the run lacks what the method needs, with the way out. A message
         that begins with one of the method's fields is about that field."""
 
-    def check_layers(self, live: Mapping[str, int], num_phases: int) -> None:
+    def check_layers(
+        self, live: Mapping[str, int], num_phases: int, layers: Sequence[LayerShape]
+    ) -> None:
         """The same as `check`, once the topologies are drawn.
 
         Args:
             live: global live weights by layer name, in the order of the model.
+            layers: the linears of the model, global.
         """
 
     def about(self, layers: Sequence[LayerShape], num_phases: int) -> dict[str, Any]:

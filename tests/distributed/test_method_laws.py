@@ -85,3 +85,20 @@ def test_a_resume_in_the_middle_is_no_stop(pool: Pool, shared_cache, tmp_path, n
     assert pool.run(go_on, *run, str(whole), str(rest))[0] == losses[13:]
     once, twice = cases.masters(whole), cases.masters(rest)
     assert all(once[name].equal(twice[name]) for name in once)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["afaf", "sparcl"])
+def test_a_resume_in_another_layout_goes_on(pool: Pool, shared_cache, tmp_path, name):
+    """From two tp ranks under ZeRO 2 to two dp ranks under ZeRO 3."""
+    every = ("checkpoint.every=3", "checkpoint.keep=9")
+    whole, rest = tmp_path / "whole", tmp_path / "rest"
+    before = (2, str(shared_cache), "zero2", (*overrides_of(name, 2, 1), *every))
+    after = (2, str(shared_cache), "zero3", (*overrides_of(name, 1, 2), *every))
+    losses = pool.run(cases.train, *before, str(whole))[0]["losses"]
+    found = pool.run(go_on, *after, str(whole), str(rest))[0]
+    assert found == pytest.approx(losses[13:], abs=1e-5)
+    once, twice = cases.masters(whole), cases.masters(rest)
+    for key in once:
+        num = min(len(once[key]), len(twice[key]))  # padding is of the layout
+        assert torch.allclose(once[key][:num], twice[key][:num], rtol=0.0, atol=1e-5)

@@ -11,6 +11,7 @@ from sparsecl.config import younger
 from sparsecl.methods.facts import MethodConfig, MethodMemory, RunFacts
 from sparsecl.optim.config import StageConfig
 from sparsecl.sparse.sizes import RankSizes
+from sparsecl.topology.layer import LayerShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,7 +305,9 @@ class PackNetConfig(MethodConfig):
                 f"stays. Leave out one of {', '.join(run.others)}."
             )
 
-    def check_layers(self, live: Mapping[str, int], num_phases: int) -> None:
+    def check_layers(
+        self, live: Mapping[str, int], num_phases: int, layers: Sequence[LayerShape]
+    ) -> None:
         for name, free in live.items():
             counts = [free]
             for phase in range(num_phases):

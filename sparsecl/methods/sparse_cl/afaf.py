@@ -68,6 +68,10 @@ class Afaf(Isolated):
     def attach(self, model: ModelSide, num_phases: int) -> None:
         model.units()
 
+    def began_anew(self, context: MethodContext) -> None:
+        super().began_anew(context)
+        self.begin(context)  # the rest of the first phase is all that it will see
+
     def _parts(self, context: MethodContext) -> Iterator[tuple[str, str, bool]]:
         """(parameter, group, whether its rows are the units) of what is on a topology and may get
         new links in this phase."""
@@ -240,6 +244,8 @@ class Afaf(Isolated):
         return {"fixed": self.fixed, "allocated": self.allocated}
 
     def check_arrays(self, arrays: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        if values["phases"] and not values["units"]:
+            raise ValueError("units: none, after a phase that has ended")
         wanted = {
             f"{k}.{group}": num for k in self._own() for group, num in values["units"].items()
         }

@@ -1,5 +1,6 @@
 """Options of the methods that give each domain its own part of a sparse network."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -11,6 +12,7 @@ from sparsecl.methods.dst.work import Tally, dense_gradients
 from sparsecl.methods.facts import MethodMemory, RunFacts
 from sparsecl.methods.work import MethodWork, Moment, RunWork
 from sparsecl.sparse.sizes import RankSizes
+from sparsecl.topology.layer import LayerShape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +126,7 @@ class AfafConfig(IsolatedConfig):
         "X": "as `dst_cl`, and one for each weight of the feed-forward parts",
         "C": "a few passes over the weights of the feed-forward parts, and more links",
     }
+    not_negative = (*IsolatedConfig.not_negative, "scores")
 
     every: Annotated[int, Ge(1)] = 25
     """Optimizer steps between rewires; an epoch in the public code."""
@@ -183,6 +186,35 @@ class AfafConfig(IsolatedConfig):
                 )
             fixed += round(self.fix * new)
 
+    def check_layers(
+        self, live: Mapping[str, int], num_phases: int, layers: Sequence[LayerShape]
+    ) -> None:
+        block = 0
+        for layer in layers:
+            if layer.kind in ("gate", "up") and block >= self.first_block:
+                self._check_cells(layer, live[layer.name], num_phases)
+            block += layer.kind == "down"
+
+    def _check_cells(self, layer: LayerShape, live: int, num_phases: int) -> None:
+        """The links that lead to units, where cells are scarcest; as many as there will be in the
+        mean over the draws of units."""
+        num, wanted = layer.out_features, max(1, round(self.links * live))
+        fixed, taken = round(self.fix * num), live / num
+        for phase in range(1, num_phases):
+            _, new = self.num_units(phase, num, fixed)
+            left = new * (layer.in_features - taken)
+            if wanted > left:
+                raise ValueError(
+                    f"links={self.links:g}: phase {phase} of {num_phases} adds {wanted} links to "
+                    f"{layer.name}, and about {left:.0f} cells are left between its units by then. "
+                    "Raise allocate, lower links or topology.density, or train fewer phases."
+                )
+            own = round(self.fix * new)
+            free = max(1, num - fixed - own)
+            # Links of a free unit: those of the units that are fixed now are gone with them.
+            taken += wanted * (1.0 - own / new) / free
+            fixed += own
+
     def memory(self, rank: RankSizes) -> MethodMemory:
         slices = sum(rank.slices_by_kind.get(kind, 0) for kind in HIDDEN)
         units = sum(layer.out_features for layer in rank.layers if layer.kind == "up")
@@ -213,11 +245,12 @@ class SparclConfig(RewireConfig):
     mean nothing here. Beside derpp or replay it is the published method."""
 
     flags = {"B": "yes", "X": "one for each weight", "C": "a little, at rewires"}
-    not_negative = ("born", "open")
+    not_negative = (*RewireConfig.not_negative, "open")
     needs_room = True
 
     every: Annotated[int, Ge(1)] = 25
-    """TDM: optimizer steps between prunings; a tenth of a task in the public code."""
+    """TDM: optimizer steps between prunings; a tenth of a task in the public code. A phase of no
+    more steps than that ends with what it began with."""
 
     band: Annotated[float, Ge(0.0), Lt(1.0)] = 0.01
     """TDM: by how much of a matrix's cells its live weights go above and below their number at the

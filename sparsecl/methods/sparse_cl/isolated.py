@@ -198,6 +198,9 @@ class Isolated(Rewirer):
             if (value.dtype, value.dim()) != wanted:
                 what = "are no weights of a matrix" if kept else "are no bits of a graph"
                 raise ValueError(f"{key}: {value.dtype} {list(value.shape)} {what}")
+            cells = arrays["kept." + key.partition(".")[2]].numel()
+            if not kept and len(value) != -(-cells // 8):
+                raise ValueError(f"{key}: {len(value)} bytes, which is no bit for each of {cells}")
 
     def load_arrays(self, arrays: Mapping[str, Tensor]) -> None:
         self.graphs = [{} for _ in range(max(self.phases.values(), default=-1) + 1)]

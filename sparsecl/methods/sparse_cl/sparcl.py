@@ -59,7 +59,10 @@ class Sparcl(Rewirer):
         """TDM: live weights of each matrix at the start."""
 
         self.open: SliceTensors = {}
-        """DGM: 1 where a gradient is kept, fp32 [numel]."""
+        """DGM: 1 where a gradient is kept, fp32 [numel]; a rank without slices has none."""
+
+        self.chosen = False
+        """DGM: it is known what is kept, on all ranks."""
 
         self.visits = Visits()
         """DDR: of the sequences of this phase."""
@@ -137,6 +140,7 @@ class Sparcl(Rewirer):
                 self._sizes[name] = size
             if refresh:
                 self._choose(context, name, size)
+        self.chosen |= refresh
         for item in context.slices if self.config.keep < 1.0 else ():
             gradient = context.gradient(item) if item.name in self.open else None
             if gradient is not None:
@@ -145,7 +149,7 @@ class Sparcl(Rewirer):
 
     def _refreshes(self, context: MethodContext) -> bool:
         step = context.progress.phase_step
-        return self.config.keep < 1.0 and (not self.open or step % self.config.refresh == 0)
+        return self.config.keep < 1.0 and (not self.chosen or step % self.config.refresh == 0)
 
     def _choose(self, context: MethodContext, name: str, size: Tensor) -> None:
         live = torch.from_numpy(context.sparse[name].topology.mask())
@@ -202,7 +206,7 @@ class Sparcl(Rewirer):
     def state_dict(self) -> tuple[Mapping[str, SliceTensors], Mapping[str, Any]]:
         tensors, values = super().state_dict()
         own = {"open": self.open} if self.open else {}
-        return {**tensors, **own}, {**values, "start": dict(self.start)}
+        return {**tensors, **own}, {**values, "start": dict(self.start), "chosen": self.chosen}
 
     def check_state(self, tensors: Collection[str], values: Mapping[str, Any]) -> None:
         super().check_state(sorted(set(tensors) - {"open"}), values)
@@ -212,7 +216,8 @@ class Sparcl(Rewirer):
         self, tensors: Mapping[str, SliceTensors], values: Mapping[str, Any]
     ) -> None:
         super().load_state_dict(tensors, values)
-        self.open, self.start = dict(tensors.get("open", {})), dict(values["start"])
+        self.open, self.chosen = dict(tensors.get("open", {})), values["chosen"]
+        self.start = dict(values["start"])
 
     def arrays(self) -> Mapping[str, Tensor]:
         return self.visits.arrays()

@@ -226,13 +226,13 @@ def test_shares_out_of_bounds(prune):
 
 def test_a_layer_too_small_for_the_phases_is_named_with_its_numbers():
     config = PackNetConfig()
-    config.check_layers({"q": 10, "down": 1000}, 4)
+    config.check_layers({"q": 10, "down": 1000}, 4, ())
     with pytest.raises(ValueError) as caught:
-        config.check_layers({"down": 1000, "q": 10}, 5)
+        config.check_layers({"down": 1000, "q": 10}, 5, ())
     assert str(caught.value).startswith(
         "prune=0.5: q has 10 live weights, of which phase 4 of 5 would get none (free before each "
         "phase: 10, 5, 2, 1, 0)."
     )
-    PackNetConfig(prune=(0.5, 0.0)).check_layers({"q": 2}, 2)
+    PackNetConfig(prune=(0.5, 0.0)).check_layers({"q": 2}, 2, ())
     with pytest.raises(ValueError, match="phase 2 of 3"):
-        PackNetConfig(prune=(0.5, 0.0, 0.0)).check_layers({"q": 2}, 3)
+        PackNetConfig(prune=(0.5, 0.0, 0.0)).check_layers({"q": 2}, 3, ())

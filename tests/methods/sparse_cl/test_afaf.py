@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from sparsecl.errors import UserError
+from sparsecl.methods.config import MethodsConfig
 from sparsecl.methods.dst.base import look
-from sparsecl.methods.facts import RunFacts
 from sparsecl.methods.sparse_cl.afaf import Afaf
 from sparsecl.methods.sparse_cl.config import AfafConfig
 from sparsecl.methods.work import LayerWork, RunWork
@@ -19,6 +19,7 @@ from sparsecl.sparse.linear import ColumnParallelSparseLinear, RowParallelSparse
 from sparsecl.sparse.registry import masks
 from sparsecl.sparse.units import UnitGroup
 from sparsecl.topology.layer import LayerShape, LayerTopology
+from tests.methods import plain
 from tests.methods.plain import PlainContext
 
 HALF = np.array([[True, False], [False, True], [True, False], [False, True]])
@@ -199,21 +200,44 @@ def test_its_state_goes_and_comes_back():
         other.check_arrays({**arrays, key: torch.zeros(2, dtype=torch.uint8)}, values)
     with pytest.raises(ValueError, match="units.x: 0 is no number of units"):
         other.check_state(tensors, {**values, "units": {"x": 0}})
+    with pytest.raises(ValueError, match="units: none, after a phase that has ended"):
+        other.check_arrays(arrays, {**values, "units": {}})
+
+
+def test_without_its_state_it_goes_on_in_the_first_phase_alone():
+    run = Run(every=3, drop_fraction=0.5)
+    run.phase = 0
+    run.context.at(4)
+    run.method.began_anew(run.context)
+    before = run.live()
+    for _ in range(3):
+        run.step()
+    assert not torch.equal(run.live(), before)  # at step 6
+    run.end()
+    assert int(run.method.fixed[run.group].sum()) == round(0.3 * 4)
+    with pytest.raises(UserError, match="Resume it without --weights_only"):
+        run.method.began_anew(run.context.at(10, phase=1))
+
+
+def test_nothing_dropped_is_plain_training_in_the_first_phase():
+    """Bit for bit."""
+    run, other = Run(every=2, drop_fraction=0.0), Run()
+    run.begin("a")
+    context = PlainContext(other.model, other.optimizer, [], dead=masks(other.model))
+    for _ in range(5):
+        run.step()
+        other.optimizer.zero_grad()
+        other.model(torch.tensor([[1.0, 0.5]])).square().sum().backward()
+        context.step(other.optimizer)
+    assert all(torch.equal(run.weights[name], value) for name, value in other.weights.items())
+
+
+def test_a_checkpoint_is_checked_for_scores_below_zero():
+    assert MethodsConfig(afaf=AfafConfig()).not_negative() == ["afaf.born", "afaf.scores"]
 
 
 LAYERS = (LayerShape("0.up", "up", 10, 4), LayerShape("0.down", "down", 4, 10))
-FACTS = RunFacts(
-    dense=False,
-    role="topology",
-    storage="masked",
-    joint=False,
-    num_phases=4,
-    micro=4,
-    optimizer="adamw",
-    layers=LAYERS,
-    others=(),
-    rewires=True,
-)
+FACTS = replace(plain.FACTS, num_phases=4, layers=LAYERS, rewires=True)
 
 
 def test_too_few_units_are_an_error_before_the_run():
@@ -228,6 +252,23 @@ def test_too_few_units_are_an_error_before_the_run():
     )
     with pytest.raises(ValueError, match="first_block=1: the model has 1 blocks"):
         AfafConfig(first_block=1).check(FACTS)
+
+
+def test_too_few_cells_are_an_error_before_the_run():
+    """Ten units of four inputs with eight links: phases 1 and 2 open three units each. The first
+    finds 3 x (4 - 0.8) = 9.6 cells. Six free units then have 6 x 0.8 + 8 x 2 / 3 links, so the
+    second finds 3 x (4 - 1.69) = 6.9."""
+    live = {"0.up": 8, "0.down": 8}
+    AfafConfig().check_layers(live, 2, LAYERS)
+    AfafConfig(links=0.8).check_layers(live, 3, LAYERS)
+    with pytest.raises(ValueError) as caught:
+        AfafConfig().check_layers(live, 3, LAYERS)
+    assert str(caught.value) == (
+        "links=1: phase 2 of 3 adds 8 links to 0.up, and about 7 cells are left between its units "
+        "by then. Raise allocate, lower links or topology.density, or train fewer phases."
+    )
+    twice = [replace(layer, name=f"1.{layer.kind}") for layer in LAYERS]
+    AfafConfig(first_block=1).check_layers({**live, "1.up": 1}, 3, (*LAYERS, *twice))
 
 
 def test_links_of_later_domains_are_in_the_flops():

@@ -10,14 +10,13 @@ from torch import nn
 
 from sparsecl.errors import UserError
 from sparsecl.methods.dst.base import look
-from sparsecl.methods.facts import RunFacts
 from sparsecl.methods.sparse_cl.config import DstClConfig
 from sparsecl.methods.sparse_cl.dst_cl import DstCl
 from sparsecl.methods.sparse_cl.isolated import packed, unpacked
 from sparsecl.sparse.linear import ColumnParallelSparseLinear
 from sparsecl.sparse.registry import masks
 from sparsecl.topology.layer import LayerShape, LayerTopology
-from tests.methods.plain import START, PlainContext
+from tests.methods.plain import FACTS, START, PlainContext
 
 WEIGHTS = torch.tensor([[0.5, -0.1, 0.0, 0.0], [0.3, -0.2, 0.0, 0.0]])
 LIVE = np.array([[True, True, False, False], [True, True, False, False]])
@@ -105,6 +104,22 @@ def test_what_goes(drop, gone):
     run.model(torch.tensor([[0.1, -0.2, 0.9, 0.4]])).sum().backward()
     found = run.method.drop(run.context, look(run.context, "q.weight"))
     assert found.tolist() == gone
+
+
+def test_nothing_dropped_is_plain_training_in_the_first_phase():
+    """Bit for bit."""
+    run = Run(every=2, drop_fraction=0.0, final_fraction=0.0)
+    plain = Model()
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=0.01, weight_decay=0.5)
+    context = PlainContext(plain, optimizer, [], dead=masks(plain))
+    run.begin("a")
+    for _ in range(5):
+        run.step()
+        optimizer.zero_grad()
+        plain(torch.tensor([[0.1, -0.2, 0.9, 0.4]])).sum().backward()
+        context.step(optimizer)
+    assert torch.equal(run.weights, plain.q.weight)
+    assert torch.equal(run.model.norm, plain.norm)
 
 
 def test_two_domains_on_eight_weights():
@@ -232,6 +247,7 @@ KEPT = {"kept.q": torch.zeros(2, 4)}
         ((), {"a": 1}, {**KEPT, "1.q": BITS}, "0.q is missing"),
         ((), {"a": 0}, {"0.q": BITS}, "kept.q is missing"),
         ((), {"a": 0}, {**KEPT, "0.q": torch.zeros(1)}, "no bits of a graph"),
+        ((), {"a": 0}, {**KEPT, "0.q": BITS.repeat(2)}, "2 bytes, which is no bit for each of 8"),
         ((), {"a": 0}, {"kept.q": BITS, "0.q": BITS}, "no weights of a matrix"),
         ((), {}, {"mean.q": torch.zeros(2)}, "mean.q: torch.float32 \\[2\\] is no mean"),
         ((), {}, {"other.q": torch.zeros(2)}, "other.q is not known"),
@@ -262,18 +278,7 @@ def test_without_its_state_it_does_not_go_on():
     ],
 )
 def test_runs_that_it_cannot_be_part_of(facts, said):
-    plain = RunFacts(
-        dense=False,
-        role="topology",
-        storage="masked",
-        joint=False,
-        num_phases=3,
-        micro=4,
-        optimizer="adamw",
-        layers=(),
-        others=(),
-        rewires=True,
-    )
+    plain = replace(FACTS, rewires=True)
     DstClConfig().check(plain)
     with pytest.raises(ValueError, match=said):
         DstClConfig().check(replace(plain, **facts))

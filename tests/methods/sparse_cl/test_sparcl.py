@@ -9,7 +9,6 @@ import torch
 
 from sparsecl.errors import UserError
 from sparsecl.methods.dst.base import look
-from sparsecl.methods.facts import RunFacts
 from sparsecl.methods.sparse_cl.config import SparclConfig
 from sparsecl.methods.sparse_cl.sparcl import Sparcl
 from sparsecl.methods.sparse_cl.visits import Visits
@@ -17,7 +16,7 @@ from sparsecl.methods.work import LayerWork, RunWork
 from sparsecl.sparse.linear import ColumnParallelSparseLinear
 from sparsecl.sparse.registry import masks
 from sparsecl.topology.layer import LayerShape, LayerTopology
-from tests.methods.plain import START, PlainContext, batch
+from tests.methods.plain import FACTS, START, PlainContext, batch
 
 OFF = {"band": 0.0, "keep": 1.0, "remove": 0.0}
 WEIGHTS = torch.tensor([[0.1, 0.5, 0.3, 0.02, 0.0, 0.0, 0.0, 0.0]])
@@ -123,6 +122,20 @@ def test_what_is_kept_is_chosen_every_so_often():
     assert seen == [[0, 3], [0, 3], [1, 2]]
 
 
+def test_all_ranks_choose_at_the_same_steps():
+    """A rank whose share of the optimizer has no sparse weights keeps nothing, and waits for the
+    others only when they come; a resume knows it too."""
+    run = Run(keep=0.5, refresh=3)
+    assert run.method._refreshes(run.context)
+    run.step()
+    run.method.open.clear()
+    tensors, values = run.method.state_dict()
+    run.method.check_state(tensors, values)
+    run.method.load_state_dict(tensors, values)
+    assert not run.method._refreshes(run.context)
+    assert run.method._refreshes(run.context.at(3))
+
+
 def test_off_is_plain_training():
     run, plain = Run(), torch.optim.SGD([torch.nn.Parameter(WEIGHTS.clone())], lr=0.001)
     (param,) = plain.param_groups[0]["params"]
@@ -130,7 +143,8 @@ def test_off_is_plain_training():
         run.step()
         param.grad = GRADIENT * (WEIGHTS != 0)
         plain.step()
-    assert torch.equal(run.layer.weight, param) and run.method.state_dict() == ({}, {"start": {}})
+    assert torch.equal(run.layer.weight, param)
+    assert run.method.state_dict() == ({}, {"start": {}, "chosen": False})
 
 
 class Losses:
@@ -231,19 +245,7 @@ def test_portions_and_the_end_of_growth():
     ],
 )
 def test_runs_that_it_cannot_be_part_of(options, facts, said):
-    plain = RunFacts(
-        dense=False,
-        density=0.1,
-        role="topology",
-        storage="masked",
-        joint=False,
-        num_phases=3,
-        micro=4,
-        optimizer="adamw",
-        layers=(),
-        others=(),
-        rewires=True,
-    )
+    plain = replace(FACTS, density=0.1, rewires=True)
     SparclConfig().check(plain)
     with pytest.raises(ValueError, match=said):
         SparclConfig(**options).check(replace(plain, **facts))
