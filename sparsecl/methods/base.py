@@ -99,6 +99,10 @@ class Method:
         then the method's state must be what it was before it. A step whose update a method has
         skipped looks the same to the others."""
 
+    def phase_trained(self, context: MethodContext) -> None:
+        """After the last step of a phase, before its evaluation, which sees what is written here.
+        No checkpoint lies between this and `phase_end`."""
+
     def phase_end(self, context: MethodContext) -> None:
         """After the last step of a phase and its evaluation."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from sparsecl.config import younger
 from sparsecl.methods.adapters.config import LoraConfig, NLoraConfig, OLoraConfig, OsftConfig
-from sparsecl.methods.brain.config import XdgConfig
+from sparsecl.methods.brain.config import SleepReplayConfig, XdgConfig
 from sparsecl.methods.cl.config import (
     AgemConfig,
     DerppConfig,
@@ -117,6 +117,9 @@ class MethodsConfig:
 
     xdg: XdgConfig | None = younger(None)
     """Context-dependent gating: each domain has its own part of the hidden units."""
+
+    sleep_replay: SleepReplayConfig | None = younger(None)
+    """Sleep replay: after each phase the feed-forward parts fire, and learn from their spikes."""
 
     cbp: CbpConfig | None = None
     """Continual backpropagation: units that contribute least begin anew."""

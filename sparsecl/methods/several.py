@@ -95,6 +95,11 @@ class Methods(Method):
             method.after_step(context, applied=applied)
 
     @torch.no_grad()
+    def phase_trained(self, context: MethodContext) -> None:
+        for method in self.methods:
+            method.phase_trained(context)
+
+    @torch.no_grad()
     def phase_end(self, context: MethodContext) -> None:
         for method in self.methods:
             method.phase_end(context)

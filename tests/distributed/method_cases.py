@@ -31,6 +31,7 @@ from tests.distributed.references.rewired import (
 from tests.distributed.references.run import ReferenceRun
 from tests.distributed.references.self_replay import SelfReplayReference
 from tests.distributed.references.shrink_perturb import ShrinkPerturbReference
+from tests.distributed.references.sleep_replay import SleepReplayReference
 from tests.distributed.references.sparse_cl import AfafReference, DstClReference, SparclReference
 from tests.distributed.references.springs import SpringReference
 from tests.distributed.references.xdg import XdgReference
@@ -55,6 +56,10 @@ AGEM = "methods.{}={{sequences: 12, sequences_per_step: 5}}"
 # The second domain then soon pulls against the first: in 6 of 10 steps under A-GEM.
 FAST = "optimizer.lr=0.02"
 
+SLEEP = (
+    "methods.sleep_replay={steps: 40, sequences: 5, increase: 0.1, decrease: 0.05, rate: 0.3, "
+    "hidden_threshold: 5.0, output_threshold: 5.0}"
+)
 DENSE = "topology.kind=dense"
 SPARCL = (
     "methods.sparcl={{every: 3, band: 0.05, refresh: 2, remove: 0.6, remove_until: 1.0, "
@@ -151,6 +156,8 @@ CASES = {
     ),
     "packnet": Case(PackNetReference, ("methods.packnet={prune: [0.5, 0.25]}",)),
     "replay": Case(ReplayReference, ("methods.replay={sequences: 64, share: 0.5}",)),
+    "sleep_replay": Case(SleepReplayReference, (SLEEP,)),
+    "sleep_replay, packed": Case(SleepReplayReference, (SLEEP,), run=("topology.storage=packed",)),
     "sparcl": Case(SparclReference, (SPARCL.format("live, keep: 0.5"), SHORT)),
     "sparcl, all": Case(SparclReference, (SPARCL.format("all, keep: 0.2"), SHORT)),
     "xdg": Case(XdgReference, ("methods.xdg={closed: 0.5}",)),
@@ -198,6 +205,7 @@ STEPWISE = (
 SPLIT = (
     *("cbp", "o_lora", "derpp", "rigl", "packnet", "snfs", "granet", "deep_r", "cht", "chtss"),
     *("springs", "n_lora", "self_replay", "xdg", "osft", "dst_cl", "afaf", "sparcl"),
+    "sleep_replay",
 )
 # Parts of "springs" and "n_lora", or like them: seen in one layout, in the slow tests.
 PARTS = {
@@ -209,6 +217,7 @@ PARTS = {
     "lora, per domain": ("zero3", 1, 2),
     "n_lora, code's": ("zero2", 2, 1),
     "osft, fixed": ("zero2", 2, 1),
+    "sleep_replay, packed": ("zero2", 2, 1),
     "dst_cl, unfired": ("zero3", 1, 2),
     "dst_cl, gradient": ("zero2", 2, 1),
     "sparcl, all": ("zero3", 1, 2),

@@ -1,5 +1,6 @@
-"""Sums over the model and gradients that a method replaces, whatever the layout."""
+"""Sums over the model, and what a method replaces, whatever the layout."""
 
+import math
 from typing import Any
 
 import pytest
@@ -83,3 +84,28 @@ def test_a_gradient_that_is_replaced_reaches_live_weights_alone(
         stepped, tp * dp, str(shared_cache), stage, overrides, str(tmp_path)
     ):
         assert live == {1.0} and dead <= {0.0}
+
+
+class Silent(Method):
+    """Every logit is zero when a phase's steps are done."""
+
+    name = "probe"
+
+    def phase_trained(self, context: MethodContext) -> None:
+        context.write("norm.weight", torch.zeros_like(context.whole("norm.weight")))
+
+
+def scored(cache: str, overrides: tuple[str, ...], folder: str) -> list[tuple[str, float]]:
+    """When the domain was scored, and its loss."""
+    trainer, *_ = cases.assemble(cases.load(cache, overrides), "zero2", folder)
+    trainer.context.methods = Methods([Silent()])
+    trainer.run()
+    found = [record for record in trainer.records if record["kind"] == "eval"]
+    return [(one["at"], one["loss_sum"] / one["num_tokens"]) for one in found]
+
+
+def test_what_is_written_when_a_phase_is_trained_is_evaluated(pool, shared_cache, tmp_path):
+    (found,) = pool.run(scored, 1, str(shared_cache), ("phases.steps=1",), str(tmp_path))
+    assert {at for at, _ in found} == {"start", "phase_end"}
+    for at, loss in found:
+        assert (loss == pytest.approx(math.log(257))) == (at == "phase_end")

@@ -4,6 +4,7 @@ import pytest
 
 from sparsecl.config import digest
 from sparsecl.methods.adapters.config import LoraConfig, NLoraConfig, OLoraConfig, OsftConfig
+from sparsecl.methods.brain.config import SleepReplayConfig
 from sparsecl.methods.cl.config import (
     AgemConfig,
     DerppConfig,
@@ -164,6 +165,9 @@ RANK = RankSizes(
         ),
         ({"sparcl": SparclConfig()}, {"beside": 4 * 96, "host": 8 * 96}),
         ({"sparcl": SparclConfig(band=0.0, keep=1.0)}, {"host": 4 * 96}),
+        # A mean for each input of up; what goes into q and up is more than up and down asleep.
+        ({"sleep_replay": SleepReplayConfig()}, {"kept": 4 * 4, "passing": 4 * 50 * (4 + 4)}),
+        ({"sleep_replay": SleepReplayConfig(increase=0.0, decrease=0.0)}, {}),
         ({"cbp": CbpConfig()}, {"kept": 32 * 16, "host": 8 * 16}),
         (
             {"cbp": CbpConfig(adam_restart="per_weight")},

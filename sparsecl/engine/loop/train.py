@@ -225,6 +225,8 @@ class Trainer:
 
     def _end_phase(self, phase: Phase) -> None:
         faults.point("phase_end", step=self.step)
+        with watchdog.patient("the methods, before a phase's evaluation", METHOD_SECONDS):
+            self.methods.phase_trained(self.context)
         self._evaluate_all("phase_end", phase=phase.index)
         self._record_plasticity("phase_end", phase=phase.index)
         self._record_drift(phase)
@@ -411,7 +413,7 @@ class Trainer:
             texts: tuple[TextName, ...] = ("inside",) if at == "during" else ("ends", "inside")
             scores = self._scores(texts, lambda domain: nullcontext())
             if at != "during" and self.config.methods.told_domain:  # rows of the matrix only
-                told = self._scores(("ends",), self._scoring)
+                told = self._scores(("ends",), lambda one: self.methods.scoring(self.context, one))
         self._check_data()
         self.journal.evaluation(scores, at=at, phase=phase)
         if told:
@@ -434,9 +436,6 @@ class Trainer:
             batch=self.config.eval.batch,
             step=self.step,
         )
-
-    def _scoring(self, domain: str) -> AbstractContextManager[None]:
-        return self.methods.scoring(self.context, domain)
 
     def _record_plasticity(self, at: str, *, phase: int) -> None:
         """Measure the network's plasticity and write it down; see engine/observe/plasticity.py."""

@@ -1,12 +1,15 @@
 """Options of the methods that are modelled on the brain."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from sparsecl.methods.facts import MethodConfig, MethodMemory, RunFacts
 from sparsecl.sparse.sizes import RankSizes
+
+Sign = Literal["code", "mirror", "none"]
+"""Which weights a sleep moves: those below and near zero, as in the code; above and near; all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,3 +30,67 @@ class XdgConfig(MethodConfig):
         units = sum(layer.out_features for layer in rank.layers if layer.kind == "up")
         # The gates, and what the tap of each group has room for (sparse/units.py).
         return MethodMemory(kept=(rank.element + 24) * units)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SleepReplayConfig(MethodConfig):
+    """How long the feed-forward parts sleep after a phase, and what their spikes do to weights."""
+
+    flags = {"B": "yes", "X": "a mean for each input of the feed-forward parts"}
+
+    steps: Annotated[int, Ge(1)] = 1000
+    """Time steps of the first sleep; 15000 in the public code."""
+
+    longer: Annotated[float, Ge(0.0)] = 1.0 / 3.0
+    """Each sleep is longer than the one before by this share of `steps`."""
+
+    increase: Annotated[float, Ge(0.0)] = 0.01
+    """What a weight of zero gains in a time step in which both its ends fire, a negative one up to
+    twice that; in units of its matrix's root mean square. With `decrease` 0 too nobody sleeps:
+    plain training, bit for bit."""
+
+    decrease: Annotated[float, Ge(0.0)] = 0.001
+    """What it loses, in the same units, when only the unit that it leads to fires."""
+
+    sign: Sign = "code"
+    """code: weights below and near zero move; mirror: above and near; none: all alike."""
+
+    sign_width: Annotated[float, Gt(0.0)] = 0.17
+    """How near, in the same units: 0.001 beside weights drawn from +-0.01 in the public code."""
+
+    rate: Annotated[float, Gt(0.0), Le(1.0)] = 0.1
+    """Probability that the strongest input fires in a time step."""
+
+    decay: Annotated[float, Ge(0.0), Le(1.0)] = 0.999
+    """Share of its voltage that a unit keeps."""
+
+    scale: Annotated[float, Gt(0.0)] = 55.9
+    """Of voltages (alpha)."""
+
+    hidden_threshold: Annotated[float, Gt(0.0)] = 14.5
+    """Voltage at which a hidden unit fires. Watch `hidden` and `outputs` of the record of a phase's
+    end: units that never fire learn nothing."""
+
+    output_threshold: Annotated[float, Gt(0.0)] = 44.6
+    """Voltage at which an output fires."""
+
+    sequences: Annotated[int, Ge(1)] = 16
+    """Sequences of the phase from which its inputs and largest activations are measured."""
+
+    def check(self, run: RunFacts) -> None:
+        if any(layer.kind == "gate" for layer in run.layers):
+            raise ValueError(
+                "a gated feed-forward part has no one matrix that makes a hidden unit fire. Use "
+                "model.form gpt or gpt2."
+            )
+
+    def memory(self, rank: RankSizes) -> MethodMemory:
+        if not (self.increase or self.decrease):
+            return MethodMemory()
+        ups = [layer for layer in rank.layers if layer.kind == "up"]
+        # Two matrices of a part as they were and as they are, what may move, and a gather of one;
+        # or what goes into every linear.
+        asleep = 24 * max((layer.num_cells for layer in ups), default=0)
+        looked = 4 * rank.tokens * sum(layer.in_features for layer in rank.layers)
+        kept = sum(layer.in_features for layer in ups)
+        return MethodMemory(kept=4 * kept, passing=max(asleep, looked))
