@@ -9,7 +9,7 @@ from typing import Any
 
 from sparsecl.config import younger
 from sparsecl.methods.adapters.config import LoraConfig, NLoraConfig, OLoraConfig, OsftConfig
-from sparsecl.methods.brain.config import XdgConfig
+from sparsecl.methods.brain.config import HstConfig, XdgConfig
 from sparsecl.methods.cl.config import (
     AgemConfig,
     DerppConfig,
@@ -117,6 +117,9 @@ class MethodsConfig:
 
     xdg: XdgConfig | None = younger(None)
     """Context-dependent gating: each domain has its own part of the hidden units."""
+
+    hst: HstConfig | None = younger(None)
+    """Wake and sleep: remembered sequences are trained in sleep, and weak weights scaled down."""
 
     cbp: CbpConfig | None = None
     """Continual backpropagation: units that contribute least begin anew."""

@@ -5,6 +5,7 @@ from sparsecl.methods.adapters.n_lora import NLora
 from sparsecl.methods.adapters.o_lora import OLora
 from sparsecl.methods.adapters.osft import Osft
 from sparsecl.methods.base import Method, Order
+from sparsecl.methods.brain.hst import Hst
 from sparsecl.methods.brain.xdg import Xdg
 from sparsecl.methods.cl.agem import Agem
 from sparsecl.methods.cl.derpp import Derpp
@@ -58,6 +59,7 @@ _CLASSES: tuple[type[Method], ...] = (
     DstCl,
     Sparcl,
     Xdg,
+    Hst,
     Cbp,
     ShrinkPerturb,
     L1,

@@ -11,6 +11,7 @@ from tests.distributed.references.adapters import (
 from tests.distributed.references.agem import AgemReference, GemReference
 from tests.distributed.references.cbp import CbpReference
 from tests.distributed.references.derpp import DerppReference
+from tests.distributed.references.hst import HstReference
 from tests.distributed.references.l1 import L1Reference
 from tests.distributed.references.lwf import LwfReference
 from tests.distributed.references.osft import OsftReference
@@ -66,6 +67,8 @@ SHORT = (
     "validation_tokens: 400, num_symbols: 8}}, {name: b, source: synthetic, synthetic: "
     "{train_tokens: 416, validation_tokens: 400, num_symbols: 8}}]"
 )
+
+HST = "methods.hst={every: 4, sleep: 0.5, down_scaling: 0.2, protected: 0.25, sequences: 24}"
 
 CASES = {
     "cbp": Case(CbpReference, (CBP,)),
@@ -154,6 +157,9 @@ CASES = {
     "sparcl": Case(SparclReference, (SPARCL.format("live, keep: 0.5"), SHORT)),
     "sparcl, all": Case(SparclReference, (SPARCL.format("all, keep: 0.2"), SHORT)),
     "xdg": Case(XdgReference, ("methods.xdg={closed: 0.5}",)),
+    "hst": Case(HstReference, (HST,)),
+    "hst, packed": Case(HstReference, (HST,), run=("topology.storage=packed",)),
+    "hst, dense": Case(HstReference, (DENSE, HST)),
     "shrink_perturb": Case(
         ShrinkPerturbReference, ("methods.shrink_perturb={shrink: 1.0, sigma: 0.001}",)
     ),
@@ -193,11 +199,13 @@ STEPWISE = (
     "afaf",
     "dst_cl",
     "sparcl",
+    "hst",
 )
 # Those that look at more than one element at a time, and so at tp's split.
 SPLIT = (
     *("cbp", "o_lora", "derpp", "rigl", "packnet", "snfs", "granet", "deep_r", "cht", "chtss"),
     *("springs", "n_lora", "self_replay", "xdg", "osft", "dst_cl", "afaf", "sparcl"),
+    "hst",
 )
 # Parts of "springs" and "n_lora", or like them: seen in one layout, in the slow tests.
 PARTS = {
@@ -212,6 +220,8 @@ PARTS = {
     "dst_cl, unfired": ("zero3", 1, 2),
     "dst_cl, gradient": ("zero2", 2, 1),
     "sparcl, all": ("zero3", 1, 2),
+    "hst, packed": ("zero2", 2, 1),
+    "hst, dense": ("zero3", 1, 2),
     "dst_cl, momentum": ("zero3", 1, 2),
 }
 WHOLE = [name for name in CASES if name not in PARTS]

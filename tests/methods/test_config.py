@@ -4,6 +4,7 @@ import pytest
 
 from sparsecl.config import digest
 from sparsecl.methods.adapters.config import LoraConfig, NLoraConfig, OLoraConfig, OsftConfig
+from sparsecl.methods.brain.config import HstConfig
 from sparsecl.methods.cl.config import (
     AgemConfig,
     DerppConfig,
@@ -164,6 +165,9 @@ RANK = RankSizes(
         ),
         ({"sparcl": SparclConfig()}, {"beside": 4 * 96, "host": 8 * 96}),
         ({"sparcl": SparclConfig(band=0.0, keep=1.0)}, {"host": 4 * 96}),
+        # Names, a mark of each master, and 20 bytes for each of the 64 weights of up.
+        ({"hst": HstConfig(sequences=5)}, {"host": 16 * 5, "update": 1000 + 20 * 64}),
+        ({"hst": HstConfig(sleep=0.0, down_scaling=0.0)}, {}),
         ({"cbp": CbpConfig()}, {"kept": 32 * 16, "host": 8 * 16}),
         (
             {"cbp": CbpConfig(adam_restart="per_weight")},
