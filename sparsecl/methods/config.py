@@ -9,7 +9,7 @@ from typing import Any
 
 from sparsecl.config import younger
 from sparsecl.methods.adapters.config import LoraConfig, NLoraConfig, OLoraConfig, OsftConfig
-from sparsecl.methods.brain.config import HstConfig, XdgConfig
+from sparsecl.methods.brain.config import HstConfig, WsclConfig, XdgConfig
 from sparsecl.methods.cl.config import (
     AgemConfig,
     DerppConfig,
@@ -120,6 +120,9 @@ class MethodsConfig:
 
     hst: HstConfig | None = younger(None)
     """Wake and sleep: remembered sequences are trained in sleep, and weak weights scaled down."""
+
+    wscl: WsclConfig | None = younger(None)
+    """WSCL: DER++ with blocks that are frozen, or in sleep alone."""
 
     cbp: CbpConfig | None = None
     """Continual backpropagation: units that contribute least begin anew."""

@@ -6,6 +6,7 @@ from sparsecl.methods.adapters.o_lora import OLora
 from sparsecl.methods.adapters.osft import Osft
 from sparsecl.methods.base import Method, Order
 from sparsecl.methods.brain.hst import Hst
+from sparsecl.methods.brain.wscl import Wscl
 from sparsecl.methods.brain.xdg import Xdg
 from sparsecl.methods.cl.agem import Agem
 from sparsecl.methods.cl.derpp import Derpp
@@ -60,6 +61,7 @@ _CLASSES: tuple[type[Method], ...] = (
     Sparcl,
     Xdg,
     Hst,
+    Wscl,
     Cbp,
     ShrinkPerturb,
     L1,

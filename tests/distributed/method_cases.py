@@ -34,6 +34,7 @@ from tests.distributed.references.self_replay import SelfReplayReference
 from tests.distributed.references.shrink_perturb import ShrinkPerturbReference
 from tests.distributed.references.sparse_cl import AfafReference, DstClReference, SparclReference
 from tests.distributed.references.springs import SpringReference
+from tests.distributed.references.wscl import DescribedReference, WsclReference
 from tests.distributed.references.xdg import XdgReference
 
 
@@ -69,6 +70,7 @@ SHORT = (
 )
 
 HST = "methods.hst={every: 4, sleep: 0.5, down_scaling: 0.2, protected: 0.25, sequences: 24}"
+WSCL = "methods.wscl={{sequences: 40, share: 0.5, alpha: 0.5, top: 5, rest: 0.3, {}}}"
 
 CASES = {
     "cbp": Case(CbpReference, (CBP,)),
@@ -160,6 +162,18 @@ CASES = {
     "hst": Case(HstReference, (HST,)),
     "hst, packed": Case(HstReference, (HST,), run=("topology.storage=packed",)),
     "hst, dense": Case(HstReference, (DENSE, HST)),
+    # At this rate the copy with the first block frozen is the best one.
+    "wscl": Case(
+        WsclReference,
+        (
+            WSCL.format("trial_steps: 3, trial_lr: 0.5, validation: 8, stored: 6"),
+            "phases.order=[a, b, a]",
+        ),
+    ),
+    "wscl, described": Case(
+        DescribedReference,
+        (WSCL.format("variant: described, every: 4, sleep: 0.5, held: 0.5, down_scaling: 0.2"),),
+    ),
     "shrink_perturb": Case(
         ShrinkPerturbReference, ("methods.shrink_perturb={shrink: 1.0, sigma: 0.001}",)
     ),
@@ -200,6 +214,7 @@ STEPWISE = (
     "dst_cl",
     "sparcl",
     "hst",
+    "wscl",
 )
 # Those that look at more than one element at a time, and so at tp's split.
 SPLIT = (
@@ -222,6 +237,7 @@ PARTS = {
     "sparcl, all": ("zero3", 1, 2),
     "hst, packed": ("zero2", 2, 1),
     "hst, dense": ("zero3", 1, 2),
+    "wscl, described": ("zero2", 2, 1),
     "dst_cl, momentum": ("zero3", 1, 2),
 }
 WHOLE = [name for name in CASES if name not in PARTS]
