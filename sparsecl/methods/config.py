@@ -10,6 +10,7 @@ from typing import Any
 from sparsecl.config import younger
 from sparsecl.methods.adapters.config import LoraConfig, NLoraConfig, OLoraConfig, OsftConfig
 from sparsecl.methods.brain.config import SleepReplayConfig, XdgConfig
+from sparsecl.methods.brain.config import HstConfig, WsclConfig, XdgConfig
 from sparsecl.methods.cl.config import (
     AgemConfig,
     DerppConfig,
@@ -120,6 +121,11 @@ class MethodsConfig:
 
     sleep_replay: SleepReplayConfig | None = younger(None)
     """Sleep replay: after each phase the feed-forward parts fire, and learn from their spikes."""
+    hst: HstConfig | None = younger(None)
+    """Wake and sleep: remembered sequences are trained in sleep, and weak weights scaled down."""
+
+    wscl: WsclConfig | None = younger(None)
+    """WSCL: DER++ with blocks that are frozen, or in sleep alone."""
 
     cbp: CbpConfig | None = None
     """Continual backpropagation: units that contribute least begin anew."""

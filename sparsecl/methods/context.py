@@ -76,6 +76,13 @@ class Batch:
             origin=np.concatenate([self.origin, origin]),
         )
 
+    def replaced(self, places: np.ndarray, rows: np.ndarray, origin: np.ndarray) -> "Batch":
+        """This batch with `rows` [n, context + 1] from `origin` [n, 2] at its places, int64 [n],
+        which keep their weights."""
+        now, whence = self.rows.copy(), self.origin.copy()
+        now[places], whence[places] = rows, origin
+        return replace(self, rows=now, origin=whence)
+
     def beside(self, rows: np.ndarray, origin: np.ndarray) -> "Batch":
         """This batch, and after it rows that do not count in its loss, which stays what it was: the
         mean over the rows before. They are there for the loss of a method."""

@@ -11,6 +11,7 @@ from tests.distributed.references.adapters import (
 from tests.distributed.references.agem import AgemReference, GemReference
 from tests.distributed.references.cbp import CbpReference
 from tests.distributed.references.derpp import DerppReference
+from tests.distributed.references.hst import HstReference
 from tests.distributed.references.l1 import L1Reference
 from tests.distributed.references.lwf import LwfReference
 from tests.distributed.references.osft import OsftReference
@@ -34,6 +35,7 @@ from tests.distributed.references.shrink_perturb import ShrinkPerturbReference
 from tests.distributed.references.sleep_replay import SleepReplayReference
 from tests.distributed.references.sparse_cl import AfafReference, DstClReference, SparclReference
 from tests.distributed.references.springs import SpringReference
+from tests.distributed.references.wscl import DescribedReference, WsclReference
 from tests.distributed.references.xdg import XdgReference
 
 
@@ -71,6 +73,9 @@ SHORT = (
     "validation_tokens: 400, num_symbols: 8}}, {name: b, source: synthetic, synthetic: "
     "{train_tokens: 416, validation_tokens: 400, num_symbols: 8}}]"
 )
+
+HST = "methods.hst={every: 4, sleep: 0.5, down_scaling: 0.2, protected: 0.25, sequences: 24}"
+WSCL = "methods.wscl={{sequences: 40, share: 0.5, alpha: 0.5, top: 5, rest: 0.3, {}}}"
 
 CASES = {
     "cbp": Case(CbpReference, (CBP,)),
@@ -161,6 +166,21 @@ CASES = {
     "sparcl": Case(SparclReference, (SPARCL.format("live, keep: 0.5"), SHORT)),
     "sparcl, all": Case(SparclReference, (SPARCL.format("all, keep: 0.2"), SHORT)),
     "xdg": Case(XdgReference, ("methods.xdg={closed: 0.5}",)),
+    "hst": Case(HstReference, (HST,)),
+    "hst, packed": Case(HstReference, (HST,), run=("topology.storage=packed",)),
+    "hst, dense": Case(HstReference, (DENSE, HST)),
+    # At this rate the copy with the first block frozen is the best one.
+    "wscl": Case(
+        WsclReference,
+        (
+            WSCL.format("trial_steps: 3, trial_lr: 0.5, validation: 8, stored: 6"),
+            "phases.order=[a, b, a]",
+        ),
+    ),
+    "wscl, described": Case(
+        DescribedReference,
+        (WSCL.format("variant: described, every: 4, sleep: 0.5, held: 0.5, down_scaling: 0.2"),),
+    ),
     "shrink_perturb": Case(
         ShrinkPerturbReference, ("methods.shrink_perturb={shrink: 1.0, sigma: 0.001}",)
     ),
@@ -200,12 +220,15 @@ STEPWISE = (
     "afaf",
     "dst_cl",
     "sparcl",
+    "hst",
+    "wscl",
 )
 # Those that look at more than one element at a time, and so at tp's split.
 SPLIT = (
     *("cbp", "o_lora", "derpp", "rigl", "packnet", "snfs", "granet", "deep_r", "cht", "chtss"),
     *("springs", "n_lora", "self_replay", "xdg", "osft", "dst_cl", "afaf", "sparcl"),
     "sleep_replay",
+    "hst",
 )
 # Parts of "springs" and "n_lora", or like them: seen in one layout, in the slow tests.
 PARTS = {
@@ -221,6 +244,9 @@ PARTS = {
     "dst_cl, unfired": ("zero3", 1, 2),
     "dst_cl, gradient": ("zero2", 2, 1),
     "sparcl, all": ("zero3", 1, 2),
+    "hst, packed": ("zero2", 2, 1),
+    "hst, dense": ("zero3", 1, 2),
+    "wscl, described": ("zero2", 2, 1),
     "dst_cl, momentum": ("zero3", 1, 2),
 }
 WHOLE = [name for name in CASES if name not in PARTS]

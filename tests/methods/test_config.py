@@ -5,6 +5,7 @@ import pytest
 from sparsecl.config import digest
 from sparsecl.methods.adapters.config import LoraConfig, NLoraConfig, OLoraConfig, OsftConfig
 from sparsecl.methods.brain.config import SleepReplayConfig
+from sparsecl.methods.brain.config import HstConfig, WsclConfig
 from sparsecl.methods.cl.config import (
     AgemConfig,
     DerppConfig,
@@ -168,6 +169,26 @@ RANK = RankSizes(
         # A mean for each input of up; what goes into q and up is more than up and down asleep.
         ({"sleep_replay": SleepReplayConfig()}, {"kept": 4 * 4, "passing": 4 * 50 * (4 + 4)}),
         ({"sleep_replay": SleepReplayConfig(increase=0.0, decrease=0.0)}, {}),
+        # Names, a mark of each master, and 20 bytes for each of the 64 weights of up.
+        ({"hst": HstConfig(sequences=5)}, {"host": 16 * 5, "update": 1000 + 20 * 64}),
+        ({"hst": HstConfig(sleep=0.0, down_scaling=0.0)}, {}),
+        (
+            {"wscl": WsclConfig(sequences=5, top=3)},
+            {
+                "host": 16 * 5 + 5 * 10 * (8 * 3 + 4),
+                "beside": 6000,
+                "passing": 4000 + 6 * 1500 + 8 * 1000 + 7000,
+            },
+        ),
+        (
+            {"wscl": WsclConfig(sequences=5, top=3, variant="described")},
+            {
+                "host": 16 * 5 + 5 * 10 * (8 * 3 + 4),
+                "passing": 4000,
+                "beside": 6000 + 4000,
+                "update": 1000 + 20 * 64,
+            },
+        ),
         ({"cbp": CbpConfig()}, {"kept": 32 * 16, "host": 8 * 16}),
         (
             {"cbp": CbpConfig(adam_restart="per_weight")},

@@ -5,22 +5,28 @@ import numpy as np
 import torch
 
 from sparsecl import seeding
+from sparsecl.methods.cl.config import DerppConfig
 from sparsecl.methods.cl.reservoir import Reservoir
 from tests.distributed.references.run import ReferenceRun
 
 
 class DerppReference(ReferenceRun):
+    block = "derpp"
+
     def phase_start(self) -> None:
         if self.phase == 0:
-            self.reservoir = Reservoir(self.config.methods.derpp.sequences)
-            self.then: dict[tuple[int, int], tuple[torch.Tensor, ...]] = {}
+            self.begin(self.config.methods.derpp)
+
+    def begin(self, options: DerppConfig) -> None:
+        self.options, self.reservoir = options, Reservoir(options.sequences)
+        self.then: dict[tuple[int, int], tuple[torch.Tensor, ...]] = {}
 
     def drawn(self, purpose: str, num: int) -> list[tuple[int, int]]:
-        rng = seeding.stream(self.config.seed, "derpp", purpose, self.step)
+        rng = seeding.stream(self.config.seed, self.block, purpose, self.step)
         return [(int(p), int(n)) for p, n in self.reservoir.draw(num, rng)]
 
     def loss(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        options, (loss, whole) = self.config.methods.derpp, super().loss(rows)
+        options, (loss, whole) = self.options, super().loss(rows)
         if len(self.reservoir.names):
             num = round(options.share * len(rows))
             for name in self.drawn("logits", num):
