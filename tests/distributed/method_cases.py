@@ -14,6 +14,7 @@ from tests.distributed.references.derpp import DerppReference
 from tests.distributed.references.hst import HstReference
 from tests.distributed.references.l1 import L1Reference
 from tests.distributed.references.lwf import LwfReference
+from tests.distributed.references.memory import MemoryReference
 from tests.distributed.references.osft import OsftReference
 from tests.distributed.references.packnet import PackNetReference
 from tests.distributed.references.replay import ReplayReference
@@ -61,6 +62,9 @@ FAST = "optimizer.lr=0.02"
 SLEEP = (
     "methods.sleep_replay={steps: 40, sequences: 5, increase: 0.1, decrease: 0.05, rate: 0.3, "
     "hidden_threshold: 5.0, output_threshold: 5.0}"
+MEMORY = (
+    "methods.memory={{layers: [0, 1], keys: 6, key_width: 8, heads: 2, reads: 3, top: 9, "
+    "background: 3, {}}}"
 )
 DENSE = "topology.kind=dense"
 SPARCL = (
@@ -102,6 +106,22 @@ CASES = {
             "methods.n_lora={rank: 4, kinds: [q, o], l1: 0.02, penalty: code_product}",
             "phases.order=[a, b, a]",
         ),
+    ),
+    # Shared by both blocks; the third phase is the first that an earlier one may have met.
+    "memory": Case(
+        MemoryReference,
+        (
+            MEMORY.format("sgd: 3.0"),
+            "phases.order=[a, b, a]",
+            "phases.steps=7",
+        ),
+    ),
+    "memory, kl": Case(MemoryReference, (MEMORY.format("rule: kl, gate: true"),)),
+    # A block that is made again counts its reads twice: shares stay what they are.
+    "memory, spread": Case(
+        MemoryReference,
+        (MEMORY.format("sgd: 3.0"),),
+        run=("parallel.sequence=true", "model.activation_checkpointing=true"),
     ),
     "osft": Case(OsftReference, (DENSE, "methods.osft={sequences: 5}")),
     "osft, fixed": Case(OsftReference, (DENSE, "methods.osft={rule: fixed, share: 0.5}")),
@@ -222,6 +242,7 @@ STEPWISE = (
     "sparcl",
     "hst",
     "wscl",
+    "memory",
 )
 # Those that look at more than one element at a time, and so at tp's split.
 SPLIT = (
@@ -229,6 +250,7 @@ SPLIT = (
     *("springs", "n_lora", "self_replay", "xdg", "osft", "dst_cl", "afaf", "sparcl"),
     "sleep_replay",
     "hst",
+    *("springs", "n_lora", "self_replay", "xdg", "osft", "dst_cl", "afaf", "sparcl", "memory"),
 )
 # Parts of "springs" and "n_lora", or like them: seen in one layout, in the slow tests.
 PARTS = {
@@ -239,6 +261,8 @@ PARTS = {
     "lora": ("zero3", 1, 2),
     "lora, per domain": ("zero3", 1, 2),
     "n_lora, code's": ("zero2", 2, 1),
+    "memory, kl": ("zero2", 2, 1),
+    "memory, spread": ("zero3", 2, 1),
     "osft, fixed": ("zero2", 2, 1),
     "sleep_replay, packed": ("zero2", 2, 1),
     "dst_cl, unfired": ("zero3", 1, 2),
