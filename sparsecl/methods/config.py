@@ -8,9 +8,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from sparsecl.config import younger
-from sparsecl.methods.adapters.config import LoraConfig, NLoraConfig, OLoraConfig, OsftConfig
-from sparsecl.methods.brain.config import SleepReplayConfig, XdgConfig
-from sparsecl.methods.brain.config import HstConfig, WsclConfig, XdgConfig
 from sparsecl.methods.adapters.config import (
     LoraConfig,
     MemoryConfig,
@@ -18,7 +15,7 @@ from sparsecl.methods.adapters.config import (
     OLoraConfig,
     OsftConfig,
 )
-from sparsecl.methods.brain.config import XdgConfig
+from sparsecl.methods.brain.config import HstConfig, SleepReplayConfig, WsclConfig, XdgConfig
 from sparsecl.methods.cl.config import (
     AgemConfig,
     DerppConfig,

@@ -6,8 +6,8 @@ from sparsecl.methods.adapters.n_lora import NLora
 from sparsecl.methods.adapters.o_lora import OLora
 from sparsecl.methods.adapters.osft import Osft
 from sparsecl.methods.base import Method, Order
-from sparsecl.methods.brain.sleep_replay import SleepReplay
 from sparsecl.methods.brain.hst import Hst
+from sparsecl.methods.brain.sleep_replay import SleepReplay
 from sparsecl.methods.brain.wscl import Wscl
 from sparsecl.methods.brain.xdg import Xdg
 from sparsecl.methods.cl.agem import Agem

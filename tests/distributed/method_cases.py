@@ -62,6 +62,7 @@ FAST = "optimizer.lr=0.02"
 SLEEP = (
     "methods.sleep_replay={steps: 40, sequences: 5, increase: 0.1, decrease: 0.05, rate: 0.3, "
     "hidden_threshold: 5.0, output_threshold: 5.0}"
+)
 MEMORY = (
     "methods.memory={{layers: [0, 1], keys: 6, key_width: 8, heads: 2, reads: 3, top: 9, "
     "background: 3, {}}}"
@@ -247,10 +248,8 @@ STEPWISE = (
 # Those that look at more than one element at a time, and so at tp's split.
 SPLIT = (
     *("cbp", "o_lora", "derpp", "rigl", "packnet", "snfs", "granet", "deep_r", "cht", "chtss"),
-    *("springs", "n_lora", "self_replay", "xdg", "osft", "dst_cl", "afaf", "sparcl"),
-    "sleep_replay",
-    "hst",
     *("springs", "n_lora", "self_replay", "xdg", "osft", "dst_cl", "afaf", "sparcl", "memory"),
+    *("sleep_replay", "hst"),
 )
 # Parts of "springs" and "n_lora", or like them: seen in one layout, in the slow tests.
 PARTS = {

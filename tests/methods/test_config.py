@@ -5,9 +5,6 @@ from dataclasses import replace
 import pytest
 
 from sparsecl.config import digest
-from sparsecl.methods.adapters.config import LoraConfig, NLoraConfig, OLoraConfig, OsftConfig
-from sparsecl.methods.brain.config import SleepReplayConfig
-from sparsecl.methods.brain.config import HstConfig, WsclConfig
 from sparsecl.methods.adapters.config import (
     LoraConfig,
     MemoryConfig,
@@ -15,6 +12,7 @@ from sparsecl.methods.adapters.config import (
     OLoraConfig,
     OsftConfig,
 )
+from sparsecl.methods.brain.config import HstConfig, SleepReplayConfig, WsclConfig
 from sparsecl.methods.cl.config import (
     AgemConfig,
     DerppConfig,

@@ -97,6 +97,8 @@ class SleepReplayConfig(MethodConfig):
         looked = 4 * rank.tokens * sum(layer.in_features for layer in rank.layers)
         kept = sum(layer.in_features for layer in ups)
         return MethodMemory(kept=4 * kept, passing=max(asleep, looked))
+
+
 ASKING = ("replay", "derpp", "self_replay", "lwf", "sparcl", "wscl", "hst")
 """Methods that look for the new sequences of a step, of which there are none in sleep."""
 
