@@ -19,9 +19,10 @@ for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, sig
 # Before torch is imported anywhere: tests that run side by side must not fight for cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from sparsecl.programs.forks import PRELOAD  # noqa: E402
 from tests.distributed.pool import Pool  # noqa: E402
 from tests.events import wait_for  # noqa: E402
-from tests.launch.starter import PRELOAD, RANK_VARIABLES  # noqa: E402
+from tests.launch.starter import RANK_VARIABLES  # noqa: E402
 
 # The same examples every time, however long they take, and nothing is kept in the working folder.
 settings.register_profile(
@@ -88,6 +89,6 @@ def server() -> Iterator[None]:
         patch.setenv("DS_ACCELERATOR", "cpu")
         for name in RANK_VARIABLES:
             patch.delenv(name, raising=False)
-        forkserver.set_forkserver_preload(PRELOAD)
+        forkserver.set_forkserver_preload(list(PRELOAD))
         forkserver.ensure_running()
     yield

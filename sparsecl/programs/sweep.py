@@ -50,6 +50,7 @@ from sparsecl.experiments.study.study_plan import PLAN, TUNING, StudyPlan, read_
 from sparsecl.experiments.study.trials import priced_once, trials_plan, tuning_text
 from sparsecl.locks import lock_folder
 
+FORKS = Path(__file__).with_name("forks.py")
 INTERFERENCE = ROOT / "tools" / "interference.py"
 RUN_FAILED = 1  # exit code: the study is finished as far as it can be, but a run has failed
 
@@ -304,7 +305,7 @@ def run(folder: Path, plan: StudyPlan, options: argparse.Namespace) -> bool:
     if gpus or sys.platform != "linux":
         place = LocalPlace(slots=slots, threads=options.threads, gpus=gpus)
     else:
-        place = WarmPlace(slots=slots, threads=options.threads)
+        place = WarmPlace(slots=slots, threads=options.threads, server=FORKS)
     with contextlib.closing(place):
         return Runner(folder, plan, place, train=python_script(TRAIN), watch=Overview()).run()
 

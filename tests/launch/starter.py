@@ -23,14 +23,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
-# All that a start imports; what cannot be imported here is imported after the fork.
-PRELOAD = [
-    "deepspeed",
-    "torch.utils.tensorboard",
-    "sparsecl.engine.run",
-    "sparsecl.experiments.plots",
-]
-
 
 @dataclass(frozen=True)
 class Done:

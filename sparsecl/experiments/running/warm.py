@@ -8,24 +8,17 @@ fresh one computes, bit for bit. CUDA does not survive a fork, so runs on GPUs a
 import contextlib
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-SERVER = Path(__file__).resolve()
-if __name__ == "__main__":  # the server: its packages are found from a checkout, too
-    sys.path[0] = str(SERVER.parents[3])
-
-from sparsecl import command  # noqa: E402
-from sparsecl.experiments.running.local import PATIENCE, LocalPlace, die_with_parent  # noqa: E402
-from sparsecl.files import writing  # noqa: E402
-from sparsecl.opening import make_folder, plain  # noqa: E402
+from sparsecl.experiments.running.local import PATIENCE, LocalPlace
+from sparsecl.files import writing
+from sparsecl.opening import make_folder, plain
 
 TICK = 0.02  # seconds between looks at a run that is asked to end
 LOST = -int(signal.SIGKILL)  # exit code of the runs of a server that was killed
@@ -60,10 +53,12 @@ class WarmPlace(LocalPlace):
     Args:
         slots: runs at the same time.
         threads: CPU threads of each; None = each takes what it finds.
+        server: the script of the process that they are forked from (programs/forks.py).
     """
 
-    def __init__(self, *, slots: int, threads: int | None) -> None:
+    def __init__(self, *, slots: int, threads: int | None, server: Path) -> None:
         super().__init__(slots=slots, threads=threads)
+        self._script = server
         self._server: Server | None = None
 
     def start(self, command: Sequence[str], *, log: Path, slot: int) -> WarmProcess:  # type: ignore[override]
@@ -72,7 +67,7 @@ class WarmPlace(LocalPlace):
             make_folder(log.parent)
             open(log, "ab", opener=plain).close()  # a log that cannot be is told here
         if self._server is None or not self._server.alive:
-            self._server = Server(self.environment(slot))
+            self._server = Server(self._script, self.environment(slot))
         request = {"words": list(command[1:]), "log": str(log.resolve()), "folder": os.getcwd()}
         pid = self._server.ask(request, lost=None)
         if pid is None:
@@ -89,9 +84,9 @@ class Server:
     """The process that has imported everything, as its client sees it. It ends with its client,
     and its runs with it."""
 
-    def __init__(self, environment: dict[str, str]) -> None:
+    def __init__(self, script: Path, environment: dict[str, str]) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, str(SERVER)],
+            [sys.executable, str(script)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
@@ -132,68 +127,3 @@ class Server:
             pass
         self._process.wait()
         return lost
-
-
-def serve() -> NoReturn:
-    """Import, then fork a run for each request, or tell how one has ended, until nobody asks."""
-    # Nothing but answers goes through the pipe.
-    with os.fdopen(os.dup(1), "wb", buffering=0) as answers:
-        os.dup2(2, 1)
-        _import_all()
-        me, codes = os.getpid(), dict[int, int | None]()
-        for line in iter(sys.stdin.buffer.readline, b""):
-            request = json.loads(line)
-            if "poll" in request:
-                run = request["poll"]
-                if codes[run] is None:
-                    pid, status = os.waitpid(run, os.WNOHANG)
-                    codes[run] = os.waitstatus_to_exitcode(status) if pid else None
-                answer = codes[run]
-            else:
-                answer = os.fork()
-                if answer == 0:
-                    answers.close()
-                    _be(request, me)
-                codes[answer] = None
-            answers.write(json.dumps([request["number"], answer]).encode() + b"\n")
-    os._exit(0)
-
-
-def _import_all() -> None:
-    """What a run imports, in its order: first what libraries are told by variables."""
-    from sparsecl import dist
-    from sparsecl.programs import train
-
-    train.quiet()
-    os.environ.setdefault("DS_ACCELERATOR", dist.device().type)
-    import deepspeed  # noqa: F401
-    import torch.utils.tensorboard  # noqa: F401
-
-    import sparsecl.engine.run
-    import sparsecl.experiments.plots  # noqa: F401
-
-
-def _be(request: dict[str, Any], parent: int) -> NoReturn:
-    """In the fork: be `python SCRIPT OPTIONS` in that folder, whose output is appended to a log."""
-    die_with_parent(parent)
-    os.setsid()
-    with open(request["log"], "ab", opener=plain) as log:
-        for old, new in ((os.open(os.devnull, os.O_RDONLY), 0), (log.fileno(), 1), (1, 2)):
-            os.dup2(old, new)
-    os.chdir(request["folder"])
-    sys.argv = request["words"]
-    sys.path[0] = str(Path(sys.argv[0]).resolve().parent)
-    code: Any = 1
-    try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
-        code = 0
-    except SystemExit as end:
-        code = end.code
-    except BaseException:
-        traceback.print_exc()
-    finally:  # what follows the fork in `serve` is never this process's
-        command.end_process(code)
-
-
-if __name__ == "__main__":
-    serve()

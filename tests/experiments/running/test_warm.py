@@ -12,6 +12,7 @@ import yaml
 
 from sparsecl.experiments.running.local import LocalPlace
 from sparsecl.experiments.running.warm import LOST, WarmPlace
+from sparsecl.programs.sweep import FORKS
 from tests.events import wait_for
 from tests.launch.starter import ROOT, tiny
 
@@ -41,7 +42,7 @@ def places():
     """A warm place and a fresh one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RANK", "3")
-        warm, fresh = WarmPlace(slots=2, threads=3), LocalPlace(slots=2, threads=3)
+        warm, fresh = WarmPlace(slots=2, threads=3, server=FORKS), LocalPlace(slots=2, threads=3)
         yield warm, fresh
         warm.close()
 
@@ -126,7 +127,7 @@ def test_an_end_whose_answer_was_not_read_is_told_again(places, start):
 
 @pytest.mark.slow
 def test_a_server_that_is_killed_takes_its_runs_along_and_another_is_started(tmp_path):
-    place, script = WarmPlace(slots=1, threads=1), tmp_path / "script.py"
+    place, script = WarmPlace(slots=1, threads=1, server=FORKS), tmp_path / "script.py"
     script.write_text(HELD)
     command = [sys.executable, str(script), "one"]
     first = place.start(command, log=tmp_path / "log", slot=0)
@@ -149,7 +150,7 @@ def test_runs_end_with_the_runner_that_is_killed(tmp_path):
     runner = (
         "import sys, time\nfrom pathlib import Path\n"
         "from sparsecl.experiments.running.warm import WarmPlace\n"
-        "place = WarmPlace(slots=1, threads=1)\n"
+        f"place = WarmPlace(slots=1, threads=1, server=Path({str(FORKS)!r}))\n"
         f"place.start([sys.executable, {str(held)!r}, {str(pid)!r}], log=Path({str(pid)!r} + 'l'), "
         "slot=0)\ntime.sleep(600)\n"
     )
