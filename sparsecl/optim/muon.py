@@ -78,19 +78,19 @@ class Muon(torch.optim.Optimizer):
             if SPLIT in group:
                 for param in group["params"]:
                     if param.grad is not None:
-                        self._step_matrix(param, group)
+                        self._step_matrix(param, param.grad, group)
         if self._adamw is not None:
             self._adamw.step()
 
-    def _step_matrix(self, param: Tensor, group: Mapping[str, Any]) -> None:
+    def _step_matrix(self, param: Tensor, gradient: Tensor, group: Mapping[str, Any]) -> None:
         state, lr, momentum = self.state[param], group["lr"], group["momentum"]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
             state["exp_avg"] = torch.zeros_like(param)
             state["exp_avg_sq"] = torch.zeros_like(param)
         state["step"] += 1
-        state["exp_avg"].lerp_(param.grad, 1.0 - momentum)
-        update = joined(param.grad.lerp(state["exp_avg"], momentum), group[SPLIT])
+        state["exp_avg"].lerp_(gradient, 1.0 - momentum)
+        update = joined(gradient.lerp(state["exp_avg"], momentum), group[SPLIT])
         scale = RMS * math.sqrt(max(update.shape))
         update = share(orthogonal(update), group[SPLIT])
         param.mul_(1.0 - lr * group["weight_decay"]).add_(update, alpha=-lr * scale)

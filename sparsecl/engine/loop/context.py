@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from sparsecl import dist, seeding, watchdog
+from sparsecl.data.batches import PhaseStream
 from sparsecl.data.prepare import PreparedData
 from sparsecl.engine.build import Built
 from sparsecl.engine.loop.evaluate import mean_gradients
@@ -86,7 +87,9 @@ class RunContext(WeightContext):
         return self._stream_of(phase).rows(indices)
 
     def chunks(self, phase: int, indices: np.ndarray) -> np.ndarray:
-        return self._stream_of(phase).chunks(indices)
+        stream = self._stream_of(phase)
+        assert isinstance(stream, PhaseStream), "phases.joint mixes the texts of all domains"
+        return stream.chunks(indices)
 
     def generator(self, *names: str | int) -> np.random.Generator:
         return seeding.stream(self.config.seed, *names)

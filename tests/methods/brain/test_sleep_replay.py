@@ -136,9 +136,9 @@ def test_an_mlp_sleeps_as_written_out():
 def test_at_zero_nobody_looks_or_sleeps():
     method = SleepReplay(SleepReplayConfig(increase=0.0, decrease=0.0))
     method.parts = {"layers.0.mlp": 4}
-    method.phase_trained(None)  # pyright: ignore[reportArgumentType]
+    method.phase_trained(None)
     assert method.state_dict() == ({}, {"num_sleeps": 0})
-    assert not method.arrays() and not method.figures(None)  # pyright: ignore[reportArgumentType]
+    assert not method.arrays() and not method.figures(None)
 
 
 def test_a_gated_feed_forward_part_is_refused():
