@@ -32,8 +32,13 @@ class ParameterCounts:
     added: int = 0
     """Of parts that methods add; all of them live."""
 
-    added_multiplied: int = 0
-    """Of these what a token multiplies with: of a table the rows that it reads."""
+    multiplied: int | None = None
+    """Of these what a token multiplies with, of a table the rows that it reads; None = all."""
+
+    @property
+    def added_multiplied(self) -> int:
+        """Of parts that methods add, what a token multiplies with."""
+        return self.added if self.multiplied is None else self.multiplied
 
     @property
     def total(self) -> int:
@@ -91,7 +96,7 @@ def count_parameters(
         other=sum(part.num_elements for part in kept),
         head=0 if shape.tied else embedding,
         added=added,
-        added_multiplied=added if added_multiplied is None else added_multiplied,
+        multiplied=added_multiplied,
     )
 
 

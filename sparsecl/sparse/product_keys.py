@@ -97,7 +97,7 @@ class ProductKeyMemory(nn.Module):
         """Allocate, uninitialised; `fill` sets the weights. keys is n and key_width K, even."""
         super().__init__()
         self.width, self.heads, self.reads = width, heads, reads
-        self.num_keys, self.half = keys, key_width // 2
+        self.num_keys, self.half_width = keys, key_width // 2
         self.query = _whole(heads * key_width, width)
         self.bias = _whole(heads * key_width)
         self.keys = _whole(2 * heads * keys, key_width // 2)
@@ -121,8 +121,8 @@ class ProductKeyMemory(nn.Module):
     def find(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Slots int64 [N, H, r] that tokens [N, W] read, and their weights fp32 [N, H, r]."""
         queries = F.linear(x, self.share(self.query), self.share(self.bias))
-        queries = queries.view(len(x), self.heads, 2, self.half)
-        keys = self.share(self.keys).view(self.heads, 2, self.num_keys, self.half)
+        queries = queries.view(len(x), self.heads, 2, self.half_width)
+        keys = self.share(self.keys).view(self.heads, 2, self.num_keys, self.half_width)
         scores = torch.einsum("nhcd,hckd->cnhk", queries, keys).float()
         found, slots = best_slots(scores[0], scores[1], self.reads)
         return slots, found.softmax(-1)

@@ -193,8 +193,9 @@ class Memory(Method):
     def after_update(self, context: MethodContext, items: Collection[Slice]) -> None:
         """In the place of the optimizer's step a plain one, with the gradient as it was clipped."""
         for item in items:
-            if item.name == self.values and self._before is not None:
-                gradient = item.cut(item.stepped.grad)
+            stepped = item.stepped.grad
+            if item.name == self.values and self._before is not None and stepped is not None:
+                gradient = item.cut(stepped)
                 item.master.copy_(self._before.add(gradient, alpha=-(self.config.sgd or 0.0)))
                 for moment in context.slices.moments(item).values():
                     moment.zero_()
