@@ -123,8 +123,14 @@ def flops(
 
 def count(config: RunConfig, vocab_size: int, topologies: Mapping[str, Counted]) -> ParameterCounts:
     """Parameters of the global model with the parts that methods add."""
-    added = sum(parameter.num_elements for parameter in _added(config).values())
-    return count_parameters(config.model.resolved(), vocab_size, topologies, added=added)
+    added = _added(config).values()
+    return count_parameters(
+        config.model.resolved(),
+        vocab_size,
+        topologies,
+        added=sum(parameter.num_elements for parameter in added),
+        added_multiplied=sum(parameter.num_multiplied for parameter in added),
+    )
 
 
 def added_sizes(config: RunConfig) -> list[int]:
@@ -151,7 +157,7 @@ def rank_memory(
     if not config.methods.used():
         return Held(memory, MethodMemory())
     sizes = rank_sizes(*of, backends=backends, added=added, num_phases=num_phases(config))
-    kept = config.methods.memory(sizes)
+    kept = config.methods.kept(sizes)
     memory = replace(
         memory,
         beside=kept.beside,

@@ -8,7 +8,13 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from sparsecl.config import younger
-from sparsecl.methods.adapters.config import LoraConfig, NLoraConfig, OLoraConfig, OsftConfig
+from sparsecl.methods.adapters.config import (
+    LoraConfig,
+    MemoryConfig,
+    NLoraConfig,
+    OLoraConfig,
+    OsftConfig,
+)
 from sparsecl.methods.brain.config import XdgConfig
 from sparsecl.methods.cl.config import (
     AgemConfig,
@@ -106,6 +112,9 @@ class MethodsConfig:
     osft: OsftConfig | None = younger(None)
     """OSFT: later phases train what the largest singular directions leave free."""
 
+    memory: MemoryConfig | None = younger(None)
+    """Sparse memory finetuning: later phases train a few slots of a memory."""
+
     dst_cl: DstClConfig | None = younger(None)
     """Dynamic sparse training: each domain finds a graph of its own, which is frozen."""
 
@@ -139,7 +148,7 @@ class MethodsConfig:
         added = [block.parameters(layers, num_phases) for block in self.used().values()]
         return {name: parameter for some in added for name, parameter in some.items()}
 
-    def memory(self, rank: RankSizes) -> MethodMemory:
+    def kept(self, rank: RankSizes) -> MethodMemory:
         """What all methods together keep on a rank."""
         return sum((block.memory(rank) for block in self.used().values()), MethodMemory())
 

@@ -144,13 +144,19 @@ class ModelSide(Protocol):
         """By layer name, for example layers.3.mlp.up; the same order on all ranks."""
         ...
 
+    def feed_forwards(self) -> Mapping[str, int]:
+        """Features of the input of each feed-forward part, by its name, for example layers.3.mlp;
+        the same order on all ranks."""
+        ...
+
     def units(self, *, gated: bool = False) -> Mapping[str, UnitGroup]:
         """Hidden units, by the layer that they are in, for example layers.3.mlp; from now on the
         model lets methods see them. `gated`: with a gate of ones, which costs a product."""
         ...
 
     def add(self, at: str, name: str, part: nn.Module) -> None:
-        """y = y + part(x) at the linear `at`, local to the tp rank (sparse/linear.py, add_part).
+        """y = y + part(x) at the linear `at`, local to the tp rank (sparse/linear.py, add_part); or
+        at the feed-forward part `at`, x whole and part(x) a share of a sum over tp (Mlp, add_part).
         The parameters must be those that the method's options promise (`parameters`)."""
         ...
 
@@ -282,6 +288,16 @@ class MethodContext(Protocol):
 
         Args:
             rows: int64 [n, context + 1], the same on all ranks, each of which reads all.
+        """
+        ...
+
+    def pass_forward(self, rows: np.ndarray) -> None:
+        """Let the model read sequences, in eval mode and without gradients, for a part of it that
+        sees what passes. Between steps. Collective over the world.
+
+        Args:
+            rows: int64 [n, context + 1], the same on all ranks, of which each dp rank reads its
+                share; dp divides n.
         """
         ...
 

@@ -85,10 +85,18 @@ class AddedParameter:
     partition_dim: int
     """The dim that is split over tp; -1: every tp rank has all of it."""
 
+    multiplied: int | None = None
+    """Elements that a token multiplies with, of a table that it reads a few rows of; None = all."""
+
     @property
     def num_elements(self) -> int:
         """Global."""
         return math.prod(self.shape)
+
+    @property
+    def num_multiplied(self) -> int:
+        """Elements that meet a token; those that it reads twice count twice."""
+        return self.num_elements if self.multiplied is None else self.multiplied
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """From the config to the methods of a run."""
 
 from sparsecl.methods.adapters.lora import Lora
+from sparsecl.methods.adapters.memory import Memory
 from sparsecl.methods.adapters.n_lora import NLora
 from sparsecl.methods.adapters.o_lora import OLora
 from sparsecl.methods.adapters.osft import Osft
@@ -44,6 +45,7 @@ _CLASSES: tuple[type[Method], ...] = (
     OLora,
     NLora,
     Osft,
+    Memory,
     PackNet,
     Replay,
     SelfReplay,

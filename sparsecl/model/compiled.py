@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sparsecl import dist
 from sparsecl.errors import UserError
-from sparsecl.model.gpt import GPT, Block, Norm
+from sparsecl.model.gpt import GPT, Block, Norm, sum_of_parts
 from sparsecl.sparse import kernels
 from sparsecl.sparse.linear import SparseLinear, live_product
 from sparsecl.sparse.low_rank import LowRank
@@ -71,7 +71,9 @@ def _is_watched(block: Block) -> bool:
 
 
 def _leave_out(block: Block) -> None:
-    """Keep what cannot be traced out of the graph: sparse kernels, and collectives."""
+    """Keep what cannot be traced out of the graph: sparse kernels, collectives, and parts beside
+    the feed-forward part, which may count what they do."""
+    block.mlp.beside = _outside(sum_of_parts)
     alone = dist.tp_size() == 1  # then nothing is exchanged, and groups are not even looked for
     for part in (block.attention, block.mlp):
         part.enter = _same if alone else _outside(enter_tensor_parallel)

@@ -32,6 +32,14 @@ class ParameterCounts:
     added: int = 0
     """Of parts that methods add; all of them live."""
 
+    multiplied: int | None = None
+    """Of these what a token multiplies with, of a table the rows that it reads; None = all."""
+
+    @property
+    def added_multiplied(self) -> int:
+        """Of parts that methods add, what a token multiplies with."""
+        return self.added if self.multiplied is None else self.multiplied
+
     @property
     def total(self) -> int:
         """Parameters of the dense model of this shape, with the same parts."""
@@ -61,12 +69,18 @@ class Counted(Protocol):
 
 
 def count_parameters(
-    shape: ModelShape, vocab_size: int, topologies: Mapping[str, Counted], *, added: int = 0
+    shape: ModelShape,
+    vocab_size: int,
+    topologies: Mapping[str, Counted],
+    *,
+    added: int = 0,
+    added_multiplied: int | None = None,
 ) -> ParameterCounts:
     """Count the weights of the global model; a layer without a topology is dense.
 
     Args:
         added: elements of the parts that methods add.
+        added_multiplied: of these what a token multiplies with; None = all.
     """
     total = live = 0
     for layer in layer_shapes(shape):
@@ -82,6 +96,7 @@ def count_parameters(
         other=sum(part.num_elements for part in kept),
         head=0 if shape.tied else embedding,
         added=added,
+        multiplied=added_multiplied,
     )
 
 
@@ -117,7 +132,8 @@ def training_flops_per_token(
     Args:
         multiplied: see `multiplied_weights`; None = all cells, as with the dense backend.
     """
-    fixed = 6 * (counts.embedding + counts.added) + 12 * shape.layers * shape.width * shape.context
+    fixed = 6 * (counts.embedding + counts.added_multiplied)
+    fixed += 12 * shape.layers * shape.width * shape.context
     # In role "update" every weight takes part in forward and dX, only dW is sparse.
     used = counts.masked_live if role == "topology" else counts.masked_total
     executed = counts.masked_total if multiplied is None else multiplied

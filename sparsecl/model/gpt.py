@@ -9,6 +9,7 @@ topology is drawn for each), the linears may be sparse, and there is no dropout,
 hidden regulariser in a study of forgetting.
 """
 
+import functools
 from collections.abc import Mapping
 
 import torch
@@ -81,16 +82,32 @@ class Mlp(nn.Module):
         self.gelu = gelu
         self.enter = enter_tensor_parallel
         self.units: UnitGroup | None = None
+        self.parts: nn.ModuleDict | None = None
+        self.beside = sum_of_parts
 
     def forward(self, x: Tensor, spread: bool = False) -> Tensor:
         """[B, T, W] -> [B, T, W], or spread. Collective over tp."""
         x = self.enter(x, spread)
+        more = None if self.parts is None else self.beside(self.parts, x)
         if self.gate is None:
             h = F.gelu(self.up(x), approximate=self.gelu)
         else:
             x = self.gate.arrange(x)
             h = F.silu(self.gate(x)) * self.up(x)
-        return self.down(h if self.units is None else self.units(h), spread)
+        return self.down(h if self.units is None else self.units(h), spread, more)
+
+    def add_part(self, name: str, part: nn.Module) -> None:
+        """From now on y += part(x): x [..., W] of all positions, whole on every rank, and part(x)
+        [..., W] a share of a sum over tp. Its parameters are parts.NAME.*; before an optimizer has
+        seen the model."""
+        self.parts = nn.ModuleDict() if self.parts is None else self.parts
+        self.parts[name] = part
+
+
+def sum_of_parts(parts: nn.ModuleDict, x: Tensor) -> Tensor:
+    """What parts beside a feed-forward part add to it."""
+    found = [part(x) for part in parts.values()]
+    return functools.reduce(torch.add, found)
 
 
 class Norm(nn.Module):

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sparsecl import seeding
-from sparsecl.model.gpt import GPT, Block
+from sparsecl.model.gpt import GPT, Block, Mlp
 from sparsecl.model.init import fresh_rows
 from sparsecl.sparse.linear import SparseLinear
 from sparsecl.sparse.units import UnitGroup, unit_groups
@@ -23,6 +23,10 @@ class GptSide:
         """By layer name (layers.3.mlp.up), in the order of the model."""
         modules = self._model.named_modules()
         return {name: part for name, part in modules if isinstance(part, SparseLinear)}
+
+    def feed_forwards(self) -> Mapping[str, int]:
+        """Width of what goes into each feed-forward part, by its name (layers.3.mlp)."""
+        return {f"layers.{i}.mlp": self._model.shape.width for i in range(len(self._model.layers))}
 
     def units(self, *, gated: bool = False) -> Mapping[str, UnitGroup]:
         """The hidden units of each feed-forward part, by its name (layers.3.mlp)."""
@@ -53,8 +57,10 @@ class GptSide:
         return unit_groups(self._model)
 
     def add(self, at: str, name: str, part: nn.Module) -> None:
-        """Add a part to the linear `at`."""
-        self.linears()[at].add_part(name, part)
+        """Add a part to the linear or the feed-forward part `at`."""
+        found = self._model.get_submodule(at)
+        assert isinstance(found, SparseLinear | Mlp), at
+        found.add_part(name, part)
 
     def generator(self, *names: str | int) -> np.random.Generator:
         """A named random stream of the run."""

@@ -245,7 +245,9 @@ def _work(
         accumulation=schedule.accumulation,
         tp_size=tp,
         vocab_local=rows // tp,
-        dense_weights=by_backend["dense"] + rows * schedule.shape.width + subject.counts.added,
+        dense_weights=by_backend["dense"]
+        + rows * schedule.shape.width
+        + subject.counts.added_multiplied,
         block_weights=by_backend["block"],
         csr_weights=by_backend["csr"],
         masked_cells=0 if packed else sparse_cells // tp,

@@ -256,11 +256,13 @@ class RowParallelSparseLinear(SparseLinear):
 
     partition_dim = 1
 
-    def forward(self, x: Tensor, spread: bool = False) -> Tensor:
+    def forward(self, x: Tensor, spread: bool = False, more: Tensor | None = None) -> Tensor:
         """[..., I_local] -> [..., O_local], the same on every rank of the tp group.
 
         Args:
             spread: leave each rank its positions only: [T, ..., I_local] -> [T / tp, ..., O_local].
+            more: [..., O], another share of the same sum, which travels with it.
         """
-        y = self.exchange(super().forward(x), spread)
+        y = super().forward(x)
+        y = self.exchange(y if more is None else y + more, spread)
         return y if self.bias is None else y + (self.share(self.bias) if spread else self.bias)

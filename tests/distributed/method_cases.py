@@ -13,6 +13,7 @@ from tests.distributed.references.cbp import CbpReference
 from tests.distributed.references.derpp import DerppReference
 from tests.distributed.references.l1 import L1Reference
 from tests.distributed.references.lwf import LwfReference
+from tests.distributed.references.memory import MemoryReference
 from tests.distributed.references.osft import OsftReference
 from tests.distributed.references.packnet import PackNetReference
 from tests.distributed.references.replay import ReplayReference
@@ -55,6 +56,10 @@ AGEM = "methods.{}={{sequences: 12, sequences_per_step: 5}}"
 # The second domain then soon pulls against the first: in 6 of 10 steps under A-GEM.
 FAST = "optimizer.lr=0.02"
 
+MEMORY = (
+    "methods.memory={{layers: [0, 1], keys: 6, key_width: 8, heads: 2, reads: 3, top: 9, "
+    "background: 3, {}}}"
+)
 DENSE = "topology.kind=dense"
 SPARCL = (
     "methods.sparcl={{every: 3, band: 0.05, refresh: 2, remove: 0.6, remove_until: 1.0, "
@@ -92,6 +97,22 @@ CASES = {
             "methods.n_lora={rank: 4, kinds: [q, o], l1: 0.02, penalty: code_product}",
             "phases.order=[a, b, a]",
         ),
+    ),
+    # Shared by both blocks; the third phase is the first that an earlier one may have met.
+    "memory": Case(
+        MemoryReference,
+        (
+            MEMORY.format("sgd: 3.0"),
+            "phases.order=[a, b, a]",
+            "phases.steps=7",
+        ),
+    ),
+    "memory, kl": Case(MemoryReference, (MEMORY.format("rule: kl, gate: true"),)),
+    # A block that is made again counts its reads twice: shares stay what they are.
+    "memory, spread": Case(
+        MemoryReference,
+        (MEMORY.format("sgd: 3.0"),),
+        run=("parallel.sequence=true", "model.activation_checkpointing=true"),
     ),
     "osft": Case(OsftReference, (DENSE, "methods.osft={sequences: 5}")),
     "osft, fixed": Case(OsftReference, (DENSE, "methods.osft={rule: fixed, share: 0.5}")),
@@ -193,11 +214,12 @@ STEPWISE = (
     "afaf",
     "dst_cl",
     "sparcl",
+    "memory",
 )
 # Those that look at more than one element at a time, and so at tp's split.
 SPLIT = (
     *("cbp", "o_lora", "derpp", "rigl", "packnet", "snfs", "granet", "deep_r", "cht", "chtss"),
-    *("springs", "n_lora", "self_replay", "xdg", "osft", "dst_cl", "afaf", "sparcl"),
+    *("springs", "n_lora", "self_replay", "xdg", "osft", "dst_cl", "afaf", "sparcl", "memory"),
 )
 # Parts of "springs" and "n_lora", or like them: seen in one layout, in the slow tests.
 PARTS = {
@@ -208,6 +230,8 @@ PARTS = {
     "lora": ("zero3", 1, 2),
     "lora, per domain": ("zero3", 1, 2),
     "n_lora, code's": ("zero2", 2, 1),
+    "memory, kl": ("zero2", 2, 1),
+    "memory, spread": ("zero3", 2, 1),
     "osft, fixed": ("zero2", 2, 1),
     "dst_cl, unfired": ("zero3", 1, 2),
     "dst_cl, gradient": ("zero2", 2, 1),

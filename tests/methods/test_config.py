@@ -1,9 +1,17 @@
 """What the methods of a config say of themselves before anything is built."""
 
+from dataclasses import replace
+
 import pytest
 
 from sparsecl.config import digest
-from sparsecl.methods.adapters.config import LoraConfig, NLoraConfig, OLoraConfig, OsftConfig
+from sparsecl.methods.adapters.config import (
+    LoraConfig,
+    MemoryConfig,
+    NLoraConfig,
+    OLoraConfig,
+    OsftConfig,
+)
 from sparsecl.methods.cl.config import (
     AgemConfig,
     DerppConfig,
@@ -182,7 +190,20 @@ RANK = RankSizes(
     ],
 )
 def test_memory_by_hand(methods, expected):
-    assert MethodsConfig(**methods).memory(RANK) == MethodMemory(**expected)
+    assert MethodsConfig(**methods).kept(RANK) == MethodMemory(**expected)
+
+
+def test_bytes_of_a_memory_by_hand():
+    """50 tokens with 2 queries in bf16: 6 numbers, 3 reads, scores of 8 half keys, 9 pairs."""
+    down = LayerShape("layers.0.mlp.down", "down", 4, 16)
+    config = MemoryConfig(keys=4, key_width=6, heads=2, reads=3, sgd=1.0)
+    assert MethodsConfig(memory=config).kept(replace(RANK, layers=(*LAYERS, down))) == MethodMemory(
+        beside=6 * 1000,
+        kept=8 * 16,
+        passing=50 * 2 * (2 * 6 + 3 * 42 + 8 * 6 + 4 * 9),
+        update=4 * 300,
+        host=40 * 16,
+    )
 
 
 def test_runs_without_the_new_keys_keep_their_digest():

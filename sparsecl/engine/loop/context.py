@@ -125,16 +125,28 @@ class RunContext(WeightContext):
                 )
 
             hooks.append(linear.register_forward_pre_hook(keep))
-        tokens = torch.from_numpy(rows).to(dist.device())
-        engine.eval()
         try:
-            with torch.no_grad():
-                engine(tokens[:, :-1], tokens[:, 1:])
+            self._pass_forward(rows)
         finally:
-            engine.train()
             for hook in hooks:
                 hook.remove()
         return found
+
+    def pass_forward(self, rows: np.ndarray) -> None:
+        assert len(rows) % dist.dp_size() == 0, (len(rows), dist.dp_size())
+        own = rows[dist.dp_rank() :: dist.dp_size()]
+        for first in range(0, len(own), self.schedule.micro):
+            watchdog.beat("a pass for a method")
+            self._pass_forward(own[first : first + self.schedule.micro])
+
+    @torch.no_grad()
+    def _pass_forward(self, rows: np.ndarray) -> None:
+        engine, tokens = self.built.engine, torch.from_numpy(rows).to(dist.device())
+        engine.eval()
+        try:
+            engine(tokens[:, :-1], tokens[:, 1:])
+        finally:
+            engine.train()
 
     def sample_sequences(
         self, prompts: np.ndarray, rng: np.random.Generator, *, temperature: float = 1.0

@@ -1,4 +1,4 @@
-"""Options of the methods that add low-rank parts, or train what is left of the rank."""
+"""Options of the methods that add parts beside frozen weights, or train the rank that is left."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -223,3 +223,120 @@ class OsftConfig(MethodConfig):
         )
         largest = max((one.num_cells for one in rank.layers), default=0)
         return MethodMemory(kept=4 * kept, passing=12 * largest if kept else 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryConfig(MethodConfig):
+    """Size and place of a memory, and which of its slots later phases train."""
+
+    flags = {
+        "B": "yes",
+        "P": "the first domain's model",
+        "F": "all but the slots of the step",
+        "X": "a memory, and how often its slots are read",
+        "C": "lookups in the memory, and forward passes at borders",
+    }
+
+    layers: tuple[int, ...] = ()
+    """Blocks, from 0, whose feed-forward part has a memory beside it; all share one pool of values.
+    Empty: the middle one."""
+
+    keys: Annotated[int, Ge(1)] = 64
+    """Half keys of each of two sets; the pool has keys^2 slots. In the public code 1024."""
+
+    key_width: Annotated[int, Ge(2)] = 64
+    """Numbers of a head's query, half of them for each set; even. In the public code 512."""
+
+    heads: Annotated[int, Ge(1)] = 4
+    """Queries of a token, each with keys of its own."""
+
+    reads: Annotated[int, Ge(1)] = 8
+    """Slots that a head reads for a token. In the public code 32."""
+
+    gate: bool = False
+    """Multiply what is read by silu of a linear of the token, between two more matrices."""
+
+    top: Annotated[int, Ge(0)] = 100
+    """Slots that a step of a later phase trains; 0: later phases train nothing. Sweep 0.01..10 % of
+    the pool."""
+
+    rule: Literal["tfidf", "kl"] = "tfidf"
+    """How they are chosen: see adapters/memory.py."""
+
+    background: Annotated[int, Ge(1)] = 32
+    """Batches of each phase that are read again at its end, for what slots are usual. In
+    re-implementations 1000."""
+
+    sgd: Annotated[float | None, Gt(0.0)] = None
+    """Fixed rate of plain gradient descent for values in later phases; None: the run's optimizer
+    steps them, at its own rate."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.reads > self.keys:
+            raise ValueError(f"reads={self.reads} is more than keys={self.keys}; lower reads")
+        if self.key_width % 2:
+            raise ValueError(f"key_width={self.key_width} is odd, and has two halves")
+        if len(set(self.layers)) < len(self.layers) or list(self.layers) != sorted(self.layers):
+            raise ValueError(f"layers={list(self.layers)}: give each block once, in order")
+
+    @property
+    def num_slots(self) -> int:
+        return self.keys**2
+
+    def chosen(self, num_blocks: int) -> tuple[int, ...]:
+        """Blocks with a memory."""
+        return self.layers or (num_blocks // 2,)
+
+    def check(self, run: RunFacts) -> None:
+        if run.joint or run.num_phases < 2:
+            raise ValueError("the first phase trains the base, the later ones slots: 2 at least")
+        if run.freezing:
+            raise ValueError(
+                f"{' and '.join(run.freezing)} freezes weights too, and what both leave free is "
+                "not what either means. Take one of them."
+            )
+        blocks = sum(layer.kind == "down" for layer in run.layers)
+        if self.layers and not 0 <= self.layers[0] <= self.layers[-1] < blocks:
+            raise ValueError(f"layers={list(self.layers)}: the model has blocks 0..{blocks - 1}")
+
+    def parameters(
+        self, layers: Sequence[LayerShape], num_phases: int
+    ) -> Mapping[str, AddedParameter]:
+        closing = [layer for layer in layers if layer.kind == "down"]
+        chosen = [closing[block] for block in self.chosen(len(closing))]
+        found: dict[str, AddedParameter] = {}
+        for layer in chosen:
+            at, width = f"{layer.name.rpartition('.')[0]}.parts.memory", layer.out_features
+            rows = self.heads * self.key_width
+            for name, shape, dim in (
+                ("query", (rows, width), -1),
+                ("bias", (rows,), -1),
+                ("keys", (2 * self.heads * self.keys, self.key_width // 2), -1),
+                *((("gate_in", (width, width), 0), ("gate_out", (width, width), 1)) * self.gate),
+            ):
+                found[f"{at}.{name}"] = AddedParameter(shape=shape, partition_dim=dim)
+            if layer is chosen[0]:
+                found[f"{at}.pool.weight"] = AddedParameter(
+                    shape=(self.num_slots, width),
+                    partition_dim=1,
+                    multiplied=len(chosen) * self.heads * self.reads * width,
+                )
+        return found
+
+    def memory(self, rank: RankSizes) -> MethodMemory:
+        num = len(self.chosen(sum(layer.kind == "down" for layer in rank.layers)))
+        # Queries, and of each read its place among the halves and in the pool, and its weight.
+        kept = rank.element * self.key_width + self.reads * (40 + rank.element)
+        # Of one layer at a time: scores of all half keys, and of pairs of the best.
+        passing = 2 * self.keys * (rank.element + 4) + 4 * self.reads**2
+        # A mark for each cell of the pool, and its gradient.
+        width = max(layer.out_features for layer in rank.layers if layer.kind == "down")
+        choice = self.num_slots * width + 4 * rank.largest_slice
+        return MethodMemory(
+            beside=rank.held,
+            kept=8 * self.num_slots,
+            passing=max(rank.tokens * self.heads * (num * kept + passing), choice),
+            update=4 * rank.largest_slice if self.sgd is not None else 0,
+            host=40 * self.num_slots,
+        )
