@@ -12,6 +12,7 @@ depend on the parallel layout, and a resume needs only the names and how many we
 """
 
 from sparsecl.methods.cl.again import new_rows, read, step_names
+from sparsecl.methods.cl.config import ReplayConfig
 from sparsecl.methods.cl.reservoir import Rehearsal
 from sparsecl.methods.context import Batch, MethodContext
 
@@ -20,6 +21,7 @@ class Replay(Rehearsal):
     """Appends replayed sequences to every micro-batch. All ranks keep the same reservoir."""
 
     name = "replay"
+    config: ReplayConfig
 
     def batch(self, context: MethodContext, batch: Batch) -> Batch:
         """Append this rank's part of the step's draw, share * S names whatever the layout; nothing

@@ -7,13 +7,12 @@ t = sequences seen so far.
 """
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparsecl.methods.cl.again import Again, check_names
-from sparsecl.methods.cl.config import ReplayConfig
 from sparsecl.methods.context import SliceTensors
 
 
@@ -59,12 +58,21 @@ class Reservoir:
         return self.names[rng.integers(0, len(self.names), size=num)]
 
 
+class Remembering(Protocol):
+    """Options of what has a reservoir."""
+
+    @property
+    def sequences(self) -> int:
+        """Its capacity."""
+        ...
+
+
 class Rehearsal(Again):
     """Base of methods that train remembered sequences again: memory and state."""
 
-    config: ReplayConfig
+    config: Remembering
 
-    def __init__(self, config: ReplayConfig) -> None:
+    def __init__(self, config: Remembering) -> None:
         super().__init__(config)
         self.reservoir = Reservoir(config.sequences)
 
