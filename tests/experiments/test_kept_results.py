@@ -233,3 +233,30 @@ def test_the_page_tells_experiment_2_as_its_tables_do():
         assert list(map(float, numbers)) == pytest.approx(again, abs=5.1e-4)
     equal = [row["arm"] for row in found if row["verdict"] == "equivalent within 0.05"]
     assert equal == ["brf_r03", "bsw", "expander"]
+
+
+def test_the_page_tells_of_graphs_that_move_as_the_tables_do():
+    folder = RESULTS / "rewiring_10"
+    page = " ".join((RESULTS.parent / "README.md").read_text().split())
+    text = page[page.index("**Graphs that move**") : page.index("## The plan for sizes")]
+    told = re.findall(r"(-?[\d.]+) \[(-?[\d.]+), (-?[\d.]+)\]", text)
+    planned = [(row["arm"], "final_loss") for row in rows(folder, "tests-primary")]
+    order = [*planned, ("rigl", "learned_loss"), ("granet", "F_last"), ("chtss", "F_last")]
+    arms = ["set", "chts", "rigl", "frozen_set", "frozen_rigl", "frozen_chts"]
+    order[:6] = sorted(planned, key=lambda found: arms.index(found[0]))
+    for numbers, (arm, measure) in zip(told, order, strict=True):
+        values = differences(folder, arm, "static", measure)
+        half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+        again = [values.mean(), values.mean() - half, values.mean() + half]
+        assert list(map(float, numbers)) == pytest.approx(again, abs=5.1e-4)
+    verdicts = {row["arm"]: row["verdict"] for row in rows(folder, "tests-primary")}
+    equal = {arm for arm, verdict in verdicts.items() if verdict == "equivalent within 0.05"}
+    assert equal == {"set", "chts", "frozen_set", "frozen_chts"} and verdicts["rigl"] == "worse"
+    p = {row["arm"]: f"{float(row['p_corrected']):.3f}" for row in rows(folder, "tests-primary")}
+    assert f"p {p['rigl']} after" in text and f"not shown, p {p['frozen_rigl']})" in text
+    learned = [
+        -differences(folder, arm, "static", "learned_loss").mean() for arm in ("granet", "chtss")
+    ]
+    assert "learn more (by {:.3f} and {:.3f})".format(*learned) in text
+    assert {row["optimizer.lr_taken"] for row in rows(folder, "tuned")} == {"0.004"}
+    assert "all of them to 4e-3" in text
