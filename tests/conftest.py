@@ -19,7 +19,7 @@ for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, sig
 # Before torch is imported anywhere: tests that run side by side must not fight for cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from sparsecl.programs.forks import PRELOAD  # noqa: E402
+from sparsecl.programs._forks import PRELOAD  # noqa: E402
 from tests.distributed.pool import Pool  # noqa: E402
 from tests.events import wait_for  # noqa: E402
 from tests.launch.starter import RANK_VARIABLES  # noqa: E402

@@ -50,7 +50,7 @@ from sparsecl.experiments.study.study_plan import PLAN, TUNING, StudyPlan, read_
 from sparsecl.experiments.study.trials import priced_once, trials_plan, tuning_text
 from sparsecl.locks import lock_folder
 
-FORKS = Path(__file__).with_name("forks.py")
+FORKS = Path(__file__).with_name("_forks.py")
 INTERFERENCE = ROOT / "tools" / "interference.py"
 RUN_FAILED = 1  # exit code: the study is finished as far as it can be, but a run has failed
 

@@ -53,7 +53,7 @@ class WarmPlace(LocalPlace):
     Args:
         slots: runs at the same time.
         threads: CPU threads of each; None = each takes what it finds.
-        server: the script of the process that they are forked from (programs/forks.py).
+        server: the script of the process that they are forked from (programs/_forks.py).
     """
 
     def __init__(self, *, slots: int, threads: int | None, server: Path) -> None:
