@@ -129,6 +129,7 @@ class MethodsConfig:
 
     sleep_replay: SleepReplayConfig | None = younger(None)
     """Sleep replay: after each phase the feed-forward parts fire, and learn from their spikes."""
+
     hst: HstConfig | None = younger(None)
     """Wake and sleep: remembered sequences are trained in sleep, and weak weights scaled down."""
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from sparsecl.experiments.running.runner import Process
 from sparsecl.files import writing
 from sparsecl.opening import make_folder, plain
 
@@ -51,7 +52,7 @@ class LocalPlace:
         self._threads = threads
         self._gpus = gpus
 
-    def start(self, command: Sequence[str], *, log: Path, slot: int) -> LocalProcess:
+    def start(self, command: Sequence[str], *, log: Path, slot: int) -> Process:
         """Start a command; what it prints is appended to `log`."""
         with writing(log):
             make_folder(log.parent)

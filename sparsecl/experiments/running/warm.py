@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsecl.experiments.running.local import PATIENCE, LocalPlace
+from sparsecl.experiments.running.runner import Process
 from sparsecl.files import writing
 from sparsecl.opening import make_folder, plain
 
@@ -61,7 +62,7 @@ class WarmPlace(LocalPlace):
         self._script = server
         self._server: Server | None = None
 
-    def start(self, command: Sequence[str], *, log: Path, slot: int) -> WarmProcess:  # type: ignore[override]
+    def start(self, command: Sequence[str], *, log: Path, slot: int) -> Process:
         """Start `python SCRIPT OPTIONS`; what it prints is appended to `log`."""
         with writing(log):
             make_folder(log.parent)
