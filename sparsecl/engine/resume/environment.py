@@ -95,6 +95,12 @@ WRONG_GRADIENTS: tuple[WrongGradients, ...] = (
     ),
 )
 
+QUANTIZED = (
+    "zero_quantized_weights",
+    "zero_quantized_nontrainable_weights",
+    "zero_quantized_gradients",
+)
+
 
 def check_environment(resolved: Resolved, config: RunConfig) -> list[str]:
     """Check installed releases and the machine against what a run asks for.
@@ -106,8 +112,10 @@ def check_environment(resolved: Resolved, config: RunConfig) -> list[str]:
         Warnings, one line each, to be said once on rank 0.
 
     Raises:
-        UserError: a release with known wrong gradients, or a GPU that cannot be used.
+        UserError: a release with known wrong gradients, a GPU that cannot be used, or quantized
+            ZeRO without one.
     """
+    _check_quantized(resolved)
     accumulates = resolved.config.get("data_types", {}).get("grad_accum_dtype")
     check_deepspeed(
         importlib.metadata.version("deepspeed"),
@@ -119,6 +127,17 @@ def check_environment(resolved: Resolved, config: RunConfig) -> list[str]:
     sparse_kernels = topology.storage == "packed" or topology.block is not None
     needs_kernels = topology.kind != "dense" and sparse_kernels
     return [*_torch_warnings(torch.__version__), *check_devices(needs_kernels=needs_kernels)]
+
+
+def _check_quantized(resolved: Resolved) -> None:
+    """DeepSpeed's quantizer is a CUDA extension; without a GPU it fails with a traceback."""
+    zero = resolved.config.get("zero_optimization", {})
+    asked = [name for name in QUANTIZED if zero.get(name) is True]
+    if asked and resolved.stage == 3 and not torch.cuda.is_available():
+        raise UserError(
+            f"zero_optimization.{asked[0]} of the DeepSpeed JSON is true, but DeepSpeed's "
+            "quantizer works on GPUs only. Remove it, or train on a GPU."
+        )
 
 
 def check_deepspeed(

@@ -91,3 +91,13 @@ def test_the_record_without_git_and_without_a_driver(monkeypatch):
     monkeypatch.setattr(subprocess, "run", absent)
     found = environment()
     assert (found["commit"], found["changed_files"]) == (None, [])
+
+
+@pytest.mark.parametrize("name", env.QUANTIZED)
+def test_quantized_zero_needs_a_gpu(name, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    asked = Resolved({"zero_optimization": {name: True}}, (), 3, False)
+    with pytest.raises(UserError, match=rf"zero_optimization\.{name} of .* GPUs only") as caught:
+        check_environment(asked, RunConfig())
+    assert caught.value.exit_code == 64
