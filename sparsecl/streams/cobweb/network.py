@@ -49,9 +49,9 @@ class CobwebNetwork(nn.Module):
         levels: int = 5,
         width: int = 32,
         sparse: bool = False,
-        lr: float = 1e-3,
-        epochs: int = 5,
-        batch: int = 32,
+        lr: float = 3e-3,
+        epochs: int = 10,
+        batch: int = 20,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -87,15 +87,15 @@ class CobwebNetwork(nn.Module):
         total = torch.zeros(())
         nearest = torch.cdist(codes, self.means).argmin(1)
         for depth, (means, variances, probabilities) in enumerate(self.levels()):
-            if self.sparse:
-                shares = functional.one_hot(nearest >> depth, len(means)).to(codes.dtype)
-            else:
-                uniform = torch.rand(len(images), len(means), generator=noise)
-                gumbel = -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
-                shares = torch.softmax(gumbel - torch.cdist(codes, means), dim=-1)
+            uniform = torch.rand(len(images), len(means), generator=noise)
+            gumbel = -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
+            shares = torch.softmax(gumbel - torch.cdist(codes, means), dim=-1)
+            if self.sparse:  # straight through, or the encoder would have no gradient
+                path = functional.one_hot(nearest >> depth, len(means))
+                shares = path + shares - shares.detach()
             draw = torch.randn(means.shape, generator=noise)
             decoded = self.decoder(shares @ (means + variances.sqrt() * draw))
-            total = total + (decoded - images).square().sum(1).mean()
+            total = total + (decoded - images).square().mean()
             likely = (shares @ probabilities).clamp_min(1e-12)
             total = total + functional.nll_loss(likely.log(), labels)
         return total
