@@ -1,4 +1,4 @@
-"""Images to train and images to test, of idx files or Omniglot, and classes that come in increments.
+"""Images to train and images to test, of idx files or Omniglot, and classes in increments.
 
 Omniglot (Lake et al. 2015, https://github.com/brendenlake/omniglot, MIT) is read from its archives
 as they are published: NAME.zip with NAME/ALPHABET/characterNN/*.png, 20 drawings of a character.
@@ -128,7 +128,9 @@ def _split(images: Images) -> ImageSplit:
     sizes = np.bincount(images.labels)[images.labels]
     test = behind <= np.maximum(sizes // TEST_SHARE, 1)
     if set(images.labels[~test]) != set(images.labels):
-        raise DataError(f"{images.name}: a character has a single drawing, so none is left to train")
+        raise DataError(
+            f"{images.name}: a character has a single drawing, so none is left to train"
+        )
     parts = [
         Images(images.pixels[part], images.labels[part], images.white, images.name)
         for part in (~test, test)
@@ -156,7 +158,9 @@ def _members(path: Path) -> list[str]:
     with _archive(path) as archive:
         names = [name for name in archive.namelist() if name.endswith(".png")]
     # Archives packed on a Mac have a second, hidden file beside each.
-    return [name for name in names if len(PurePosixPath(name).parts) == 4 and "__MACOSX" not in name]
+    return [
+        name for name in names if len(PurePosixPath(name).parts) == 4 and "__MACOSX" not in name
+    ]
 
 
 def _drawing(archive: zipfile.ZipFile, path: Path, name: str, side: int) -> NDArray[np.uint8]:
@@ -168,7 +172,9 @@ def _drawing(archive: zipfile.ZipFile, path: Path, name: str, side: int) -> NDAr
             raise DataError(f"{path}: {name} is larger than {MAX_PNG_BYTES} bytes")
         with Image.open(io.BytesIO(archive.read(name)), formats=["PNG"]) as image:
             if max(image.size) > MAX_SIDE:  # known before a pixel is unpacked
-                raise DataError(f"{path}: {name} has {image.size} pixels, {MAX_SIDE} a side allowed")
+                raise DataError(
+                    f"{path}: {name} has {image.size} pixels, {MAX_SIDE} a side allowed"
+                )
             small = image.convert("L").resize((side, side), Image.Resampling.BOX)
     except (UnidentifiedImageError, zipfile.BadZipFile, OSError, SyntaxError) as error:
         raise DataError(f"{path}: {name} cannot be read ({error})") from None

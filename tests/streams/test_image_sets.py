@@ -111,6 +111,7 @@ def test_images_of_some_classes(tmp_path: Path) -> None:
     assert len(of_classes(images, np.array([0]), limit=None, rng=rng)[1]) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "omniglot").is_dir(), reason="no ../shared/omniglot")
 def test_the_archives_as_they_are_published() -> None:
     (archive,) = (SHARED / "omniglot").glob("images_background_small2.zip")

@@ -1,20 +1,19 @@
-"""CobwebNN: a binary tree of Gaussians of fixed size, trained by gradients. All but its parts of the
-public code is our own reading.
+"""CobwebNN: a binary tree of Gaussians of fixed size, trained by gradients.
 
 Leaves have means and log-variances, an inner node has one number s. A parent is the mixture of its
-two children, a = sigmoid(s): mean = a left + (1 - a) right, variance = sum a_c (v_c + (m_c - mean)^2).
-An image is encoded; at every level it is shared out by p = Gumbel-softmax(-distance to the means,
-temperature 1); one sample of each Gaussian, mixed with p, is decoded, and the squared error of every
-level is in the loss. Kept from Teachable-AI-Lab/unsupervised-prototypes, whose classes have changed
-from commit to commit; whether one of them is the model of Barari, Kim & MacLellan 2025
-(https://arxiv.org/abs/2510.23756) was never found, nor were its sparse variant and loss weights.
+two children with a = sigmoid(s): mean = a left + (1 - a) right, variance = sum over them of
+a_c (v_c + (m_c - mean)^2). An image is encoded; every level shares it out by p = Gumbel-softmax of
+-distance to its means, temperature 1; one sample of each Gaussian, mixed with p, is decoded, and the
+squared error of every level is in the loss. So far Teachable-AI-Lab/unsupervised-prototypes, whose
+classes change from commit to commit. Whether one of them is the model of Barari, Kim & MacLellan
+2025 (https://arxiv.org/abs/2510.23756) was never found, nor its sparse variant and loss weights.
 
-Own reading: encoder and decoder are multilayer perceptrons in place of ResNets; each leaf has logits
-of the labels, a parent mixes its children's probabilities with a, and the cross entropy of the
-mixture at every level is added to the loss with weight 1; predictions are the leaves' with no noise.
-`sparse` is an own reading too: only the nearest leaf and the nodes above it get p = 1, and a step
-changes no other part of the tree; encoder and decoder are trained as before. It tests whether sparse
-updates by themselves forget less.
+Own reading: encoder and decoder are multilayer perceptrons, not ResNets; squared errors are means
+over pixels; a leaf has logits of the labels, a parent mixes its children's probabilities with a,
+and the cross entropy of the mixture at every level is in the loss, weight 1; predictions are those
+of the leaves, without noise. `sparse` is an own reading too: the nearest leaf and the nodes above
+it get p = 1, and a step changes no other part of the tree; encoder and decoder are trained as
+before. It asks whether sparse updates by themselves forget less.
 """
 
 import numpy as np
@@ -72,7 +71,7 @@ class CobwebNetwork(nn.Module):
         self.optimizer = torch.optim.Adam(self.parameters(), lr=lr)
 
     def levels(self) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Means [K, D], variances [K, D] and label probabilities [K, C]: leaves first, root last."""
+        """Means [K, D], variances [K, D], label probabilities [K, C]: leaves first, root last."""
         level = (self.means, self.log_variances.exp(), self.logits.softmax(-1))
         found = [level]
         for scores in reversed(list(self.mixing)):
@@ -81,8 +80,8 @@ class CobwebNetwork(nn.Module):
         return found
 
     def loss(self, images: Tensor, labels: Tensor, noise: torch.Generator) -> Tensor:
-        """Mean over images [B, P] of the sum over levels: squared error over pixels, and cross
-        entropy of the labels [B] in nats."""
+        """Mean over images [B, P] of the sum over levels: squared error, as a mean over pixels,
+        and cross entropy of the labels [B] in nats."""
         codes = self.encoder(images)
         total = torch.zeros(())
         nearest = torch.cdist(codes, self.means).argmin(1)
@@ -105,9 +104,7 @@ class CobwebNetwork(nn.Module):
         pixels = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))
         targets = torch.from_numpy(np.asarray(labels, dtype=np.int64))
         noise = torch.Generator()
-        noise.manual_seed(
-            seeding.stream_key(self.seed, "cobweb_nn", "learn", self.trained) % 2**63
-        )
+        noise.manual_seed(seeding.stream_key(self.seed, "cobweb_nn", "learn", self.trained) % 2**63)
         self.trained += 1
         for _ in range(self.epochs):
             for rows in torch.randperm(len(pixels), generator=noise).split(self.batch):

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from sparsecl import seeding
 from sparsecl.bounds import check_bounds
-from sparsecl.errors import UserError
 from sparsecl.metrics.forgetting import f_last
 from sparsecl.metrics.matrix import ResultMatrix
 from sparsecl.metrics.transfer import average_seen
@@ -82,7 +81,7 @@ class Increments:
     @property
     def seen(self) -> list[float]:
         """After each phase: mean accuracy on the classes that have come so far."""
-        return [float(a) for a in average_seen(self.matrix.accuracy, self.matrix.order)[1:] if a]
+        return [float(a or 0.0) for a in average_seen(self.matrix.accuracy, self.matrix.order)[1:]]
 
     @property
     def forgetting(self) -> float | None:
@@ -104,7 +103,9 @@ def run_learner(config: ClassIncrementalConfig, split: ImageSplit, learner: Lear
     """The same with images and a learner that are there already."""
     phases = increments(split.num_classes, config.classes_per_phase, seed=config.seed)
     tests = [
-        of_classes(split.test, classes, limit=config.test_per_class, rng=_rng(config, "test", phase))
+        of_classes(
+            split.test, classes, limit=config.test_per_class, rng=_rng(config, "test", phase)
+        )
         for phase, classes in enumerate(phases)
     ]
     accuracy = np.full((len(phases) + 1, len(phases)), np.nan)

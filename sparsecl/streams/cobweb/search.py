@@ -2,7 +2,7 @@
 
 The priority of a node is log p(image | node) + the log probability of the way to it, which is a
 product of softmaxes over siblings of log p(image | c) + log n_c. The answer is the mean of the
-visited nodes' label frequencies, weighted by exp(priority). As in Teachable-AI-Lab/cobweb @ 8b2f5b5.
+visited nodes' label frequencies, weighted by exp(priority). Source: Teachable-AI-Lab/cobweb.
 Differs: a class that a node has not seen has frequency 0 there, not 1e-8; of equal priorities the
 node of the higher level and then the older one comes first, where the code draws lots.
 """

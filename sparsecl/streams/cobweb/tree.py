@@ -10,13 +10,13 @@ most about the images of the node:
     merge  the two best children get a parent of their own, to which it goes (of three or more)
     split  the best child gives way to its children; scored without the image, which stays here
 
-At a leaf it is counted in if the leaf is its equal, else the two become siblings. Nothing is trained
-by gradients, and an image changes only the statistics of the nodes on its way.
+At a leaf it is counted in if the leaf is its equal, else the two become siblings. Nothing has a
+gradient, and an image changes only the statistics of the nodes on its way.
 
 Barari, Kim & MacLellan 2025, https://arxiv.org/abs/2510.23756; Cobweb/4V: 2024,
 https://arxiv.org/abs/2402.16933; rules as in the public code, Teachable-AI-Lab/cobweb @ 8b2f5b5.
-That code scores a child by KL(child || parent). Since children share out all images of their parent,
-utilities and the order of the children come out the same with entropies, which cost less.
+That code scores a child by KL(child || parent). Since children share out all images of their
+parent, utilities and the order of the children are the same with entropies, which cost less.
 Differs: of equal utilities the first in the list above wins, of equal children the larger and then
 the older one, where the code draws lots; so equal images give equal trees.
 """
@@ -29,7 +29,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsecl.errors import UserError
-from sparsecl.streams.cobweb.concepts import LABEL_SIGNS, PRIOR_VARIANCE, Concepts, Floats, LabelTerm
+from sparsecl.streams.cobweb.concepts import (
+    LABEL_SIGNS,
+    PRIOR_VARIANCE,
+    Concepts,
+    Floats,
+    LabelTerm,
+)
 
 Operation = Literal["best", "new", "merge", "split"]
 

@@ -1,4 +1,4 @@
-"""A Cobweb tree as a safetensors file. The tree that is read goes on as the one that was written."""
+"""A Cobweb tree as a safetensors file. What is read goes on as what was written."""
 
 from pathlib import Path
 

@@ -64,7 +64,8 @@ def test_which_parts_of_the_tree_a_step_changes(sparse: bool) -> None:
 
 @pytest.mark.parametrize("sparse", [False, True])
 def test_it_learns_and_equal_seeds_give_equal_networks(sparse: bool) -> None:
-    images, labels = blobs(0, 60)
+    labels = np.arange(60) % 3
+    images = np.eye(3)[labels] + 0.1 * np.random.default_rng(0).normal(size=(60, 3))
 
     def trained(seed: int) -> np.ndarray:
         network = CobwebNetwork(
