@@ -118,7 +118,7 @@ def of_classes(
     """
     found = [rng.permutation(np.flatnonzero(images.labels == label))[:limit] for label in classes]
     rows = rng.permutation(np.concatenate(found))
-    return images.pixels[rows] / np.float32(images.white), images.labels[rows]
+    return images.pixels[rows].astype(np.float32) / np.float32(images.white), images.labels[rows]
 
 
 def _split(images: Images) -> ImageSplit:

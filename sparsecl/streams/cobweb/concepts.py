@@ -27,7 +27,8 @@ class Concepts:
     def __init__(
         self, num_pixels: int, num_classes: int, prior_variance: float, label_term: LabelTerm
     ) -> None:
-        self.prior_variance, self.label_term = prior_variance, label_term
+        self.prior_variance = prior_variance
+        self.label_term: LabelTerm = label_term
         self.counts = np.zeros(0)  # [N]
         self.means = np.zeros((0, num_pixels))  # [N, P]
         self.squares = np.zeros((0, num_pixels))  # [N, P]: SS

@@ -3,7 +3,7 @@
 Leaves have means and log-variances, an inner node has one number s. A parent is the mixture of its
 two children with a = sigmoid(s): mean = a left + (1 - a) right, variance = sum over them of
 a_c (v_c + (m_c - mean)^2). An image is encoded; every level shares it out by p = Gumbel-softmax of
--distance to its means, temperature 1; one sample of each Gaussian, mixed with p, is decoded, and the
+-distance to its means, temperature 1; one sample of each Gaussian, mixed with p, is decoded; the
 squared error of every level is in the loss. So far Teachable-AI-Lab/unsupervised-prototypes, whose
 classes change from commit to commit. Whether one of them is the model of Barari, Kim & MacLellan
 2025 (https://arxiv.org/abs/2510.23756) was never found, nor its sparse variant and loss weights.
@@ -48,8 +48,8 @@ class CobwebNetwork(nn.Module):
         levels: int = 5,
         width: int = 32,
         sparse: bool = False,
-        lr: float = 3e-3,
-        epochs: int = 10,
+        lr: float = 1e-2,
+        epochs: int = 30,
         batch: int = 20,
         seed: int = 0,
     ) -> None:
@@ -72,7 +72,11 @@ class CobwebNetwork(nn.Module):
 
     def levels(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Means [K, D], variances [K, D], label probabilities [K, C]: leaves first, root last."""
-        level = (self.means, self.log_variances.exp(), self.logits.softmax(-1))
+        level: tuple[Tensor, Tensor, Tensor] = (
+            self.means,
+            self.log_variances.exp(),
+            self.logits.softmax(-1),
+        )
         found = [level]
         for scores in reversed(list(self.mixing)):
             level = parents(*level, scores)
@@ -145,7 +149,7 @@ class CobwebNetwork(nn.Module):
 def parents(
     means: Tensor, variances: Tensor, probabilities: Tensor, scores: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One level up: pairs of K nodes [K, ...] become K/2 mixtures with weights from scores [K/2]."""
+    """One level up: pairs of K nodes become K/2 mixtures, with weights from scores [K/2]."""
     left = torch.sigmoid(scores)
     share = torch.stack((left, 1.0 - left), dim=1).unsqueeze(-1)  # [K/2, 2, 1]
     pairs = means.view(-1, 2, means.shape[1])

@@ -96,25 +96,25 @@ class CobwebTree:
             yield node
             queue += self.children[node]
 
-    def learn(self, images: Floats, labels: NDArray[np.integer]) -> None:
+    def learn(self, images: NDArray[np.floating], labels: NDArray[np.integer]) -> None:
         """Add images [B, P] with labels [B], one after the other.
 
         Raises:
             UserError: shapes or labels do not fit the tree, or a pixel is not finite.
         """
-        images, labels = np.asarray(images, dtype=np.float64), np.asarray(labels)
-        if images.shape != (len(labels), self.num_pixels):
+        pixels, labels = np.asarray(images, dtype=np.float64), np.asarray(labels)
+        if pixels.shape != (len(labels), self.num_pixels):
             raise UserError(
                 f"images must be [{len(labels)}, {self.num_pixels}], one for each label, "
-                f"got {list(images.shape)}"
+                f"got {list(pixels.shape)}"
             )
-        if not np.isfinite(images).all():
+        if not np.isfinite(pixels).all():
             raise UserError("images: a pixel is not finite")
         if len(labels) and not 0 <= labels.min() <= labels.max() < self.num_classes:
             raise UserError(
                 f"labels must be in 0..{self.num_classes - 1}, got {labels.min()}..{labels.max()}"
             )
-        for image, label in zip(images, labels, strict=True):
+        for image, label in zip(pixels, labels, strict=True):
             self.add(image, int(label))
 
     def add(self, image: Floats, label: int) -> int:
