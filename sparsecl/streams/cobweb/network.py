@@ -10,8 +10,9 @@ classes change from commit to commit. Whether one of them is the model of Barari
 
 Own reading: encoder and decoder are multilayer perceptrons, not ResNets; squared errors are means
 over pixels; a leaf has logits of the labels, a parent mixes its children's probabilities with a,
-and the cross entropy of the mixture at every level is in the loss, weight 1; predictions are those
-of the leaves, without noise. `sparse` is an own reading too: the nearest leaf and the nodes above
+and the cross entropy of the mixture at every level is in the loss, weight 1, without noise, as
+predictions are, which are those of the leaves. The logits begin as different as the means: were
+they equal, the encoder would have no reason to tell images apart. `sparse` is an own reading too: the nearest leaf and the nodes above
 it get p = 1, and a step changes no other part of the tree; encoder and decoder are trained as
 before. It asks whether sparse updates by themselves forget less.
 """
@@ -48,8 +49,8 @@ class CobwebNetwork(nn.Module):
         levels: int = 5,
         width: int = 32,
         sparse: bool = False,
-        lr: float = 1e-2,
-        epochs: int = 30,
+        lr: float = 3e-3,
+        epochs: int = 10,
         batch: int = 20,
         seed: int = 0,
     ) -> None:
@@ -67,16 +68,13 @@ class CobwebNetwork(nn.Module):
             self.means = nn.Parameter(torch.randn(2**levels, width))
             self.log_variances = nn.Parameter(torch.randn(2**levels, width))
             self.mixing = nn.ParameterList(torch.zeros(2**level) for level in range(levels))
-            self.logits = nn.Parameter(torch.zeros(2**levels, num_classes))
+            self.logits = nn.Parameter(torch.randn(2**levels, num_classes))
         self.optimizer = torch.optim.Adam(self.parameters(), lr=lr)
 
     def levels(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Means [K, D], variances [K, D], label probabilities [K, C]: leaves first, root last."""
-        level: tuple[Tensor, Tensor, Tensor] = (
-            self.means,
-            self.log_variances.exp(),
-            self.logits.softmax(-1),
-        )
+        means: Tensor = self.means
+        level = (means, self.log_variances.exp(), self.logits.softmax(-1))
         found = [level]
         for scores in reversed(list(self.mixing)):
             level = parents(*level, scores)
@@ -92,14 +90,15 @@ class CobwebNetwork(nn.Module):
         for depth, (means, variances, probabilities) in enumerate(self.levels()):
             uniform = torch.rand(len(images), len(means), generator=noise)
             gumbel = -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
-            shares = torch.softmax(gumbel - torch.cdist(codes, means), dim=-1)
+            distances = torch.cdist(codes, means)
+            shares, sure = torch.softmax(gumbel - distances, -1), torch.softmax(-distances, -1)
             if self.sparse:  # straight through, or the encoder would have no gradient
                 path = functional.one_hot(nearest >> depth, len(means))
-                shares = path + shares - shares.detach()
+                shares, sure = path + shares - shares.detach(), path + sure - sure.detach()
             draw = torch.randn(means.shape, generator=noise)
             decoded = self.decoder(shares @ (means + variances.sqrt() * draw))
             total = total + (decoded - images).square().mean()
-            likely = (shares @ probabilities).clamp_min(1e-12)
+            likely = (sure @ probabilities).clamp_min(1e-12)
             total = total + functional.nll_loss(likely.log(), labels)
         return total
 

@@ -78,12 +78,12 @@ def test_equal_seeds_give_equal_networks(sparse: bool) -> None:
     np.testing.assert_allclose(first.sum(1), 1.0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("sparse", "lr"), [(False, 0.01), (True, 0.03)])
-def test_it_learns_to_tell_classes_apart(sparse: bool, lr: float) -> None:
+@pytest.mark.parametrize("sparse", [False, True])
+def test_it_learns_to_tell_classes_apart(sparse: bool) -> None:
     labels = np.arange(60) % 3
     images = np.eye(3)[labels] + 0.1 * np.random.default_rng(0).normal(size=(60, 3))
     network = CobwebNetwork(
-        3, 3, levels=3, width=4, sparse=sparse, lr=lr, epochs=50, batch=10, seed=1
+        3, 3, levels=3, width=4, sparse=sparse, lr=0.01, epochs=15, batch=10, seed=1
     )
     network.learn(images, labels)
     assert (network.predict(images).argmax(1) == labels).mean() > 0.9
