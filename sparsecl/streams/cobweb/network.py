@@ -12,9 +12,11 @@ Own reading: encoder and decoder are multilayer perceptrons, not ResNets; square
 over pixels; a leaf has logits of the labels, a parent mixes its children's probabilities with a,
 and the cross entropy of the mixture at every level is in the loss, weight 1, without noise, as
 predictions are, which are those of the leaves. The logits begin as different as the means: were
-they equal, the encoder would have no reason to tell images apart. `sparse` is an own reading too: the nearest leaf and the nodes above
-it get p = 1, and a step changes no other part of the tree; encoder and decoder are trained as
-before. It asks whether sparse updates by themselves forget less.
+they equal, the encoder would have no reason to tell images apart.
+
+`sparse` is an own reading too: the nearest leaf and the nodes above it get p = 1, and a step changes
+no other part of the tree; encoder and decoder are trained as before. It asks whether sparse updates
+by themselves forget less.
 """
 
 import numpy as np

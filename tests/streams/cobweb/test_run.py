@@ -10,6 +10,7 @@ from sparsecl.streams.cobweb.run import (
     LEARNERS,
     ClassIncrementalConfig,
     Increments,
+    LearnerKind,
     NearestMean,
     run,
     run_learner,
@@ -73,16 +74,16 @@ def test_what_does_not_fit_is_refused_before_any_work(tmp_path: Path) -> None:
 def test_on_mnist_the_tree_keeps_what_the_neural_tree_loses() -> None:
     split = read_split(MNIST)
 
-    def measured(learner) -> Increments:
+    def measured(learner: LearnerKind) -> Increments:
         config = ClassIncrementalConfig(
             data=MNIST, learner=learner, train_per_class=40, test_per_class=30, budget=16
         )
         return run_learner(config, split, LEARNERS[learner](config, split))
 
-    tree, means, network = (measured(name) for name in ("cobweb", "nearest_mean", "cobweb_nn"))
-    assert tree.seen[-1] > 0.6 and means.seen[-1] > 0.7
-    # The network learns the classes of each phase, and loses them to those of the next.
-    assert np.diag(network.matrix.accuracy[1:]).mean() > 0.8
-    assert tree.seen[-1] > network.seen[-1] + 0.2
-    assert tree.forgetting is not None and network.forgetting is not None
-    assert tree.forgetting < 0.3 < network.forgetting
+    tree, means, network = (
+        measured(name).matrix.accuracy for name in ("cobweb", "nearest_mean", "cobweb_nn")
+    )
+    assert tree[-1].mean() > 0.6 and means[-1].mean() > 0.7
+    # The classes of the first phase, right after it and after all the others.
+    assert min(tree[1, 0], network[1, 0]) > 0.85
+    assert tree[-1, 0] > 0.5 and network[-1, 0] < 0.2
