@@ -14,7 +14,7 @@ and the cross entropy of the mixture at every level is in the loss, weight 1, wi
 predictions are, which are those of the leaves. The logits begin as different as the means: were
 they equal, the encoder would have no reason to tell images apart.
 
-`sparse` is an own reading too: the nearest leaf and the nodes above it get p = 1, and a step changes
+`sparse` is an own reading too: the nearest leaf and the nodes above it get p = 1, a step changes
 no other part of the tree; encoder and decoder are trained as before. It asks whether sparse updates
 by themselves forget less.
 """
@@ -29,6 +29,8 @@ from sparsecl import seeding
 from sparsecl.errors import UserError
 
 # B = images, P = pixels, D = code, C = classes, K = nodes of a level
+
+Level = tuple[Tensor, Tensor, Tensor]
 
 HIDDEN = 256
 """Units of the hidden layer of encoder and decoder."""
@@ -73,11 +75,10 @@ class CobwebNetwork(nn.Module):
             self.logits = nn.Parameter(torch.randn(2**levels, num_classes))
         self.optimizer = torch.optim.Adam(self.parameters(), lr=lr)
 
-    def levels(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def levels(self) -> list[Level]:
         """Means [K, D], variances [K, D], label probabilities [K, C]: leaves first, root last."""
-        means: Tensor = self.means
-        level = (means, self.log_variances.exp(), self.logits.softmax(-1))
-        found = [level]
+        level: Level = (self.means, self.log_variances.exp(), self.logits.softmax(-1))
+        found: list[Level] = [level]
         for scores in reversed(list(self.mixing)):
             level = parents(*level, scores)
             found.append(level)

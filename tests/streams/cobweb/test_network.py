@@ -1,11 +1,14 @@
 """CobwebNN: mixtures by hand, who is trained, and that equal seeds give equal networks."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from sparsecl.errors import UserError
+from sparsecl.errors import DataError, MissingInputError, UserError
 from sparsecl.streams.cobweb.network import CobwebNetwork, parents
+from sparsecl.streams.cobweb.network_file import load_network, save_network
 from tests.streams.cobweb.test_tree import blobs
 
 
@@ -87,6 +90,25 @@ def test_it_learns_to_tell_classes_apart(sparse: bool) -> None:
     )
     network.learn(images, labels)
     assert (network.predict(images).argmax(1) == labels).mean() > 0.9
+
+
+def test_a_network_that_was_saved_goes_on_as_if_it_had_stayed(tmp_path: Path) -> None:
+    images, labels = blobs(0, 20)
+    stayed, back = (CobwebNetwork(3, 3, levels=2, width=4, epochs=1, seed=s) for s in (1, 1))
+    path = tmp_path / "network.safetensors"
+    stayed.learn(images, labels)
+    save_network(stayed, path)
+    load_network(back, path)
+    for network in (stayed, back):
+        network.learn(images, labels)
+    assert (stayed.predict(images) == back.predict(images)).all()
+    with pytest.raises(DataError, match="of other sizes: .* does not fit"):
+        load_network(CobwebNetwork(3, 3, levels=3, width=4), path)
+    path.write_bytes(b"\x80\x04N.")
+    with pytest.raises(DataError, match="no readable safetensors"):
+        load_network(back, path)
+    with pytest.raises(MissingInputError, match="no such file"):
+        load_network(back, tmp_path / "none.safetensors")
 
 
 def test_sizes_below_one_are_refused() -> None:
