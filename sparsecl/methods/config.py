@@ -38,7 +38,13 @@ from sparsecl.methods.dst.config import (
     SnfsConfig,
 )
 from sparsecl.methods.facts import AddedParameter, MethodConfig, MethodMemory
-from sparsecl.methods.plasticity.config import CbpConfig, L1Config, ShrinkPerturbConfig
+from sparsecl.methods.plasticity.config import (
+    CbpConfig,
+    L1Config,
+    L2Config,
+    L2InitConfig,
+    ShrinkPerturbConfig,
+)
 from sparsecl.methods.sparse_cl.config import AfafConfig, DstClConfig, SparclConfig
 from sparsecl.methods.work import MethodWork, RunWork
 from sparsecl.sparse.sizes import RankSizes
@@ -144,6 +150,12 @@ class MethodsConfig:
 
     l1: L1Config | None = younger(None)
     """L1: every weight is pulled towards zero, or towards where the phase has found it."""
+
+    l2: L2Config | None = younger(None)
+    """L2: every weight is pulled towards zero, the more the larger it is."""
+
+    l2_init: L2InitConfig | None = younger(None)
+    """L2 towards the weights that the run has begun with."""
 
     def used(self) -> dict[str, MethodConfig]:
         """The blocks that are there, by name, in the order of the fields."""

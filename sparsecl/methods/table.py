@@ -30,6 +30,8 @@ from sparsecl.methods.dst.set import Set
 from sparsecl.methods.dst.snfs import Snfs
 from sparsecl.methods.plasticity.cbp import Cbp
 from sparsecl.methods.plasticity.l1 import L1
+from sparsecl.methods.plasticity.l2 import L2
+from sparsecl.methods.plasticity.l2_init import L2Init
 from sparsecl.methods.plasticity.shrink_perturb import ShrinkPerturb
 from sparsecl.methods.several import Methods
 from sparsecl.methods.sparse_cl.afaf import Afaf
@@ -69,6 +71,8 @@ _CLASSES: tuple[type[Method], ...] = (
     Cbp,
     ShrinkPerturb,
     L1,
+    L2,
+    L2Init,
 )
 METHODS: dict[str, type[Method]] = {method.name: method for method in _CLASSES}
 """By the name of a method's block in `MethodsConfig`."""

@@ -13,6 +13,7 @@ from tests.distributed.references.cbp import CbpReference
 from tests.distributed.references.derpp import DerppReference
 from tests.distributed.references.hst import HstReference
 from tests.distributed.references.l1 import L1Reference
+from tests.distributed.references.l2 import L2Reference
 from tests.distributed.references.lwf import LwfReference
 from tests.distributed.references.memory import MemoryReference
 from tests.distributed.references.osft import OsftReference
@@ -214,6 +215,8 @@ CASES = {
     "l1, subgradient": Case(
         L1Reference, ("methods.l1={strength: 0.01, form: subgradient, vectors: true}",)
     ),
+    "l2": Case(L2Reference, ("methods.l2={strength: 0.1, vectors: true}",)),
+    "l2_init": Case(L2Reference, ("methods.l2_init={strength: 0.3}",)),
 }
 
 # Those whose state or graph moves within a phase.
@@ -271,6 +274,7 @@ PARTS = {
     "hst, dense": ("zero3", 1, 2),
     "wscl, described": ("zero2", 2, 1),
     "dst_cl, momentum": ("zero3", 1, 2),
+    "l2": ("zero2", 2, 1),
 }
 WHOLE = [name for name in CASES if name not in PARTS]
 

@@ -36,7 +36,13 @@ from sparsecl.methods.dst.config import (
     SnfsConfig,
 )
 from sparsecl.methods.facts import MethodMemory
-from sparsecl.methods.plasticity.config import CbpConfig, L1Config, ShrinkPerturbConfig
+from sparsecl.methods.plasticity.config import (
+    CbpConfig,
+    L1Config,
+    L2Config,
+    L2InitConfig,
+    ShrinkPerturbConfig,
+)
 from sparsecl.methods.sparse_cl.config import AfafConfig, DstClConfig, SparclConfig
 from sparsecl.sparse.sizes import RankSizes
 from sparsecl.topology.layer import LayerShape
@@ -206,6 +212,9 @@ RANK = RankSizes(
         ({"l1": L1Config()}, {"update": 12 * 300}),
         ({"l1": L1Config(towards="start")}, {"beside": 4000, "update": 12 * 300}),
         ({"l1": L1Config(towards="start", strength=0.0)}, {}),
+        ({"l2": L2Config()}, {"passing": 4 * 300}),
+        ({"l2_init": L2InitConfig()}, {"beside": 4000, "passing": 4 * 300}),
+        ({"l2_init": L2InitConfig(strength=0.0)}, {}),
         # What stays adds up; updates come one after the other.
         (
             {"ewc": EwcConfig(), "set": SetConfig(), "shrink_perturb": ShrinkPerturbConfig()},

@@ -119,3 +119,38 @@ class L1Config(MethodConfig):
             beside=4 * rank.slices if self.anchored else 0,
             update=12 * rank.largest_slice if self.strength else 0,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class L2Config(MethodConfig):
+    """How hard every weight is pulled to zero."""
+
+    strength: Annotated[float, Ge(0.0)] = 1.0e-4
+    """The gradient gains strength times the weight, before it is clipped; beside
+    optimizer.weight_decay. 0 is plain training."""
+
+    vectors: bool = False
+    """Pull vectors (norms, biases) too."""
+
+    @property
+    def anchored(self) -> bool:
+        """It keeps weights of an earlier moment."""
+        return False
+
+    def memory(self, rank: RankSizes) -> MethodMemory:
+        # The distance of one slice.
+        return MethodMemory(
+            beside=4 * rank.slices if self.anchored else 0,
+            passing=4 * rank.largest_slice if self.strength else 0,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class L2InitConfig(L2Config):
+    """How hard every weight is pulled to where it was at the start of the run."""
+
+    flags = {"X": "one for each weight"}
+
+    @property
+    def anchored(self) -> bool:
+        return self.strength > 0
