@@ -43,6 +43,7 @@ from sparsecl.methods.plasticity.config import (
     L1Config,
     L2Config,
     L2InitConfig,
+    RedoConfig,
     ShrinkPerturbConfig,
 )
 from sparsecl.methods.sparse_cl.config import AfafConfig, DstClConfig, SparclConfig
@@ -144,6 +145,9 @@ class MethodsConfig:
 
     cbp: CbpConfig | None = None
     """Continual backpropagation: units that contribute least begin anew."""
+
+    redo: RedoConfig | None = younger(None)
+    """ReDo: every so often all units that say little begin anew."""
 
     shrink_perturb: ShrinkPerturbConfig | None = None
     """Shrink and perturb: weights lose a little of themselves and gain a little noise."""

@@ -32,6 +32,7 @@ from sparsecl.methods.plasticity.cbp import Cbp
 from sparsecl.methods.plasticity.l1 import L1
 from sparsecl.methods.plasticity.l2 import L2
 from sparsecl.methods.plasticity.l2_init import L2Init
+from sparsecl.methods.plasticity.redo import Redo
 from sparsecl.methods.plasticity.shrink_perturb import ShrinkPerturb
 from sparsecl.methods.several import Methods
 from sparsecl.methods.sparse_cl.afaf import Afaf
@@ -69,6 +70,7 @@ _CLASSES: tuple[type[Method], ...] = (
     Hst,
     Wscl,
     Cbp,
+    Redo,
     ShrinkPerturb,
     L1,
     L2,

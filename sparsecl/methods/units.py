@@ -108,10 +108,15 @@ def _line_sums(item: Slice, dim: int, index: Any) -> Tensor:
 
 
 def begin_anew(
-    context: Any, group: UnitGroup, units: NDArray[np.int64], rng: np.random.Generator
+    context: Any,
+    group: UnitGroup,
+    units: NDArray[np.int64],
+    rng: np.random.Generator,
+    *,
+    moments: bool = True,
 ) -> dict[str, Tensor]:
-    """Give units [k] the incoming weights of a new model, outgoing ones of zero, and moments of
-    zero: on live weights only. Local; every rank passes the same.
+    """Give units [k] the incoming weights of a new model and outgoing ones of zero, and with
+    `moments` also moments of zero: on live weights only. Local; every rank passes the same.
 
     Returns:
         Which elements have begun anew, as in `hold`, by parameter name.
@@ -122,6 +127,8 @@ def begin_anew(
         changed[name] = _set_lines(context, name, 0, units, rows)
     for name in group.outgoing:
         changed[name] = _set_lines(context, name, 1, units, None)
+    for name, where in changed.items() if moments else ():
+        context.reset_state(name, where)
     return changed
 
 
@@ -137,5 +144,4 @@ def _set_lines(
         values[chosen] = rows.to(device)
     local = context.local_of(name, where) > 0
     context.write(name, context.local_of(name, values), where=local)
-    context.reset_state(name, local)
     return local

@@ -18,6 +18,7 @@ from tests.distributed.references.lwf import LwfReference
 from tests.distributed.references.memory import MemoryReference
 from tests.distributed.references.osft import OsftReference
 from tests.distributed.references.packnet import PackNetReference
+from tests.distributed.references.redo import RedoReference
 from tests.distributed.references.replay import ReplayReference
 from tests.distributed.references.rewired import (
     ChtReference,
@@ -86,6 +87,9 @@ WSCL = "methods.wscl={{sequences: 40, share: 0.5, alpha: 0.5, top: 5, rest: 0.3,
 CASES = {
     "cbp": Case(CbpReference, (CBP,)),
     "cbp, packed": Case(CbpReference, (CBP,), run=("topology.storage=packed",)),
+    # A few units of each layer; none says nothing at all.
+    "redo": Case(RedoReference, ("methods.redo={every: 4, tau: 0.6}",)),
+    "redo, keep": Case(RedoReference, ("methods.redo={every: 4, tau: 0.6, moments: keep}",)),
     # The third phase is the first that an earlier adapter pushes away.
     "o_lora": Case(
         OLoraReference,
@@ -222,6 +226,7 @@ CASES = {
 # Those whose state or graph moves within a phase.
 STEPWISE = (
     "cbp",
+    "redo",
     "derpp",
     "replay",
     "si",
@@ -275,6 +280,7 @@ PARTS = {
     "wscl, described": ("zero2", 2, 1),
     "dst_cl, momentum": ("zero3", 1, 2),
     "l2": ("zero2", 2, 1),
+    "redo, keep": ("zero2", 2, 1),
 }
 WHOLE = [name for name in CASES if name not in PARTS]
 

@@ -41,6 +41,7 @@ from sparsecl.methods.plasticity.config import (
     L1Config,
     L2Config,
     L2InitConfig,
+    RedoConfig,
     ShrinkPerturbConfig,
 )
 from sparsecl.methods.sparse_cl.config import AfafConfig, DstClConfig, SparclConfig
@@ -207,6 +208,8 @@ RANK = RankSizes(
             {"cbp": CbpConfig(adam_restart="per_weight")},
             {"kept": 32 * 16, "host": 8 * 16, "beside": 4 * 64},
         ),
+        ({"redo": RedoConfig()}, {"kept": 24 * 16}),
+        ({"redo": RedoConfig(adam_restart="per_weight")}, {"kept": 24 * 16, "beside": 4 * 64}),
         ({"shrink_perturb": ShrinkPerturbConfig()}, {"update": 28 * 300}),
         ({"shrink_perturb": ShrinkPerturbConfig(sigma=0.0)}, {}),
         ({"l1": L1Config()}, {"update": 12 * 300}),

@@ -53,19 +53,68 @@ class CbpConfig(MethodConfig):
     """Adam's bias correction of what begins anew: with the run's count of steps, or its own."""
 
     def check(self, run: RunFacts) -> None:
-        check_adam_restart(self.adam_restart, run)
-        if run.freezing:
-            raise ValueError(f"it writes to weights that {run.freezing[0]} freezes; take one")
+        check_renewal(self.adam_restart, run)
 
     def memory(self, rank: RankSizes) -> MethodMemory:
-        units = sum(layer.out_features for layer in rank.layers if layer.kind == "up")
-        born = sum(rank.slices_by_kind.get(kind, 0) for kind in ("gate", "up", "down"))
         # Two running means, a centre and five sums of each unit; its age.
-        return MethodMemory(
-            kept=32 * units,
-            host=8 * units,
-            beside=4 * born if self.adam_restart == "per_weight" else 0,
-        )
+        age = MethodMemory(host=8 * num_units(rank))
+        return renewal_memory(self.adam_restart, rank, 32) + age
+
+
+def num_units(rank: RankSizes) -> int:
+    """Hidden units of all feed-forward parts, global."""
+    return sum(layer.out_features for layer in rank.layers if layer.kind == "up")
+
+
+def check_renewal(restart: AdamRestartKind, run: RunFacts) -> None:
+    """Raise ValueError if units cannot begin anew in this run."""
+    check_adam_restart(restart, run)
+    if run.freezing:
+        raise ValueError(f"it writes to weights that {run.freezing[0]} freezes; take one")
+
+
+def renewal_memory(restart: AdamRestartKind, rank: RankSizes, bytes_of_unit: int) -> MethodMemory:
+    """What a method keeps whose units begin anew."""
+    born = sum(rank.slices_by_kind.get(kind, 0) for kind in ("gate", "up", "down"))
+    return MethodMemory(
+        kept=bytes_of_unit * num_units(rank), beside=4 * born if restart == "per_weight" else 0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RedoConfig(MethodConfig):
+    """Which hidden units begin anew, and how often."""
+
+    flags = {"C": "a little, every `every` steps: sums over activations and weights"}
+
+    every: Annotated[int, Ge(1)] = 100
+    """Optimizer steps between two looks."""
+
+    tau: Annotated[float, Ge(0.0), Lt(1.0)] = 0.1
+    """Units begin anew whose mean |h| is at most tau times that of their layer; 0: only those that
+    say nothing at all."""
+
+    moments: Literal["reset", "keep"] = "reset"
+    """reset: Adam's moments of what begins anew are zero, as in dopamine; keep: they stay, as in
+    the code of Dohare et al."""
+
+    adam_restart: AdamRestartKind = "global"
+    """Adam's bias correction of what begins anew: with the run's count of steps, or its own."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.moments == "keep" and self.adam_restart == "per_weight":
+            raise ValueError(
+                "adam_restart=per_weight counts from moments of zero, and moments=keep keeps them; "
+                "use moments=reset"
+            )
+
+    def check(self, run: RunFacts) -> None:
+        check_renewal(self.adam_restart, run)
+
+    def memory(self, rank: RankSizes) -> MethodMemory:
+        # A centre and five sums of each unit.
+        return renewal_memory(self.adam_restart, rank, 24)
 
 
 @dataclass(frozen=True, kw_only=True)
