@@ -40,11 +40,13 @@ from sparsecl.methods.dst.config import (
 from sparsecl.methods.facts import AddedParameter, MethodConfig, MethodMemory
 from sparsecl.methods.plasticity.config import (
     CbpConfig,
+    DropoutConfig,
     L1Config,
     L2Config,
     L2InitConfig,
     RedoConfig,
     ShrinkPerturbConfig,
+    UpgdConfig,
 )
 from sparsecl.methods.sparse_cl.config import AfafConfig, DstClConfig, SparclConfig
 from sparsecl.methods.work import MethodWork, RunWork
@@ -151,6 +153,12 @@ class MethodsConfig:
 
     shrink_perturb: ShrinkPerturbConfig | None = None
     """Shrink and perturb: weights lose a little of themselves and gain a little noise."""
+
+    upgd: UpgdConfig | None = younger(None)
+    """UPGD: useful weights move less, and useless ones are perturbed."""
+
+    dropout: DropoutConfig | None = younger(None)
+    """Dropout: in training some hidden units are silent."""
 
     l1: L1Config | None = younger(None)
     """L1: every weight is pulled towards zero, or towards where the phase has found it."""

@@ -11,6 +11,7 @@ from tests.distributed.references.adapters import (
 from tests.distributed.references.agem import AgemReference, GemReference
 from tests.distributed.references.cbp import CbpReference
 from tests.distributed.references.derpp import DerppReference
+from tests.distributed.references.dropout import DropoutReference
 from tests.distributed.references.hst import HstReference
 from tests.distributed.references.l1 import L1Reference
 from tests.distributed.references.l2 import L2Reference
@@ -38,6 +39,7 @@ from tests.distributed.references.shrink_perturb import ShrinkPerturbReference
 from tests.distributed.references.sleep_replay import SleepReplayReference
 from tests.distributed.references.sparse_cl import AfafReference, DstClReference, SparclReference
 from tests.distributed.references.springs import SpringReference
+from tests.distributed.references.upgd import UpgdReference
 from tests.distributed.references.wscl import DescribedReference, WsclReference
 from tests.distributed.references.xdg import XdgReference
 
@@ -88,8 +90,8 @@ CASES = {
     "cbp": Case(CbpReference, (CBP,)),
     "cbp, packed": Case(CbpReference, (CBP,), run=("topology.storage=packed",)),
     # A few units of each layer; none says nothing at all.
-    "redo": Case(RedoReference, ("methods.redo={every: 4, tau: 0.6}",)),
-    "redo, keep": Case(RedoReference, ("methods.redo={every: 4, tau: 0.6, moments: keep}",)),
+    "redo": Case(RedoReference, ("methods.redo={every: 3, tau: 0.6}",)),
+    "redo, keep": Case(RedoReference, ("methods.redo={every: 3, tau: 0.6, moments: keep}",)),
     # The third phase is the first that an earlier adapter pushes away.
     "o_lora": Case(
         OLoraReference,
@@ -215,6 +217,26 @@ CASES = {
         ("methods.shrink_perturb={shrink: 1.0, sigma: 0.001}",),
         run=("topology.storage=packed",),
     ),
+    "upgd": Case(UpgdReference, ("methods.upgd={beta: 0.9, sigma: 0.5}",)),
+    "upgd, code": Case(
+        UpgdReference,
+        ("methods.upgd={beta: 0.9, sigma: 0.5, scaling: code, protecting: false}",),
+    ),
+    "upgd, local": Case(
+        UpgdReference,
+        ("methods.upgd={beta: 0.9, sigma: 0.5, scope: local}",),
+        run=("topology.storage=packed",),
+    ),
+    "upgd, feature": Case(
+        UpgdReference, ("methods.upgd={beta: 0.9, sigma: 0.5, utility: feature}",)
+    ),
+    "dropout": Case(DropoutReference, ("methods.dropout={p: 0.3}",)),
+    # A block that is made again, and positions that are spread, have the same silent units.
+    "dropout, spread": Case(
+        DropoutReference,
+        ("methods.dropout={p: 0.3}",),
+        run=("parallel.sequence=true", "model.activation_checkpointing=true"),
+    ),
     "l1": Case(L1Reference, ("methods.l1={strength: 0.3, towards: start}",)),
     "l1, subgradient": Case(
         L1Reference, ("methods.l1={strength: 0.01, form: subgradient, vectors: true}",)
@@ -227,6 +249,7 @@ CASES = {
 STEPWISE = (
     "cbp",
     "redo",
+    "upgd",
     "derpp",
     "replay",
     "si",
@@ -281,8 +304,14 @@ PARTS = {
     "dst_cl, momentum": ("zero3", 1, 2),
     "l2": ("zero2", 2, 1),
     "redo, keep": ("zero2", 2, 1),
+    "dropout, spread": ("zero3", 2, 1),
+    "upgd, code": ("zero2", 2, 1),
+    "upgd, local": ("zero2", 2, 1),
+    "upgd, feature": ("zero3", 2, 2),
 }
 WHOLE = [name for name in CASES if name not in PARTS]
+# Made of what others are seen with in every layout: seen in three.
+BRIEF = ("redo", "upgd", "dropout", "l2_init")
 
 
 def overrides_of(name: str, tp: int, dp: int) -> tuple[str, ...]:

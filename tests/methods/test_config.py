@@ -38,11 +38,13 @@ from sparsecl.methods.dst.config import (
 from sparsecl.methods.facts import MethodMemory
 from sparsecl.methods.plasticity.config import (
     CbpConfig,
+    DropoutConfig,
     L1Config,
     L2Config,
     L2InitConfig,
     RedoConfig,
     ShrinkPerturbConfig,
+    UpgdConfig,
 )
 from sparsecl.methods.sparse_cl.config import AfafConfig, DstClConfig, SparclConfig
 from sparsecl.sparse.sizes import RankSizes
@@ -212,6 +214,13 @@ RANK = RankSizes(
         ({"redo": RedoConfig(adam_restart="per_weight")}, {"kept": 24 * 16, "beside": 4 * 64}),
         ({"shrink_perturb": ShrinkPerturbConfig()}, {"update": 28 * 300}),
         ({"shrink_perturb": ShrinkPerturbConfig(sigma=0.0)}, {}),
+        ({"upgd": UpgdConfig()}, {"beside": 4000, "update": 8000 + 40 * 300}),
+        ({"upgd": UpgdConfig(protecting=False, sigma=0.0)}, {}),
+        # RANK has no down, whose products it would hold.
+        ({"upgd": UpgdConfig(utility="feature")}, {"kept": 16 * 16, "update": 4000 + 40 * 300}),
+        # 5 sequences.
+        ({"dropout": DropoutConfig()}, {"kept": 5 * (4 * 16 + 28 * 16)}),
+        ({"dropout": DropoutConfig(p=0.0)}, {}),
         ({"l1": L1Config()}, {"update": 12 * 300}),
         ({"l1": L1Config(towards="start")}, {"beside": 4000, "update": 12 * 300}),
         ({"l1": L1Config(towards="start", strength=0.0)}, {}),

@@ -138,6 +138,68 @@ class ShrinkPerturbConfig(MethodConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class UpgdConfig(MethodConfig):
+    """What is useful, and how much it is protected or perturbed."""
+
+    flags = {"X": "one for each weight, or hidden unit", "C": "a normal draw for each weight"}
+
+    utility: Literal["weight", "feature"] = "weight"
+    """Of each weight, to first order; or of each hidden unit, for its incoming weights."""
+
+    scope: Literal["global", "local"] = "global"
+    """Utilities are divided by the largest of all, or by the norm of their row (feature: layer)."""
+
+    scaling: Literal["code", "corrected"] = "corrected"
+    """corrected: the largest is corrected by its age, as utilities are, and above zero; code: it is
+    not, as in the public code. It is about scope global."""
+
+    protecting: bool = True
+    """Useful weights keep from the optimizer's step too; otherwise from the noise alone."""
+
+    sigma: Annotated[float, Ge(0.0)] = 1.0e-3
+    """Standard deviation of the noise of a step, times the learning rate."""
+
+    beta: Annotated[float, Ge(0.0), Lt(1.0)] = 0.999
+    """Of the running mean of utilities."""
+
+    vectors: bool = False
+    """Vectors (norms, biases) too; with `utility: feature` a unit's biases go with it anyway."""
+
+    @property
+    def active(self) -> bool:
+        """It changes anything."""
+        return self.protecting or self.sigma > 0
+
+    def memory(self, rank: RankSizes) -> MethodMemory:
+        if not self.active:
+            return MethodMemory()
+        # Masters before the step; places, draws and what is made of them, of one slice.
+        update = 4 * rank.slices + 40 * rank.largest_slice
+        if self.utility == "feature":
+            down = rank.slices_by_kind.get("down", 0)
+            return MethodMemory(kept=16 * num_units(rank), passing=4 * down, update=update)
+        # And utilities with those of the step.
+        return MethodMemory(beside=4 * rank.slices, update=update + 4 * rank.slices)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DropoutConfig(MethodConfig):
+    """How many hidden units are silent in training."""
+
+    flags = {"C": "a draw and a product for each hidden unit and sequence"}
+
+    p: Annotated[float, Ge(0.0), Lt(1.0)] = 0.1
+    """Probability that a unit is silent for a sequence; 0 is plain training."""
+
+    def memory(self, rank: RankSizes) -> MethodMemory:
+        if not self.p:
+            return MethodMemory()
+        # A factor for each sequence and unit; places and draws of one layer.
+        widest = max((one.out_features for one in rank.layers if one.kind == "up"), default=0)
+        return MethodMemory(kept=rank.tokens // rank.context * (4 * num_units(rank) + 28 * widest))
+
+
+@dataclass(frozen=True, kw_only=True)
 class L1Config(MethodConfig):
     """How hard every weight is pulled, and to where."""
 

@@ -15,6 +15,7 @@ from sparsecl.methods.plasticity.config import CbpConfig
 from tests.methods.plain import PlainContext
 from tests.methods.plasticity.mlp import FRESH, Mlp, given, passing
 
+
 class Problem:
     """An MLP with given weights, and CBP on it."""
 
