@@ -115,8 +115,8 @@ class Upgd(Method):
             old = self.units.get(name, torch.zeros_like(new))
             self._next_units[name] = self._mixed(old, new)
         if self.config.scope == "global":
-            largest = max((float(u.max()) for u in self._next_units.values()), default=0.0)
-            self._divisor = self._scaled(largest)
+            largest = torch.stack([u.max() for u in self._next_units.values()]).max()
+            self._divisor = self._scaled(float(largest))
         else:
             squares = {name: u.square().sum() for name, u in self._next_units.items()}
             self._norms = {name: _norm(total) for name, total in squares.items()}
