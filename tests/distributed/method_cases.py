@@ -89,9 +89,6 @@ WSCL = "methods.wscl={{sequences: 40, share: 0.5, alpha: 0.5, top: 5, rest: 0.3,
 CASES = {
     "cbp": Case(CbpReference, (CBP,)),
     "cbp, packed": Case(CbpReference, (CBP,), run=("topology.storage=packed",)),
-    # A few units of each layer; none says nothing at all.
-    "redo": Case(RedoReference, ("methods.redo={every: 3, tau: 0.6}",)),
-    "redo, keep": Case(RedoReference, ("methods.redo={every: 3, tau: 0.6, moments: keep}",)),
     # The third phase is the first that an earlier adapter pushes away.
     "o_lora": Case(
         OLoraReference,
@@ -217,6 +214,13 @@ CASES = {
         ("methods.shrink_perturb={shrink: 1.0, sigma: 0.001}",),
         run=("topology.storage=packed",),
     ),
+    "l1": Case(L1Reference, ("methods.l1={strength: 0.3, towards: start}",)),
+    "l1, subgradient": Case(
+        L1Reference, ("methods.l1={strength: 0.01, form: subgradient, vectors: true}",)
+    ),
+    # A few units of each layer; none says nothing at all.
+    "redo": Case(RedoReference, ("methods.redo={every: 3, tau: 0.6}",)),
+    "redo, keep": Case(RedoReference, ("methods.redo={every: 3, tau: 0.6, moments: keep}",)),
     "upgd": Case(UpgdReference, ("methods.upgd={beta: 0.9, sigma: 0.5}",)),
     "upgd, code": Case(
         UpgdReference,
@@ -236,10 +240,6 @@ CASES = {
         DropoutReference,
         ("methods.dropout={p: 0.3}",),
         run=("parallel.sequence=true", "model.activation_checkpointing=true"),
-    ),
-    "l1": Case(L1Reference, ("methods.l1={strength: 0.3, towards: start}",)),
-    "l1, subgradient": Case(
-        L1Reference, ("methods.l1={strength: 0.01, form: subgradient, vectors: true}",)
     ),
     "l2": Case(L2Reference, ("methods.l2={strength: 0.1, vectors: true}",)),
     "l2_init": Case(L2Reference, ("methods.l2_init={strength: 0.3}",)),
