@@ -42,7 +42,7 @@ class ReferenceGPT:
         """The hidden units of each layer in the last pass."""
 
         self.gates: dict[str, Tensor] = {}
-        """What multiplies the hidden units of layers.0.mlp, ...; empty = nothing."""
+        """What multiplies the hidden units [B, T, n] of layers.0.mlp, ...; empty = nothing."""
 
         self.layers = sum(name.endswith("attention.q.weight") for name in state)
 

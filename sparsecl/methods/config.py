@@ -38,7 +38,16 @@ from sparsecl.methods.dst.config import (
     SnfsConfig,
 )
 from sparsecl.methods.facts import AddedParameter, MethodConfig, MethodMemory
-from sparsecl.methods.plasticity.config import CbpConfig, L1Config, ShrinkPerturbConfig
+from sparsecl.methods.plasticity.config import (
+    CbpConfig,
+    DropoutConfig,
+    L1Config,
+    L2Config,
+    L2InitConfig,
+    RedoConfig,
+    ShrinkPerturbConfig,
+    UpgdConfig,
+)
 from sparsecl.methods.sparse_cl.config import AfafConfig, DstClConfig, SparclConfig
 from sparsecl.methods.work import MethodWork, RunWork
 from sparsecl.sparse.sizes import RankSizes
@@ -139,11 +148,26 @@ class MethodsConfig:
     cbp: CbpConfig | None = None
     """Continual backpropagation: units that contribute least begin anew."""
 
+    redo: RedoConfig | None = younger(None)
+    """ReDo: every so often all units that say little begin anew."""
+
     shrink_perturb: ShrinkPerturbConfig | None = None
     """Shrink and perturb: weights lose a little of themselves and gain a little noise."""
 
+    upgd: UpgdConfig | None = younger(None)
+    """UPGD: useful weights move less, and useless ones are perturbed."""
+
+    dropout: DropoutConfig | None = younger(None)
+    """Dropout: in training some hidden units are silent."""
+
     l1: L1Config | None = younger(None)
     """L1: every weight is pulled towards zero, or towards where the phase has found it."""
+
+    l2: L2Config | None = younger(None)
+    """L2: every weight is pulled towards zero, the more the larger it is."""
+
+    l2_init: L2InitConfig | None = younger(None)
+    """L2 towards the weights that the run has begun with."""
 
     def used(self) -> dict[str, MethodConfig]:
         """The blocks that are there, by name, in the order of the fields."""

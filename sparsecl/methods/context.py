@@ -370,6 +370,21 @@ class MethodContext(Protocol):
         """Largest element in the model. Collective over the world."""
         ...
 
+    def line_sums(
+        self, values: SliceTensors, dims: Mapping[str, int]
+    ) -> Mapping[str, torch.Tensor]:
+        """Sums over the rows (dim 0) or columns (1) of global matrices, fp64 [lines], the same on
+        all ranks; a vector is one row. Collective over the world.
+
+        Args:
+            dims: by the names of all parameters that are asked for, the same on all ranks.
+        """
+        ...
+
+    def of_lines(self, item: Slice, found: torch.Tensor, dim: int) -> torch.Tensor:
+        """For each element of a slice what was found of its line: [lines] -> [numel]."""
+        ...
+
     # Weights.
 
     def shapes(self) -> Mapping[str, torch.Size]:

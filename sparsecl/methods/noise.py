@@ -41,6 +41,11 @@ def mixed(key: int, index: Tensor) -> Tensor:
     return _fold(_fold(_fold(z, 30).mul_(_MIX1), 27).mul_(_MIX2), 31)
 
 
+def uniform(key: int, index: Tensor) -> Tensor:
+    """Uniform fp32 in (0, 1), of the shape and on the device of `index`, int64."""
+    return (mixed(key, index) >> 40).float().add_(2.0**23 + 0.5).mul_(2.0**-24)
+
+
 def normal(key: int, index: Tensor) -> Tensor:
     """Standard normal fp32, of the shape and on the device of `index`, int64 places [n]."""
     result = torch.empty(index.shape, device=index.device)

@@ -29,8 +29,13 @@ from sparsecl.methods.dst.rigl import Rigl
 from sparsecl.methods.dst.set import Set
 from sparsecl.methods.dst.snfs import Snfs
 from sparsecl.methods.plasticity.cbp import Cbp
+from sparsecl.methods.plasticity.dropout import Dropout
 from sparsecl.methods.plasticity.l1 import L1
+from sparsecl.methods.plasticity.l2 import L2
+from sparsecl.methods.plasticity.l2_init import L2Init
+from sparsecl.methods.plasticity.redo import Redo
 from sparsecl.methods.plasticity.shrink_perturb import ShrinkPerturb
+from sparsecl.methods.plasticity.upgd import Upgd
 from sparsecl.methods.several import Methods
 from sparsecl.methods.sparse_cl.afaf import Afaf
 from sparsecl.methods.sparse_cl.dst_cl import DstCl
@@ -67,8 +72,13 @@ _CLASSES: tuple[type[Method], ...] = (
     Hst,
     Wscl,
     Cbp,
+    Redo,
     ShrinkPerturb,
+    Upgd,
+    Dropout,
     L1,
+    L2,
+    L2Init,
 )
 METHODS: dict[str, type[Method]] = {method.name: method for method in _CLASSES}
 """By the name of a method's block in `MethodsConfig`."""

@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sparsecl import dist
-from sparsecl.methods.noise import places
-from sparsecl.optim.slice import Slice
-from sparsecl.optim.slices import is_counted
+from sparsecl.methods.lines import add_lines, counted
 from sparsecl.sparse.units import SUMS, UnitGroup
 
 
@@ -54,7 +52,10 @@ def unit_figures(context: Any, groups: Mapping[str, UnitGroup]) -> dict[str, Uni
         part[: len(SUMS), group.local] = group.sums.to(total.device, total.dtype)
         for row, names, dim in ((-2, group.incoming, 0), (-1, group.outgoing, 1)):
             for parameter in names:
-                _add_weights(context, parameter, dim, part[row])
+                item = counted(context, parameter)
+                # Of the biases among them nothing is added: they are no weights of a unit's row.
+                if item is not None and len(item.matrix_shape) >= 2:
+                    add_lines(context, item, dim, item.master, part[row], absolute=True)
     dist.all_reduce(total)
     return {name: _figures(context, groups[name], part) for name, part in parts.items()}
 
@@ -71,47 +72,16 @@ def _figures(context: Any, group: UnitGroup, part: Tensor) -> UnitFigures:
     return UnitFigures(*(value.float() for value in every))
 
 
-def _add_weights(context: Any, name: str, dim: int, total: Tensor) -> None:
-    """Add the sums of |w| over this rank's slice of a matrix, for each line of `dim`, to total [n].
-    Local; replicas count once."""
-    slices = context.slices
-    item = slices.find(name)
-    if item is None or len(item.matrix_shape) < 2 or not is_counted(item.param):
-        return
-    if not slices.partitioned and dist.dp_rank() != 0:
-        return
-    lines = _line_sums(item, dim, context.live_index(name))
-    first = dist.tp_rank() * lines.numel() if context.split_dim(name) == dim else 0
-    total[first : first + lines.numel()] += lines.to(total.device)
-
-
-def _line_sums(item: Slice, dim: int, index: Any) -> Tensor:
-    """Sums of |w| of a slice by row (0) or column (1) of the tp-local matrix, fp64."""
-    rows, columns = item.matrix_shape
-    values = item.master
-    sums = values.new_zeros((rows, columns)[dim], dtype=torch.float64)
-    if index is not None:
-        cells = places(item, index, -1)
-        lines = cells // columns if dim == 0 else cells % columns
-        return sums.index_add_(0, lines, values.abs().double())
-    first, end = item.start // columns, -(-(item.start + item.numel) // columns)
-    if item.start % columns or item.numel % columns:
-        # It begins or ends within a row: it is laid on the rows that it touches.
-        touched = values.new_zeros((end - first) * columns)
-        touched.narrow(0, item.start - first * columns, item.numel).copy_(values)
-        values = touched
-    found = torch.linalg.vector_norm(values.view(-1, columns), ord=1, dim=1 - dim)
-    if dim == 1:
-        return found.double()
-    sums[first:end] = found
-    return sums
-
-
 def begin_anew(
-    context: Any, group: UnitGroup, units: NDArray[np.int64], rng: np.random.Generator
+    context: Any,
+    group: UnitGroup,
+    units: NDArray[np.int64],
+    rng: np.random.Generator,
+    *,
+    moments: bool = True,
 ) -> dict[str, Tensor]:
-    """Give units [k] the incoming weights of a new model, outgoing ones of zero, and moments of
-    zero: on live weights only. Local; every rank passes the same.
+    """Give units [k] the incoming weights of a new model and outgoing ones of zero, and with
+    `moments` also moments of zero: on live weights only. Local; every rank passes the same.
 
     Returns:
         Which elements have begun anew, as in `hold`, by parameter name.
@@ -122,6 +92,8 @@ def begin_anew(
         changed[name] = _set_lines(context, name, 0, units, rows)
     for name in group.outgoing:
         changed[name] = _set_lines(context, name, 1, units, None)
+    for name, where in changed.items() if moments else ():
+        context.reset_state(name, where)
     return changed
 
 
@@ -137,5 +109,4 @@ def _set_lines(
         values[chosen] = rows.to(device)
     local = context.local_of(name, where) > 0
     context.write(name, context.local_of(name, values), where=local)
-    context.reset_state(name, local)
     return local

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sparsecl import dist
-from sparsecl.methods import noise
+from sparsecl.methods import lines, noise
 from sparsecl.methods.context import SliceTensors
 from sparsecl.methods.several import Methods
 from sparsecl.methods.units import UnitFigures, unit_figures
@@ -163,6 +163,14 @@ class WeightContext:
             if value.numel():
                 largest = torch.maximum(largest, value.max().double().to(largest.device))
         return float(dist.all_reduce(largest, op="max"))
+
+    def line_sums(
+        self, values: SliceTensors, dims: Mapping[str, int]
+    ) -> Mapping[str, torch.Tensor]:
+        return lines.line_sums(self, values, dims)
+
+    def of_lines(self, item: Slice, found: torch.Tensor, dim: int) -> torch.Tensor:
+        return lines.of_lines(self, item, found, dim)
 
     # Weights.
 

@@ -5,8 +5,8 @@ this tensor-parallel rank's share. Where it says "spread", features between the 
 [T / tp, B, W], of this rank's positions, in place of [B, T, W] of all (sparse/parallel.py).
 
 After nanoGPT (https://github.com/karpathy/nanoGPT). Differs: q, k and v are separate matrices (a
-topology is drawn for each), the linears may be sparse, and there is no dropout, which would be a
-hidden regulariser in a study of forgetting.
+topology is drawn for each), the linears may be sparse, and there is no dropout unless a method asks
+for it: it would be a hidden regulariser in a study of forgetting.
 """
 
 import functools
@@ -94,7 +94,7 @@ class Mlp(nn.Module):
         else:
             x = self.gate.arrange(x)
             h = F.silu(self.gate(x)) * self.up(x)
-        return self.down(h if self.units is None else self.units(h), spread, more)
+        return self.down(h if self.units is None else self.units(h, spread), spread, more)
 
     def add_part(self, name: str, part: nn.Module) -> None:
         """From now on y += part(x): x [..., W] of all positions, whole on every rank, and part(x)

@@ -72,6 +72,21 @@ class Slices:
         groups = self.optimizer.param_groups
         return next(g["lr"] for g in groups if any(p is item.stepped for p in g["params"]))
 
+    def decay(self, item: Slice) -> float:
+        """Share of itself that a slice loses in a step beside what its gradient does; 0 where the
+        decay goes through moments (Adam, SGD with momentum). Only while it is stepped."""
+        optimizer = self.optimizer
+        group = next(
+            g for g in optimizer.param_groups if any(p is item.stepped for p in g["params"])
+        )
+        if isinstance(optimizer, torch.optim.SGD):
+            apart = not group["momentum"]
+        elif isinstance(optimizer, torch.optim.Adam):
+            apart = isinstance(optimizer, torch.optim.AdamW)
+        else:  # DeepSpeed's Adam says which one it is; Muon decays as AdamW does
+            apart = bool(getattr(optimizer, "adam_w_mode", True))
+        return float(group["lr"]) * float(group.get("weight_decay", 0.0)) if apart else 0.0
+
     def num_updates(self, item: Slice) -> float:
         """Steps that the optimizer has counted for a slice: what Adam's bias correction goes by."""
         state = self.optimizer.state.get(item.stepped, {})

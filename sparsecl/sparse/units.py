@@ -57,6 +57,7 @@ class UnitGroup(nn.Module):
         shape = (len(SUMS), self.num_local)
         self.sums = torch.zeros(shape, device=dist.device())
         self.centre = torch.zeros(self.num_local, device=dist.device())
+        self.thinned, self.factors = False, torch.empty(0, self.num_local, device=dist.device())
 
     @property
     def num_local(self) -> int:
@@ -84,16 +85,32 @@ class UnitGroup(nn.Module):
         if centre is not None:
             self.centre.copy_(centre[self.local])
 
-    def disarm(self) -> None:
-        """What passes from now on is not added; the sums stay."""
-        self.armed = False
+    def thin(self, factors: Tensor) -> None:
+        """In passes of the training mode multiply what passes, until `disarm`: each row of the
+        batch by factors of its own, [B, n_local]. Local."""
+        self.thinned = True
+        if self.factors.shape != factors.shape:
+            self.factors = torch.empty_like(factors, device=self.factors.device)
+        self.factors.copy_(factors)
 
-    def forward(self, h: Tensor) -> Tensor:
-        """[..., n_local], unchanged but for the gate."""
+    def disarm(self) -> None:
+        """What passes from now on is neither added nor thinned; the sums stay."""
+        self.armed, self.thinned = False, False
+
+    def forward(self, h: Tensor, spread: bool = False) -> Tensor:
+        """Unchanged but for the gate and for thinning, which the tap does not see.
+
+        Args:
+            h: [B, ..., n_local]; if spread, [T, B, n_local].
+        """
         if self.gate is not None:
             h = h * self.gate.to(h.dtype)  # DeepSpeed leaves buffers in fp32
         if self.armed:
             self._see(h.detach().flatten(0, -2))
+        if self.thinned and self.training:
+            factors = self.factors.to(h.dtype)
+            of_rows = 1 if spread else h.dim() - 1
+            h = h * factors.view(*factors.shape[:1], *[1] * (of_rows - 1), -1)
         return h
 
     @torch.no_grad()

@@ -11,12 +11,15 @@ from tests.distributed.references.adapters import (
 from tests.distributed.references.agem import AgemReference, GemReference
 from tests.distributed.references.cbp import CbpReference
 from tests.distributed.references.derpp import DerppReference
+from tests.distributed.references.dropout import DropoutReference
 from tests.distributed.references.hst import HstReference
 from tests.distributed.references.l1 import L1Reference
+from tests.distributed.references.l2 import L2Reference
 from tests.distributed.references.lwf import LwfReference
 from tests.distributed.references.memory import MemoryReference
 from tests.distributed.references.osft import OsftReference
 from tests.distributed.references.packnet import PackNetReference
+from tests.distributed.references.redo import RedoReference
 from tests.distributed.references.replay import ReplayReference
 from tests.distributed.references.rewired import (
     ChtReference,
@@ -36,6 +39,7 @@ from tests.distributed.references.shrink_perturb import ShrinkPerturbReference
 from tests.distributed.references.sleep_replay import SleepReplayReference
 from tests.distributed.references.sparse_cl import AfafReference, DstClReference, SparclReference
 from tests.distributed.references.springs import SpringReference
+from tests.distributed.references.upgd import UpgdReference
 from tests.distributed.references.wscl import DescribedReference, WsclReference
 from tests.distributed.references.xdg import XdgReference
 
@@ -214,11 +218,38 @@ CASES = {
     "l1, subgradient": Case(
         L1Reference, ("methods.l1={strength: 0.01, form: subgradient, vectors: true}",)
     ),
+    # A few units of each layer; none says nothing at all.
+    "redo": Case(RedoReference, ("methods.redo={every: 3, tau: 0.6}",)),
+    "redo, keep": Case(RedoReference, ("methods.redo={every: 3, tau: 0.6, moments: keep}",)),
+    "upgd": Case(UpgdReference, ("methods.upgd={beta: 0.9, sigma: 0.5}",)),
+    "upgd, code": Case(
+        UpgdReference,
+        ("methods.upgd={beta: 0.9, sigma: 0.5, scaling: code, protecting: false}",),
+    ),
+    "upgd, local": Case(
+        UpgdReference,
+        ("methods.upgd={beta: 0.9, sigma: 0.5, scope: local}",),
+        run=("topology.storage=packed",),
+    ),
+    "upgd, feature": Case(
+        UpgdReference, ("methods.upgd={beta: 0.9, sigma: 0.5, utility: feature}",)
+    ),
+    "dropout": Case(DropoutReference, ("methods.dropout={p: 0.3}",)),
+    # A block that is made again, and positions that are spread, have the same silent units.
+    "dropout, spread": Case(
+        DropoutReference,
+        ("methods.dropout={p: 0.3}",),
+        run=("parallel.sequence=true", "model.activation_checkpointing=true"),
+    ),
+    "l2": Case(L2Reference, ("methods.l2={strength: 0.1, vectors: true}",)),
+    "l2_init": Case(L2Reference, ("methods.l2_init={strength: 0.3}",)),
 }
 
 # Those whose state or graph moves within a phase.
 STEPWISE = (
     "cbp",
+    "redo",
+    "upgd",
     "derpp",
     "replay",
     "si",
@@ -271,8 +302,16 @@ PARTS = {
     "hst, dense": ("zero3", 1, 2),
     "wscl, described": ("zero2", 2, 1),
     "dst_cl, momentum": ("zero3", 1, 2),
+    "l2": ("zero2", 2, 1),
+    "redo, keep": ("zero2", 2, 1),
+    "dropout, spread": ("zero3", 2, 1),
+    "upgd, code": ("zero2", 2, 1),
+    "upgd, local": ("zero2", 2, 1),
+    "upgd, feature": ("zero3", 2, 2),
 }
 WHOLE = [name for name in CASES if name not in PARTS]
+# Made of what others are seen with in every layout: seen in three.
+BRIEF = ("redo", "upgd", "dropout", "l2_init")
 
 
 def overrides_of(name: str, tp: int, dp: int) -> tuple[str, ...]:

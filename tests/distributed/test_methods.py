@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.distributed import cases
-from tests.distributed.method_cases import CASES, PARTS, SPLIT, overrides_of
+from tests.distributed.method_cases import BRIEF, CASES, PARTS, SPLIT, overrides_of
 from tests.distributed.pool import Pool
 from tests.distributed.references.run import ReferenceRun, Trace
 
@@ -29,6 +29,8 @@ OFFLOADED = ("springs", "rigl", "chtss", "derpp", "o_lora", "cbp", "dst_cl")
 def layouts(name: str) -> list[tuple[str, int, int]]:
     if name in PARTS:
         return [PARTS[name]]
+    if name in BRIEF:
+        return [("zero0", 1, 2), ("zero2", 2, 1), ("zero3", 1, 2)]
     return [*LAYOUTS, *([OFFLOAD] if name in OFFLOADED else [])]
 
 

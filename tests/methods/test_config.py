@@ -36,7 +36,16 @@ from sparsecl.methods.dst.config import (
     SnfsConfig,
 )
 from sparsecl.methods.facts import MethodMemory
-from sparsecl.methods.plasticity.config import CbpConfig, L1Config, ShrinkPerturbConfig
+from sparsecl.methods.plasticity.config import (
+    CbpConfig,
+    DropoutConfig,
+    L1Config,
+    L2Config,
+    L2InitConfig,
+    RedoConfig,
+    ShrinkPerturbConfig,
+    UpgdConfig,
+)
 from sparsecl.methods.sparse_cl.config import AfafConfig, DstClConfig, SparclConfig
 from sparsecl.sparse.sizes import RankSizes
 from sparsecl.topology.layer import LayerShape
@@ -201,11 +210,23 @@ RANK = RankSizes(
             {"cbp": CbpConfig(adam_restart="per_weight")},
             {"kept": 32 * 16, "host": 8 * 16, "beside": 4 * 64},
         ),
+        ({"redo": RedoConfig()}, {"kept": 24 * 16}),
+        ({"redo": RedoConfig(adam_restart="per_weight")}, {"kept": 24 * 16, "beside": 4 * 64}),
         ({"shrink_perturb": ShrinkPerturbConfig()}, {"update": 28 * 300}),
         ({"shrink_perturb": ShrinkPerturbConfig(sigma=0.0)}, {}),
+        ({"upgd": UpgdConfig()}, {"beside": 4000, "update": 8000 + 40 * 300}),
+        ({"upgd": UpgdConfig(protecting=False, sigma=0.0)}, {}),
+        # RANK has no down, whose products it would hold.
+        ({"upgd": UpgdConfig(utility="feature")}, {"kept": 16 * 16, "update": 4000 + 40 * 300}),
+        # 5 sequences.
+        ({"dropout": DropoutConfig()}, {"kept": 5 * (4 * 16 + 28 * 16)}),
+        ({"dropout": DropoutConfig(p=0.0)}, {}),
         ({"l1": L1Config()}, {"update": 12 * 300}),
         ({"l1": L1Config(towards="start")}, {"beside": 4000, "update": 12 * 300}),
         ({"l1": L1Config(towards="start", strength=0.0)}, {}),
+        ({"l2": L2Config()}, {"passing": 4 * 300}),
+        ({"l2_init": L2InitConfig()}, {"beside": 4000, "passing": 4 * 300}),
+        ({"l2_init": L2InitConfig(strength=0.0)}, {}),
         # What stays adds up; updates come one after the other.
         (
             {"ewc": EwcConfig(), "set": SetConfig(), "shrink_perturb": ShrinkPerturbConfig()},

@@ -16,8 +16,9 @@ PACKAGE = Path(__file__).resolve().parents[2] / "sparsecl"
 FAMILIES = [path.name for path in (PACKAGE / "methods").iterdir() if path.is_dir()]
 
 
-# Words of their own outside methods/, where bytes have the name; as a block it is still found.
-WORDS = {"memory"}
+# Words of their own outside methods/, where bytes and a part of tokenizers have these names; as a
+# block they are still found.
+WORDS = {"memory", "dropout"}
 
 
 def mentions(text: str) -> Iterator[str]:

@@ -129,6 +129,23 @@ def test_units_are_seen_from_within_the_graph(graphs):
     assert len(found) == 2
 
 
+def test_units_are_thinned_within_the_graph(graphs):
+    """Other factors need no other graph."""
+    found, backend = graphs
+    plain, model = build("masked"), build("masked")
+    groups = [list(GptSide(m, 5).units().values()) for m in (plain, model)]
+    compile_blocks(model, backend=backend)
+    losses = []
+    for _ in range(3):
+        for mine, other in zip(*groups, strict=True):
+            factors = torch.rand(len(text()), mine.num_local)
+            mine.thin(factors), other.thin(factors)
+        losses.append(passed(model))
+        for mine, other in zip(losses[-1], passed(plain), strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+    assert not losses[0][0].equal(losses[1][0]) and len(found) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_kernels_agree_with_the_plain_model():

@@ -207,9 +207,9 @@ def method() -> None:
         methods.after_backward(context)
         return weight.grad.tolist()
 
-    config = configs.load(MethodsConfig, None, ["l2.strength=0.5"])
+    config = configs.load(MethodsConfig, None, ["l2_last.strength=0.5"])
     methods = build_methods(config)
-    assert [found.name for found in methods.methods] == ["l2"]
+    assert [found.name for found in methods.methods] == ["l2_last"]
     assert gradient(methods, 1.0, -2.0) == [1.0, 1.0]  # no phase before
     methods.phase_end(context)
     assert gradient(methods, 1.0, -2.0) == [1.0, 1.0]
@@ -220,7 +220,7 @@ def method() -> None:
     resumed.load_state_dict(*methods.state_dict())
     assert gradient(resumed, 3.0, 4.0) == [1.0, 3.0]
     with pytest.raises(ValueError, match="strength must be"):
-        configs.load(MethodsConfig, None, ["l2.strength=-1"])
+        configs.load(MethodsConfig, None, ["l2_last.strength=-1"])
 
 
 def backend() -> None:
@@ -274,7 +274,7 @@ def training() -> None:
     assert losses.shape == (3, 2) and (losses[2] < losses[0]).all()
     # L2 has its anchors in the checkpoint.
     manifests = [path.read_text() for path in Path("run/checkpoints").rglob("manifest.json")]
-    assert manifests and all("l2.target" in text for text in manifests)
+    assert manifests and all("l2_last.target" in text for text in manifests)
 
 
 LAWS: dict[str, Callable[[], None]] = {

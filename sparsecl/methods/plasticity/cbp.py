@@ -20,7 +20,7 @@ n = units of a group, global.
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,12 +29,10 @@ import torch
 from torch import Tensor
 
 from sparsecl import dist
-from sparsecl.methods.base import Method
-from sparsecl.methods.context import MethodContext, ModelSide, SliceTensors
+from sparsecl.methods.context import MethodContext, SliceTensors
 from sparsecl.methods.plasticity.config import CbpConfig
-from sparsecl.methods.restart import AdamRestart
-from sparsecl.methods.units import UnitFigures, begin_anew
-from sparsecl.optim.slice import Slice
+from sparsecl.methods.plasticity.renewal import Renewal
+from sparsecl.methods.units import UnitFigures
 from sparsecl.sparse.units import UnitGroup
 
 
@@ -60,8 +58,8 @@ class Traces:
         return cls(np.zeros(num_units, dtype=np.int64), zero, zero.clone())
 
 
-class Cbp(Method):
-    """All ranks keep the same traces and choose the same units."""
+class Cbp(Renewal):
+    """All ranks keep the same traces."""
 
     name = "cbp"
     config: CbpConfig
@@ -69,14 +67,6 @@ class Cbp(Method):
     def __init__(self, config: CbpConfig) -> None:
         super().__init__(config)
         self.groups: dict[str, Traces] = {}
-        self.num_replaced = 0
-        self.restart = AdamRestart(config.adam_restart)
-
-    def attach(self, model: ModelSide, num_phases: int) -> None:
-        model.units()
-
-    def phase_start(self, context: MethodContext) -> None:
-        self.restart.phase_start(context)
 
     def step_start(self, context: MethodContext) -> None:
         for name, group in context.units.items():
@@ -88,9 +78,6 @@ class Cbp(Method):
             if measured
             else {}
         )
-
-    def after_update(self, context: MethodContext, items: Collection[Slice]) -> None:
-        self.restart.after_update(context, items)
 
     def after_step(self, context: MethodContext, *, applied: bool) -> None:
         if not applied:
@@ -166,13 +153,10 @@ class Cbp(Method):
             return
         if self.config.bias_transfer:
             self._transfer(context, group, traces, units)
-        rng = context.generator("cbp", "fresh", name, context.progress.step)
-        for parameter, where in begin_anew(context, group, units, rng).items():
-            self.restart.mark(context, parameter, where)
+        self.renew(context, name, group, units)
         chosen = torch.from_numpy(units).to(traces.utility.device)
         traces.age[units] = 0
         traces.utility[chosen], traces.mean[chosen] = 0.0, 0.0
-        self.num_replaced += len(units)
 
     def _transfer(
         self, context: MethodContext, group: UnitGroup, traces: Traces, units: np.ndarray
@@ -184,9 +168,6 @@ class Cbp(Method):
             lost = context.matrix(matrix)[:, chosen] @ mean.to(torch.float32)
             value = context.matrix(bias) + lost
             context.write(bias, context.local_of(bias, value))
-
-    def slice_tensors(self) -> Iterable[SliceTensors]:
-        return self.restart.slice_tensors()
 
     def state_dict(self) -> tuple[Mapping[str, SliceTensors], Mapping[str, Any]]:
         groups = {

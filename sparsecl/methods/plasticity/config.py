@@ -53,19 +53,68 @@ class CbpConfig(MethodConfig):
     """Adam's bias correction of what begins anew: with the run's count of steps, or its own."""
 
     def check(self, run: RunFacts) -> None:
-        check_adam_restart(self.adam_restart, run)
-        if run.freezing:
-            raise ValueError(f"it writes to weights that {run.freezing[0]} freezes; take one")
+        check_renewal(self.adam_restart, run)
 
     def memory(self, rank: RankSizes) -> MethodMemory:
-        units = sum(layer.out_features for layer in rank.layers if layer.kind == "up")
-        born = sum(rank.slices_by_kind.get(kind, 0) for kind in ("gate", "up", "down"))
         # Two running means, a centre and five sums of each unit; its age.
-        return MethodMemory(
-            kept=32 * units,
-            host=8 * units,
-            beside=4 * born if self.adam_restart == "per_weight" else 0,
-        )
+        age = MethodMemory(host=8 * num_units(rank))
+        return renewal_memory(self.adam_restart, rank, 32) + age
+
+
+def num_units(rank: RankSizes) -> int:
+    """Hidden units of all feed-forward parts, global."""
+    return sum(layer.out_features for layer in rank.layers if layer.kind == "up")
+
+
+def check_renewal(restart: AdamRestartKind, run: RunFacts) -> None:
+    """Raise ValueError if units cannot begin anew in this run."""
+    check_adam_restart(restart, run)
+    if run.freezing:
+        raise ValueError(f"it writes to weights that {run.freezing[0]} freezes; take one")
+
+
+def renewal_memory(restart: AdamRestartKind, rank: RankSizes, bytes_of_unit: int) -> MethodMemory:
+    """What a method keeps whose units begin anew."""
+    born = sum(rank.slices_by_kind.get(kind, 0) for kind in ("gate", "up", "down"))
+    return MethodMemory(
+        kept=bytes_of_unit * num_units(rank), beside=4 * born if restart == "per_weight" else 0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RedoConfig(MethodConfig):
+    """Which hidden units begin anew, and how often."""
+
+    flags = {"C": "a little, every `every` steps: sums over activations and weights"}
+
+    every: Annotated[int, Ge(1)] = 100
+    """Optimizer steps between two looks."""
+
+    tau: Annotated[float, Ge(0.0), Lt(1.0)] = 0.1
+    """Units begin anew whose mean |h| is at most tau times that of their layer; 0: only those that
+    say nothing at all."""
+
+    moments: Literal["reset", "keep"] = "reset"
+    """reset: Adam's moments of what begins anew are zero, as in dopamine; keep: they stay, as in
+    the code of Dohare et al."""
+
+    adam_restart: AdamRestartKind = "global"
+    """Adam's bias correction of what begins anew: with the run's count of steps, or its own."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.moments == "keep" and self.adam_restart == "per_weight":
+            raise ValueError(
+                "adam_restart=per_weight counts from moments of zero, and moments=keep keeps them; "
+                "use moments=reset"
+            )
+
+    def check(self, run: RunFacts) -> None:
+        check_renewal(self.adam_restart, run)
+
+    def memory(self, rank: RankSizes) -> MethodMemory:
+        # A centre and five sums of each unit.
+        return renewal_memory(self.adam_restart, rank, 24)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +135,68 @@ class ShrinkPerturbConfig(MethodConfig):
     def memory(self, rank: RankSizes) -> MethodMemory:
         # Places, draws and noise of one slice.
         return MethodMemory(update=28 * rank.largest_slice if self.sigma else 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpgdConfig(MethodConfig):
+    """What is useful, and how much it is protected or perturbed."""
+
+    flags = {"X": "one for each weight, or hidden unit", "C": "a normal draw for each weight"}
+
+    utility: Literal["weight", "feature"] = "weight"
+    """Of each weight, to first order; or of each hidden unit, for its incoming weights."""
+
+    scope: Literal["global", "local"] = "global"
+    """Utilities are divided by the largest of all, or by the norm of their row (feature: layer)."""
+
+    scaling: Literal["code", "corrected"] = "corrected"
+    """corrected: the largest is corrected by its age, as utilities are, and above zero; code: it is
+    not, as in the public code. It is about scope global."""
+
+    protecting: bool = True
+    """Useful weights keep from the optimizer's step too; otherwise from the noise alone."""
+
+    sigma: Annotated[float, Ge(0.0)] = 1.0e-3
+    """Standard deviation of the noise of a step, times the learning rate."""
+
+    beta: Annotated[float, Ge(0.0), Lt(1.0)] = 0.999
+    """Of the running mean of utilities."""
+
+    vectors: bool = False
+    """Vectors (norms, biases) too; with `utility: feature` a unit's biases go with it anyway."""
+
+    @property
+    def active(self) -> bool:
+        """It changes anything."""
+        return self.protecting or self.sigma > 0
+
+    def memory(self, rank: RankSizes) -> MethodMemory:
+        if not self.active:
+            return MethodMemory()
+        # Masters before the step; places, draws and what is made of them, of one slice.
+        update = 4 * rank.slices + 40 * rank.largest_slice
+        if self.utility == "feature":
+            down = rank.slices_by_kind.get("down", 0)
+            return MethodMemory(kept=16 * num_units(rank), passing=4 * down, update=update)
+        # And utilities with those of the step.
+        return MethodMemory(beside=4 * rank.slices, update=update + 4 * rank.slices)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DropoutConfig(MethodConfig):
+    """How many hidden units are silent in training."""
+
+    flags = {"C": "a draw and a product for each hidden unit and sequence"}
+
+    p: Annotated[float, Ge(0.0), Lt(1.0)] = 0.1
+    """Probability that a unit is silent for a sequence; 0 is plain training."""
+
+    def memory(self, rank: RankSizes) -> MethodMemory:
+        if not self.p:
+            return MethodMemory()
+        # A factor for each sequence and unit; places and draws of one layer.
+        widest = max((one.out_features for one in rank.layers if one.kind == "up"), default=0)
+        return MethodMemory(kept=rank.tokens // rank.context * (4 * num_units(rank) + 28 * widest))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,3 +230,38 @@ class L1Config(MethodConfig):
             beside=4 * rank.slices if self.anchored else 0,
             update=12 * rank.largest_slice if self.strength else 0,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class L2Config(MethodConfig):
+    """How hard every weight is pulled to zero."""
+
+    strength: Annotated[float, Ge(0.0)] = 1.0e-4
+    """The gradient gains strength times the weight, before it is clipped; beside
+    optimizer.weight_decay. 0 is plain training."""
+
+    vectors: bool = False
+    """Pull vectors (norms, biases) too."""
+
+    @property
+    def anchored(self) -> bool:
+        """It keeps weights of an earlier moment."""
+        return False
+
+    def memory(self, rank: RankSizes) -> MethodMemory:
+        # The distance of one slice.
+        return MethodMemory(
+            beside=4 * rank.slices if self.anchored else 0,
+            passing=4 * rank.largest_slice if self.strength else 0,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class L2InitConfig(L2Config):
+    """How hard every weight is pulled to where it was at the start of the run."""
+
+    flags = {"X": "one for each weight"}
+
+    @property
+    def anchored(self) -> bool:
+        return self.strength > 0

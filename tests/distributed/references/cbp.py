@@ -10,6 +10,8 @@ from tests.distributed.references.run import ReferenceRun
 
 
 class CbpReference(ReferenceRun):
+    name, moments = "cbp", True
+
     def phase_start(self) -> None:
         if self.phase == 0:
             sizes = [(i, self.down(i).shape[1]) for i in range(self.model.layers)]
@@ -38,7 +40,7 @@ class CbpReference(ReferenceRun):
 
     def replace(self, layer: int, units: list[int]) -> None:
         name = f"layers.{layer}.mlp"
-        rng = seeding.stream(self.config.seed, "cbp", "fresh", name, self.step)
+        rng = seeding.stream(self.config.seed, self.name, "fresh", name, self.step)
         readers = [f"{name}.{kind}" for kind in ("gate", "up")]
         for reader in [r for r in readers if f"{r}.weight" in self.params]:
             for unit in units:
@@ -49,11 +51,14 @@ class CbpReference(ReferenceRun):
                     self.begin(f"{reader}.bias", unit, 0.0)
         for unit in units:
             self.begin(f"{name}.down.weight", np.s_[:, unit], 0.0)
-            self.age[layer][unit], self.utility[layer][unit] = 0, 0.0
+            self.forget(layer, unit)
+
+    def forget(self, layer: int, unit: int) -> None:
+        self.age[layer][unit], self.utility[layer][unit] = 0, 0.0
 
     def begin(self, name: str, lines: Any, value: Any) -> None:
-        """Part of a parameter anew, with moments of zero."""
+        """Part of a parameter anew, with moments of zero where `moments` says so."""
         weight = self.params[name]
         weight[lines] = value
-        for key in ("exp_avg", "exp_avg_sq"):
+        for key in ("exp_avg", "exp_avg_sq") if self.moments else ():
             self.optimizer.state[weight][key][lines] = 0.0

@@ -8,39 +8,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from sparsecl.methods.facts import RunFacts
 from sparsecl.methods.plasticity.cbp import Cbp
 from sparsecl.methods.plasticity.config import CbpConfig
-from sparsecl.sparse.units import UnitGroup
 from tests.methods.plain import PlainContext
-
-FRESH = 0.5
-"""What a redrawn weight is here."""
-
-
-class Mlp(nn.Module):
-    """Two layers; fresh weights are constants."""
-
-    def __init__(self, inputs: int, hidden: int, outputs: int, bias: bool = False) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(inputs, hidden, bias=bias)
-        self.fc2 = nn.Linear(hidden, outputs, bias=bias)
-        self.units = UnitGroup(
-            hidden,
-            incoming=["fc1.weight", *(["fc1.bias"] if bias else [])],
-            outgoing=["fc2.weight"],
-            biases=["fc2.bias"] if bias else [],
-            fresh=self.fresh,
-        )
-
-    def fresh(self, name: str, units: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        shape = (len(units),) if name.endswith("bias") else (len(units), self.fc1.in_features)
-        return np.full(shape, 0.0 if name.endswith("bias") else FRESH, dtype=np.float32)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.units(F.relu(self.fc1(x))))
+from tests.methods.plasticity.mlp import FRESH, Mlp, given, passing
 
 
 class Problem:
@@ -62,28 +35,6 @@ class Problem:
         """Corrected by age, as it is compared."""
         (traces,) = self.cbp.groups.values()
         return self.cbp._corrected(traces.utility, traces.age).tolist()
-
-
-def passing(outgoing: list[list[float]], incoming: list[list[float]]) -> Mlp:
-    """Inputs pass the first layer as they are said to; outgoing [outputs, hidden]."""
-    model = Mlp(len(incoming[0]), len(incoming), len(outgoing))
-    model.fc1.weight.data = torch.tensor(incoming)
-    model.fc2.weight.data = torch.tensor(outgoing)
-    return model
-
-
-class Given(Mlp):
-    """Its hidden units are given in place of computed, so that a card's numbers can be used."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.units(x)) + 0.0 * self.fc1.weight.sum()
-
-
-def given(outgoing: list[list[float]], incoming: list[list[float]]) -> Given:
-    model = Given(len(incoming[0]), len(incoming), len(outgoing))
-    model.fc1.weight.data = torch.tensor(incoming)
-    model.fc2.weight.data = torch.tensor(outgoing)
-    return model
 
 
 OUT = [[0.5, -2.0, 0.1], [0.5, 2.0, -0.1]]
@@ -108,6 +59,7 @@ def test_adaptable_contribution_is_that_of_the_card():
     [
         ("contribution", [0.5, 0.0, 0.2]),
         ("weight", [0.5, 2.0, 0.1]),
+        ("zero_contribution", [0.0, 0.0, 0.0]),
         ("adaptation", [1.0, 2.0, 0.5]),
     ],
 )
@@ -123,6 +75,27 @@ def test_distances_are_divided_by_the_incoming_weights_alone():
         problem.step(t * torch.tensor([[1.0, 0.0, 2.0]]))
     # Of the card's [.124997, 0, .024999] the outgoing means .5, 2, .1 are taken out.
     assert problem.utility() == pytest.approx([0.249994, 0.0, 0.249994], abs=2e-6)
+
+
+def test_distances_are_weighed_by_the_outgoing_weights_alone():
+    problem = Problem(given(OUT, IN), utility="zero_contribution", rate=0.0)
+    for t in (1.0, 2.0):
+        problem.step(t * torch.tensor([[1.0, 0.0, 2.0]]))
+    # The card's [.124997, 0, .024999] times the incoming means 1, .5, 2.
+    assert problem.utility() == pytest.approx([0.124997, 0.0, 0.049998], abs=2e-6)
+
+
+def test_random_utilities_depend_on_seed_and_step_alone():
+    found = []
+    for h in ([[1.0, 0.0, 2.0]], [[9.0, 9.0, 9.0]]):
+        problem = Problem(given(OUT, IN), utility="random", rate=0.0, decay=0.0)
+        steps = []
+        for _ in range(2):
+            problem.step(torch.tensor(h))
+            steps.append(problem.utility())
+        assert steps[0] != steps[1] and all(0.0 <= u < 1.0 for step in steps for u in step)
+        found.append(steps)
+    assert found[0] == found[1]
 
 
 def test_the_most_active_unit_may_be_the_first_to_go():
