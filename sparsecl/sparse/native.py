@@ -5,7 +5,7 @@ csr, two to three times as fast, on row-major activations in fp32 or bf16 (sums 
 tokens are dealt out to torch's number of threads; with equal threads the results are equal bits.
 
 The C is compiled when the package is installed. Without a compiler the package installs all the
-same, and `missing` says what that costs.
+same, and `slow` says what that costs.
 """
 
 import ctypes
@@ -33,14 +33,18 @@ _kept = threading.local()
 
 
 def missing() -> str | None:
-    """Why this backend cannot be used here, and what is done instead; None = it can."""
+    """Why this backend cannot be used here, with the way out; None = it can."""
     if _library() is not None:
         return None
     return (
-        "the native kernels are not built (no C compiler when sparsecl was installed, or one older "
-        "than GCC 12): unstructured sparse layers use csr, which takes two to three times as long. "
-        "Install gcc and run pip install again."
+        "the native kernels are not built (sparsecl was installed without a C compiler, or with a "
+        "GCC before 12: install gcc, then sparsecl again)"
     )
+
+
+def slow(reason: str) -> str:
+    """What it means for a run that the kernels are `missing`."""
+    return f"{reason}: auto takes csr in their place, which needs two to three times as long."
 
 
 class NativeBackend(CsrBackend):
