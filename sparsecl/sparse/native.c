@@ -3,9 +3,9 @@
    W [out, in] is in compressed rows: the live weights of row o are starts[o] .. starts[o + 1], in
    ascending columns. Activations are row-major [tokens, features], fp32 or bf16; sums are fp32.
 
-   Tokens are taken 64 at a time. Their activations are first turned into a tile [in, 64] of floats
-   that lies in the second-level cache. A row of W is then summed over its live weights: each is
-   four vectors of 16 tokens times one number, so the work is one load and one multiply-add per
+   Tokens are taken a tile at a time. Their activations are first turned into [in, tile] floats
+   that lie in the second-level cache. A row of W is then summed over its live weights: each is a
+   few vectors of 16 tokens times one number, so the work is one load and one multiply-add per
    vector, whatever the pattern. Tokens after the last one are zeros in the tile and are not written.
 
    Threads take runs of tiles and start and end within a call: a process may fork between calls. */
@@ -14,9 +14,11 @@
 #include <stdint.h>
 #include <string.h>
 
-#define TILE 64
+/* Tokens of a tile, in a product and in a gradient. Of narrow ones more lies in the first-level
+   cache; a gradient sums up a vector for each live weight and tile, so there wide ones cost less. */
+#define TILE 32
+#define WIDE_TILE 64
 #define LANES 16
-#define PARTS (TILE / LANES)
 #define MAX_THREADS 256
 
 /* A copy of every loop for each level of x86-64, picked when the library is loaded. GCC's vector
@@ -48,7 +50,7 @@ struct call {
     const int32_t *starts, *columns;
     const float *values;
     float *gradient; /* [threads, live] */
-    float *scratch;  /* [threads, (in + 2 * LANES) * TILE], 64-byte aligned */
+    float *scratch;  /* [threads, (in + 2 * LANES) * WIDE_TILE], 64-byte aligned */
     int64_t threads;
 };
 
@@ -94,11 +96,11 @@ INLINE void transpose(floats m[LANES]) {
     }
 }
 
-/* `count` tokens, `width` features from `first` on, of x [., features] -> tile [width, TILE]. */
+/* `count` tokens, `width` features from `first` on, of x [., features] -> tile [width, size]. */
 INLINE void pack(const void *x, int64_t features, int64_t token, int64_t count, int64_t first,
-                 int64_t width, float *tile, int bf16) {
+                 int64_t width, float *tile, int size, int bf16) {
     floats block[LANES];
-    for (int part = 0; part < PARTS; part++) {
+    for (int part = 0; part < size / LANES; part++) {
         int64_t whole = width / LANES * LANES, left = count - part * LANES;
         const int64_t origin = (token + part * LANES) * features + first;
         for (int64_t f = 0; f < whole; f += LANES) {
@@ -106,14 +108,14 @@ INLINE void pack(const void *x, int64_t features, int64_t token, int64_t count, 
                 block[r] = r < left ? load(x, origin + r * features + f, bf16) : (floats){0};
             transpose(block);
             for (int r = 0; r < LANES; r++)
-                *(floats *)(tile + (f + r) * TILE + part * LANES) = block[r];
+                *(floats *)(tile + (f + r) * size + part * LANES) = block[r];
         }
         for (int64_t f = whole; f < width; f++)
             for (int r = 0; r < LANES; r++) {
                 int64_t at = origin + r * features + f;
                 float value = 0;
                 if (r < left) value = bf16 ? widen(((uint16_t *)x)[at]) : ((float *)x)[at];
-                tile[f * TILE + part * LANES + r] = value;
+                tile[f * size + part * LANES + r] = value;
             }
     }
 }
@@ -122,7 +124,7 @@ INLINE void pack(const void *x, int64_t features, int64_t token, int64_t count, 
 INLINE void unpack(const float *block, void *y, int64_t features, int64_t token, int64_t count,
                    int64_t first, int64_t width, int bf16) {
     floats m[LANES];
-    for (int part = 0; part < PARTS; part++) {
+    for (int part = 0; part < TILE / LANES; part++) {
         int64_t left = count - part * LANES;
         const int64_t origin = (token + part * LANES) * features + first;
         for (int r = 0; r < LANES; r++)
@@ -153,22 +155,18 @@ INLINE void multiply_tiles(const struct call *call, int64_t begin, int64_t end, 
     const float *values = call->values;
     for (int64_t token = begin * TILE; token < smaller(end * TILE, call->tokens); token += TILE) {
         int64_t count = smaller(TILE, call->tokens - token);
-        pack(call->x, call->in, token, count, 0, call->in, tile, bf16);
+        pack(call->x, call->in, token, count, 0, call->in, tile, TILE, bf16);
         for (int64_t first = 0; first < call->out; first += LANES) {
             int64_t width = smaller(LANES, call->out - first);
             for (int64_t row = 0; row < width; row++) {
-                floats a = {0}, b = {0}, c = {0}, d = {0};
+                floats sum[TILE / LANES] = {0};
                 int32_t last = call->starts[first + row + 1];
                 for (int32_t j = call->starts[first + row]; j < last; j++) {
                     const floats *x = (const floats *)(tile + (int64_t)columns[j] * TILE);
                     float weight = values[j];
-                    a += x[0] * weight;
-                    b += x[1] * weight;
-                    c += x[2] * weight;
-                    d += x[3] * weight;
+                    for (int part = 0; part < TILE / LANES; part++) sum[part] += x[part] * weight;
                 }
-                floats *sums = (floats *)(block + row * TILE);
-                sums[0] = a, sums[1] = b, sums[2] = c, sums[3] = d;
+                memcpy(block + row * TILE, sum, sizeof sum);
             }
             unpack(block, call->y, call->out, token, count, first, width, bf16);
         }
@@ -185,23 +183,23 @@ INLINE floats sum_lanes(floats v[LANES]) {
 
 INLINE void add_gradient_of_tiles(const struct call *call, int64_t begin, int64_t end,
                                   float *scratch, float *gradient, int bf16) {
-    float *tile = scratch, *block = scratch + call->in * TILE;
+    float *tile = scratch, *block = scratch + call->in * WIDE_TILE;
     const int32_t *columns = call->columns;
     memset(gradient, 0, (size_t)call->starts[call->out] * sizeof(float));
-    for (int64_t token = begin * TILE; token < smaller(end * TILE, call->tokens); token += TILE) {
-        int64_t count = smaller(TILE, call->tokens - token);
-        floats *waiting = (floats *)(block + LANES * TILE); /* one vector of sums for each weight */
+    for (int64_t token = begin * WIDE_TILE; token < smaller(end * WIDE_TILE, call->tokens); token += WIDE_TILE) {
+        int64_t count = smaller(WIDE_TILE, call->tokens - token);
+        floats *waiting = (floats *)(block + LANES * WIDE_TILE); /* one vector of sums for each weight */
         int64_t done = 0; /* weights whose sums have been added */
-        pack(call->x, call->in, token, count, 0, call->in, tile, bf16);
+        pack(call->x, call->in, token, count, 0, call->in, tile, WIDE_TILE, bf16);
         for (int64_t first = 0; first < call->out; first += LANES) {
             int64_t width = smaller(LANES, call->out - first);
-            pack(call->dy, call->out, token, count, first, width, block, bf16);
+            pack(call->dy, call->out, token, count, first, width, block, WIDE_TILE, bf16);
             for (int64_t row = 0; row < width; row++) {
-                const floats *dy = (const floats *)(block + row * TILE);
+                const floats *dy = (const floats *)(block + row * WIDE_TILE);
                 floats a = dy[0], b = dy[1], c = dy[2], d = dy[3];
                 int32_t last = call->starts[first + row + 1];
                 for (int32_t j = call->starts[first + row]; j < last; j++) {
-                    const floats *x = (const floats *)(tile + (int64_t)columns[j] * TILE);
+                    const floats *x = (const floats *)(tile + (int64_t)columns[j] * WIDE_TILE);
                     waiting[j - done] = a * x[0] + b * x[1] + (c * x[2] + d * x[3]);
                     if (j - done == LANES - 1) {
                         *(loose *)(gradient + done) += sum_lanes(waiting);
@@ -250,9 +248,9 @@ struct share {
 static void *take_share(void *argument) {
     const struct share *share = argument;
     const struct call *call = share->call;
-    int64_t tiles = (call->tokens + TILE - 1) / TILE;
-    float *own = call->scratch + share->number * (call->in + 2 * LANES) * TILE;
+    float *own = call->scratch + share->number * (call->in + 2 * LANES) * WIDE_TILE;
     float *gradient = call->gradient;
+    int64_t size = gradient ? WIDE_TILE : TILE, tiles = (call->tokens + size - 1) / size;
     if (gradient) gradient += share->number * call->starts[call->out];
     share->work(call, tiles * share->number / call->threads,
                 tiles * (share->number + 1) / call->threads, own, gradient);

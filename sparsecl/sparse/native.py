@@ -14,14 +14,12 @@ import importlib.machinery
 import threading
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from sparsecl.sparse.csr import CsrBackend
 
-TILE, LANES = 64, 16  # tokens of a tile and of a vector, as in native.c
+TILE, LANES = 64, 16  # tokens of the widest tile and of a vector, as in native.c
 MAX_THREADS = 256
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -120,7 +118,7 @@ def _threads(num_live: int, num_tokens: int) -> int:
 
 
 def _scratch(threads: int, num_inputs: int) -> Tensor:
-    """Room for a tile and two blocks in each thread of a call. torch aligns it to 64 bytes."""
+    """Room for a tile and two blocks in each thread; torch aligns it to 64 bytes."""
     wanted = threads * (num_inputs + 2 * LANES) * TILE
     kept: Tensor | None = getattr(_kept, "room", None)
     if kept is None or kept.numel() < wanted:

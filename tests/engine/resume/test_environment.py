@@ -11,6 +11,8 @@ from sparsecl.engine.resume import environment as env
 from sparsecl.engine.resume.environment import check_deepspeed, check_environment, environment
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import UserError
+from sparsecl.sparse import native
+from sparsecl.topology.config import TopologyConfig
 
 
 @pytest.mark.parametrize(
@@ -91,3 +93,23 @@ def test_the_record_without_git_and_without_a_driver(monkeypatch):
     monkeypatch.setattr(subprocess, "run", absent)
     found = environment()
     assert (found["commit"], found["changed_files"]) == (None, [])
+
+
+@pytest.mark.parametrize(
+    ("topology", "said"),
+    [
+        (TopologyConfig(backend="auto"), True),
+        (TopologyConfig(backend="csr"), False),
+        (TopologyConfig(), False),
+        (TopologyConfig(kind="dense", backend="auto"), False),
+    ],
+)
+def test_auto_without_the_native_kernels_says_what_is_slower(monkeypatch, topology, said):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = RunConfig(topology=topology)
+    resolved = Resolved(config={}, stage=1)
+    monkeypatch.setattr(native, "missing", lambda: "no compiler")
+    lines = [line for line in check_environment(resolved, config) if "no compiler" in line]
+    assert len(lines) == said and all("two to three times as long" in line for line in lines)
+    monkeypatch.setattr(native, "missing", lambda: None)
+    assert not any("no compiler" in line for line in check_environment(resolved, config))
