@@ -77,7 +77,7 @@ def test_it_installs_without_a_compiler(tmp_path: Path) -> None:
         "out",
         ".",
     )
-    call(sys.executable, *build, cwd=tmp_path, CC="false")
+    call(sys.executable, "-m", "pip", *build, cwd=tmp_path, CC="false")
     (wheel,) = (tmp_path / "out").glob("*.whl")
     shutil.unpack_archive(wheel, tmp_path / "site", "zip")
     code = (

@@ -97,8 +97,8 @@ INLINE void transpose(floats m[LANES]) {
 }
 
 /* `count` tokens, `width` features from `first` on, of x [., features] -> tile [width, size]. */
-INLINE void pack(const void *x, int64_t features, int64_t token, int64_t count, int64_t first,
-                 int64_t width, float *tile, int size, int bf16) {
+CLONES static void pack(const void *x, int64_t features, int64_t token, int64_t count,
+                        int64_t first, int64_t width, float *tile, int size, int bf16) {
     floats block[LANES];
     for (int part = 0; part < size / LANES; part++) {
         int64_t whole = width / LANES * LANES, left = count - part * LANES;
@@ -121,8 +121,8 @@ INLINE void pack(const void *x, int64_t features, int64_t token, int64_t count, 
 }
 
 /* The way back: block [width, TILE], width <= LANES, to `count` rows of y. */
-INLINE void unpack(const float *block, void *y, int64_t features, int64_t token, int64_t count,
-                   int64_t first, int64_t width, int bf16) {
+CLONES static void unpack(const float *block, void *y, int64_t features, int64_t token,
+                          int64_t count, int64_t first, int64_t width, int bf16) {
     floats m[LANES];
     for (int part = 0; part < TILE / LANES; part++) {
         int64_t left = count - part * LANES;
@@ -148,14 +148,15 @@ INLINE void unpack(const float *block, void *y, int64_t features, int64_t token,
 
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-INLINE void multiply_tiles(const struct call *call, int64_t begin, int64_t end, float *scratch,
-                           int bf16) {
+CLONES static void multiply_tiles(const struct call *call, int64_t begin, int64_t end,
+                                  float *scratch, float *gradient) {
+    (void)gradient;
     float *tile = scratch, *block = scratch + call->in * TILE;
     const int32_t *columns = call->columns;
     const float *values = call->values;
     for (int64_t token = begin * TILE; token < smaller(end * TILE, call->tokens); token += TILE) {
         int64_t count = smaller(TILE, call->tokens - token);
-        pack(call->x, call->in, token, count, 0, call->in, tile, TILE, bf16);
+        pack(call->x, call->in, token, count, 0, call->in, tile, TILE, call->bf16);
         for (int64_t first = 0; first < call->out; first += LANES) {
             int64_t width = smaller(LANES, call->out - first);
             for (int64_t row = 0; row < width; row++) {
@@ -168,7 +169,7 @@ INLINE void multiply_tiles(const struct call *call, int64_t begin, int64_t end, 
                 }
                 memcpy(block + row * TILE, sum, sizeof sum);
             }
-            unpack(block, call->y, call->out, token, count, first, width, bf16);
+            unpack(block, call->y, call->out, token, count, first, width, call->bf16);
         }
     }
 }
@@ -181,8 +182,8 @@ INLINE floats sum_lanes(floats v[LANES]) {
     return v[0];
 }
 
-INLINE void add_gradient_of_tiles(const struct call *call, int64_t begin, int64_t end,
-                                  float *scratch, float *gradient, int bf16) {
+CLONES static void gradient_of_tiles(const struct call *call, int64_t begin, int64_t end,
+                                     float *scratch, float *gradient) {
     float *tile = scratch, *block = scratch + call->in * WIDE_TILE;
     const int32_t *columns = call->columns;
     memset(gradient, 0, (size_t)call->starts[call->out] * sizeof(float));
@@ -190,10 +191,10 @@ INLINE void add_gradient_of_tiles(const struct call *call, int64_t begin, int64_
         int64_t count = smaller(WIDE_TILE, call->tokens - token);
         floats *waiting = (floats *)(block + LANES * WIDE_TILE); /* one vector of sums for each weight */
         int64_t done = 0; /* weights whose sums have been added */
-        pack(call->x, call->in, token, count, 0, call->in, tile, WIDE_TILE, bf16);
+        pack(call->x, call->in, token, count, 0, call->in, tile, WIDE_TILE, call->bf16);
         for (int64_t first = 0; first < call->out; first += LANES) {
             int64_t width = smaller(LANES, call->out - first);
-            pack(call->dy, call->out, token, count, first, width, block, WIDE_TILE, bf16);
+            pack(call->dy, call->out, token, count, first, width, block, WIDE_TILE, call->bf16);
             for (int64_t row = 0; row < width; row++) {
                 const floats *dy = (const floats *)(block + row * WIDE_TILE);
                 floats a = dy[0], b = dy[1], c = dy[2], d = dy[3];
@@ -213,28 +214,6 @@ INLINE void add_gradient_of_tiles(const struct call *call, int64_t begin, int64_
         floats sums = sum_lanes(waiting);
         for (int64_t i = 0; i < left; i++) gradient[done + i] += sums[i];
     }
-}
-
-CLONES static void multiply_fp32(const struct call *call, int64_t begin, int64_t end, float *own,
-                                 float *gradient) {
-    (void)gradient;
-    multiply_tiles(call, begin, end, own, 0);
-}
-
-CLONES static void multiply_bf16(const struct call *call, int64_t begin, int64_t end, float *own,
-                                 float *gradient) {
-    (void)gradient;
-    multiply_tiles(call, begin, end, own, 1);
-}
-
-CLONES static void gradient_fp32(const struct call *call, int64_t begin, int64_t end, float *own,
-                                 float *gradient) {
-    add_gradient_of_tiles(call, begin, end, own, gradient, 0);
-}
-
-CLONES static void gradient_bf16(const struct call *call, int64_t begin, int64_t end, float *own,
-                                 float *gradient) {
-    add_gradient_of_tiles(call, begin, end, own, gradient, 1);
 }
 
 typedef void (*work_fn)(const struct call *, int64_t, int64_t, float *, float *);
@@ -279,7 +258,7 @@ void sparsecl_multiply(const void *x, const int32_t *starts, const int32_t *colu
     struct call call = {.x = x, .y = y, .bf16 = bf16, .tokens = tokens, .in = in, .out = out,
                         .starts = starts, .columns = columns, .values = values,
                         .scratch = scratch, .threads = threads};
-    share_out(&call, bf16 ? multiply_bf16 : multiply_fp32);
+    share_out(&call, multiply_tiles);
 }
 
 /* gradient [threads, live]: its first row becomes dy^T x in the live cells, the others are used. */
@@ -289,7 +268,7 @@ void sparsecl_gradient(const void *dy, const void *x, const int32_t *starts,
     struct call call = {.x = x, .dy = dy, .bf16 = bf16, .tokens = tokens, .in = in, .out = out,
                         .starts = starts, .columns = columns, .gradient = gradient,
                         .scratch = scratch, .threads = threads};
-    share_out(&call, bf16 ? gradient_bf16 : gradient_fp32);
+    share_out(&call, gradient_of_tiles);
     int64_t live = starts[out];
     for (int64_t i = 1; i < threads; i++) /* in order: equal threads give equal bits */
         for (int64_t j = 0; j < live; j++) gradient[j] += gradient[i * live + j];

@@ -107,9 +107,9 @@ def test_the_record_without_git_and_without_a_driver(monkeypatch):
 def test_auto_without_the_native_kernels_says_what_is_slower(monkeypatch, topology, said):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     config = RunConfig(topology=topology)
-    resolved = Resolved(config={}, stage=1)
+    given = resolved()
     monkeypatch.setattr(native, "missing", lambda: "no compiler")
-    lines = [line for line in check_environment(resolved, config) if "no compiler" in line]
+    lines = [line for line in check_environment(given, config) if "no compiler" in line]
     assert len(lines) == said and all("two to three times as long" in line for line in lines)
     monkeypatch.setattr(native, "missing", lambda: None)
-    assert not any("no compiler" in line for line in check_environment(resolved, config))
+    assert not any("no compiler" in line for line in check_environment(given, config))
