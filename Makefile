@@ -2,7 +2,8 @@
 # make test   the tests that fit a quarter of an hour; ARGS="-k name" selects
 # make test-slow   the others
 # make lint   ruff (lint and format) and pyright
-# make clean  remove caches and build leftovers; the virtual environment and runs/ stay
+# make clean  remove caches and build leftovers; the virtual environment and runs/ stay, and so do
+#             the kernels that are built beside sparsecl/sparse/native.c
 
 PYTHON ?= python3
 VENV := .venv
@@ -20,7 +21,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # torch goes first and by its exact version: a range would fetch the newest CUDA build, and the
 # packages after it then find their requirement satisfied. The stamp is the last thing written, so
 # an interrupted installation is taken up again.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt sparsecl/sparse/native.c
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"

@@ -17,9 +17,10 @@ FILES = ("pyproject.toml", "README.md", "LICENSE")
 FOLDERS = ("sparsecl", "launch", "tools", "ds_configs")
 
 
-def call(*words: str | Path, cwd: Path) -> str:
+def call(*words: str | Path, cwd: Path, **more: str) -> str:
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
     env |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    env |= more
     done = subprocess.run(
         [str(word) for word in words],
         cwd=cwd, env=env, capture_output=True, text=True, timeout=HANG,
@@ -33,7 +34,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """bin/ of an environment with the wheel, and this one's other packages."""
     root = tmp_path_factory.mktemp("wheel")
     for name in FOLDERS:  # a copy, because building writes into its source
-        shutil.copytree(ROOT / name, root / "source" / name)
+        shutil.copytree(ROOT / name, root / "source" / name, ignore=shutil.ignore_patterns("*.so"))
     for name in FILES:
         shutil.copy(ROOT / name, root / "source" / name)
     pip = (sys.executable, "-m", "pip")
@@ -48,6 +49,45 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (site / "others.pth").write_text(sysconfig.get_path("purelib"))
     shutil.rmtree(root / "source")
     return root / "venv" / "bin"
+
+
+@pytest.mark.slow
+def test_the_wheel_brings_its_kernels(installed: Path, tmp_path: Path) -> None:
+    if shutil.which("gcc") is None:
+        pytest.skip("no compiler")
+    code = "from sparsecl.sparse import native; print(native.missing())"
+    assert call(installed / "python", "-c", code, cwd=tmp_path) == "None\n"
+
+
+@pytest.mark.slow
+def test_it_installs_without_a_compiler(tmp_path: Path) -> None:
+    """csr is then what `auto` measures, and the run says so."""
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so"))
+    for name in FILES:
+        shutil.copy(ROOT / name, tmp_path / name)
+    build = (
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "-w",
+        "out",
+        ".",
+    )
+    call(sys.executable, "-m", "pip", *build, cwd=tmp_path, CC="false")
+    (wheel,) = (tmp_path / "out").glob("*.whl")
+    shutil.unpack_archive(wheel, tmp_path / "site", "zip")
+    code = (
+        "import torch; from sparsecl.sparse import auto, backends, native;"
+        "print(native.__file__, auto.candidates(backends.DEFAULT, torch.device('cpu')));"
+        "print(native.slow(native.missing()))"
+    )
+    said = call(sys.executable, "-c", code, cwd=tmp_path / "site")
+    assert said.startswith(str(tmp_path)) and "['dense', 'csr']" in said
+    assert "not built" in said and "auto takes csr" in said
 
 
 @pytest.mark.slow

@@ -16,11 +16,13 @@ BASELINE = "dense"
 # Settings of topology that make the arm; kind, density and tiles are those of the command line.
 SPARSE_ARMS: dict[str, dict[str, Any]] = {
     "masked": {},
+    "masked_native": {"backend": "native"},
     "masked_csr": {"backend": "csr"},
     "masked_block": {"backend": "block"},
     "masked_auto": {"backend": "auto"},
     "packed": {"storage": "packed"},
     "packed_keep": {"storage": "packed", "keep_expansion": True},
+    "packed_native": {"storage": "packed", "backend": "native"},
     "packed_csr": {"storage": "packed", "backend": "csr"},
     "packed_block": {"storage": "packed", "backend": "block"},
     "packed_auto": {"storage": "packed", "backend": "auto"},

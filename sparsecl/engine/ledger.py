@@ -18,6 +18,7 @@ from sparsecl.model.flops import (
 from sparsecl.model.memory import Layout, RankMemory, memory_per_rank, rank_sizes
 from sparsecl.model.shapes import layer_shapes
 from sparsecl.sparse.backends import BackendName
+from sparsecl.topology.config import BY_LIVE_WEIGHT
 from sparsecl.topology.layer import LayerTopology
 
 
@@ -99,7 +100,7 @@ def flops(
                 live=topologies[layer.name].num_live,
                 kind=layer.kind,
                 heads=layer.out_features // (layer.head_width or layer.out_features),
-                sparse=(by := chosen.get(layer.name, "dense")) in ("csr", "block"),
+                sparse=(by := chosen.get(layer.name, "dense")) in BY_LIVE_WEIGHT,
                 has_gradient=topology.storage == "masked" and by == "dense",
             )
             for layer in layer_shapes(schedule.shape)

@@ -20,7 +20,7 @@ from sparsecl.model.build import linear_options
 from sparsecl.model.gpt import make_linear
 from sparsecl.model.shapes import layer_shapes
 from sparsecl.opening import read_plain
-from sparsecl.sparse.auto import Choice, choose
+from sparsecl.sparse.auto import Choice, candidates, choose
 from sparsecl.sparse.backends import BackendName, LinearOptions
 from sparsecl.topology.build import build_topologies
 from sparsecl.topology.layer import LayerShape, LayerTopology
@@ -172,6 +172,7 @@ def _key(
         "machine": [platform.machine(), os.cpu_count(), torch.backends.cpu.get_cpu_capability()]
         if dist.device().type == "cpu"
         else torch.cuda.get_device_name(),
+        "backends": candidates(options, dist.device()),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }

@@ -41,7 +41,7 @@ class LayerWork:
     """Whose rows make it up: of q, k and v."""
 
     sparse: bool
-    """Its products touch live weights alone (backend csr or block)."""
+    """Its products touch live weights alone (backend native, csr or block)."""
 
     has_gradient: bool
     """Its backward pass makes the gradient of absent weights anyway (masked storage, backend

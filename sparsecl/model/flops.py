@@ -6,6 +6,7 @@ from typing import Literal, Protocol
 
 from sparsecl.model.config import ModelShape
 from sparsecl.model.shapes import VOCABULARY, layer_shapes, parts
+from sparsecl.topology.config import BY_LIVE_WEIGHT
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -108,7 +109,8 @@ class TrainingFlops:
     """Live weights only: what the topology asks for."""
 
     executed: int
-    """What the backends do: csr and block multiply live weights, dense every cell."""
+    """What the backends do: native, csr and block multiply live weights, dense every
+    cell."""
 
     dense: int
     """The same model without masks."""
@@ -149,13 +151,14 @@ def multiplied_weights(
     topologies: Mapping[str, Counted],
     backends: Mapping[str, str],
 ) -> int:
-    """Cells that products touch: the live ones of layers on csr or block, all of the others.
+    """Cells that products touch: the live ones of layers on native, csr or block, all of the
+    others.
 
     Args:
         backends: by layer name; a layer that is not named multiplies as a dense matrix.
     """
     total = 0
     for layer in layer_shapes(shape):
-        sparse = layer.name in topologies and backends.get(layer.name) in ("csr", "block")
+        sparse = layer.name in topologies and backends.get(layer.name) in BY_LIVE_WEIGHT
         total += topologies[layer.name].num_live if sparse else layer.num_cells
     return total

@@ -396,7 +396,7 @@ def _index_bytes(part: _Part, config: TopologyConfig) -> int:
 
 def _plan_bytes(part: _Part, config: TopologyConfig) -> int:
     """Indices of a backend's own, int32."""
-    if part.backend == "csr":  # rows and columns, in both orders
+    if part.backend in ("native", "csr"):  # rows and columns, in both orders
         return 4 * (3 * part.num_live + part.out_features + part.in_features + 2)
     if part.backend == "block" and config.block is not None:
         size = math.gcd(config.block.size, MAX_KERNEL_SIZE)  # of the tiles that it works on

@@ -226,7 +226,7 @@ def _work(
     backends: Mapping[str, str],
 ) -> Work:  # fmt: skip
     topology, tp = subject.config.topology, layout.tp_size
-    by_backend = {"dense": 0, "block": 0, "csr": 0}
+    by_backend = {"dense": 0, "block": 0, "csr": 0, "native": 0}
     sparse_cells = sparse_live = 0
     for layer in layer_shapes(schedule.shape):
         found = subject.topologies.get(layer.name)
@@ -250,6 +250,7 @@ def _work(
         + subject.counts.added_multiplied,
         block_weights=by_backend["block"],
         csr_weights=by_backend["csr"],
+        native_weights=by_backend["native"],
         masked_cells=0 if packed else sparse_cells // tp,
         packed_cells=sparse_cells // tp if packed else 0,
         packed_live=sparse_live // tp if packed else 0,

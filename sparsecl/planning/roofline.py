@@ -42,6 +42,7 @@ COMPILED_SHARE = 0.6
 
 # Share of the rate of a dense product that sparse ones reach, per live weight.
 BLOCK_SHARE = 0.6  # tiles of 64-128 against cuBLAS: assumed
+NATIVE_SHARE = 0.5  # against MKL in fp32 on a Zen 4: measured at 5-30 %
 CSR_SHARE = 0.27  # of the fp32 peak: Sputnik on a V100, arXiv 2006.10901
 
 
@@ -64,6 +65,7 @@ class Work:
     """Live weights that the block backend multiplies; global."""
 
     csr_weights: int = 0
+    native_weights: int = 0
     masked_cells: int = 0
     """Cells of masked matrices on the rank."""
 
@@ -175,6 +177,7 @@ def product_seconds(work: Work, machine: Machine) -> float:
     per_weight = times * work.tokens / work.tp_size
     slow = machine.slowdown(work.precision)
     dense = work.dense_weights * slow + work.block_weights * slow / BLOCK_SHARE
+    dense += work.native_weights / NATIVE_SHARE
     fp32_rate = machine.peak * machine.fp32_share
     csr = work.csr_weights * per_weight / (fp32_rate * CSR_SHARE)
     return dense * per_weight / machine.gemm_rate + csr

@@ -2,8 +2,8 @@
 
     python tools/bench.py --layers 2 --width 128 --heads 4 --context 64 --rounds 5
     python tools/bench.py --device cuda --precision bf16 --layers 12 --sequences 64 --out gpu.json
-    python tools/bench.py --arms packed_csr packed_auto --density 0.01 0.05 0.1 --plot ratio.png
-    python tools/bench.py --per_layer --arms packed_csr --density 0.01 0.05
+    python tools/bench.py --arms packed_native packed_auto --density 0.01 0.05 0.1 --plot ratio.png
+    python tools/bench.py --per_layer --arms packed_native --density 0.01 0.05
     python tools/bench.py --memory --preset 100m --vocab 50257 --sequences 1 --length 64
     python tools/bench.py --wire --layers 2 --width 128 --heads 4 --context 64
     python tools/bench.py --gpu_table --device cuda --precision bf16 --vocab 50257 --out gpu.json

@@ -16,6 +16,7 @@ from sparsecl.sparse.block import BlockBackend
 from sparsecl.sparse.csr import CsrBackend
 from sparsecl.sparse.dense import DenseBackend
 from sparsecl.sparse.index import LiveIndex
+from sparsecl.sparse.native import NativeBackend, missing
 from sparsecl.sparse.product import Backend
 from sparsecl.topology.config import BackendName
 
@@ -66,16 +67,30 @@ def make_backend(
 
 def _csr(options: LinearOptions, index: LiveIndex, mask: NDArray[np.bool_]) -> Backend:
     """Refused where sparse rows would be slower than a dense product at any density."""
+    _check_cpu()
+    return CsrBackend(mask)
+
+
+def _native(options: LinearOptions, index: LiveIndex, mask: NDArray[np.bool_]) -> Backend:
+    """Refused where it would be another backend by this name."""
+    _check_cpu()
+    reason = missing()
+    if reason is not None:
+        raise ValueError(f"{reason}; csr does the same without them")
+    return NativeBackend(mask)
+
+
+def _check_cpu() -> None:
     if torch.cuda.is_available():
         raise ValueError(
             "it runs on the CPU only: on a GPU unstructured sparse products are slower than dense "
             "ones above about 1 % density"
         )
-    return CsrBackend(mask)
 
 
 BACKENDS: dict[BackendName, PlanFn] = {
     "dense": lambda options, index, mask: DenseBackend(index, keep=options.keep_expansion),
+    "native": _native,
     "csr": _csr,
     "block": lambda options, index, mask: BlockBackend(mask, options.block_size),
 }

@@ -1,4 +1,5 @@
-"""The csr backend: compressed sparse rows on the CPU; cost follows the live weights.
+"""The csr backend: compressed sparse rows on the CPU, where native.py has not been built; cost
+follows the live weights.
 
 O = out_features, I = in_features (local), N = live weights, S = sequences, T = tokens of one. For
 each sequence y^T = W x^T and dx^T = W^T dy^T are torch's sparse CSR products (MKL), and dW is the

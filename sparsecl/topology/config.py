@@ -26,7 +26,9 @@ TopologyKind = Literal[
 ON_DISK = ("from_file", "from_zeros", "ticket")
 """Kinds that are not drawn: they follow from files, which may have moved since."""
 
-BackendName = Literal["dense", "csr", "block"]
+BackendName = Literal["dense", "native", "csr", "block"]
+BY_LIVE_WEIGHT: tuple[BackendName, ...] = ("native", "csr", "block")
+"""Backends whose products touch live weights alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,8 +173,9 @@ class TopologyConfig:
     """masked: a dense tensor and a bool mask. packed: the vector of live values only."""
 
     backend: Literal[BackendName, "auto"] = "dense"
-    """How a sparse layer multiplies. dense: as a full matrix; csr: by live weight; block: by live
-    tile (needs a block); auto: the fastest of them on this machine."""
+    """How a sparse layer multiplies. dense: as a full matrix; native: by live weight, on a CPU;
+    csr: the same with torch's own kernels; block: by live tile (needs a block); auto: the fastest
+    of them on this machine."""
 
     keep_expansion: bool = False
     """Packed storage with the dense backend: keep the expanded matrix over the micro-batches of a

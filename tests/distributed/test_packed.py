@@ -44,6 +44,7 @@ def masked(pool: Pool, shared_cache: Path, tmp_path_factory) -> Any:
 
 
 KEPT, CSR = "topology.keep_expansion=true", "topology.backend=csr"
+NATIVE = "topology.backend=native"
 CASES = [
     *((stage, 1, 2, None) for stage in ("zero2", "zero3")),
     *(cases.slow(stage, 1, 2, None) for stage in STAGES if stage not in ("zero2", "zero3")),
@@ -53,7 +54,9 @@ CASES = [
     ("zero2", 1, 2, KEPT),
     cases.slow("zero3", 1, 2, KEPT),
     cases.slow("zero2", 1, 2, CSR),
-    ("zero3", 1, 2, CSR),
+    cases.slow("zero3", 1, 2, CSR),
+    *(cases.slow(stage, 1, 2, NATIVE) for stage in ("zero0", "zero1", "zero2")),
+    ("zero3", 1, 2, NATIVE),
 ]
 
 

@@ -62,7 +62,7 @@ def test_only_sparse_backends_leave_out_absent_weights():
     layers = layer_shapes(SHAPE)
     topologies = build_topologies(TopologyConfig(density=0.25), layers, seed=0)
     assert multiplied_weights(SHAPE, topologies, {}) == 2 * 12 * 8 * 8
-    for backend in ("csr", "block"):
+    for backend in ("native", "csr", "block"):
         every = dict.fromkeys(topologies, backend)
         assert multiplied_weights(SHAPE, topologies, every) == 2 * 12 * 8 * 8 // 4
     # One up matrix of 32 x 8 on csr, one that is dense whatever is said of it.

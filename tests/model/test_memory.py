@@ -131,6 +131,7 @@ def test_index_is_the_smaller_of_bitmap_and_integers(num_live):
     [
         {},
         {"backend": "csr"},
+        {"backend": "native"},
         {"backend": "block", "block": BlockConfig(size=4)},
         {"backend": "block", "block": BlockConfig(size=32)},  # works on tiles of 32
         {"backend": "block", "block": BlockConfig(size=64)},

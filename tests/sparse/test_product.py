@@ -13,6 +13,7 @@ from sparsecl import config as configs
 from sparsecl.errors import UserError
 from sparsecl.sparse.backends import LinearOptions
 from sparsecl.sparse.linear import ColumnParallelSparseLinear, RowParallelSparseLinear
+from sparsecl.sparse.native import missing
 from sparsecl.topology.build import build_topologies
 from sparsecl.topology.config import TopologyConfig
 from sparsecl.topology.layer import LayerShape, LayerTopology
@@ -34,6 +35,7 @@ KINDS = {
     "expander_block": ["kind=expander", "block={size: 4}"],
     "all_live": ["kind=er_fixed", "density=1.0"],
 }
+BACKENDS = ("dense", *(() if missing() else ("native",)), "csr", "block")
 SPLITS = {0: ColumnParallelSparseLinear, 1: RowParallelSparseLinear}
 
 
@@ -87,9 +89,7 @@ def check(layers, split, mask, tolerance=1e-5):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_pair_agrees_with_the_masked_product(kind, split, tp_size):
     graph = topology(kind)
-    for storage, backend, keep in itertools.product(
-        ("masked", "packed"), ("dense", "csr", "block"), (False, True)
-    ):
+    for storage, backend, keep in itertools.product(("masked", "packed"), BACKENDS, (False, True)):
         if keep and (storage, backend) != ("packed", "dense"):
             continue
         options = LinearOptions(storage=storage, backend=backend, keep_expansion=keep, block_size=4)
@@ -113,7 +113,7 @@ def test_every_pair_agrees_with_the_masked_product(kind, split, tp_size):
     columns=st.integers(1, 13),
     density=st.sampled_from([0.0, 0.1, 0.5, 1.0]),  # 0: one live weight, all other rows empty
     storage=st.sampled_from(["masked", "packed"]),
-    backend=st.sampled_from(["dense", "csr", "block"]),
+    backend=st.sampled_from(BACKENDS),
     seed=st.integers(0, 9),
 )
 def test_any_shape_and_any_mask(rows, columns, density, storage, backend, seed):
@@ -151,18 +151,20 @@ class Probe(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize(("backend", "expands"), [("dense", True), ("csr", False)])
-def test_csr_builds_nothing_of_dense_size(backend, expands):
-    shape = LayerShape("w", "up", 96, 64)
+@pytest.mark.parametrize(
+    ("backend", "expands"), [(name, name == "dense") for name in BACKENDS[:-1]]
+)
+def test_rows_build_nothing_of_dense_size(backend, expands):
+    shape = LayerShape("w", "up", 384, 256)  # larger than the tile of 64 tokens that native has
     graph = build_topologies(TopologyConfig(density=0.05), [shape], seed=0)["w"]
     options = LinearOptions(storage="packed", backend=backend)
     layer = ColumnParallelSparseLinear(shape, graph, options=options)
     layer.weight.data.normal_()
-    x = torch.randn(3, 64, requires_grad=True)
+    x = torch.randn(3, 256, requires_grad=True)
     with Probe() as probe:
         layer(x).sum().backward()
     assert probe.largest > 0
-    assert (probe.largest >= 96 * 64) == expands
+    assert (probe.largest >= 384 * 256) == expands
 
 
 def test_feature_major_activations_are_taken_as_they_are():

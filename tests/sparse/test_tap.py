@@ -8,14 +8,16 @@ from torch.utils.checkpoint import checkpoint
 
 from sparsecl.sparse.backends import LinearOptions
 from sparsecl.sparse.linear import ColumnParallelSparseLinear, RowParallelSparseLinear
+from sparsecl.sparse.native import missing
 from sparsecl.sparse.tap import DenseTap
 from sparsecl.topology.layer import LayerShape, LayerTopology
 
 SHAPE = LayerShape("w", "up", 32, 16)
+BY_ROWS = ("csr",) if missing() else ("native", "csr")
 CHOICES = [
     LinearOptions(storage=storage, backend=backend, block_size=8)
     for storage in ("masked", "packed")
-    for backend in ("dense", "csr", "block")
+    for backend in ("dense", *BY_ROWS, "block")
 ]
 NAMES = [f"{choice.storage}-{choice.backend}" for choice in CHOICES]
 

@@ -22,6 +22,8 @@ from sparsecl.engine.deepspeed.ds_config import Resolved
 from sparsecl.engine.devices import ask, check_devices, driver
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import UserError
+from sparsecl.sparse import native
+from sparsecl.topology.config import TopologyConfig
 
 VERSIONED = (
     "torch", "deepspeed", "megatron-core", "numpy", "scipy", "safetensors", "datasets",
@@ -126,7 +128,18 @@ def check_environment(resolved: Resolved, config: RunConfig) -> list[str]:
     topology = config.topology
     sparse_kernels = topology.storage == "packed" or topology.block is not None
     needs_kernels = topology.kind != "dense" and sparse_kernels
-    return [*_torch_warnings(torch.__version__), *check_devices(needs_kernels=needs_kernels)]
+    return [
+        *_torch_warnings(torch.__version__),
+        *check_devices(needs_kernels=needs_kernels),
+        *_native_warnings(topology),
+    ]
+
+
+def _native_warnings(topology: TopologyConfig) -> list[str]:
+    """Said where `auto` will miss the fastest backend of a CPU."""
+    wanted = topology.kind != "dense" and topology.backend == "auto"
+    reason = native.missing() if wanted and not torch.cuda.is_available() else None
+    return [native.slow(reason)] if reason else []
 
 
 def _check_quantized(resolved: Resolved) -> None:

@@ -44,7 +44,8 @@ class RewireConfig(Timing, MethodConfig):
             )
         if run.tiled:
             raise ValueError(
-                "single weights move, and tiles would fall apart; use topology.backend dense or csr"
+                "single weights move, and tiles would fall apart; use topology.backend dense, "
+                "native or csr"
             )
         if self.needs_room and run.storage == "packed":
             raise ValueError(

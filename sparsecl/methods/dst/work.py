@@ -1,8 +1,9 @@
 """What moving a topology computes, counted over the steps of a run that is planned. No torch.
 
 A gradient of absent weights is 2 FLOPs for each of them and token. Where products are dense anyway
-it is a copy; in csr, block and packed storage it is one more product of all cells. Choices by the
-run itself (a layer of CHT that stops, dead ends, room) are not known: then this is an upper bound.
+it is a copy; in native, csr, block and packed storage it is one more product of all cells. Choices
+by the run itself (a layer of CHT that stops, dead ends, room) are not known: then this is an upper
+bound.
 """
 
 from collections.abc import Callable, Sequence

@@ -11,6 +11,8 @@ from sparsecl.engine.resume import environment as env
 from sparsecl.engine.resume.environment import check_deepspeed, check_environment, environment
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import UserError
+from sparsecl.sparse import native
+from sparsecl.topology.config import TopologyConfig
 
 
 @pytest.mark.parametrize(
@@ -101,3 +103,23 @@ def test_quantized_zero_needs_a_gpu(name, monkeypatch):
     with pytest.raises(UserError, match=rf"zero_optimization\.{name} of .* GPUs only") as caught:
         check_environment(asked, RunConfig())
     assert caught.value.exit_code == 64
+
+
+@pytest.mark.parametrize(
+    ("topology", "said"),
+    [
+        (TopologyConfig(backend="auto"), True),
+        (TopologyConfig(backend="csr"), False),
+        (TopologyConfig(), False),
+        (TopologyConfig(kind="dense", backend="auto"), False),
+    ],
+)
+def test_auto_without_the_native_kernels_says_what_is_slower(monkeypatch, topology, said):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = RunConfig(topology=topology)
+    given = resolved()
+    monkeypatch.setattr(native, "missing", lambda: "no compiler")
+    lines = [line for line in check_environment(given, config) if "no compiler" in line]
+    assert len(lines) == said and all("two to three times as long" in line for line in lines)
+    monkeypatch.setattr(native, "missing", lambda: None)
+    assert not any("no compiler" in line for line in check_environment(given, config))

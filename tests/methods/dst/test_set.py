@@ -101,7 +101,7 @@ FACTS = {
     [
         ({"dense": True}, "topology.kind"),
         ({"role": "update"}, "role topology"),
-        ({"tiled": True}, "backend dense or csr"),
+        ({"tiled": True}, "backend dense, native or csr"),
         ({"freezing": ("other",)}, "other freezes weights"),
     ],
 )
