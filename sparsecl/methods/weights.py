@@ -290,7 +290,7 @@ class WeightContext:
         return index_map.grown
 
     def set_live(self, name: str, mask: torch.Tensor) -> torch.Tensor:
-        return self._follow(name, set_live(self.sparse[name].layer, mask.cpu()))
+        return self._follow(name, set_live(self.sparse[name].layer, mask))
 
     def _follow(self, name: str, index_map: IndexMap) -> torch.Tensor:
         """Clear what was dropped or has grown, in place. Local."""
@@ -299,5 +299,5 @@ class WeightContext:
             dropped = item.part(index_map.fresh & ~index_map.grown.view(-1)).to(held.device)
             assert not (held & dropped).any(), f"{name}: what is held was dropped"
         clear(self.slices, name, index_map.fresh, self.methods.slice_tensors())
-        self.guard.refresh()
+        self.guard.refresh_mask(name)
         return index_map.grown
