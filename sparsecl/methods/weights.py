@@ -47,6 +47,8 @@ class WeightContext:
     ) -> None:
         self.module, self.slices, self.guard, self.methods = module, slices, guard, methods
         self.units: Mapping[str, UnitGroup] = unit_groups(module)
+        # Once: a walk of the model for each matrix of a rewire was a third of its fixed cost.
+        self.sparse: Mapping[str, SparseParameter] = sparse_parameters(module)
         self._changed = False
         self._taps: dict[str, DenseTap] = {}
         self._tap_scale = 1.0
@@ -58,10 +60,6 @@ class WeightContext:
     def own(self) -> Any:
         """This context, as methods see it."""
         return self
-
-    @property
-    def sparse(self) -> Mapping[str, SparseParameter]:
-        return sparse_parameters(self.module)
 
     # Gradients.
 

@@ -39,7 +39,7 @@ from sparsecl.topology.layer import LayerShape, LayerTopology
 from tests.methods.plain import START
 
 FAR = torch.device("meta")
-MOST_WAITS = 16
+MOST_WAITS = 11
 """For each matrix."""
 
 NAMES = [f"layers.0.mlp.{name}.weight" for name in ("up", "down")]
