@@ -120,6 +120,7 @@ class Context:
             drawn = torch.from_numpy(rng.standard_normal((2, rows, columns), np.float32))
             weight, gradient = drawn.mul_(4).round_()  # many are equal
             weight[:, ::3] = 0.0  # what DEEP R has lost
+            assert layer.dead is not None
             layer.dead, *self.given[name] = map(self.on, (layer.dead, weight, gradient))
             self.sparse[name] = Entry(layer)
 
