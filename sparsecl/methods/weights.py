@@ -47,6 +47,8 @@ class WeightContext:
     ) -> None:
         self.module, self.slices, self.guard, self.methods = module, slices, guard, methods
         self.units: Mapping[str, UnitGroup] = unit_groups(module)
+        # Once: a walk of the model for each matrix of a rewire was a third of its fixed cost.
+        self.sparse: Mapping[str, SparseParameter] = sparse_parameters(module)
         self._changed = False
         self._taps: dict[str, DenseTap] = {}
         self._tap_scale = 1.0
@@ -58,10 +60,6 @@ class WeightContext:
     def own(self) -> Any:
         """This context, as methods see it."""
         return self
-
-    @property
-    def sparse(self) -> Mapping[str, SparseParameter]:
-        return sparse_parameters(self.module)
 
     # Gradients.
 
@@ -298,7 +296,7 @@ class WeightContext:
         return index_map.grown
 
     def set_live(self, name: str, mask: torch.Tensor) -> torch.Tensor:
-        return self._follow(name, set_live(self.sparse[name].layer, mask.cpu()))
+        return self._follow(name, set_live(self.sparse[name].layer, mask))
 
     def _follow(self, name: str, index_map: IndexMap) -> torch.Tensor:
         """Clear what was dropped or has grown, in place. Local."""
@@ -307,5 +305,5 @@ class WeightContext:
             dropped = item.part(index_map.fresh & ~index_map.grown.view(-1)).to(held.device)
             assert not (held & dropped).any(), f"{name}: what is held was dropped"
         clear(self.slices, name, index_map.fresh, self.methods.slice_tensors())
-        self.guard.refresh()
+        self.guard.refresh_mask(name)
         return index_map.grown

@@ -119,6 +119,13 @@ class MaskGuard:
         self._guarded += [_Guarded(*held) for held in self.holds]
 
     @torch.no_grad()
+    def refresh_mask(self, name: str) -> None:
+        """Take the mask of one parameter again, which has changed in place. Local."""
+        for guarded in self._guarded:
+            if guarded.item.name == name and guarded.anchor is None:
+                guarded.dead.copy_(guarded.item.part(self._dead[name]))
+
+    @torch.no_grad()
     def hold(self, name: str, where: torch.Tensor | None, owner: str) -> None:
         """Hold elements of a parameter where they are; see methods/context.py. Local.
 

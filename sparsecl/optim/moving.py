@@ -12,6 +12,7 @@ from sparsecl import dist
 from sparsecl.optim.deepspeed.parameters import is_cut, is_gathered, num_elements
 from sparsecl.optim.slice import Slice
 from sparsecl.optim.slices import Slices
+from sparsecl.optim.zeroing import zero_absent
 
 SliceParts = Mapping[str, torch.Tensor]
 
@@ -91,12 +92,15 @@ def clear(slices: Slices, name: str, where: torch.Tensor, others: Iterable[Slice
     """
     param, item = slices.parameters()[name], slices.find(name)
     if param.data.numel() == where.numel():  # not one that ZeRO-3 has cut up
-        param.data.masked_fill_(where.to(param.device).view(param.data.shape), 0.0)
+        zero_absent((param.data,), where.to(param.device).view(param.data.shape))
     if item is None:
         return
     kept = [tensors[name] for tensors in others if name in tensors]
+    by_device: dict[torch.device, list[torch.Tensor]] = {}
     for tensor in (item.weight, item.master, *slices.moments(item).values(), *kept):
-        tensor.masked_fill_(item.part(where).to(tensor.device), 0.0)
+        by_device.setdefault(tensor.device, []).append(tensor)
+    for device, tensors in by_device.items():
+        zero_absent(tensors, item.part(where).to(device))
 
 
 def write_weight(

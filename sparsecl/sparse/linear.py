@@ -131,9 +131,13 @@ class SparseLinear(nn.Module):
         index = 0 if self.index is None else self.index.index_bytes
         return backend + index + (0 if self.dead is None else self.dead.numel())
 
-    def set_topology(self, topology: LayerTopology) -> None:
+    def set_topology(self, topology: LayerTopology, live: Tensor | None = None) -> None:
         """Prepare the products for a live set; the caller moves the values (rewire.py). In packed
         storage a later one must have as many live weights in this slice.
+
+        Args:
+            topology: of the global matrix.
+            live: its mask where that is at hand, bool [O, I] of the global matrix, on any device.
 
         Raises:
             UserError: see `__init__`.
@@ -143,13 +147,15 @@ class SparseLinear(nn.Module):
             self.shape.in_features,
         ), f"{self.shape.name}: topology of another shape"
         self.topology = topology
-        mask = topology.shard(self.partition_dim, self.tp_rank, self.tp_size)
+        if live is None:
+            live = torch.from_numpy(topology.mask())
+        local = live.chunk(self.tp_size, self.partition_dim)[self.tp_rank]
         device = self.weight.device if hasattr(self, "weight") else torch.device("cpu")
         if not self.packed:
-            dead = ~torch.from_numpy(mask)
             # In place: the optimizer side holds views of it.
-            self.dead = dead if self.dead is None else self.dead.copy_(dead)
+            self.dead = ~local if self.dead is None else self.dead.copy_(~local)
         if self.packed or self.options.backend != "dense":
+            mask = local.contiguous().cpu().numpy()
             index = LiveIndex(mask)
             if index.num_live == 0:
                 raise UserError(
@@ -192,9 +198,10 @@ class SparseLinear(nn.Module):
         self.forget()
 
     def live_mask(self) -> Tensor:
-        """bool [O, I] of this rank's slice, True = live, on the CPU."""
+        """bool [O, I] of this rank's slice, True = live: on the layer's device, from packed storage
+        on the CPU."""
         if self.dead is not None:
-            return ~self.dead.cpu()
+            return ~self.dead
         assert self.index is not None
         return self.index.mask()
 

@@ -37,10 +37,12 @@ class IndexMap:
 
 
 def choices(layer: SparseLinear) -> Tensor:
-    """What a rewire chooses over, bool, True = live, on the CPU: the global matrix [O, I] in masked
-    storage, this rank's slice of it in packed storage."""
+    """What a rewire chooses over, bool, True = live, on the device of the run: the global matrix
+    [O, I] in masked storage, this rank's slice of it in packed storage. Local."""
     assert layer.topology is not None
-    return layer.live_mask() if layer.packed else torch.from_numpy(layer.topology.mask())
+    if layer.packed or layer.tp_size == 1:
+        return layer.live_mask().to(dist.device())
+    return torch.from_numpy(layer.topology.mask()).to(dist.device())
 
 
 def rewire(layer: SparseLinear, drop: Tensor, grow: Tensor) -> IndexMap:
@@ -62,13 +64,14 @@ def rewire(layer: SparseLinear, drop: Tensor, grow: Tensor) -> IndexMap:
     """
     mask = choices(layer)
     before = mask.view(-1)
+    drop, grow = drop.to(mask.device), grow.to(mask.device)
     _check(before, drop, grow)
     after = before.clone()
     after[drop], after[grow] = False, True
     if not layer.packed:
         return set_live(layer, after.view(mask.shape))
     assert layer.topology is not None
-    layer.set_topology(layer.topology.with_mask(_global_mask(layer, after).numpy()))
+    _give(layer, _global_mask(layer, after))
     # Slots are numbered by the live cells before them, so kept weights shift.
     slot = before.long().cumsum(0) - 1
     fresh = torch.zeros_like(before)
@@ -80,38 +83,52 @@ def set_live(layer: SparseLinear, mask: Tensor) -> IndexMap:
     """Give a layer in masked storage any other topology. Local; equal masks on all ranks.
 
     Args:
-        mask: bool [O, I] of the global matrix, True = live, on the CPU.
+        mask: bool [O, I] of the global matrix, True = live, on any device.
 
     Raises:
         ValueError: in packed storage.
     """
     if layer.packed:
         raise ValueError(f"{layer.shape.name}: packed storage keeps its number of live weights")
-    assert layer.topology is not None
     before = layer.live_mask()
-    layer.set_topology(layer.topology.with_mask(mask.numpy()))
+    _give(layer, mask)
     after = layer.live_mask()
     return IndexMap((before != after).view(-1), after & ~before, None)
+
+
+def _give(layer: SparseLinear, mask: Tensor) -> None:
+    """`set_topology` with the graph of a mask; it goes to the CPU once, for the checkpoint."""
+    assert layer.topology is not None
+    layer.set_topology(layer.topology.with_mask(mask.cpu().numpy()), mask)
 
 
 def _check(live: Tensor, drop: Tensor, grow: Tensor) -> None:
     if drop.shape != grow.shape or drop.dim() != 1:
         raise ValueError(f"drop {list(drop.shape)} and grow {list(grow.shape)} must be [K], equal")
-    if drop.unique().numel() != drop.numel() or grow.unique().numel() != grow.numel():
-        raise ValueError("drop and grow must not name a weight twice")
-    if not live[drop].all():
-        raise ValueError("drop names a weight that is absent")
-    if live[grow].any():
-        raise ValueError("grow names a weight that is live")
+    faults = {
+        "drop and grow must not name a weight twice": _repeats(drop) | _repeats(grow),
+        "drop names a weight that is absent": ~live[drop].all(),
+        "grow names a weight that is live": live[grow].any(),
+    }
+    # All at once: a GPU's host waits for each answer.
+    for message, found in zip(faults, torch.stack(list(faults.values())).tolist(), strict=True):
+        if found:
+            raise ValueError(message)
+
+
+def _repeats(places: Tensor) -> Tensor:
+    """bool []: some place [K] comes twice."""
+    ordered = places.sort().values
+    return (ordered[1:] == ordered[:-1]).any()
 
 
 def _global_mask(layer: SparseLinear, local: Tensor) -> Tensor:
     """The whole matrix's mask, from the slices of all tp ranks. Collective over tp."""
     if layer.tp_size == 1:
         return local.view(layer.local_shape)
-    whole = torch.zeros(layer.shape.out_features, layer.shape.in_features, dtype=torch.uint8)
+    size = layer.shape.out_features, layer.shape.in_features
+    whole = torch.zeros(size, dtype=torch.uint8, device=dist.device())
     width = layer.local_shape[layer.partition_dim]
     part = whole.narrow(layer.partition_dim, layer.tp_rank * width, width)
     part.copy_(local.view(layer.local_shape))
-    whole = whole.to(dist.device())
-    return dist.all_reduce(whole, group=dist.tp_group()).cpu().bool()
+    return dist.all_reduce(whole, group=dist.tp_group()).bool()

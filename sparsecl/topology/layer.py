@@ -64,10 +64,13 @@ class LayerTopology:
         assert (edges[1:] > edges[:-1]).all(), f"{name}: edges must be sorted and distinct"
         if edges.size:
             assert edges[0] >= 0 and edges[-1] < self.num_cells, name
-        self.num_live = int(edges.size)
-        """Number of live weights, N."""
         mask = np.zeros(self.num_cells, dtype=bool)
         mask[edges] = True
+        self._take(mask)
+
+    def _take(self, mask: NDArray[np.bool_]) -> None:
+        self.num_live = int(np.count_nonzero(mask))
+        """Number of live weights, N."""
         self.bits: NDArray[np.uint8] = np.packbits(mask)
         """The mask in row-major order, 8 cells a byte, first cell highest; [ceil(O * I / 8)]."""
         self.bits.setflags(write=False)
@@ -76,8 +79,10 @@ class LayerTopology:
     def from_mask(cls, name: str, mask: NDArray[np.bool_]) -> "LayerTopology":
         """The topology of a mask [O, I], True = live."""
         assert mask.dtype == np.bool_ and mask.ndim == 2, name
-        num_rows, num_columns = mask.shape
-        return cls(name, num_rows, num_columns, np.flatnonzero(mask).astype(np.int64, copy=False))
+        made = cls.__new__(cls)
+        made.name, (made.out_features, made.in_features) = name, mask.shape
+        made._take(mask)
+        return made
 
     def with_mask(self, mask: NDArray[np.bool_]) -> "LayerTopology":
         """Another graph on the same layer, for one that was rewired."""

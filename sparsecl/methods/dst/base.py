@@ -5,9 +5,10 @@ over the whole matrix of a layer, so the graph is the same whatever the tensor-p
 packed storage each tensor-parallel slice keeps its count and chooses for itself.
 """
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,16 +16,18 @@ from torch import Tensor
 
 from sparsecl.methods.base import Method
 from sparsecl.methods.context import MethodContext, Progress, SliceTensors
+from sparsecl.methods.dst.choice import largest, places, smallest
 from sparsecl.methods.dst.clock import ahead
 from sparsecl.methods.dst.config import RewireConfig
 from sparsecl.methods.restart import AdamRestart
 from sparsecl.optim.slice import Slice
+from sparsecl.sparse.rewire import choices
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class LayerView:
     """One layer as a rewire sees it, flat: a whole matrix, or this rank's slice in packed storage.
-    N = live weights. On the CPU, the same on all ranks that decide together."""
+    N = live weights. On the device of the run, the same on all ranks that decide together."""
 
     name: str
     shape: torch.Size
@@ -40,27 +43,36 @@ class LayerView:
     values: Tensor
     """fp32 [N], masters of the live weights, in the order of `places`."""
 
-    @property
+    @functools.cached_property
     def places(self) -> Tensor:
         """int64 [N], the cells that live."""
-        return self.live.nonzero().view(-1)
+        return places(self.live)
 
-    @property
+    @functools.cached_property
     def absent(self) -> Tensor:
         """int64 [cells - N], the others."""
-        return (~self.live).nonzero().view(-1)
+        return places(~self.live)
+
+    @property
+    def room(self) -> int:
+        """How many are absent."""
+        return self.live.numel() - self.values.numel()
+
+    def cpu(self) -> "LayerView":
+        """The same on the CPU."""
+        return replace(self, live=self.live.cpu(), values=self.values.cpu())
 
 
 def look(context: MethodContext, name: str) -> LayerView:
     """What a rewire of one layer chooses over. Collective over dp, in masked storage also tp."""
     layer = context.sparse[name].layer
+    live = choices(layer)
     if layer.packed:
-        live, values = layer.live_mask(), context.live_values(name).cpu()
-        return LayerView(name, live.shape, layer.tp_rank, live.view(-1), values)
-    assert layer.topology is not None
-    live = torch.from_numpy(layer.topology.mask())
-    values = context.matrix(name).cpu()[live]
-    return LayerView(name, live.shape, 0, live.view(-1), values)
+        return LayerView(name, live.shape, layer.tp_rank, live.view(-1), context.live_values(name))
+    matrix = context.matrix(name)
+    view = LayerView(name, live.shape, 0, live.view(-1), matrix.view(-1))
+    view.values = view.values[view.places]
+    return view
 
 
 def as_chosen(context: MethodContext, name: str, local: Tensor) -> Tensor:
@@ -176,29 +188,28 @@ class DropAndGrow(Rewirer, ABC):
 
     @abstractmethod
     def drop(self, context: MethodContext, choice: LayerView) -> Tensor:
-        """Which live weights go: int64 [K] into `choice.values`, the first first."""
+        """Which live weights go: bool [N], like `choice.values`."""
 
     @abstractmethod
     def grow(self, context: MethodContext, choice: LayerView, dropped: Tensor) -> Tensor:
-        """Which cells live instead: int64, as many as `dropped` [K], or fewer if there is no room.
+        """Which cells live instead: int64, as many as `dropped` [K], the cells that go.
         A cell that was just dropped may be among them; it stays as it is then."""
 
     def rewire(self, context: MethodContext, names: Iterable[str] | None = None) -> None:
         """Drop and grow in every layer. Collective over the world."""
         for name in context.sparse if names is None else names:
             choice = look(context, name)
-            dropped = choice.places[self.drop(context, choice)]
+            dropped = choice.places[places(self.drop(context, choice))]
             grown = self.grow(context, choice, dropped)
-            dropped = dropped[: grown.numel()]  # a nearly full layer has less room than it drops
-            stays = torch.isin(dropped, grown)
-            comes = ~torch.isin(grown, dropped)
-            new = context.rewire(name, dropped[~stays], grown[comes])
+            goes, comes = (torch.zeros_like(choice.live) for _ in range(2))
+            goes[dropped], comes[grown] = True, True
+            new = context.rewire(name, places(goes & ~comes), places(comes & ~goes))
             self.restart.mark(context, name, new)
 
 
 def weakest(choice: LayerView, num: int) -> Tensor:
-    """The live weights of smallest |w|, int64 [num]; equal ones in the order of the matrix."""
-    return choice.values.abs().argsort(stable=True)[:num]
+    """The `num` live weights of smallest |w|, bool [N]; of equal ones the first of the matrix."""
+    return smallest(choice.values.abs(), num)
 
 
 def largest_absent(
@@ -207,15 +218,14 @@ def largest_absent(
     """Where |local|, a tp-local matrix, is largest among all cells that are not kept: int64, as
     many as were dropped. In masked storage collective over tp."""
     score = as_chosen(context, choice.name, local).abs()
-    kept = choice.live.clone()
-    kept[dropped] = False
-    score.masked_fill_(kept.to(score.device), -1.0)
-    return score.sort(stable=True, descending=True).indices[: dropped.numel()].cpu()
+    open_to = score[dropped]
+    score[choice.places] = -1.0
+    score[dropped] = open_to
+    return places(largest(score, dropped.numel()))
 
 
 def random_absent(context: MethodContext, method: str, choice: LayerView, num: int) -> Tensor:
     """Cells that were absent, evenly at random: int64 [num], or fewer if there is no room."""
-    absent = choice.absent
     rng = context.generator(method, choice.name, context.progress.step, choice.part)
-    num = min(num, absent.numel())
-    return absent[torch.from_numpy(rng.choice(absent.numel(), size=num, replace=False))]
+    drawn = rng.choice(choice.room, size=min(num, choice.room), replace=False)
+    return choice.absent[torch.from_numpy(drawn).to(choice.absent.device)]

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from sparsecl.methods.context import MethodContext, SliceTensors
 from sparsecl.methods.dst.base import LayerView, weakest
+from sparsecl.methods.dst.choice import highest
 from sparsecl.methods.dst.config import ChtConfig
-from sparsecl.methods.dst.hebb import Hebb, highest
+from sparsecl.methods.dst.hebb import Hebb
 
 
 class Cht(Hebb):
@@ -41,19 +42,18 @@ class Cht(Hebb):
             self.turn(context, names, counts)
 
     def keep(self, context: MethodContext, choice: LayerView, num: int) -> Tensor:
-        stays = torch.ones(choice.values.numel(), dtype=torch.bool)
-        stays[weakest(choice, choice.values.numel() - num)] = False
-        return stays
+        return ~weakest(choice, choice.values.numel() - num)
 
     def choose(
         self, context: MethodContext, name: str, part: int, score: Tensor, num: int
     ) -> Tensor:
         rng = context.generator(self.name, name, context.progress.step)
-        return highest(score, num, torch.from_numpy(rng.permutation(score.numel())))
+        return highest(score, num, int(rng.integers(2**63)))
 
     def grown(self, name: str, removed: Tensor, came: Tensor) -> None:
-        gone = int(removed.sum())
-        if gone and int((removed & came).sum()) / gone > self.config.stop_overlap:
+        counts = [some.count_nonzero() for some in (removed, removed & came)]
+        gone, back = torch.stack(counts).tolist()
+        if gone and back / gone > self.config.stop_overlap:
             self.stopped.append(name)
 
     def state_dict(self) -> tuple[Mapping[str, SliceTensors], Mapping[str, Any]]:

@@ -16,15 +16,17 @@ code gives all heads of a layer the same one at its first rewire.
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sparsecl.methods.context import MethodContext, Progress, SliceTensors
 from sparsecl.methods.dst.base import InPlaceOfAStep, LayerView, check_counts
+from sparsecl.methods.dst.choice import highest
 from sparsecl.methods.dst.clock import shrunk, sigmoid
 from sparsecl.methods.dst.config import ChtsConfig
 from sparsecl.methods.dst.falling import Falling
-from sparsecl.methods.dst.hebb import Hebb, highest, sampled, shared
+from sparsecl.methods.dst.hebb import Hebb, sampled, shared
 
 
 class Chts(InPlaceOfAStep, Hebb):
@@ -76,11 +78,11 @@ class Chts(InPlaceOfAStep, Hebb):
         """What a live weight is kept for, fp32 [N]."""
         if self.config.removal == "magnitude":
             return choice.values.abs()
-        size = torch.zeros(choice.live.numel())
-        size[choice.live] = choice.values.abs()
+        size = choice.values.new_zeros(choice.live.numel())
+        size[choice.places] = choice.values.abs()
         size = size.view(choice.shape)
         rows, columns = (size.sum(dim=dim, keepdim=True).clamp_(min=1e-30) for dim in (1, 0))
-        return (size / rows + size / columns).view(-1)[choice.live] + 1e-5
+        return (size / rows + size / columns).view(-1)[choice.places] + 1e-5
 
     def num_parts(self, context: MethodContext, name: str) -> int:
         shape = context.sparse[name].layer.shape
@@ -96,20 +98,17 @@ class Chts(InPlaceOfAStep, Hebb):
         rng = context.generator(
             self.name, "keep", choice.name, context.progress.step, *self._head(choice.part)
         )
-        uniform = torch.from_numpy(rng.random(choice.values.numel()))
-        stays = torch.zeros(choice.values.numel(), dtype=torch.bool)
         # A weight of 0 still has a chance, as in the code.
         score = self.score(choice).double().clamp_(min=1e-12)
-        stays[sampled(score, num, self._power, uniform)] = True
-        return stays
+        return sampled(score, num, self._power, _uniform(rng, score))
 
     def choose(
         self, context: MethodContext, name: str, part: int, score: Tensor, num: int
     ) -> Tensor:
         rng = context.generator(self.name, name, context.progress.step, *self._head(part))
         if self.config.growth == "top":
-            return highest(score, num, torch.from_numpy(rng.permutation(score.numel())))
-        return sampled(score.double(), num, 1.0, torch.from_numpy(rng.random(score.numel())))
+            return highest(score, num, int(rng.integers(2**63)))
+        return sampled(score.double(), num, 1.0, _uniform(rng, score))
 
     @staticmethod
     def _head(part: int) -> tuple[int, ...]:
@@ -129,3 +128,8 @@ class Chts(InPlaceOfAStep, Hebb):
     ) -> None:
         super().load_state_dict(tensors, values)
         self.falling.start = dict(values["start"]) if values else {}
+
+
+def _uniform(rng: np.random.Generator, like: Tensor) -> Tensor:
+    """fp64 in [0, 1), as many as `like` has and where it is."""
+    return torch.from_numpy(rng.random(like.numel())).to(like.device)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from sparsecl.methods.context import MethodContext, SliceTensors
 from sparsecl.methods.dst.base import LayerView, Rewirer, check_counts, look
+from sparsecl.methods.dst.choice import places
 from sparsecl.methods.dst.clock import ahead
 from sparsecl.methods.dst.config import DeepRConfig
 from sparsecl.optim.slice import Slice
@@ -40,9 +41,10 @@ class DeepR(Rewirer):
     def __init__(self, config: DeepRConfig) -> None:
         super().__init__(config)
         self.signs: dict[str, Tensor] = {}
-        """By parameter, int32 [O, I] of the global matrix: +1 or -1. On the CPU, as all here."""
+        """By parameter, int32 [O, I] of the global matrix: +1 or -1. On the CPU."""
         self.walks: dict[str, Tensor] = {}
-        """soft: theta of what is absent, fp32 [O, I], 0 where it lives."""
+        """soft: theta of what is absent, fp32 [O, I], 0 where it lives. On the CPU, where all
+        cells are drawn for."""
         self.start: dict[str, int] = {}
         """Live weights of each matrix at the start."""
 
@@ -50,7 +52,7 @@ class DeepR(Rewirer):
         if self.start:
             return
         for name in context.sparse:
-            choice = look(context, name)
+            choice = look(context, name).cpu()
             rng = context.generator(self.name, "signs", name)
             drawn = torch.from_numpy(rng.integers(0, 2, choice.live.numel(), np.int32) * 2 - 1)
             drawn[choice.live] = torch.where(choice.values < 0, -1, 1).to(torch.int32)
@@ -81,10 +83,10 @@ class DeepR(Rewirer):
         if self.config.variant == "soft":
             rate = context.slices.optimizer.param_groups[0]["lr"]
             for name in context.sparse:
-                self._walk(context, look(context, name), rate)
+                self._walk(context, look(context, name).cpu(), rate)
             return
         views = {name: look(context, name) for name in context.sparse}
-        lost = {name: view.places[view.values == 0.0] for name, view in views.items()}
+        lost = {name: view.places[places(view.values == 0.0)] for name, view in views.items()}
         for name, num in self._shares(context, views, lost).items():
             self._revive(context, views[name], lost[name], num)
 
@@ -95,7 +97,7 @@ class DeepR(Rewirer):
         counts = {name: some.numel() for name, some in lost.items()}
         if self.config.scope == "layer":
             return counts
-        room = {name: v.absent.numel() + counts[name] for name, v in views.items()}
+        room = {name: view.room + counts[name] for name, view in views.items()}
         weight = np.array([self.start[name] for name in views], float)
         rng = context.generator(self.name, "shares", context.progress.step)
         drawn = rng.multinomial(sum(counts.values()), weight / weight.sum())
@@ -108,7 +110,7 @@ class DeepR(Rewirer):
             found[name], left = found[name] + more, left - more
         # A matrix keeps one weight.
         return {
-            name: max(num, int(views[name].live.sum() == counts[name]))
+            name: max(num, int(views[name].values.numel() == counts[name]))
             for name, num in found.items()
         }
 
@@ -118,31 +120,33 @@ class DeepR(Rewirer):
             return
         mask = choice.live.clone()
         mask[lost] = False
-        absent = (~mask).nonzero().view(-1)
+        absent = places(~mask)
         rng = context.generator(self.name, choice.name, context.progress.step)
         drawn = torch.from_numpy(rng.choice(absent.numel(), size=num, replace=False))
-        fresh = torch.zeros_like(mask)
-        fresh[absent[drawn]] = True
-        theta = torch.full(choice.shape, REVIVED)
-        self._begin(context, choice, mask | fresh, fresh, theta)
+        come = absent[drawn.to(absent.device)]
+        fresh, value = torch.zeros_like(mask), choice.values.new_zeros(mask.numel())
+        fresh[come] = True
+        signs = self.signs[choice.name].view(-1)[come.cpu()]
+        value[come] = (REVIVED * signs).to(value)
+        self._begin(context, choice, mask | fresh, fresh, value)
 
     def _walk(self, context: MethodContext, choice: LayerView, rate: float) -> None:
         """One step of the absent weights of a matrix, and the change of sides."""
         name, l1, noise = choice.name, self.config.l1, self.config.noise
         signs, theta = self.signs[name].view(-1), self.walks[name].view(-1)
-        places, absent = choice.places, choice.absent
+        live, absent = choice.places, choice.absent
         rng = context.generator(self.name, "walk", name, context.progress.step)
         drawn = torch.from_numpy(rng.standard_normal(absent.numel(), dtype=np.float32))
         p = self.start[name] / choice.live.numel()
         floor = -(1.0 - p) * rate * noise**2 / (2.0 * p * l1)
         theta[absent] = (theta[absent] + rate * noise * drawn).clamp_(min=floor)
-        theta[places] = choice.values * signs[places]
+        theta[live] = choice.values * signs[live]
         if not (theta > 0.0).any():
             theta[theta.argmax()] = REVIVED  # a matrix keeps one weight
         mask = theta > 0.0
         fresh = mask & ~choice.live
         if not torch.equal(mask, choice.live):
-            self._begin(context, choice, mask, fresh, theta.view(choice.shape).clone())
+            self._begin(context, choice, mask, fresh, theta * signs)
         theta[mask] = 0.0
 
     def _begin(
@@ -151,14 +155,14 @@ class DeepR(Rewirer):
         choice: LayerView,
         mask: Tensor,
         fresh: Tensor,
-        theta: Tensor,
+        value: Tensor,
     ) -> None:
-        """Let bool [cells] `mask` live; what is `fresh` begins at s theta."""
+        """Let bool [cells] `mask` live; what is `fresh` begins at its `value`, s theta."""
         name, shape = choice.name, choice.shape
         context.set_live(name, mask.view(shape))
         where = context.local_of(name, fresh.view(shape))
         context.reset_state(name, where)
-        context.write(name, context.local_of(name, theta * self.signs[name]), where)
+        context.write(name, context.local_of(name, value.view(shape)), where)
         self.restart.mark(context, name, where)
 
     def arrays(self) -> Mapping[str, Tensor]:

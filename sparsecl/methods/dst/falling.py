@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sparsecl.methods.context import MethodContext
 from sparsecl.methods.dst.base import LayerView, look
+from sparsecl.methods.dst.choice import largest
 from sparsecl.methods.dst.clock import shrunk
 
 Score = Callable[[LayerView], Tensor]
@@ -52,22 +53,15 @@ class Falling:
             # The largest of each comes first: no matrix loses all its weights.
             for some in scores:
                 some[some.argmax()] = math.inf
-            kept = _largest(torch.cat(scores), round(density * cells))
+            kept = largest(torch.cat(scores), round(density * cells))
             chosen = dict(zip(views, kept.split([len(some) for some in scores]), strict=True))
         else:
             counts = shrunk(self.start, density / first)
-            chosen = {name: _largest(score(v), counts[name]) for name, v in views.items()}
+            chosen = {name: largest(score(v), counts[name]) for name, v in views.items()}
         found = {}
         for name, keep in chosen.items():
             if not keep.all():
                 mask = torch.zeros_like(views[name].live)
-                mask[views[name].places[keep]] = True
+                mask[views[name].places] = keep
                 found[name] = mask.view(views[name].shape)
         return found
-
-
-def _largest(score: Tensor, num: int) -> Tensor:
-    """bool: the `num` largest of score [N], of equal ones the first."""
-    kept = torch.zeros(len(score), dtype=torch.bool)
-    kept[score.argsort(descending=True, stable=True)[:num]] = True
-    return kept

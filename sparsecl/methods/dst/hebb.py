@@ -12,9 +12,9 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from sparsecl import dist
 from sparsecl.methods.context import MethodContext
 from sparsecl.methods.dst.base import LayerView, Rewirer, look
+from sparsecl.methods.dst.choice import largest
 from sparsecl.methods.dst.config import HebbConfig
 from sparsecl.methods.dst.percolation import percolate
 from sparsecl.methods.dst.scores import scores
@@ -43,8 +43,8 @@ class Hebb(Rewirer):
     def choose(
         self, context: MethodContext, name: str, part: int, score: Tensor, num: int
     ) -> Tensor:
-        """Which absent cells come: int64 [num] of those with score [cells] above 0, all of them of
-        one `part` of the layer."""
+        """Which absent cells come: bool [cells], `num` of those with score [cells] above 0, all of
+        them of one `part` of the layer."""
 
     def num_parts(self, context: MethodContext, name: str) -> int:
         """Of how many parts of as many rows a layer is that choose for themselves."""
@@ -81,7 +81,7 @@ class Hebb(Rewirer):
             parts = split(before[name], self.num_parts(context, name))
             wanted = shared(counts[name], [part.values.numel() for part in parts])
             for index, left in enumerate(mask.chunk(len(parts))):
-                num = max(0, wanted[index] - int(left.sum()))
+                num = max(0, wanted[index] - int(left.count_nonzero()))
                 came.append(self._grow(context, name, index, left, num))
             came = torch.cat(came)
             # In two moves: what goes and comes at once begins at zero too.
@@ -92,15 +92,14 @@ class Hebb(Rewirer):
 
     def _grow(self, context: MethodContext, name: str, part: int, mask: Tensor, num: int) -> Tensor:
         """bool [cells] of a part of a layer: `num` absent ones that come, or all there are."""
-        came = torch.zeros(mask.numel(), dtype=torch.bool)
         absent = ~mask.view(-1)
-        num = min(num, int(absent.sum()))
-        if num > 0:
-            score = scores(mask.to(dist.device()), self.config.score).cpu().view(-1)
-            if int((score > 0).sum()) < num:
-                score[absent] += FILL
-            came[self.choose(context, name, part, score, num)] = True
-        return came
+        num = min(num, int(absent.count_nonzero()))
+        if num == 0:
+            return torch.zeros_like(absent)
+        score = scores(mask, self.config.score).view(-1)
+        if int((score > 0).count_nonzero()) < num:
+            score += absent * FILL
+        return self.choose(context, name, part, score, num)
 
 
 def split(choice: LayerView, num: int) -> list[LayerView]:
@@ -109,7 +108,8 @@ def split(choice: LayerView, num: int) -> list[LayerView]:
         return [choice]
     shape = torch.Size([choice.shape[0] // num, choice.shape[1]])
     lives = choice.live.chunk(num)
-    values = choice.values.split([int(live.sum()) for live in lives])
+    sizes = torch.stack([live.count_nonzero() for live in lives]).tolist()
+    values = choice.values.split(sizes)
     of = zip(lives, values, strict=True)
     return [LayerView(choice.name, shape, part, *both) for part, both in enumerate(of)]
 
@@ -120,13 +120,6 @@ def shared(total: int, sizes: list[int]) -> list[int]:
     for up_to in accumulate(sizes):
         edges.append((2 * total * up_to + whole) // (2 * whole))
     return [high - low for low, high in pairwise(edges)]
-
-
-def highest(score: Tensor, num: int, ties: Tensor) -> Tensor:
-    """The `num` highest of score [cells], int64; of equal ones those of the lowest `ties` [cells],
-    any order of all cells."""
-    order = ties.argsort()
-    return order[score[order].argsort(descending=True, stable=True)[:num]]
 
 
 def sampled(score: Tensor, num: int, power: float, uniform: Tensor) -> Tensor:
@@ -140,9 +133,9 @@ def sampled(score: Tensor, num: int, power: float, uniform: Tensor) -> Tensor:
         uniform: fp64 in [0, 1), like score: where the noise comes from.
 
     Returns:
-        int64 [num].
+        bool, like score.
     """
     noise = -torch.log(-torch.log(uniform.clamp(min=1e-300)))
     # 0 times -inf is no number: at power 0 all that is above 0 is equal.
     logs = torch.where(score > 0, power * score.clamp(min=1e-300).log(), -torch.inf)
-    return (logs + noise).topk(num).indices
+    return largest(logs + noise, num)

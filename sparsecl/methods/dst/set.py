@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sparsecl.methods.context import MethodContext
 from sparsecl.methods.dst.base import DropAndGrow, LayerView, as_chosen, random_absent, weakest
+from sparsecl.methods.dst.choice import smallest
 from sparsecl.methods.dst.config import SetConfig
 
 
@@ -33,20 +34,21 @@ class Set(DropAndGrow):
             self.rewire(context)
 
     def drop(self, context: MethodContext, choice: LayerView) -> Tensor:
-        fraction = self.fraction(context.progress)
-        num = int(fraction * choice.values.numel())
+        fraction, room = self.fraction(context.progress), choice.room
+        # A nearly full layer has less room than it would drop.
+        num = min(int(fraction * choice.values.numel()), room)
         if self.config.drop == "magnitude":
             return weakest(choice, num)
         if self.config.drop == "mest":
-            gradient = as_chosen(context, choice.name, context.dense_gradient(choice.name)).cpu()
-            size = choice.values.abs() + self.config.mest_gradient * gradient[choice.live].abs()
-            return size.argsort(stable=True)[:num]
-        chosen = []
-        for sign in (1.0, -1.0):
-            of_sign = (choice.values * sign > 0).nonzero().view(-1)
-            order = (choice.values[of_sign] * sign).argsort(stable=True)
-            chosen.append(of_sign[order[: int(fraction * of_sign.numel())]])
-        return torch.cat(chosen)
+            gradient = as_chosen(context, choice.name, context.dense_gradient(choice.name))
+            size = gradient[choice.places].abs().mul_(self.config.mest_gradient)
+            return smallest(size.add_(choice.values.abs()), num)
+        sides = [choice.values, -choice.values]
+        counts = torch.stack([(side > 0).count_nonzero() for side in sides]).tolist()
+        first, second = (int(fraction * count) for count in counts)
+        nums = min(first, room), min(second, room - min(first, room))
+        parts = [side.masked_fill(side <= 0, torch.inf) for side in sides]
+        return smallest(parts[0], nums[0]) | smallest(parts[1], nums[1])
 
     def grow(self, context: MethodContext, choice: LayerView, dropped: Tensor) -> Tensor:
         """Evenly among the cells that were absent before."""

@@ -27,8 +27,8 @@ class Snfs(DropAndGrow):
     def __init__(self, config: SnfsConfig) -> None:
         super().__init__(config)
         self.means: dict[str, Tensor] = {}
-        """By parameter, fp32 [O, I] of the global matrix, on the CPU, the same on all ranks: absent
-        cells belong to no slice."""
+        """By parameter, fp32 [O, I] of the global matrix, the same on all ranks: absent cells
+        belong to no slice."""
 
     def step_start(self, context: MethodContext) -> None:
         context.arm_dense_gradients()
@@ -37,9 +37,11 @@ class Snfs(DropAndGrow):
         if not applied:
             return
         for name in context.sparse:
-            gradient = context.joined(name, context.dense_gradient(name)).cpu()
-            mean = self.means.setdefault(name, torch.zeros_like(gradient))
-            mean.lerp_(gradient, 1.0 - self.config.decay)
+            gradient = context.joined(name, context.dense_gradient(name))
+            mean = self.means.get(name)
+            # One from a checkpoint is on the CPU.
+            mean = torch.zeros_like(gradient) if mean is None else mean.to(gradient.device)
+            self.means[name] = mean.lerp_(gradient, 1.0 - self.config.decay)
         if self.is_due_after(context):
             self.rewire(context)
 
@@ -52,7 +54,7 @@ class Snfs(DropAndGrow):
         return largest_absent(context, choice, dropped, local)
 
     def arrays(self) -> Mapping[str, Tensor]:
-        return dict(self.means)
+        return {name: mean.cpu() for name, mean in self.means.items()}
 
     def check_arrays(self, arrays: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         for name, mean in arrays.items():

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from sparsecl.errors import UserError
 from sparsecl.methods.context import MethodContext
-from sparsecl.methods.dst.base import LayerView, as_chosen, random_absent, weakest
+from sparsecl.methods.dst.base import LayerView, as_chosen, random_absent
 from sparsecl.methods.sparse_cl.config import DstClConfig
 from sparsecl.methods.sparse_cl.isolated import Isolated, packed, unpacked
 
@@ -104,8 +104,9 @@ class DstCl(Isolated):
             return places[torch.cat(gone)]
         num = math.ceil(fraction * places.numel())
         if self.config.drop == "magnitude":
-            return places[weakest(choice, num)]
-        size = (choice.values * self._gradient(context, choice)[places]).square()
+            size = choice.values.abs()
+        else:
+            size = (choice.values * self._gradient(context, choice)[places]).square()
         return places[size.argsort(stable=True)[:num]]
 
     def grow(self, context: MethodContext, choice: LayerView, num: int) -> Tensor:

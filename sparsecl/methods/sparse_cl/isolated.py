@@ -92,7 +92,7 @@ class Isolated(Rewirer):
                 self._rewire(context, name)
 
     def _rewire(self, context: MethodContext, name: str) -> None:
-        choice = look(context, name)
+        choice = look(context, name).cpu()  # as what is frozen, and scores, are
         dropped = self.drop(context, choice)
         grown = self.grow(context, choice, dropped.numel())
         mask = choice.live.clone()

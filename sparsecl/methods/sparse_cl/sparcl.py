@@ -79,7 +79,7 @@ class Sparcl(Rewirer):
         if not self.config.band:
             return
         for name in context.sparse:
-            choice = look(context, name)
+            choice = look(context, name).cpu()
             num = self.start.setdefault(name, len(choice.values))
             self._fill(context, choice, choice.live.clone(), num + self._band(choice))
 
@@ -173,7 +173,7 @@ class Sparcl(Rewirer):
             self._visit(context)
         if applied and self._sizes:
             for name in context.sparse:
-                self._prune(context, look(context, name))
+                self._prune(context, look(context, name).cpu())
         self._sizes = {}
 
     def _prune(self, context: MethodContext, choice: LayerView) -> None:

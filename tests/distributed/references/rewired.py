@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sparsecl import seeding
 from sparsecl.methods.dst.scores import scores
-from sparsecl.methods.noise import normal
+from sparsecl.methods.noise import mixed, normal
 from tests.distributed.references.run import ReferenceRun
 
 
@@ -273,7 +273,7 @@ class ChtReference(Rewired):
             if int((score > 0).sum()) < num:
                 score[~keep] += 1e-5
             rng = seeding.stream(self.config.seed, "cht", name, self.step)
-            order = torch.from_numpy(rng.permutation(keep.numel())).argsort()
+            order = mixed(int(rng.integers(2**63)), torch.arange(keep.numel())).argsort()
             best = sorted(order.tolist(), key=lambda cell: -float(score.view(-1)[cell]))[:num]
             grown = torch.zeros_like(keep)
             grown.view(-1)[best] = True

@@ -7,11 +7,16 @@ import pytest
 import torch
 
 from sparsecl.methods.dst.base import LayerView
+from sparsecl.methods.dst.choice import by_sorting, highest, largest, smallest
 from sparsecl.methods.dst.chts import Chts
 from sparsecl.methods.dst.config import ChtsConfig
-from sparsecl.methods.dst.hebb import highest, sampled
+from sparsecl.methods.dst.hebb import sampled
 
 DRAWS = 40_000
+
+
+def where(chosen: torch.Tensor) -> list[int]:
+    return chosen.nonzero().view(-1).tolist()
 
 
 def pairs(score: list[float], power: float) -> dict[tuple[int, ...], float]:
@@ -19,7 +24,7 @@ def pairs(score: list[float], power: float) -> dict[tuple[int, ...], float]:
     values, found = torch.tensor(score, dtype=torch.float64), Counter()
     for _ in range(DRAWS):
         uniform = torch.rand(len(score), generator=rng, dtype=torch.float64)
-        found[tuple(sorted(sampled(values, 2, power, uniform).tolist()))] += 1
+        found[tuple(where(sampled(values, 2, power, uniform)))] += 1
     return {pair: count / DRAWS for pair, count in found.items()}
 
 
@@ -42,22 +47,43 @@ def test_a_large_power_takes_the_largest():
     rng = torch.Generator().manual_seed(0)
     score = torch.rand(50, generator=rng, dtype=torch.float64)
     uniform = torch.rand(50, generator=rng, dtype=torch.float64)
-    assert set(sampled(score, 9, 1e6, uniform).tolist()) == set(score.topk(9).indices.tolist())
-    assert sampled(score * 1e-300, 9, 9.0, uniform).unique().numel() == 9  # no underflow to 0
+    assert where(sampled(score, 9, 1e6, uniform)) == sorted(score.topk(9).indices.tolist())
+    assert sampled(score * 1e-300, 9, 9.0, uniform).sum() == 9  # no underflow to 0
 
 
 def test_a_score_of_zero_is_drawn_last():
     score = torch.tensor([0.0, 3.0, 0.0, 1e-20], dtype=torch.float64)
     for power in (0.0, 1.0):
         uniform = torch.rand(4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-        assert sorted(sampled(score, 2, power, uniform).tolist()) == [1, 3]
+        assert where(sampled(score, 2, power, uniform)) == [1, 3]
 
 
-def test_ties_go_by_the_order_that_is_drawn():
+def test_ties_are_broken_evenly_by_a_key():
     score = torch.tensor([1.0, 2.0, 1.0, 1.0, 0.0])
-    first = {int(highest(score, 2, torch.randperm(5))[1]) for _ in range(60)}
-    assert first == {0, 2, 3}
-    assert highest(score, 5, torch.arange(5)).tolist() == [1, 0, 2, 3, 4]
+    found = Counter(tuple(where(highest(score, 2, key))) for key in range(3000))
+    assert found.keys() == {(0, 1), (1, 2), (1, 3)} and min(found.values()) > 900  # 1000 - 3.9 sd
+    for num, wanted in [(0, []), (1, [1]), (4, [0, 1, 2, 3]), (5, [0, 1, 2, 3, 4])]:
+        assert where(highest(score, num, 7)) == wanted
+
+
+@pytest.mark.parametrize("choose", [smallest, by_sorting])
+def test_of_equal_ones_the_first(choose):
+    size = torch.tensor([3.0, 1.0, 2.0, 1.0, 2.0, torch.inf, 2.0])
+    for num, wanted in enumerate([[], [1], [1, 3], [1, 2, 3], [1, 2, 3, 4], [1, 2, 3, 4, 6]]):
+        assert where(choose(size, num)) == wanted
+    assert where(choose(size, 7)) == [0, 1, 2, 3, 4, 5, 6]
+    assert where(choose(size[:0], 0)) == []
+    assert where(largest(size, 3)) == [0, 2, 5]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_way_of_a_cpu_and_that_of_a_gpu_choose_the_same(dtype):
+    rng = torch.Generator().manual_seed(0)
+    size = torch.randint(0, 9, (400,), generator=rng).to(dtype)
+    size[::50] = torch.nan  # what is no number comes last
+    for num in (0, 1, 7, 50, 199, 391, 392, 393, 400):
+        chosen = smallest(size, num)
+        assert torch.equal(chosen, by_sorting(size, num)) and int(chosen.sum()) == num
 
 
 def test_relative_importance():

@@ -20,8 +20,11 @@ def view(live: torch.Tensor, values: torch.Tensor) -> LayerView:
 
 
 def dropped(values: torch.Tensor, **options: Any) -> list[int]:
-    choice = view(torch.ones(len(values), dtype=torch.bool), values)
-    return Set(SetConfig(**options)).drop(context(0), choice).tolist()
+    live = torch.ones(2 * len(values), dtype=torch.bool)
+    live[len(values) :] = False
+    choice = view(live, values)
+    gone = Set(SetConfig(**options)).drop(context(0), choice)
+    return gone.nonzero().view(-1).tolist()
 
 
 def test_the_weakest_of_each_sign_go():
