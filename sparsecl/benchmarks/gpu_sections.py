@@ -240,7 +240,7 @@ def _difference(first: Path, second: Path) -> float:
     from sparsecl.checkpoint.find import find_checkpoint
     from sparsecl.checkpoint.reader import Reader
 
-    one, other = (Reader(find_checkpoint(run)) for run in (first, second))
+    one, other = (Reader(find_checkpoint(run).folder) for run in (first, second))
     gaps = [
         (one.read("master", name) - other.read("master", name)).abs().max()
         for name in one.manifest.parameters

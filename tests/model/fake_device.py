@@ -37,7 +37,7 @@ STORAGES = {
 
 
 def move(module: torch.nn.Module) -> None:
-    """What `module.to` does, in bf16: parameters in place, buffers that are no floats as they are."""
+    """What `module.to` does, in bf16; buffers keep their type."""
     for part in module.modules():
         for name, value in part._parameters.items():
             if value is not None:
