@@ -82,7 +82,7 @@ def test_nccl_could_carry_a_whole_run(pool, shared_cache, tmp_path, stage, more)
     assert min(pool.run(whole_run, 2, *arguments)) > 20
 
 
-# By stage: of a step of one micro-batch, and more for each further one, as DeepSpeed 0.19.8 does it.
+# By stage: of a step of one micro-batch, and more for each further one (DeepSpeed 0.19.8).
 # ZeRO 3 gathers each of the 19 parameters: all are below its persistence threshold.
 CALLS = {
     "zero0": ({"allreduce": 4}, {}),
