@@ -167,8 +167,8 @@ def losses() -> Iterator[Row]:
     """All stages and storages beside a CPU, in fp32; one stage in bf16."""
     given = sizes()
     on_cpu = {(row["precision"], row["storage"]): row["losses"] for row in _on_a_cpu(given)}
-    stages = (0, 3) if is_tiny() else (0, 1, 2, 3)
-    for precision, stages in (("fp32", stages), ("bf16", (1,))):
+    in_fp32 = (0, 3) if is_tiny() else (0, 1, 2, 3)
+    for precision, stages in (("fp32", in_fp32), ("bf16", (1,))):
         for storage in STORAGES:
             for stage in stages:
                 found = losses_of(run_config(storage, precision, given), stage, given)
