@@ -1,6 +1,6 @@
 """Train a sparse GPT over a sequence of text domains and measure what it forgets.
 
-    deepspeed launch/train.py --ds_config ds_configs/zero2.json
+    deepspeed launch/train.py --ds_config ds_configs/zero1.json
 
 --help says more; the work is in sparsecl/programs/train.py.
 """

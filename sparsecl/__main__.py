@@ -24,6 +24,7 @@ PROGRAMS = {
     "convert": ("convert", "checkpoints to and from other formats"),
     "plan": ("plan", "memory, time and cost of a run or a study"),
     "bench": ("bench", "time and memory on this machine"),
+    "gpu-check": ("gpu_check", "the first minutes on a GPU"),
     "inspect": ("inspect_topology", "the graphs of a config or a run"),
     "interference": ("interference", "how gradients of domains disagree"),
     "tickets": ("tickets", "which weights several runs have moved"),

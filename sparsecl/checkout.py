@@ -31,7 +31,7 @@ CONFIGS, DS_CONFIGS = ROOT / "launch" / "configs", ROOT / "ds_configs"
 STUDIES = ROOT / "launch" / "experiments"
 DEMO = CONFIGS / "demo.yaml"
 TRAIN = ROOT / "launch" / "train.py"
-ZERO2 = DS_CONFIGS / "zero2.json"
+ZERO1 = DS_CONFIGS / "zero1.json"
 
 
 def config_file(text: str) -> Path:

@@ -82,7 +82,7 @@ def test_a_program_of_the_command_is_called_by_its_name(name):
 def test_files_that_come_with_the_package_are_known_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert checkout.study_file("exp1_density.yaml") == checkout.STUDIES / "exp1_density.yaml"
-    assert checkout.ds_file("ds_configs/zero2.json") == checkout.ZERO2
+    assert checkout.ds_file("ds_configs/zero1.json") == checkout.ZERO1
     assert checkout.config_file("nowhere.yaml") == Path("nowhere.yaml")
     Path("demo.yaml").write_text("")  # what is here comes first
     assert checkout.config_file("demo.yaml") == Path("demo.yaml")
@@ -90,7 +90,7 @@ def test_files_that_come_with_the_package_are_known_by_name(tmp_path, monkeypatc
 
 def test_an_installation_that_is_not_whole_is_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "DEMO", tmp_path / "launch" / "configs" / "demo.yaml")
-    options = train.parse(["--ds_config", "zero2.json"])
+    options = train.parse(["--ds_config", "zero1.json"])
     assert command.report(lambda: train.train(options)) == 66
     said = capsys.readouterr().err
     assert said.endswith("no such file; the installation is not whole; give --config FILE\n")

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsecl import config as configs
-from sparsecl.checkout import ZERO2, config_file, ds_file
+from sparsecl.checkout import ZERO1, config_file, ds_file
 from sparsecl.config_nodes import compose
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import UserError
@@ -74,7 +74,7 @@ def run_config(config: ConfigLike) -> RunConfig:
 def train(
     config: ConfigLike,
     *,
-    ds_config: Path | str = ZERO2,
+    ds_config: Path | str = ZERO1,
     run_dir: Path | str | None = None,
 ) -> Run | None:
     """Train a model through all phases, as `sparsecl train` does: a run that was stopped goes on,

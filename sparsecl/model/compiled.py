@@ -1,10 +1,11 @@
 """Blocks through torch.compile: fewer launches, elementwise work joined into one kernel.
 
 Passes that will go backward are compiled, all others (evaluation, probes) are not: they come in
-other shapes, each of which would have to be compiled, and hooks look into them. The three products
-of a dense or masked linear are in the graph; those of sparse backends, which are kernels of their
-own, and the exchange over tensor-parallel ranks stay outside it, and cut it into several. All
-blocks share these graphs, so a deep model compiles no longer than a flat one.
+other shapes, each of which would have to be compiled, and hooks look into them. A block is one
+graph: the products of a dense or masked linear are compiled, those of packed ones and of tiles on a
+GPU are operators in it (sparse/operators.py). Other backends, and the exchange over tensor-parallel
+ranks, stay outside and cut it into several. All blocks share these graphs, so a deep model compiles
+no longer than a flat one.
 """
 
 import functools
@@ -18,7 +19,7 @@ from torch import Tensor
 from sparsecl import dist
 from sparsecl.errors import UserError
 from sparsecl.model.gpt import GPT, Block, Norm, sum_of_parts
-from sparsecl.sparse import kernels
+from sparsecl.sparse import kernels, operators
 from sparsecl.sparse.linear import SparseLinear, live_product
 from sparsecl.sparse.low_rank import LowRank
 from sparsecl.sparse.parallel import (
@@ -26,7 +27,7 @@ from sparsecl.sparse.parallel import (
     leave_tensor_parallel,
     summed_gradient,
 )
-from sparsecl.sparse.product import arrange
+from sparsecl.sparse.product import Backend, arrange
 
 
 def compile_blocks(model: GPT, *, backend: str = "inductor") -> None:
@@ -40,9 +41,12 @@ def compile_blocks(model: GPT, *, backend: str = "inductor") -> None:
     """
     if backend == "inductor":
         _check_compiler()
+    # A graph holds the shapes of parameters: where layers differ in the number of live weights, all
+    # are left out, or every block would have a graph of its own.
+    alike = len({tuple(p.shape for p in block.parameters()) for block in model.layers}) == 1
     for block in model.layers:
         assert isinstance(block, Block)
-        _leave_out(block)
+        _leave_out(block, alike)
         _replace_forward(block, backend)
 
 
@@ -70,7 +74,7 @@ def _is_watched(block: Block) -> bool:
     )
 
 
-def _leave_out(block: Block) -> None:
+def _leave_out(block: Block, alike: bool) -> None:
     """Keep what cannot be traced out of the graph: sparse kernels, collectives, and parts beside
     the feed-forward part, which may count what they do."""
     block.mlp.beside = _outside(sum_of_parts)
@@ -79,7 +83,12 @@ def _leave_out(block: Block) -> None:
         part.enter = _same if alone else _outside(enter_tensor_parallel)
     for part in block.modules():
         if isinstance(part, SparseLinear):
-            part.product, part.rearrange = _outside(live_product), _outside(arrange)
+            backend = part.backend
+            if alone and alike and backend is not None and backend.is_row_major(dist.device()):
+                operators.number(part)
+                part.product, part.rearrange = operators.product_in_graph, _as_it_is
+            else:
+                part.product, part.rearrange = _outside(live_product), _outside(arrange)
             part.exchange = _same if alone else _outside(leave_tensor_parallel)
         if isinstance(part, SparseLinear | Norm | LowRank):
             part.share = _outside(summed_gradient)
@@ -89,6 +98,10 @@ def _leave_out(block: Block) -> None:
 def _outside(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, called from the graph and not in it: one object, or blocks would differ."""
     return torch.compiler.disable(function)
+
+
+def _as_it_is(x: Tensor, backend: Backend) -> Tensor:
+    return x
 
 
 def _same(x: Tensor, spread: bool = False) -> Tensor:

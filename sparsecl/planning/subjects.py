@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsecl import config as configs
-from sparsecl.checkout import ZERO2, beside
+from sparsecl.checkout import ZERO1, beside
 from sparsecl.engine import ledger
 from sparsecl.engine.price import Price, price
 from sparsecl.engine.run import vocabulary
@@ -137,7 +137,7 @@ def read_subjects(
     """Read a run config or a study file, which has arms or grids.
 
     Args:
-        ds_path: DeepSpeed JSON; None = the study's, or ds_configs/zero2.json.
+        ds_path: DeepSpeed JSON; None = the study's, or ds_configs/zero1.json.
         base: one more run config, laid over the run config or over the base of the study.
         tensor: in place of parallel.tensor.
 
@@ -161,8 +161,8 @@ def read_subjects(
 
 
 def default_ds_path() -> Path:
-    """ds_configs/zero2.json of this checkout."""
-    return beside(ZERO2, "the installation is not whole; give --ds_config FILE")
+    """ds_configs/zero1.json of this checkout."""
+    return beside(ZERO1, "the installation is not whole; give --ds_config FILE")
 
 
 def _study(study: ScaledStudy, ds_path: Path | None, counter: Counter) -> Subjects:

@@ -51,7 +51,7 @@ from sparsecl.benchmarks.arms import (
 from sparsecl.benchmarks.tables import as_table
 
 # None of these imports torch: a typo in a flag costs no wait.
-from sparsecl.checkout import ROOT, ZERO2
+from sparsecl.checkout import ROOT, ZERO1
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import CannotCreateError, UserError
 from sparsecl.files import write_json
@@ -118,8 +118,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--ds_config",
         type=Path,
-        default=ZERO2,
-        help="DeepSpeed config (JSON); default: ds_configs/zero2.json; --wire has its own",
+        default=ZERO1,
+        help="DeepSpeed config (JSON); default: ds_configs/zero1.json; --wire has its own",
     )
     result.add_argument("--out", type=Path, metavar="FILE.json", help="write all raw numbers there")
     result.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the result")

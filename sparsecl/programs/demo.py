@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from sparsecl import command, signals
 from sparsecl import config as configs
-from sparsecl.checkout import DEMO, TRAIN, ZERO2, beside
+from sparsecl.checkout import DEMO, TRAIN, ZERO1, beside
 from sparsecl.errors import MissingInputError, Preempted, UserError
 from sparsecl.files import writing
 from sparsecl.metrics.by_domain import MEAN, by_domain, losses_by_domain
@@ -142,7 +142,7 @@ def launcher() -> list[str]:
         raise MissingInputError(f"{here}: has no `deepspeed`. Install it with this package.")
     beside(TRAIN, "the installation is not whole")
     os.environ["PATH"] = path  # its ranks look for the tools of this environment too
-    short = [os.path.relpath(x) if x.is_relative_to(Path.cwd()) else str(x) for x in (TRAIN, ZERO2)]
+    short = [os.path.relpath(x) if x.is_relative_to(Path.cwd()) else str(x) for x in (TRAIN, ZERO1)]
     return ["deepspeed", short[0], "--ds_config", short[1]]
 
 

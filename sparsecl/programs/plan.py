@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--ds_config",
         type=ds_file,
-        help="DeepSpeed JSON; default: the study's, or ds_configs/zero2.json",
+        help="DeepSpeed JSON; default: the study's, or ds_configs/zero1.json",
     )
     result.add_argument("--base", type=config_file, help="run config laid over the config or study")
     result.add_argument("--scale", help="studies: one of the scales; default: the first")

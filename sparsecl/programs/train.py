@@ -1,6 +1,6 @@
 """Train a sparse GPT over a sequence of text domains and measure what it forgets.
 
-    deepspeed launch/train.py --ds_config ds_configs/zero2.json
+    deepspeed launch/train.py --ds_config ds_configs/zero1.json
     deepspeed --num_gpus 8 launch/train.py --ds_config ds_configs/zero3.json \\
         --config launch/configs/files.yaml --set precision=bf16
 
@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from sparsecl import command, place, signals
 from sparsecl import config as configs
-from sparsecl.checkout import DEMO, ZERO2, beside, config_file, ds_file
+from sparsecl.checkout import DEMO, ZERO1, beside, config_file, ds_file
 from sparsecl.errors import PeerLostError, Preempted, UserError
 
 
@@ -44,8 +44,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--ds_config",
         type=ds_file,
-        default=ZERO2,
-        help="DeepSpeed config (JSON); default ds_configs/zero2.json",
+        default=ZERO1,
+        help="DeepSpeed config (JSON); default ds_configs/zero1.json",
     )
     parser.add_argument(
         "--set",

@@ -74,6 +74,10 @@ class BlockBackend(Backend):
             buffer = torch.from_numpy(index.astype(np.int32))
             self.register_buffer(name, buffer, persistent=False)
 
+    def is_row_major(self, device: torch.device) -> bool:
+        """Its kernels are, on a GPU."""
+        return device.type == "cuda"
+
     def arrange(self, x: Tensor) -> Tensor:
         """Feature-major on the CPU (a copy, unless it is so already); as it is on a GPU."""
         return x if x.is_cuda else _features_first(x).t()

@@ -31,6 +31,10 @@ class DenseBackend(Backend):
         """The layer's own index is all it needs."""
         return 0
 
+    def is_row_major(self, device: torch.device) -> bool:
+        """As torch's own linear."""
+        return True
+
     def matrix(self, values: Tensor) -> Tensor:
         """W [O, I]."""
         if not self.keep:

@@ -20,7 +20,6 @@ import subprocess
 import sysconfig
 import tempfile
 import warnings
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,12 @@ from torch import Tensor
 # and, in bf16, one 16-byte store. The starts cost 4 bytes for 128 bytes of bitmap.
 GROUP = 1024
 
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_INTEGERS_OF = {
+    torch.bfloat16: torch.int16,
+    torch.float16: torch.int16,
+    torch.float32: torch.int32,
+    torch.float64: torch.int64,
+}
 
 
 def available(device: torch.device) -> bool:
@@ -147,26 +151,32 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
 
 
 def _launch(name: str, num_programs: int, source: Tensor, *rest: Tensor | int) -> None:
-    from sparsecl.sparse import packed_kernels
-
-    kernel: Callable[..., Any] = getattr(packed_kernels, name)[(num_programs,)]
+    # On the host's way to every packed product, so no more than what is needed.
     moved = [_bits_of(each) if isinstance(each, Tensor) else each for each in (source, *rest)]
     with on_device_of(source):
-        kernel(*moved, GROUP=GROUP)
+        _program(name)[(num_programs,)](*moved, GROUP=GROUP)
+
+
+@functools.cache
+def _program(name: str) -> Any:
+    from sparsecl.sparse import packed_kernels
+
+    return getattr(packed_kernels, name)
 
 
 def _bits_of(tensor: Tensor) -> Tensor:
-    """The same memory as integers of the same width."""
-    if tensor.dtype.is_floating_point:
-        return tensor.detach().view(_INTEGERS[tensor.element_size()])
-    return tensor.detach()
+    """The same memory as integers of the same width. Triton asks for its address only, so that a
+    parameter need not be detached; other tensors are integers already."""
+    dtype = _INTEGERS_OF.get(tensor.dtype)
+    return tensor if dtype is None else tensor.view(dtype)
 
 
 def _check_bitmap(values: Tensor, dense: Tensor, bits: Tensor, starts: Tensor) -> None:
     _check(values, dense, bits, starts)
     assert bits.dtype == torch.uint8 and starts.dtype == torch.int32, (bits.dtype, starts.dtype)
-    assert bits.numel() == -(-dense.numel() // 8), (bits.shape, dense.shape)
-    assert starts.numel() == -(-dense.numel() // GROUP), (starts.shape, dense.shape)
+    num_cells = dense.numel()
+    assert bits.numel() == -(-num_cells // 8), (bits.shape, dense.shape)
+    assert starts.numel() == -(-num_cells // GROUP), (starts.shape, dense.shape)
 
 
 def _check_index(values: Tensor, dense: Tensor, index: Tensor) -> None:
@@ -178,5 +188,6 @@ def _check_index(values: Tensor, dense: Tensor, index: Tensor) -> None:
 def _check(values: Tensor, dense: Tensor, *indices: Tensor) -> None:
     assert values.dtype == dense.dtype, (values.dtype, dense.dtype)
     assert values.dim() == 1 and dense.dim() == 2, (values.shape, dense.shape)
+    device = dense.device
     for tensor in (values, dense, *indices):
-        assert tensor.is_contiguous() and tensor.device == dense.device, "not contiguous, or apart"
+        assert tensor.is_contiguous() and tensor.device == device, "not contiguous, or apart"

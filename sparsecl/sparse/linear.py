@@ -93,6 +93,7 @@ class SparseLinear(nn.Module):
         self.init_std, self.init_corrected = 0.0, False
         self.index, self.backend, self.tap = None, None, None
         self.parts: nn.ModuleDict | None = None
+        self.number: Tensor | None = None  # int64 [], of operators.py
         # Attributes, so that a compiled model can leave them out of its graphs (model/compiled.py).
         self.product, self.rearrange = live_product, arrange
         self.exchange, self.share = leave_tensor_parallel, summed_gradient

@@ -28,6 +28,10 @@ class Backend(nn.Module, ABC):
         """Bytes of its indices, beside those of the layer's `LiveIndex`."""
         return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
 
+    def is_row_major(self, device: torch.device) -> bool:
+        """Whether it takes and gives row-major activations there, and never others."""
+        return False
+
     def fold(self, x: Tensor) -> Tensor:
         """Batch dims in the number that the products want; a view if the strides allow it."""
         return x.reshape(-1, x.shape[-1])
@@ -72,7 +76,7 @@ class SparseProduct(torch.autograd.Function):
         ctx.save_for_backward(arranged, weight)
         ctx.backend, ctx.index, ctx.tap, ctx.shape = backend, index, tap, x.shape
         ctx.row_major = given.stride(-1) == 1
-        y = backend.forward_product(arranged, _values(weight, index))
+        y = backend.forward_product(arranged, values_of(weight, index))
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
@@ -83,7 +87,7 @@ class SparseProduct(torch.autograd.Function):
         dy = ctx.backend.arrange(ctx.backend.fold(grad_outputs[0]))
         dx = dw = None
         if ctx.needs_input_grad[0]:
-            dx = ctx.backend.grad_input(dy, _values(weight, ctx.index))
+            dx = ctx.backend.grad_input(dy, values_of(weight, ctx.index))
             # In the strides of x: they are what the function before this one works on.
             dx = (ctx.backend.restore(dx) if ctx.row_major else dx).view(ctx.shape)
         if ctx.needs_input_grad[1]:
@@ -131,5 +135,6 @@ def arrange(x: Tensor, backend: Backend) -> Tensor:
     return _Arrange.apply(x, backend)  # pyright: ignore[reportReturnType]
 
 
-def _values(weight: Tensor, index: LiveIndex) -> Tensor:
+def values_of(weight: Tensor, index: LiveIndex) -> Tensor:
+    """Live values [N] of a weight in either form."""
     return weight if weight.dim() == 1 else index.gather(weight)

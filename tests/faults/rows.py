@@ -364,4 +364,16 @@ ROWS = (
         "found by make test-slow",
         "compiled for sm_80 and sm_90, run on none",
     ),
+    Row(
+        "G12",
+        "a tensor that stays on the CPU, or is read by the host, in a pass on a GPU",
+        "found by make test",
+        "the GPU is a fake one of torch: shapes without content",
+    ),
+    Row(
+        "G13",
+        "a collective that NCCL cannot carry, or more of them than a step needs",
+        "found by make test",
+        "looked at under gloo; NCCL at world size 1 by tools/gpu_check.py",
+    ),
 )

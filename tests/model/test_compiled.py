@@ -13,13 +13,18 @@ from sparsecl.model.build import build_gpt
 from sparsecl.model.compiled import compile_blocks
 from sparsecl.model.config import ModelConfig
 from sparsecl.model.surgery import GptSide
+from sparsecl.sparse import operators
 from sparsecl.sparse.tap import DenseTap
-from sparsecl.topology.config import TopologyConfig
+from sparsecl.topology.config import OverrideConfig, TopologyConfig
 
+UNEVEN = (OverrideConfig(layers=(1,), density=0.2),)
 KINDS = {
     "dense": {"kind": "dense"},
     "masked": {"density": 0.3},
     "packed": {"density": 0.3, "storage": "packed"},
+    "packed, kept": {"density": 0.3, "storage": "packed", "keep_expansion": True},
+    "packed, uneven": {"density": 0.3, "storage": "packed", "overrides": UNEVEN},
+    "csr": {"density": 0.3, "storage": "packed", "backend": "csr"},
 }
 
 
@@ -56,7 +61,7 @@ def graphs():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("kind", ["dense", "masked"])
+@pytest.mark.parametrize("kind", ["dense", "masked", "packed", "packed, kept"])
 def test_all_blocks_share_one_graph_that_holds_everything(kind, graphs):
     found, backend = graphs
     model = build(kind)
@@ -67,9 +72,41 @@ def test_all_blocks_share_one_graph_that_holds_everything(kind, graphs):
     assert len(found) == 1
 
 
-def test_sparse_kernels_stay_outside(graphs):
+def test_operators_are_what_torch_believes_of_them():
+    """Shapes, strides and gradients of the real ones are those that a graph is made with."""
+    model = build("packed")
+    compile_blocks(model, backend="eager")
+    layer = model.layers[0].mlp.up
+    x = torch.randn(2, 3, 32).transpose(0, 1).requires_grad_()
+    arguments = (x, layer.weight, layer.number, layer.local_shape[0])
+    torch.library.opcheck(operators.live_product, arguments)
+    dy, plain = torch.randn(3, 2, 128), (layer.weight.detach(), layer.number)
+    torch.library.opcheck(operators.live_grad_input, (dy, *plain, 32))
+    torch.library.opcheck(operators.live_grad_weight, (dy, x.detach(), *plain))
+
+
+def test_a_moved_graph_is_seen_by_a_compiled_block(graphs):
+    """A layer's indices may change between two passes: a graph must not hold them."""
     found, backend = graphs
-    model = build("packed", activation_checkpointing=True)
+    model, plain = build("packed"), build("packed")
+    compile_blocks(model, backend=backend)
+    passed(model)
+    other = build_gpt(
+        ModelConfig(preset=None, layers=2, width=32, heads=4, context=16),
+        TopologyConfig(**KINDS["packed"]), vocab_size=100, seed=6,
+    )  # fmt: skip
+    for each in (model, plain):
+        for layer, new in zip(each.layers, other.layers, strict=True):
+            layer.mlp.up.set_topology(new.mlp.up.topology)
+    for mine, expected in zip(passed(model), passed(plain), strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-6)
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("kind", ["csr", "packed, uneven"])
+def test_what_has_other_strides_or_uneven_layers_stays_outside(kind, graphs):
+    found, backend = graphs
+    model = build(kind, activation_checkpointing=True)
     expected = passed(model)
     compile_blocks(model, backend=backend)
     for mine, other in zip(passed(model), expected, strict=True):

@@ -239,6 +239,14 @@ def metrics_tool(arguments: list[str], workspace: Workspace) -> None:
     assert (workspace.folder / options.plot).read_bytes().startswith(b"\x89PNG")
 
 
+def gpu_check_tool(arguments: list[str], workspace: Workspace) -> None:
+    """Its shortest section, as the code runs without a GPU."""
+    short = ("--device", "cpu", "--sections", "environment")
+    assert "environment  ok" in workspace.run(
+        sys.executable, "tools/gpu_check.py", *arguments, *short
+    )
+
+
 def bench_tool(arguments: list[str], workspace: Workspace) -> None:
     options = bench.parser().parse_args(arguments)
     if options.device == "cpu":
@@ -357,6 +365,7 @@ SCRIPTS: dict[str, Callable[[list[str], Workspace], None]] = {
     "tools/sample.py": sample_tool,
     "tools/tickets.py": tickets_tool,
     "tools/bench.py": bench_tool,
+    "tools/gpu_check.py": gpu_check_tool,
     "tools/convert.py": convert_tool,
     "tests.faults.matrix": fault_matrix,
     "tools/inspect_topology.py": inspect_tool,

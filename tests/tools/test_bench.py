@@ -52,7 +52,7 @@ def test_the_file_repeats_the_flags_and_the_environment(done):
     config, environment = done[1]["config"], done[1]["environment"]
     assert {name: config[name] for name in TINY} == TINY
     assert config["density"] == [0.25, 0.5]
-    assert config["ds_config"] == "ds_configs/zero2.json"
+    assert config["ds_config"] == "ds_configs/zero1.json"
     assert {"python", "torch", "deepspeed"} <= set(environment["versions"])
     assert (environment["device"], environment["threads"]) == ("cpu", 1)
     assert isinstance(environment["keeps_freed_memory"], bool)

@@ -120,7 +120,7 @@ class StudyConfig:
     seeds: int | tuple[int, ...] = 6
     """Number of seeds, from 0 on, or the seeds themselves."""
 
-    ds_config: str = "ds_configs/zero2.json"
+    ds_config: str = "ds_configs/zero1.json"
     """DeepSpeed JSON, relative to the current folder."""
 
     orders: dict[str, Order] = field(default_factory=dict)
