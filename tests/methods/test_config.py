@@ -240,7 +240,7 @@ def test_bytes_of_a_memory_by_hand():
 @pytest.mark.parametrize("block", METHODS)
 def test_a_config_says_whether_its_method_asks_for_logits(block):
     """The ledger counts logits by the former, a run keeps them by the latter."""
-    config, asks = BLOCKS[block](), block in ("derpp", "lwf")
+    config, asks = BLOCKS[block](), block in ("derpp", "lwf", "wscl")
     assert config.keeps_logits == METHODS[block](config).needs_outputs == asks
 
 
