@@ -159,9 +159,9 @@ def mean_gradients(
         watchdog.beat("gradients for a method")
         here, weight = places[begin : begin + size], counted[begin : begin + size]
         tokens = torch.from_numpy(rows[here]).to(dist.device())
-        # The module, not the engine: the engine's outputs only run backward through the engine.
         wanted = torch.from_numpy(np.ones_like(weight) if each else weight).to(tokens.device)
         counts = float(weight[0]) if each else 1.0
+        # The module, not the engine: the engine's outputs only run backward through the engine.
         if of is None:
             mean = engine.module(tokens[:, :-1], tokens[:, 1:], weight=wanted)[2]
         else:
