@@ -166,10 +166,11 @@ def _gradient(model: GPT, weights: LiveWeights, rows: Rows) -> DomainGradient:
     """Of the mean loss of rows [S, T + 1], summed over chunks of them."""
     params = dict(model.named_parameters())
     sums: dict[str, Tensor] = {}
-    num_tokens = rows.shape[0] * (rows.shape[1] - 1)
     for tokens in _chunks(model, rows):
-        losses, _ = model(tokens[:, :-1], tokens[:, 1:])
-        parts = torch.autograd.grad(losses.sum() / num_tokens, list(params.values()))
+        weight = torch.ones(len(tokens), device=tokens.device)
+        mean = model(tokens[:, :-1], tokens[:, 1:], weight=weight)[2]
+        share = len(tokens) / rows.shape[0]
+        parts = torch.autograd.grad(mean * share, list(params.values()))
         for name, part in zip(params, parts, strict=True):
             sums[name] = part if name not in sums else sums[name].add_(part)
     live = {

@@ -131,8 +131,8 @@ def pass_bytes(model: "GPT", config: RunConfig, vocab_size: int, shape: tuple[in
     tokens = torch.randint(vocab_size, (shape[0], shape[1] + 1), device=dist.device())
 
     def run() -> None:
-        losses, _ = model(tokens[:, :-1], tokens[:, 1:])
-        losses.mean().backward()
+        weight = torch.ones(shape[0], device=tokens.device)
+        model(tokens[:, :-1], tokens[:, 1:], weight=weight)[2].backward()
 
     run()  # makes the gradients, and the matrices that are kept
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -154,8 +154,8 @@ def state_bytes(
     for left in reversed(range(2 * schedule.accumulation)):
         shape = (schedule.micro, length + 1)
         tokens = torch.randint(vocab_size, shape, device=dist.device())
-        losses, _ = engine(tokens[:, :-1], tokens[:, 1:])
-        engine.backward(losses.mean())
+        weight = torch.ones(len(tokens), device=tokens.device)
+        engine.backward(engine(tokens[:, :-1], tokens[:, 1:], weight=weight)[2])
         if left:  # else the gradients are complete, and still there
             engine.step()
     weights = [tensor for p in engine.module.parameters() for tensor in _weight_tensors(p)]

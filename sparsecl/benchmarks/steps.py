@@ -53,8 +53,8 @@ class Timed:
         assert len(batches) == self.schedule.accumulation, (len(batches), self.schedule)
         watch = process.Stopwatch()
         for tokens in batches:
-            losses, _ = engine(tokens[:, :-1], tokens[:, 1:])
-            loss = losses.mean()
+            weight = torch.ones(len(tokens), device=tokens.device)
+            loss = engine(tokens[:, :-1], tokens[:, 1:], weight=weight)[2]
             watch.lap("forward")
             engine.backward(loss)
             watch.lap("backward")

@@ -75,6 +75,7 @@ def build(
         topologies=topologies,
         backends=backends,
         sequence=config.parallel.sequence,
+        loss_chunk=config.speed.loss_chunk,
     )
     methods.attach(GptSide(model, config.seed), num_phases)
     if config.speed.compile:

@@ -151,6 +151,7 @@ def rank_layout(config: RunConfig, schedule: Schedule, deepspeed: Resolved, *, g
         num_moments=2 if config.optimizer.kind != "sgd" else momentum,
         accumulates=schedule.accumulation > 1,
         sums_in_fp32=sums_in_fp32(deepspeed.config),
+        loss_chunk=0 if config.methods.keeps_logits else config.speed.loss_chunk,
         # DeepSpeed's own default, if the JSON does not say.
         persistence=int(zero.get("stage3_param_persistence_threshold", 100_000)),
     )

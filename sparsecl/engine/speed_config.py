@@ -6,7 +6,9 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le
 
 from sparsecl.bounds import check_bounds
+from sparsecl.config import younger
 from sparsecl.errors import UserError
+from sparsecl.model.config import LOSS_CHUNK
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,7 @@ class ProfileConfig:
 @dataclass(frozen=True, kw_only=True)
 class SpeedConfig:
     """How fast a run is. Nothing here changes what is computed, but for rounding (compile,
-    deterministic)."""
+    deterministic, loss_chunk)."""
 
     prefetch: Annotated[int, Ge(0), Le(1024)] = 2
     """Micro-batches read ahead by a thread, and on a GPU copied there beside the computation;
@@ -43,6 +45,11 @@ class SpeedConfig:
     """Equal runs give equal bits on a GPU too, as they always do on a CPU: of attention only the
     flash kernel (and the plain one) is used, and operations that add in any order are replaced or
     refused. Slower."""
+
+    loss_chunk: Annotated[int, Ge(0)] = younger(LOSS_CHUNK)
+    """Tokens of a micro-batch whose logits exist at once, 8 bytes for each token id while they
+    do; 0 = those of all tokens, kept until the backward pass. On a GPU more may be faster. A method
+    that asks for logits (derpp, lwf) keeps them all in any case."""
 
     peak_tflops: Annotated[float | None, Gt(0)] = None
     """Dense matrix TFLOP/s of one device, of which model FLOPs utilisation is a share; null = the

@@ -38,8 +38,9 @@ class Method:
     its length: 4 bytes a weight."""
 
     needs_outputs: bool = False
-    """`loss` asks for more than `outputs.losses`. The logits of a micro-batch are then kept: 4
-    bytes for each position and token id of this tp rank."""
+    """`loss` asks for more than the values of `outputs.losses`: for their graph, or for logits.
+    The logits of a micro-batch are then kept: 4 bytes for each position and token id of this tp
+    rank."""
 
     def __init__(self, config: Any = None) -> None:
         self.config = config

@@ -190,6 +190,11 @@ class MethodsConfig:
         return sum((block.work(run) for block in self.used().values()), MethodWork())
 
     @property
+    def keeps_logits(self) -> bool:
+        """A method asks for the logits of each micro-batch."""
+        return any(block.keeps_logits for block in self.used().values())
+
+    @property
     def replayed_share(self) -> float:
         """Earlier sequences that are trained again for each new one, by all methods together."""
         return sum(block.replayed_share for block in self.used().values())

@@ -92,10 +92,10 @@ class Batch:
 
 
 class Outputs(Protocol):
-    """What a forward pass gave, with its graph; the same on all tp ranks, as at tp size 1.
+    """What a forward pass gave; the same on all tp ranks, as at tp size 1.
 
     V = token ids in use. All but `losses` and `select` read the logits, which are kept for methods
-    with `needs_outputs` only, and are collective over tp.
+    with `needs_outputs` only, and are collective over tp. Without them losses have no graph.
     """
 
     @property

@@ -142,6 +142,11 @@ class MethodConfig:
     """Its slice tensors that are never below zero; a checkpoint is checked for it."""
 
     @property
+    def keeps_logits(self) -> bool:
+        """The method asks for the logits of each micro-batch (Method.needs_outputs)."""
+        return False
+
+    @property
     def replayed_share(self) -> float:
         """Earlier sequences that are trained again for each new one, when the memory is filled."""
         return 0.0

@@ -77,6 +77,7 @@ class Methods(Method):
     def loss(self, context: MethodContext, batch: Batch, outputs: Outputs) -> torch.Tensor | None:
         terms = [method.loss(context, batch, outputs) for method in self.methods]
         given = [term for term in terms if term is not None]
+        assert all(term.requires_grad for term in given), "a loss without its graph changes nothing"
         return torch.stack(given).sum() if given else None
 
     @torch.no_grad()

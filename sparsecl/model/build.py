@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from sparsecl.model.config import ModelConfig
+from sparsecl.model.config import LOSS_CHUNK, ModelConfig
 from sparsecl.model.gpt import GPT
 from sparsecl.model.init import initialize
 from sparsecl.model.shapes import layer_shapes
@@ -21,6 +21,7 @@ def build_gpt(
     topologies: Mapping[str, LayerTopology] | None = None,
     backends: Mapping[str, BackendName] | None = None,
     sequence: bool = False,
+    loss_chunk: int = LOSS_CHUNK,
 ) -> GPT:
     """This rank's share of an initialised model, on the CPU in fp32.
 
@@ -30,7 +31,7 @@ def build_gpt(
     Args:
         topologies: drawn before, by layer name; None = draw them here.
         backends: what `auto` has chosen, by layer name; needed for topology.backend auto only.
-        sequence: see GPT.
+        sequence, loss_chunk: see GPT.
 
     Raises:
         UserError: if a layer would be empty, or the tp size does not divide the model.
@@ -45,6 +46,7 @@ def build_gpt(
         options={name: linear_options(topology, name, backends or {}) for name in topologies},
         activation_checkpointing=config.activation_checkpointing,
         sequence=sequence,
+        loss_chunk=loss_chunk,
     )
     initialize(model, config, seed=seed)
     return model

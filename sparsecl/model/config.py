@@ -15,6 +15,7 @@ Form = Literal["gpt", "gpt2", "llama"]
 
 LAYER_NORM_EPS = 1e-5  # nn.LayerNorm's default, GPT-2's and Llama 2's
 ROPE_THETA = 10_000.0  # Su et al. 2021; Llama 3 has 500,000
+LOSS_CHUNK = 1024  # tokens whose logits exist at once (chunked.py), if nobody says otherwise
 LLAMA_MULTIPLE = 64  # hidden units of a gated part: 8/3 width is rarely whole
 
 # layers, width, heads, context. Names count the weights of the blocks, 12 * layers * width^2,

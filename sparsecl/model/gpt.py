@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sparsecl import dist
-from sparsecl.model.config import ModelShape, check_tensor_parallel
+from sparsecl.model.chunked import Asked
+from sparsecl.model.config import LOSS_CHUNK, ModelShape, check_tensor_parallel
+from sparsecl.model.entropy import NO_TARGET, best_token, cross_entropy
 from sparsecl.model.rotary import Rotary, rotate
 from sparsecl.model.shapes import block_shapes
-from sparsecl.model.vocabulary import NO_TARGET, VocabularyEmbedding, best_token, cross_entropy
+from sparsecl.model.vocabulary import VocabularyEmbedding
 from sparsecl.sparse.backends import DEFAULT, LinearOptions
 from sparsecl.sparse.linear import (
     ColumnParallelSparseLinear,
@@ -190,6 +192,7 @@ class GPT(nn.Module):
         options: Mapping[str, LinearOptions] | None = None,
         activation_checkpointing: bool = False,
         sequence: bool = False,
+        loss_chunk: int = LOSS_CHUNK,
     ) -> None:
         """Allocate this rank's share, on the CPU in fp32.
 
@@ -198,6 +201,8 @@ class GPT(nn.Module):
             topologies: by layer name; a layer that is not named is dense.
             options: storage and backend by layer name; the default for one that is not named.
             sequence: spread positions over tp ranks between the linears (parallel.sequence).
+            loss_chunk: tokens whose logits exist at once, where no more than the loss is asked
+                for (model/chunked.py); 0 = of all.
 
         Raises:
             UserError: if the tensor-parallel size does not divide heads, those of keys or hidden
@@ -209,6 +214,7 @@ class GPT(nn.Module):
         self.vocab_size = vocab_size
         self.activation_checkpointing = activation_checkpointing
         self.sequence = sequence
+        self.loss_chunk = loss_chunk
         self.embedding = VocabularyEmbedding(vocab_size, shape.width)
         self.positions = (
             Rotary(shape.context, shape.head_width, shape.rope_theta)
@@ -223,7 +229,12 @@ class GPT(nn.Module):
         self.head = None if shape.tied else VocabularyEmbedding(vocab_size, shape.width)
 
     def forward(
-        self, tokens: Tensor, targets: Tensor, *, with_logits: bool = False
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        *,
+        with_logits: bool = False,
+        weight: Tensor | None = None,
     ) -> tuple[Tensor | None, ...]:
         """Score each next token. Collective over tp: all ranks pass the same tokens.
 
@@ -232,19 +243,28 @@ class GPT(nn.Module):
             targets: int64 [B, T], the token that follows each position; -1 = no target.
             with_logits: give the logits too, which takes another 4 bytes for each of them until
                 the backward pass.
+            weight: fp32 [B]; give the mean over rows of weight times the row's mean loss too, to
+                go backward from.
 
         Returns:
             Loss fp32 [B, T] in nats, 0 where there is no target; and, in eval mode only (None in
             training), bool [B, T]: the most likely token is the target. With logits also fp32
             [B, T, V_local], padding at -inf. They leave through here and not by the side, so that
-            ZeRO-3 sees a backward pass begin that begins from them.
+            ZeRO-3 sees a backward pass begin that begins from them. With a weight also the mean,
+            fp32 []; unless logits are asked for, losses have no graph then.
         """
         assert tokens.shape[1] <= self.shape.context, (tokens.shape, self.shape.context)
+        assert weight is None or not with_logits, "with logits, losses have a graph of their own"
+        if weight is not None:
+            weight = weight.float()[:, None].expand(targets.shape)
         if not self._spreads(tokens):
-            return self._score(tokens, targets, with_logits)
+            return self._score(tokens, targets, with_logits, weight)
         # Position first, as spread features lie.
-        found = self._score(tokens.t(), targets.t().contiguous(), with_logits, spread=True)
-        return tuple(None if part is None else part.transpose(0, 1) for part in found)
+        turned = None if weight is None else weight.t()
+        found = self._score(tokens.t(), targets.t().contiguous(), with_logits, turned, spread=True)
+        return tuple(
+            None if part is None else part.transpose(0, 1) if part.dim() else part for part in found
+        )
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Scores of each next token, int64 [B, T] -> fp32 [B, T, V_local]. Collective over tp.
@@ -282,7 +302,11 @@ class GPT(nn.Module):
 
     def scores(self, features: Tensor, spread: bool = False) -> Tensor:
         """Logits fp32 [B, T, V_local] of what `features` gave; see VocabularyEmbedding."""
-        return (self.embedding if self.head is None else self.head)(features, spread)
+        return self._head(features, spread)
+
+    @property
+    def _head(self) -> VocabularyEmbedding:
+        return self.embedding if self.head is None else self.head
 
     def _spreads(self, tokens: Tensor) -> bool:
         """Positions are spread in this pass. The same on all ranks of the tp group.
@@ -295,20 +319,37 @@ class GPT(nn.Module):
         return self.sequence and dist.tp_size() > 1 and divides and torch.is_grad_enabled()
 
     def _score(
-        self, tokens: Tensor, targets: Tensor, with_logits: bool, *, spread: bool = False
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        with_logits: bool,
+        weight: Tensor | None,
+        *,
+        spread: bool = False,
     ) -> tuple[Tensor | None, ...]:
-        """See `forward`; all are [T, B] if spread."""
-        logits = self.scores(self.features(tokens, spread), spread)
+        """See `forward`; all are [T, B] if spread, `weight` too."""
+        features = self.features(tokens, spread)
+        losses_go_back = torch.is_grad_enabled() and weight is None
+        if self.loss_chunk and not with_logits and not losses_go_back:
+            asked = Asked(
+                targets=targets, weight=weight, answers=not self.training, chunk=self.loss_chunk
+            )
+            losses, correct, total = self._head(features, spread, asked)
+            return (losses, correct) if total is None else (losses, correct, total / losses.numel())
+        logits = self.scores(features, spread)
         correct = None
         if not self.training:
             # Before the loss, which may overwrite the logits.
             best = best_token(logits, self.embedding.vocab_start_index)
             correct = (best == targets) & (targets != NO_TARGET)
-        if not with_logits:
-            return cross_entropy(logits, targets), correct
-        # Over tp the loss is computed in the place of its logits.
-        own = logits.clone() if dist.tp_size() > 1 else logits
-        return cross_entropy(own, targets), correct, logits
+        if with_logits:
+            # Over tp the loss is computed in the place of its logits.
+            own = logits.clone() if dist.tp_size() > 1 else logits
+            return cross_entropy(own, targets), correct, logits
+        losses = cross_entropy(logits, targets)
+        if weight is None:
+            return losses, correct
+        return losses.detach(), correct, (losses * weight).mean()
 
 
 def _heads_first(x: Tensor, spread: bool) -> Tensor:

@@ -64,6 +64,9 @@ class Layout:
     """Gradients are added in fp32, whatever the precision (data_types.grad_accum_dtype of the
     DeepSpeed JSON)."""
 
+    loss_chunk: int = 0
+    """Tokens whose logits exist at once (speed.loss_chunk); 0 = of all, until the backward pass."""
+
     persistence: int = 0
     """ZeRO 3 keeps parameters of at most so many elements whole on every rank, beside their shards
     (stage3_param_persistence_threshold of the DeepSpeed JSON)."""
@@ -112,10 +115,10 @@ class RankMemory:
     """What autograd keeps of one micro-batch for its backward pass."""
 
     transient: int
-    """What the largest moment of the backward pass adds: the gradient of the logits; or, in a
-    block, the gradients of hidden units, the expanded matrix or the new gradient of a layer, and
-    that of the embedding; or the embedding's gradients from both ends of the model. What methods
-    add to that moment is added."""
+    """What the largest moment adds: the gradient of the logits, or the last of their chunks with
+    the gradients of features and head; or, in a block, the gradients of hidden units, the expanded
+    matrix or the new gradient of a layer, and that of the embedding; or the embedding's gradients
+    from both ends of the model. What methods add to that moment is added."""
 
     @property
     def state(self) -> int:
@@ -325,14 +328,27 @@ def _activations(
     if copies:
         # The stream's gradient with features first; lower precisions are computed in fp32.
         in_block += stream + (4 // e - 1) * 2 * (stream + hidden)
-    # The logits' fp32 softmax, its gradient, and the gradient of the logits. Over several ranks
-    # Megatron's cross entropy turns the one into the other in place.
-    logits = 4 * num_tokens * vocab_local
     # Input and output of the last norm stay until the head is done.
-    in_head = norms // 2 + 4 * per_norm * num_tokens // spread + (3 if tp == 1 else 1) * logits
+    in_head = norms // 2 + 4 * per_norm * num_tokens // spread
+    in_head += logit_bytes(shape, vocab_local, layout)
+    if layout.loss_chunk:
+        # Gradients of features and, in fp32, head; in low precision a chunk's share of the latter.
+        in_head += stream + (4 + (e if e < 4 else 0)) * vocab_local * shape.width
     if not layout.activation_checkpointing:
         return shape.layers * saved, in_head, in_block
     return shape.layers * own, in_head, in_block + saved - own
+
+
+def logit_bytes(shape: ModelShape, vocab_local: int, layout: Layout) -> int:
+    """What logits and all that is made of them take on a rank, at the most."""
+    num_tokens = layout.num_tokens(shape)
+    if layout.loss_chunk:
+        # Logits and their softmax; in low precision also what the product gave, or the gradient.
+        per_logit = 8 + (layout.element if layout.element < 4 else 0)
+        return per_logit * min(layout.loss_chunk, num_tokens) * vocab_local
+    # The logits' fp32 softmax, its gradient, and the gradient of the logits. Over several ranks
+    # Megatron's cross entropy turns the one into the other in place.
+    return (3 if layout.tp_size == 1 else 1) * 4 * num_tokens * vocab_local
 
 
 def _fullest_rank(

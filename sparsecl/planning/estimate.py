@@ -216,6 +216,7 @@ def _exchange(
         reuse_distance=int(zero.get("stage3_max_reuse_distance", 1_000_000_000)),
         prefetch=int(zero.get("stage3_prefetch_bucket_size", 50_000_000)),
         bucket=int(zero.get("reduce_bucket_size", 500_000_000)),
+        loss_chunk=layout.loss_chunk,
         activation_checkpointing=layout.activation_checkpointing,
         sequence=layout.sequence,
     )
@@ -260,6 +261,7 @@ def _work(
         activation_checkpointing=layout.activation_checkpointing,
         sequence=layout.sequence,
         compiled=subject.config.speed.compile,
+        loss_chunk=layout.loss_chunk,
     )
 
 

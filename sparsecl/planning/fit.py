@@ -6,7 +6,7 @@ from typing import Any
 
 from sparsecl.engine.ledger import Held
 from sparsecl.model.config import ModelShape, padded_vocabulary
-from sparsecl.model.memory import Layout, RankMemory
+from sparsecl.model.memory import Layout, RankMemory, logit_bytes
 from sparsecl.planning.machines import Machine
 
 GIB = 2**30
@@ -107,9 +107,8 @@ def fit(
     backward = memory.activations + memory.transient + extra.buckets + extra.gathered
     peak = memory.state - on_host + max(backward, extra.update)
     fragments, context = round(peak * FRAGMENTS), round(machine.context_gib * GIB)
-    tokens = layout.num_tokens(shape)
     rows = padded_vocabulary(vocab_size, layout.tp_size) // layout.tp_size
-    logits = (3 if layout.tp_size == 1 else 1) * 4 * tokens * rows
+    logits = logit_bytes(shape, rows, layout)
     return Fit(
         memory=memory,
         buffers=extra,

@@ -24,7 +24,8 @@ BACKWARD = 2
 """Backward over forward, in bytes of elementwise work and in FLOPs of products."""
 
 # Bytes of a logit: written and read in the model's precision, made fp32, softmax in and out, its
-# gradient in and out, and back. fp32 models spare the two conversions.
+# gradient in and out, and back; in chunks (model/chunked.py) it is read for its largest and scaled
+# in place, which are as many. fp32 models spare the two conversions.
 LOGIT_BYTES = {"bf16": 38, "fp16": 38, "fp32": 28}
 
 # A parameter in the optimizer: fp32 master and two moments in and out, fp32 gradient in, low
@@ -81,6 +82,8 @@ class Work:
     activation_checkpointing: bool = False
     sequence: bool = False
     compiled: bool = False
+    loss_chunk: int = 0
+    """See Layout.loss_chunk."""
 
     @property
     def element(self) -> int:
@@ -205,8 +208,13 @@ def elementwise_bytes(work: Work) -> float:
 
 
 def logit_bytes(work: Work) -> float:
-    """Of one micro-batch."""
-    return LOGIT_BYTES[work.precision] * work.tokens * work.vocab_local
+    """Of one micro-batch; the gradient of the head, to which each chunk adds, included."""
+    logits = LOGIT_BYTES[work.precision] * work.tokens * work.vocab_local
+    if not work.loss_chunk:
+        return logits
+    chunks = -(-work.tokens // work.loss_chunk)
+    added = 8 + (2 * work.element if work.element < 4 else 0)
+    return logits + chunks * added * work.vocab_local * work.shape.width
 
 
 def pass_storage_bytes(work: Work) -> float:

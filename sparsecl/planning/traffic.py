@@ -99,6 +99,9 @@ class Exchange:
     bucket: int = 500_000_000
     """Elements of a bucket."""
 
+    loss_chunk: int = 0
+    """See Layout.loss_chunk."""
+
     activation_checkpointing: bool = False
     sequence: bool = False
     """Positions are spread over tp ranks between the linears (parallel.sequence)."""
@@ -149,9 +152,12 @@ def _tensor_parallel(given: Exchange) -> list[Flow]:
         return []
     tokens = given.micro * given.shape.context
     stream = given.element * tokens * given.shape.width
-    losses = Flow(
-        "losses", "tp", "all_reduce", given.accumulation * 3 * 4 * tokens, given.accumulation * 3
-    )
+    of_losses, times = given.accumulation * 3 * 4 * tokens, given.accumulation
+    if given.loss_chunk:
+        times *= -(-tokens // given.loss_chunk)
+        losses = Flow("losses", "tp", "all_gather", of_losses, times)
+    else:
+        losses = Flow("losses", "tp", "all_reduce", of_losses, 3 * times)
     if given.sequence:
         return [*_spread_activations(given, stream), losses]
     # A block that is made again repeats its first sum; the last one, which nobody needs, is not.

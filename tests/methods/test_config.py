@@ -1,6 +1,7 @@
 """What the methods of a config say of themselves before anything is built."""
 
 from dataclasses import replace
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -47,9 +48,15 @@ from sparsecl.methods.plasticity.config import (
     UpgdConfig,
 )
 from sparsecl.methods.sparse_cl.config import AfafConfig, DstClConfig, SparclConfig
+from sparsecl.methods.table import METHODS, build_methods
 from sparsecl.sparse.sizes import RankSizes
 from sparsecl.topology.layer import LayerShape
 
+BLOCKS = {
+    name: next(kind for kind in get_args(hint) if kind is not type(None))
+    for name, hint in get_type_hints(MethodsConfig).items()
+    if name in METHODS
+}
 LAYERS = (
     LayerShape("layers.0.attention.q", "q", 8, 4),
     LayerShape("layers.0.mlp.up", "up", 16, 4),
@@ -249,6 +256,19 @@ def test_bytes_of_a_memory_by_hand():
         update=4 * 300,
         host=40 * 16,
     )
+
+
+@pytest.mark.parametrize("block", METHODS)
+def test_a_config_says_whether_its_method_asks_for_logits(block):
+    """The ledger counts logits by the former, a run keeps them by the latter."""
+    config, asks = BLOCKS[block](), block in ("derpp", "lwf", "wscl")
+    assert config.keeps_logits == METHODS[block](config).needs_outputs == asks
+
+
+def test_distillation_of_no_weight_asks_for_none():
+    config = MethodsConfig(lwf=LwfConfig(alpha=0.0))
+    assert not config.keeps_logits and not build_methods(config).needs_outputs
+    assert MethodsConfig(lwf=LwfConfig(), ewc=EwcConfig()).keeps_logits
 
 
 def test_runs_without_the_new_keys_keep_their_digest():

@@ -173,6 +173,24 @@ def test_activations_by_hand(checkpointing):
     assert found.transient == max(in_block, in_head, at_the_end)
 
 
+@pytest.mark.parametrize(("precision", "e"), [("fp32", 4), ("bf16", 2)])
+def test_a_loss_in_chunks_by_hand(precision, e):
+    def at(**changes):
+        layout = Layout(zero_stage=0, precision=precision, micro=300, **changes)
+        return ledger(layout=layout)
+
+    low = e if e < 4 else 0
+    norm = 2 * e * 1200 * 8 + 8 * 1200  # in and out of 1200 tokens, and two numbers of each
+    # Logits and softmax of 100 tokens; gradients of features and of the head's 128 rows, in fp32.
+    in_head = norm + (8 + low) * 100 * 128 + e * 1200 * 8 + (4 + low) * 128 * 8
+    in_block = e * 1200 * (8 + 32) + e * (32 * 8 + 128 * 8)
+    found = at(loss_chunk=100)
+    assert found.transient == max(in_head, in_block)
+    assert found.activations == at().activations
+    assert at(loss_chunk=1200).transient == at(loss_chunk=5000).transient
+    assert at().transient == norm + 3 * 4 * 1200 * 128
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_spread_positions_by_hand(checkpointing):
     layout = Layout(

@@ -9,7 +9,7 @@ import torch
 from sparsecl import dist
 from sparsecl.model.build import build_gpt
 from sparsecl.model.config import ModelConfig
-from sparsecl.model.vocabulary import best_token, cross_entropy
+from sparsecl.model.entropy import best_token, cross_entropy
 from sparsecl.sparse.parallel import (
     copy_to_tensor_parallel,
     enter_tensor_parallel,
@@ -26,8 +26,11 @@ TP_SIZE = 2
 VOCABULARIES = (100, 50)
 
 
-def run_model(vocab_size, activation_checkpointing=False, length=16, sequence=False):
-    """Weights, gradients, losses and answers of this process on texts of `length` tokens."""
+def run_model(vocab_size, activation_checkpointing=False, length=16, sequence=False, chunk=0):
+    """Weights, gradients, losses and answers of this process on texts of `length` tokens.
+
+    chunk: tokens of a chunk of the loss; 0 = whole.
+    """
     config = ModelConfig(
         preset=None,
         layers=2,
@@ -41,8 +44,14 @@ def run_model(vocab_size, activation_checkpointing=False, length=16, sequence=Fa
     text = torch.randint(vocab_size, (3, length + 1), generator=torch.Generator().manual_seed(0))
     tokens, targets = text[:, :-1], text[:, 1:].clone()
     targets[0, :5] = -1
-    loss, _ = model(tokens, targets)
-    (loss.sum() / (targets >= 0).sum()).backward()
+    model.loss_chunk = chunk
+    if chunk:
+        weight = torch.full((3,), targets.numel() / float((targets >= 0).sum()))
+        loss, _, mean = model(tokens, targets, weight=weight)
+    else:
+        loss, _ = model(tokens, targets)
+        mean = loss.sum() / (targets >= 0).sum()
+    mean.backward()
     model.eval()
     # Targets that are likely, so that some answers are correct.
     with torch.no_grad():
@@ -135,6 +144,9 @@ def worker(rank: int, port: int, folder: str) -> None:
             "spread": run_model(100, sequence=True),
             "spread, padding": run_model(50, sequence=True),
             "spread, recomputed": run_model(100, activation_checkpointing=True, sequence=True),
+            "chunks": run_model(100, chunk=7),
+            "chunks, spread": run_model(100, chunk=64, sequence=True),
+            "chunks, padding": run_model(50, chunk=1),
             # 13 positions do not divide over two ranks: this pass is not spread.
             "short": run_model(100, length=13, sequence=True),
             "logits": cross_entropy(
@@ -179,9 +191,10 @@ def test_two_ranks_equal_one(tmp_path):
     parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(TP_SIZE)]
     for size in VOCABULARIES:
         assert_same_model([part[str(size)] for part in parts], run_model(size))
-    for name in ("recomputed", "spread", "spread, recomputed"):
+    for name in ("recomputed", "spread", "spread, recomputed", "chunks", "chunks, spread"):
         assert_same_model([part[name] for part in parts], run_model(100))
-    assert_same_model([part["spread, padding"] for part in parts], run_model(50))
+    for name in ("spread, padding", "chunks, padding"):
+        assert_same_model([part[name] for part in parts], run_model(50))
     assert_same_model([part["short"] for part in parts], run_model(100, length=13))
     lone = cross_entropy(tied_logits(), torch.tensor([[5, -1]]))
     assert lone[0, 1] == 0

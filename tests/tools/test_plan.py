@@ -100,6 +100,22 @@ def test_roofline_by_hand():
     assert slower.step == pytest.approx(2 * sum(parts) + 1.5e-3)
 
 
+def test_chunks_of_the_loss_add_to_the_gradient_of_the_head_by_hand():
+    def losses(chunk):
+        overrides = ("model.context=256", "parallel.tensor=2", "batch.micro=8")
+        made = planned(*overrides, f"speed.loss_chunk={chunk}", gpus=2, gpu="h200")
+        (flow,) = [flow for flow in made.traffic if flow.what == "losses"]
+        return flow.collective, flow.calls, flow.handed / made.schedule.accumulation
+
+    # Three numbers of 2048 tokens travel, once for each chunk or once each.
+    whole, cut = losses(0), losses(1000)
+    assert (whole[0], cut[0]) == ("all_reduce", "all_gather") and cut[1] == whole[1]
+    assert whole[2] == cut[2] == 3 * 4 * 2048
+    # 1000 tokens in 4 chunks; bf16 products [50, width] written and read, a sum in fp32 in and out.
+    added = roofline.logit_bytes(replace(WORK, loss_chunk=300)) - roofline.logit_bytes(WORK)
+    assert added == 4 * 12 * 50 * WORK.shape.width
+
+
 def test_gradients_hide_behind_the_last_backward_pass():
     flow = Flow("gradients", "dp", "all_reduce", handed=10_000_000, calls=1)
     found = roofline.step_time(WORK, PLAIN, Wiring(PLAIN, 1, 4), [flow], overlap=True)
@@ -133,12 +149,12 @@ def test_spread_positions_move_other_bytes_of_equal_number():
         [(flow.what, flow.collective) for flow in made.traffic if flow.axis == "tp"]
         for made in (whole, spread)
     ]
-    assert kinds[0] == [("activations", "all_reduce"), ("losses", "all_reduce")]
+    assert kinds[0] == [("activations", "all_reduce"), ("losses", "all_gather")]
     assert kinds[1] == [
         ("activations", "all_gather"),
         ("activations", "reduce_scatter"),
         ("gains", "all_reduce"),
-        ("losses", "all_reduce"),
+        ("losses", "all_gather"),
     ]
     sent = [sum(f.wire(2) for f in m.traffic if f.axis == "tp") for m in (whole, spread)]
     assert sent[0] < sent[1] < 1.05 * sent[0]  # gradients of positions and of gains come on top

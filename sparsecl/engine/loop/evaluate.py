@@ -159,13 +159,15 @@ def mean_gradients(
         watchdog.beat("gradients for a method")
         here, weight = places[begin : begin + size], counted[begin : begin + size]
         tokens = torch.from_numpy(rows[here]).to(dist.device())
+        wanted = torch.from_numpy(np.ones_like(weight) if each else weight).to(tokens.device)
+        counts = float(weight[0]) if each else 1.0
         # The module, not the engine: the engine's outputs only run backward through the engine.
-        outputs = forward(engine.module, tokens, with_logits=of is not None)
-        losses = outputs.losses if of is None else of(outputs, here)
-        if each:
-            loss, counts = losses.mean(), float(weight[0])
+        if of is None:
+            mean = engine.module(tokens[:, :-1], tokens[:, 1:], weight=wanted)[2]
         else:
-            loss, counts = losses.mean(1).mul(torch.from_numpy(weight).to(losses)).sum(), 1.0
+            outputs = forward(engine.module, tokens, with_logits=True)
+            mean = (of(outputs, here).mean(1) * wanted).mean()
+        loss = mean * len(here)
         gradients = torch.autograd.grad(loss * scale, list(params.values()))
         for name, gradient in zip(params, gradients, strict=True):
             value = gradient.float().div_(scale)

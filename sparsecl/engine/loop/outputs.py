@@ -35,7 +35,7 @@ class ForwardOutputs:
     """Implements methods.context.Outputs."""
 
     losses: torch.Tensor
-    """fp32 [B, T], nats, with its graph."""
+    """fp32 [B, T], nats; with their graph if logits are kept."""
 
     kept: Logits | None = None
 
@@ -92,6 +92,22 @@ def forward(model: Any, tokens: torch.Tensor, *, with_logits: bool) -> ForwardOu
     losses, _, values = model(tokens[:, :-1], tokens[:, 1:], with_logits=True)
     embedding: VocabularyEmbedding = getattr(model, "module", model).embedding
     return ForwardOutputs(losses, Logits(values, embedding.vocab_start_index, embedding.vocab_size))
+
+
+def forward_batch(
+    model: Any, tokens: torch.Tensor, batch: Batch, *, with_logits: bool
+) -> tuple[ForwardOutputs, torch.Tensor]:
+    """Score a micro-batch. Collective as `forward`.
+
+    Returns:
+        What methods see of it, and the loss of its rows to go backward from.
+    """
+    if with_logits:
+        outputs = forward(model, tokens, with_logits=True)
+        return outputs, weighted_mean(outputs.losses, batch)
+    weight = torch.from_numpy(batch.weight).to(tokens.device)
+    losses, _, mean = model(tokens[:, :-1], tokens[:, 1:], weight=weight)
+    return ForwardOutputs(losses), mean
 
 
 def weighted_mean(losses: torch.Tensor, batch: Batch) -> torch.Tensor:

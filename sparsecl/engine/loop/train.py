@@ -19,7 +19,7 @@ from sparsecl.data.prepare import PreparedData
 from sparsecl.engine.build import Built
 from sparsecl.engine.loop.context import RunContext
 from sparsecl.engine.loop.evaluate import evaluate_domains
-from sparsecl.engine.loop.outputs import forward, weighted_mean
+from sparsecl.engine.loop.outputs import forward_batch
 from sparsecl.engine.loop.phase_data import Stream, phase_stream
 from sparsecl.engine.loop.prefetch import BatchPlace, Prefetcher, place_indices, row_reader
 from sparsecl.engine.loop.step import Looks, take_step
@@ -322,8 +322,8 @@ class Trainer:
                 tokens = self.loader.tokens(read, batch.rows)
             watchdog.beat(f"step {self.step + 1}, forward of micro-batch {micro_step}")
             with self.monitor.stragglers.forward():
-                outputs = forward(self.built.engine, tokens, with_logits=self.methods.needs_outputs)
-                loss = weighted_mean(outputs.losses, batch)
+                whole = self.methods.needs_outputs
+                outputs, loss = forward_batch(self.built.engine, tokens, batch, with_logits=whole)
             if faults.armed():
                 factor = torch.ones(1, device=loss.device)
                 faults.point("loss", tensors=[factor], step=self.step + 1)

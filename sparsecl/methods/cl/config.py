@@ -141,6 +141,10 @@ class DerppConfig(ReplayConfig):
     """Weight, within alpha's term, of the squared change of the logsumexp of all logits."""
 
     @property
+    def keeps_logits(self) -> bool:
+        return True
+
+    @property
     def replayed_share(self) -> float:
         return self.share * sum(weight > 0.0 for weight in (self.alpha, self.beta))
 
@@ -202,6 +206,10 @@ class LwfConfig(MethodConfig):
                 "a method of the run moves live weights, and after a resume the model of the phase "
                 f"before would be on another graph. Leave out one of {', '.join(run.others)}."
             )
+
+    @property
+    def keeps_logits(self) -> bool:
+        return self.alpha > 0.0
 
     def memory(self, rank: RankSizes) -> MethodMemory:
         if not self.alpha:
