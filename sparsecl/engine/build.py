@@ -75,6 +75,7 @@ def build(
         topologies=topologies,
         backends=backends,
         sequence=config.parallel.sequence,
+        shape=config.shape,
     )
     methods.attach(GptSide(model, config.seed), num_phases)
     if config.speed.compile:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sparsecl import dist
 from sparsecl.errors import UserError
+from sparsecl.model.columns import Heard, Lateral
 from sparsecl.model.gpt import GPT, Block, Norm, sum_of_parts
 from sparsecl.sparse import kernels
 from sparsecl.sparse.linear import SparseLinear, live_product
@@ -40,8 +41,7 @@ def compile_blocks(model: GPT, *, backend: str = "inductor") -> None:
     """
     if backend == "inductor":
         _check_compiler()
-    for block in model.layers:
-        assert isinstance(block, Block)
+    for block in [part for part in model.modules() if isinstance(part, Block)]:
         _leave_out(block)
         _replace_forward(block, backend)
 
@@ -52,10 +52,12 @@ def _replace_forward(block: Block, backend: str) -> None:
     # shapes came before, and a resumed run would round differently.
     compiled: Any = torch.compile(eager, dynamic=False, backend=backend)
 
-    def forward(x: Tensor, spread: bool = False, angles: Tensor | None = None) -> Tensor:
+    def forward(
+        x: Tensor, spread: bool = False, angles: Tensor | None = None, heard: Heard = ()
+    ) -> Tensor:
         # A hook inside the block would not be called from the graph, a tap is not in it.
         fit = torch.is_grad_enabled() and not _is_watched(block)
-        return compiled(x, spread, angles) if fit else eager(x, spread, angles)
+        return compiled(x, spread, angles, heard) if fit else eager(x, spread, angles, heard)
 
     own: Any = block
     own.forward = forward
@@ -80,6 +82,9 @@ def _leave_out(block: Block) -> None:
     for part in block.modules():
         if isinstance(part, SparseLinear):
             part.product, part.rearrange = _outside(live_product), _outside(arrange)
+            part.exchange = _same if alone else _outside(leave_tensor_parallel)
+        if isinstance(part, Lateral):
+            part.enter = _same if alone else _outside(enter_tensor_parallel)
             part.exchange = _same if alone else _outside(leave_tensor_parallel)
         if isinstance(part, SparseLinear | Norm | LowRank):
             part.share = _outside(summed_gradient)

@@ -134,12 +134,12 @@ def checkpoint_bytes(subject: Subject, schedule: Schedule, num_moments: int) -> 
     counts = subject.counts
     whole = subject.config.topology.role == "update"
     kept = counts.total if whole else counts.live
-    shapes = {layer.name: layer for layer in layer_shapes(subject.config.model.resolved())}
+    shapes = {layer.name: layer for layer in layer_shapes(subject.config.shape)}
     masks = sum(shapes[name].num_cells // 8 for name in subject.topologies)
     # Padding rows of the embedding are saved with it.
-    width, vocab = subject.config.model.resolved().width, vocabulary(subject.config)
+    width, vocab = subject.config.shape.width, vocabulary(subject.config)
     rows = padded_vocabulary(vocab, subject.config.parallel.tensor) - vocab
-    rows *= 1 if subject.config.model.resolved().tied else 2
+    rows *= 1 if subject.config.shape.tied else 2
     trained = {phase.domain for phase in schedule.phases} - {JOINT}
     references = len(trained) * subject.config.eval.kl_tokens * BYTES_PER_TOKEN
     return 4 * (1 + num_moments) * (kept + rows * width) + masks + references
@@ -168,7 +168,7 @@ def _possible(config: RunConfig, gpus: int) -> tuple[RunConfig, list[str]]:
 
 def _sizes(subject: Subject, config: RunConfig) -> list[int]:
     return parameter_sizes(
-        config.model.resolved(),
+        config.shape,
         vocabulary(config),
         subject.topologies,  # type: ignore[arg-type]
         config.topology,

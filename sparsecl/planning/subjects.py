@@ -116,7 +116,7 @@ def _stated_counts(config: RunConfig) -> dict[str, LiveCounts] | None:
     topology = config.topology
     if topology.kind != "er_fixed" or topology.block or config.parallel.tensor > 1:
         return None
-    shapes = layer_shapes(config.model.resolved())
+    shapes = layer_shapes(config.shape)
     densities = allocate(topology, shapes)
     counts = {
         s.name: LiveCounts(round(densities[s.name] * s.num_cells), None, None) for s in shapes
