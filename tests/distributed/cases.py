@@ -161,6 +161,7 @@ def assemble(
         vocab_size=data.tokenizer.vocab_size,
         seed=config.seed,
         sequence=config.parallel.sequence,
+        shape=config.shape,
     )
     methods = build_methods(config.methods)
     methods.attach(GptSide(model, config.seed), len(schedule.phases))
