@@ -187,15 +187,14 @@ CASES = {
         ProgressiveReference,
         ("methods.progressive={rank: 6}", "phases.order=[a, b, a]", "phases.steps=7"),
     ),
-    "progressive, packed": Case(
-        ProgressiveReference,
-        ("methods.progressive={rank: 6}",),
-        run=("topology.storage=packed",),
-    ),
     "progressive, spread": Case(
         ProgressiveReference,
         ("methods.progressive={rank: 6}",),
-        run=("parallel.sequence=true", "model.activation_checkpointing=true"),
+        run=(
+            "parallel.sequence=true",
+            "model.activation_checkpointing=true",
+            "topology.storage=packed",
+        ),
     ),
     "replay": Case(ReplayReference, ("methods.replay={sequences: 64, share: 0.5}",)),
     "sleep_replay": Case(SleepReplayReference, (SLEEP,)),
@@ -284,7 +283,6 @@ PARTS = {
     "dst_cl, gradient": ("zero2", 2, 1),
     "sparcl, all": ("zero3", 1, 2),
     "hst, packed": ("zero2", 2, 1),
-    "progressive, packed": ("zero2", 2, 1),
     "progressive, spread": ("zero3", 2, 1),
     "hst, dense": ("zero3", 1, 2),
     "wscl, described": ("zero2", 2, 1),
