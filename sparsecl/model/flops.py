@@ -140,7 +140,7 @@ def training_flops_per_token(
     forward_only = sum(share * place for place, share in enumerate(shares))
     attention = 4 * shape.layers * shape.width * shape.context
     fixed = 6 * (counts.embedding // columns + counts.added_multiplied) + 3 * attention
-    fixed += round(forward_only * attention + _heard(shape, shares))
+    fixed += round(forward_only * attention + heard_flops(shape, shares))
     # In role "update" every weight takes part in forward and dX, only dW is sparse.
     used = counts.masked_live if role == "topology" else counts.masked_total
     executed = counts.masked_total if multiplied is None else multiplied
@@ -166,7 +166,7 @@ def column_shares(shape: ModelShape, phases: Sequence[int]) -> list[float]:
     return [num / sum(steps) for num in steps]
 
 
-def _heard(shape: ModelShape, shares: Sequence[float]) -> float:
+def heard_flops(shape: ModelShape, shares: Sequence[float]) -> float:
     """FLOPs per token of what columns hear of those before them."""
     cells = [
         sum(
