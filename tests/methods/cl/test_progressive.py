@@ -6,6 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from sparsecl import config as configs
+from sparsecl.engine.run_config import RunConfig
+from sparsecl.engine.schedule import make_schedule
+from sparsecl.errors import UserError
 from sparsecl.methods.cl.config import ProgressiveConfig
 from sparsecl.methods.cl.progressive import Progressive
 from sparsecl.methods.config import MethodsConfig
@@ -111,3 +115,13 @@ def test_columns_of_a_run():
     assert methods.about((), 3, 700) == {
         "progressive": {"flags": "I B F X C", "extra_parameters": 700}
     }
+
+
+def test_more_phases_than_columns_are_refused_before_any_work():
+    domains = "data.domains=[{name: a, source: synthetic}, {name: b, source: synthetic}]"
+    overrides = [domains, "methods.progressive={num_columns: 1}"]
+    with pytest.raises(UserError, match=r"methods.progressive.num_columns=1: the run has 2 phases"):
+        make_schedule(configs.load(RunConfig, None, overrides), world_size=1)
+    config = configs.load(RunConfig, None, [domains, "methods.progressive={rank: 4}"])
+    assert (config.shape.columns, config.shape.lateral) == (2, 4)
+    assert make_schedule(config, world_size=1).shape == config.shape
