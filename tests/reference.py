@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparsecl.model.shapes import is_vocabulary
+
 
 class ReferenceGPT:
     """Plain parameters under sparsecl's names."""
@@ -34,7 +36,7 @@ class ReferenceGPT:
             theta: base of rotary angles, where there are no positions.weight.
         """
         self.params = {name: nn.Parameter(value.detach().clone()) for name, value in state.items()}
-        for name in {"embedding.weight", "head.weight"} & set(state) if vocab_size else ():
+        for name in filter(is_vocabulary, state) if vocab_size else ():
             self.params[name] = nn.Parameter(state[name].detach()[:vocab_size].clone())
         self.masks, self.heads = masks, heads
         self.gelu, self.eps, self.theta = "tanh" if tanh else "none", eps, theta

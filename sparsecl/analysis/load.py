@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,9 +27,9 @@ from sparsecl.data.config import DataConfig, TokenizerConfig
 from sparsecl.data.prepare import PreparedData, prepare
 from sparsecl.errors import DataError, MissingInputError
 from sparsecl.model.build import build_gpt
-from sparsecl.model.config import ModelConfig
+from sparsecl.model.config import ModelConfig, ModelShape
 from sparsecl.model.gpt import GPT
-from sparsecl.model.shapes import VOCABULARY, layer_shapes
+from sparsecl.model.shapes import is_vocabulary, layer_shapes
 from sparsecl.sparse.registry import sparse_parameters
 from sparsecl.topology.build import build_topologies
 from sparsecl.topology.config import TopologyConfig
@@ -78,6 +79,7 @@ def load_model(
     vocab_size: int,
     seed: int,
     device: torch.device | None = None,
+    shape: ModelShape | None = None,
 ) -> GPT:
     """The model of a whole checkpoint, in fp32; this tp rank's share of it. Local.
 
@@ -86,6 +88,8 @@ def load_model(
         topology: its storage is kept; the backend is dense.
         seed: of the run; decides the masks only where the checkpoint holds none (role update).
         device: None = a GPU where there is one.
+        shape: that of the config, with the columns of the run, of which the one that was trained
+            last is open; None = with one.
 
     Raises:
         DataError: if the checkpoint is of another model or topology.
@@ -97,9 +101,12 @@ def load_model(
         options,
         vocab_size=vocab_size,
         seed=seed,
-        topologies=_topologies(reader, model, options, seed),
+        topologies=_topologies(reader, shape or model.resolved(), options, seed),
+        shape=shape,
     )
     _fill(built, reader)
+    if built.columns is not None:
+        built.columns.open = _trained_last(reader.manifest.state)
     return built.to(device or dist.device())
 
 
@@ -160,12 +167,12 @@ def _run_of(checkpoint: Path) -> Path:
 
 
 def _topologies(
-    reader: Reader, model: ModelConfig, topology: TopologyConfig, seed: int
+    reader: Reader, shape: ModelShape, topology: TopologyConfig, seed: int
 ) -> Mapping[str, LayerTopology]:
     """The live sets, by layer name."""
     if topology.kind == "dense":
         return {}
-    shapes = layer_shapes(model.resolved())
+    shapes = layer_shapes(shape)
     if topology.role == "update":
         return build_topologies(
             topology,
@@ -175,14 +182,21 @@ def _topologies(
             open_run=TrainedWeights,
         )
     found = {name.removesuffix(".weight"): live for name, live in reader.topologies.items()}
-    for shape in shapes:
-        live = found.get(shape.name)
+    for layer in shapes:
+        live = found.get(layer.name)
         if live is None or (live.out_features, live.in_features) != (
-            shape.out_features,
-            shape.in_features,
+            layer.out_features,
+            layer.in_features,
         ):
-            raise DataError(f"{reader.folder}: holds no topology of {shape.name} for this config")
+            raise DataError(f"{reader.folder}: holds no topology of {layer.name} for this config")
     return found
+
+
+def _trained_last(state: Mapping[str, Any]) -> int:
+    """The phase whose steps are in a checkpoint; 0 if none are."""
+    position = state.get("position", {})
+    phase, phase_step = position.get("phase", 0), position.get("phase_step", 0)
+    return max(phase - (phase_step == 0), 0)
 
 
 @torch.no_grad()
@@ -195,7 +209,7 @@ def _fill(model: GPT, reader: Reader) -> None:
         raise DataError(f"{reader.folder}: its parameters are not those of this config: {other}")
     for name, param in params.items():
         value = reader.read(MASTER, name)
-        if name in VOCABULARY:
+        if is_vocabulary(name):
             value = _real_rows(value, model)
         value = _local(value, param)
         wanted = linears[name].local_shape if name in linears else param.shape

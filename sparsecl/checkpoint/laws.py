@@ -29,7 +29,7 @@ from sparsecl.checkpoint.published import PUBLISHED, is_foreign
 from sparsecl.checkpoint.reader import Reader
 from sparsecl.checkpoint.topologies import TOPOLOGY_FILE
 from sparsecl.errors import UserError, reason
-from sparsecl.model.shapes import VOCABULARY
+from sparsecl.model.shapes import is_vocabulary
 from sparsecl.topology.layer import LayerTopology
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -102,7 +102,7 @@ def check_laws(
         positive = {NOT_NEGATIVE, *(state.not_negative(manifest) if state else ())}
         padding, frozen = _first_padded(manifest.state), frozen_weights(manifest)
         for key, name in keys(reader):
-            padded = padding if name in VOCABULARY else None
+            padded = padding if is_vocabulary(name) else None
             problems += _values(reader, key, name, padded, key in positive)
             if key in MOMENTS and name in frozen:
                 problems += _moments_of_frozen(reader, key, name, frozen[name])

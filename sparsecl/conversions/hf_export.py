@@ -50,7 +50,13 @@ def run(args: argparse.Namespace) -> int:
     state = reader.manifest.state
     config = config_of(found, state)
     tokenizer = tokenizer_of(args, config, state)
-    shape = config.model.resolved()
+    shape = config.shape
+    if shape.columns > 1:
+        raise UserError(
+            f"{found.folder}: its model has {shape.columns} columns that hear each other, and "
+            "transformers has no such model. `convert.py consolidate` writes all of its weights to "
+            "one file, and tools/sample.py reads the checkpoint."
+        )
     vocab_size = tokenizer.vocab_size if tokenizer else int(state["vocab_size"])
     note: str | None = "the checkpoint knows of no tokenizer"
     masters = [(MASTER, name) for name in reader.manifest.parameters]

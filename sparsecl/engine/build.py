@@ -76,6 +76,7 @@ def build(
         backends=backends,
         sequence=config.parallel.sequence,
         loss_chunk=config.speed.loss_chunk,
+        shape=config.shape,
     )
     methods.attach(GptSide(model, config.seed), num_phases)
     if config.speed.compile:

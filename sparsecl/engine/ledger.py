@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from sparsecl.engine.run_config import RunConfig
-from sparsecl.engine.schedule import Schedule, num_phases
+from sparsecl.engine.schedule import Schedule
 from sparsecl.methods.facts import AddedParameter, MethodMemory
 from sparsecl.methods.work import LayerWork, MethodWork, RunWork
 from sparsecl.model.flops import (
     Counted,
     ParameterCounts,
     TrainingFlops,
+    column_shares,
     count_parameters,
     multiplied_weights,
     training_flops_per_token,
@@ -89,7 +90,11 @@ def flops(
     chosen = dict.fromkeys(topologies, backend) if backend != "auto" else dict(backends or {})
     multiplied = multiplied_weights(schedule.shape, topologies, chosen)
     per_token = training_flops_per_token(
-        schedule.shape, counts, role=topology.role, multiplied=multiplied
+        schedule.shape,
+        counts,
+        role=topology.role,
+        multiplied=multiplied,
+        shares=column_shares(schedule.shape, [phase.num_steps for phase in schedule.phases]),
     )
     tokens, work = schedule.num_steps * schedule.tokens_per_step, MethodWork()
     if topologies:
@@ -126,12 +131,20 @@ def count(config: RunConfig, vocab_size: int, topologies: Mapping[str, Counted])
     """Parameters of the global model with the parts that methods add."""
     added = _added(config).values()
     return count_parameters(
-        config.model.resolved(),
+        config.shape,
         vocab_size,
         topologies,
         added=sum(parameter.num_elements for parameter in added),
         added_multiplied=sum(parameter.num_multiplied for parameter in added),
     )
+
+
+def in_columns(config: RunConfig, vocab_size: int, topologies: Mapping[str, Counted]) -> int:
+    """Live parameters of the columns after the first."""
+    shape, own = config.shape, count(config, vocab_size, topologies).live
+    first = replace(shape, columns=1, lateral=0)
+    added = sum(parameter.num_elements for parameter in _added(config).values())
+    return own - added - count_parameters(first, vocab_size, topologies).live
 
 
 def added_sizes(config: RunConfig) -> list[int]:
@@ -152,12 +165,12 @@ def rank_memory(
     backends: Mapping[str, BackendName] | None = None,
 ) -> Held:
     """The ledger of the fullest rank. Arguments as for `memory_per_rank`."""
-    shape, added = config.model.resolved(), added_sizes(config)
+    shape, added = config.shape, added_sizes(config)
     of = (shape, vocab_size, topologies, config.topology, layout)
     memory = memory_per_rank(*of, backends=backends, added=added)
     if not config.methods.used():
         return Held(memory, MethodMemory())
-    sizes = rank_sizes(*of, backends=backends, added=added, num_phases=num_phases(config))
+    sizes = rank_sizes(*of, backends=backends, added=added, num_phases=config.num_phases)
     kept = config.methods.kept(sizes)
     memory = replace(
         memory,
@@ -169,5 +182,5 @@ def rank_memory(
 
 
 def _added(config: RunConfig) -> Mapping[str, AddedParameter]:
-    layers = layer_shapes(config.model.resolved())
-    return config.methods.parameters(layers, num_phases(config))
+    layers = layer_shapes(config.shape)
+    return config.methods.parameters(layers, config.num_phases)

@@ -1,6 +1,6 @@
 """The run config: every part's own config joined, and nothing else."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt
@@ -10,7 +10,7 @@ from sparsecl.config import younger
 from sparsecl.data.config import DataConfig, TokenizerConfig
 from sparsecl.engine.speed_config import SpeedConfig
 from sparsecl.methods.config import MethodsConfig
-from sparsecl.model.config import ModelConfig
+from sparsecl.model.config import ModelConfig, ModelShape
 from sparsecl.optim.config import AuditConfig, OptimizerConfig, ScheduleConfig, StageConfig
 from sparsecl.topology.config import TopologyConfig
 from sparsecl.wandb_run import WandbConfig
@@ -274,3 +274,14 @@ class RunConfig:
             raise ValueError(
                 f"name must be made of letters, digits, '.', '_' and '-', got {self.name!r}"
             )
+
+    @property
+    def num_phases(self) -> int:
+        """Phases that the run will have."""
+        return 1 if self.phases.joint else len(self.phases.order or self.data.domains)
+
+    @property
+    def shape(self) -> ModelShape:
+        """The sizes of the model, with the columns that a method gives it."""
+        columns, lateral = self.methods.columns(self.num_phases)
+        return replace(self.model.resolved(), columns=columns, lateral=lateral)

@@ -62,7 +62,11 @@ class RunStart:
         if not new:
             return
         density = {"masked": counts.density_masked, "model": counts.density_model}
-        methods = config.methods.about(layer_shapes(self.schedule.shape), len(self.schedule.phases))
+        methods = config.methods.about(
+            layer_shapes(self.schedule.shape),
+            len(self.schedule.phases),
+            ledger.in_columns(config, self.data.tokenizer.vocab_size, built.topologies),
+        )
         log.record(
             "run",
             sealed=True,

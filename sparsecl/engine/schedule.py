@@ -89,7 +89,7 @@ def make_schedule(config: RunConfig, *, world_size: int) -> Schedule:
             f"parallel.tensor={tensor} does not divide the number of processes, {world_size}. "
             f"Start a multiple of {tensor} processes, or lower parallel.tensor."
         )
-    shape = config.model.resolved()
+    shape = config.shape
     check_tensor_parallel(shape, tensor, sequence=config.parallel.sequence)
     if config.optimizer.kind == "muon" and config.topology.storage == "packed":
         raise UserError(
@@ -126,12 +126,6 @@ def make_schedule(config: RunConfig, *, world_size: int) -> Schedule:
         accumulation=accumulation(config.batch.sequences, micro, dp_size),
         tokens_per_step=tokens_per_step,
     )
-
-
-def num_phases(config: RunConfig) -> int:
-    """Phases that the run will have."""
-    phases = config.phases
-    return 1 if phases.joint else len(phases.order or config.data.domains)
 
 
 def rank_layout(config: RunConfig, schedule: Schedule, deepspeed: Resolved, *, gpu: bool) -> Layout:
@@ -190,7 +184,7 @@ def _check_methods(config: RunConfig, micro: int, num_phases: int) -> None:
             num_phases=num_phases,
             micro=micro,
             optimizer=config.optimizer.kind,
-            layers=tuple(layer_shapes(config.model.resolved())),
+            layers=tuple(layer_shapes(config.shape)),
             others=tuple(other for other in used if other != name),
             freezing=tuple(o for o, its in used.items() if o != name and "F" in its.flags),
             rewires=config.methods.rewires,

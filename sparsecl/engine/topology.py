@@ -36,7 +36,7 @@ def draw_topologies(config: RunConfig) -> dict[str, LayerTopology]:
             if a slice would cut tiles, if a file of the topology is not what it must be, or if a
             layer is too small for a method. The same on every rank, whichever slice it holds.
     """
-    shapes = layer_shapes(config.model.resolved())
+    shapes = layer_shapes(config.shape)
     found = build_topologies(
         config.topology,
         shapes,
@@ -52,15 +52,14 @@ def draw_topologies(config: RunConfig) -> dict[str, LayerTopology]:
 
 def _check_live(config: RunConfig, topologies: Mapping[str, LayerTopology]) -> None:
     """Let every method refuse layers that are too small for it."""
-    shapes = layer_shapes(config.model.resolved())
+    shapes = layer_shapes(config.shape)
     live = {
         shape.name: topologies[shape.name].num_live if topologies else shape.num_cells
         for shape in shapes
     }
-    num_phases = len(config.phases.order or config.data.domains)
     for name, block in config.methods.used().items():
         try:
-            block.check_layers(live, num_phases, shapes)
+            block.check_layers(live, config.num_phases, shapes)
         except ValueError as error:
             raise UserError(error_text(name, block, error)) from None
 

@@ -52,6 +52,7 @@ def load(path: Path | str, *, cache: Path | str | None = None) -> GPT:
         config.topology,
         vocab_size=_vocabulary(config, state, Path(cache) if cache else None),
         seed=config.seed,
+        shape=config.shape,
     )
     return model.eval()
 

@@ -24,6 +24,7 @@ from sparsecl.methods.cl.config import (
     LwfConfig,
     MasConfig,
     PackNetConfig,
+    ProgressiveConfig,
     ReplayConfig,
     SelfReplayConfig,
     SiConfig,
@@ -109,6 +110,9 @@ class MethodsConfig:
     packnet: PackNetConfig | None = None
     """PackNet: each domain keeps its largest weights and leaves the rest free."""
 
+    progressive: ProgressiveConfig | None = younger(None)
+    """Progressive networks: a column for each domain, which hears those of earlier domains."""
+
     lora: LoraConfig | None = younger(None)
     """LoRA: a low-rank adapter for the later domains, or one for each."""
 
@@ -181,6 +185,10 @@ class MethodsConfig:
         added = [block.parameters(layers, num_phases) for block in self.used().values()]
         return {name: parameter for some in added for name, parameter in some.items()}
 
+    def columns(self, num_phases: int) -> tuple[int, int]:
+        """Columns of the model, and the rank of what they hear; one method at most has several."""
+        return max((block.columns(num_phases) for block in self.used().values()), default=(1, 0))
+
     def kept(self, rank: RankSizes) -> MethodMemory:
         """What all methods together keep on a rank."""
         return sum((block.memory(rank) for block in self.used().values()), MethodMemory())
@@ -204,9 +212,12 @@ class MethodsConfig:
         """Of these, the ones that are read from the training text again."""
         return sum(block.reread_share for block in self.used().values())
 
-    def about(self, layers: Sequence[LayerShape], num_phases: int) -> dict[str, dict[str, Any]]:
+    def about(
+        self, layers: Sequence[LayerShape], num_phases: int, in_columns: int = 0
+    ) -> dict[str, dict[str, Any]]:
         """What the first record of a run says of each method, by name."""
-        return {name: block.about(layers, num_phases) for name, block in self.used().items()}
+        used = self.used().items()
+        return {name: block.about(layers, num_phases, in_columns) for name, block in used}
 
     @property
     def rewires(self) -> bool:

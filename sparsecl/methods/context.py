@@ -144,6 +144,13 @@ class Outputs(Protocol):
         ...
 
 
+class ColumnSwitch(Protocol):
+    """Columns of a model (model/columns.py). Local: all ranks set the same one."""
+
+    open: int
+    """The one that speaks and learns; those before it are heard, later ones do not run."""
+
+
 class ModelSide(Protocol):
     """The model before DeepSpeed has it, for a method that adds to it."""
 
@@ -154,6 +161,10 @@ class ModelSide(Protocol):
     def feed_forwards(self) -> Mapping[str, int]:
         """Features of the input of each feed-forward part, by its name, for example layers.3.mlp;
         the same order on all ranks."""
+        ...
+
+    def columns(self) -> ColumnSwitch | None:
+        """Which column is open; None where there is one only."""
         ...
 
     def units(self, *, gated: bool = False) -> Mapping[str, UnitGroup]:

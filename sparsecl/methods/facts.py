@@ -173,13 +173,20 @@ class MethodConfig:
             layers: the linears of the model, global.
         """
 
-    def about(self, layers: Sequence[LayerShape], num_phases: int) -> dict[str, Any]:
+    def about(
+        self, layers: Sequence[LayerShape], num_phases: int, in_columns: int = 0
+    ) -> dict[str, Any]:
         """What the first record of a run says of the method: the letters of its flags, and the
-        elements of its parameters (global)."""
+        elements of its parameters (global).
+
+        Args:
+            in_columns: live weights of the columns after the first.
+        """
         added = self.parameters(layers, num_phases).values()
+        later = in_columns if self.columns(num_phases)[0] > 1 else 0
         return {
             "flags": " ".join(flag for flag in FLAGS if flag in self.flags),
-            "extra_parameters": sum(parameter.num_elements for parameter in added),
+            "extra_parameters": later + sum(parameter.num_elements for parameter in added),
         }
 
     def parameters(
@@ -187,6 +194,11 @@ class MethodConfig:
     ) -> Mapping[str, AddedParameter]:
         """What `Method.attach` will have added to a model of these linears, by parameter name."""
         return {}
+
+    def columns(self, num_phases: int) -> tuple[int, int]:
+        """Networks of the model's shape side by side, and the rank of what a later one hears of
+        the earlier (model/columns.py)."""
+        return 1, 0
 
     def memory(self, rank: RankSizes) -> MethodMemory:
         """What the method keeps on a rank at most, in the whole run; not the parameters that it

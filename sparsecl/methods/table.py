@@ -17,6 +17,7 @@ from sparsecl.methods.cl.gem import Gem
 from sparsecl.methods.cl.lwf import Lwf
 from sparsecl.methods.cl.mas import Mas
 from sparsecl.methods.cl.packnet import PackNet
+from sparsecl.methods.cl.progressive import Progressive
 from sparsecl.methods.cl.replay import Replay
 from sparsecl.methods.cl.self_replay import SelfReplay
 from sparsecl.methods.cl.si import Si
@@ -55,6 +56,7 @@ _CLASSES: tuple[type[Method], ...] = (
     Osft,
     Memory,
     PackNet,
+    Progressive,
     Replay,
     SelfReplay,
     Rigl,

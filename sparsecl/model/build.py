@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from sparsecl.model.config import LOSS_CHUNK, ModelConfig
+from sparsecl.model.config import LOSS_CHUNK, ModelConfig, ModelShape
 from sparsecl.model.gpt import GPT
 from sparsecl.model.init import initialize
 from sparsecl.model.shapes import layer_shapes
@@ -22,6 +22,7 @@ def build_gpt(
     backends: Mapping[str, BackendName] | None = None,
     sequence: bool = False,
     loss_chunk: int = LOSS_CHUNK,
+    shape: ModelShape | None = None,
 ) -> GPT:
     """This rank's share of an initialised model, on the CPU in fp32.
 
@@ -32,11 +33,12 @@ def build_gpt(
         topologies: drawn before, by layer name; None = draw them here.
         backends: what `auto` has chosen, by layer name; needed for topology.backend auto only.
         sequence, loss_chunk: see GPT.
+        shape: that of the config, with the columns of the run; None = with one.
 
     Raises:
         UserError: if a layer would be empty, or the tp size does not divide the model.
     """
-    shape = config.resolved()
+    shape = shape or config.resolved()
     if topologies is None:
         topologies = build_topologies(topology, layer_shapes(shape), seed=seed)
     model = GPT(

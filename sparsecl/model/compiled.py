@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sparsecl import dist
 from sparsecl.errors import UserError
+from sparsecl.model.columns import Heard, Lateral
 from sparsecl.model.gpt import GPT, Block, Norm, sum_of_parts
 from sparsecl.sparse import kernels, operators
 from sparsecl.sparse.linear import SparseLinear, live_product
@@ -41,11 +42,11 @@ def compile_blocks(model: GPT, *, backend: str = "inductor") -> None:
     """
     if backend == "inductor":
         _check_compiler()
+    blocks = [part for part in model.modules() if isinstance(part, Block)]
     # A graph holds the shapes of parameters: where layers differ in the number of live weights, all
     # are left out, or every block would have a graph of its own.
-    alike = len({tuple(p.shape for p in block.parameters()) for block in model.layers}) == 1
-    for block in model.layers:
-        assert isinstance(block, Block)
+    alike = len({tuple(p.shape for p in block.parameters()) for block in blocks}) == 1
+    for block in blocks:
         _leave_out(block, alike)
         _replace_forward(block, backend)
 
@@ -56,10 +57,12 @@ def _replace_forward(block: Block, backend: str) -> None:
     # shapes came before, and a resumed run would round differently.
     compiled: Any = torch.compile(eager, dynamic=False, backend=backend)
 
-    def forward(x: Tensor, spread: bool = False, angles: Tensor | None = None) -> Tensor:
+    def forward(
+        x: Tensor, spread: bool = False, angles: Tensor | None = None, heard: Heard = ()
+    ) -> Tensor:
         # A hook inside the block would not be called from the graph, a tap is not in it.
         fit = torch.is_grad_enabled() and not _is_watched(block)
-        return compiled(x, spread, angles) if fit else eager(x, spread, angles)
+        return compiled(x, spread, angles, heard) if fit else eager(x, spread, angles, heard)
 
     own: Any = block
     own.forward = forward
@@ -89,6 +92,9 @@ def _leave_out(block: Block, alike: bool) -> None:
                 part.product, part.rearrange = operators.product_in_graph, _as_it_is
             else:
                 part.product, part.rearrange = _outside(live_product), _outside(arrange)
+            part.exchange = _same if alone else _outside(leave_tensor_parallel)
+        if isinstance(part, Lateral):
+            part.enter = _same if alone else _outside(enter_tensor_parallel)
             part.exchange = _same if alone else _outside(leave_tensor_parallel)
         if isinstance(part, SparseLinear | Norm | LowRank):
             part.share = _outside(summed_gradient)

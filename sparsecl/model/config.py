@@ -56,6 +56,12 @@ class ModelShape:
     qkv_bias: bool = False
     """q, k and v have biases (llama: Qwen2)."""
 
+    columns: int = 1
+    """Networks of this shape side by side, of which a later one hears the earlier (columns.py)."""
+
+    lateral: int = 0
+    """Rank of what a column hears, in every block; 0 if there is one column."""
+
     def __post_init__(self) -> None:
         if not self.kv_heads:
             object.__setattr__(self, "kv_heads", self.heads)

@@ -1,11 +1,11 @@
 """What a model costs: parameters and FLOPs per token, from formulas alone. Bytes: memory.py."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from sparsecl.model.config import ModelShape
-from sparsecl.model.shapes import VOCABULARY, layer_shapes, parts
+from sparsecl.model.shapes import is_vocabulary, lateral_parts, layer_shapes, parts
 from sparsecl.topology.config import BY_LIVE_WEIGHT
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -22,10 +22,10 @@ class ParameterCounts:
     """Those of them that live; all of them in a dense model."""
 
     embedding: int
-    """vocab_size x width."""
+    """vocab_size x width, for each column."""
 
     other: int
-    """Positions, norms and biases."""
+    """Positions, norms and biases, and what columns hear of each other."""
 
     head: int = 0
     """As `embedding`, if the head is not tied to it."""
@@ -88,8 +88,8 @@ def count_parameters(
         total += layer.num_cells
         topology = topologies.get(layer.name)
         live += layer.num_cells if topology is None else topology.num_live
-    embedding, found = vocab_size * shape.width, parts(shape, vocab_size)
-    kept = [part for part in found if part.layer is None and part.name not in VOCABULARY]
+    embedding, found = vocab_size * shape.width * shape.columns, parts(shape, vocab_size)
+    kept = [part for part in found if part.layer is None and not is_vocabulary(part.name)]
     return ParameterCounts(
         masked_total=total,
         masked_live=live,
@@ -122,6 +122,7 @@ def training_flops_per_token(
     *,
     role: Literal["topology", "update"] = "topology",
     multiplied: int | None = None,
+    shares: Sequence[float] = (),
 ) -> TrainingFlops:
     """Count matrix products: per weight 2 FLOPs forward, 2 for dX and 2 for dW.
 
@@ -133,16 +134,53 @@ def training_flops_per_token(
 
     Args:
         multiplied: see `multiplied_weights`; None = all cells, as with the dense backend.
+        shares: of the tokens, those that train each column (`column_shares`); those before it run
+            forward only.
     """
-    fixed = 6 * (counts.embedding + counts.added_multiplied)
-    fixed += 12 * shape.layers * shape.width * shape.context
+    columns = shape.columns
+    shares = shares or [1 / columns] * columns
+    forward_only = sum(share * place for place, share in enumerate(shares))
+    attention = 4 * shape.layers * shape.width * shape.context
+    fixed = 6 * (counts.embedding // columns + counts.added_multiplied) + 3 * attention
+    fixed += round(forward_only * attention + heard_flops(shape, shares))
     # In role "update" every weight takes part in forward and dX, only dW is sparse.
     used = counts.masked_live if role == "topology" else counts.masked_total
     executed = counts.masked_total if multiplied is None else multiplied
+
+    def products(in_forward: int, in_weights: int) -> int:
+        whole = 4 * in_forward + 2 * in_weights
+        if columns == 1:
+            return whole + fixed
+        return round((whole + 2 * in_forward * forward_only) / columns) + fixed
+
     return TrainingFlops(
-        useful=4 * used + 2 * counts.masked_live + fixed,
-        executed=6 * executed + fixed,
-        dense=6 * counts.masked_total + fixed,
+        useful=products(used, counts.masked_live),
+        executed=products(executed, executed),
+        dense=products(counts.masked_total, counts.masked_total),
+    )
+
+
+def column_shares(shape: ModelShape, phases: Sequence[int]) -> list[float]:
+    """Of a run's tokens the share that trains each column, from the steps of its phases."""
+    if shape.columns == 1:
+        return [1.0]
+    steps = [*phases, *[0] * (shape.columns - len(phases))]
+    return [num / sum(steps) for num in steps]
+
+
+def heard_flops(shape: ModelShape, shares: Sequence[float]) -> float:
+    """FLOPs per token of what columns hear of those before them."""
+    cells = [
+        sum(
+            part.num_elements
+            for index in range(shape.layers)
+            for part in lateral_parts(shape, index, column)
+            if len(part.shape) == 2
+        )
+        for column in range(shape.columns)
+    ]
+    return sum(
+        share * (6 * cells[column] + 2 * sum(cells[:column])) for column, share in enumerate(shares)
     )
 
 

@@ -15,10 +15,11 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from sparsecl import dist
+from sparsecl.model import columns
 from sparsecl.model.chunked import Asked
+from sparsecl.model.columns import Columns, Heard, Lateral
 from sparsecl.model.config import LOSS_CHUNK, ModelShape, check_tensor_parallel
 from sparsecl.model.entropy import NO_TARGET, best_token, cross_entropy
 from sparsecl.model.rotary import Rotary, rotate
@@ -86,17 +87,28 @@ class Mlp(nn.Module):
         self.units: UnitGroup | None = None
         self.parts: nn.ModuleDict | None = None
         self.beside = sum_of_parts
+        self.lateral: Lateral | None = None
+        """What it hears of earlier columns."""
 
-    def forward(self, x: Tensor, spread: bool = False) -> Tensor:
+    def forward(self, x: Tensor, spread: bool = False, heard: Heard = ()) -> Tensor:
         """[B, T, W] -> [B, T, W], or spread. Collective over tp."""
+        return self.with_hidden(x, spread, heard)[0]
+
+    def with_hidden(self, x: Tensor, spread: bool, heard: Heard) -> tuple[Tensor, Tensor]:
+        """The same, and its hidden units [B, T, M_local] of all positions."""
         x = self.enter(x, spread)
         more = None if self.parts is None else self.beside(self.parts, x)
         if self.gate is None:
-            h = F.gelu(self.up(x), approximate=self.gelu)
+            h = F.gelu(self._joined(self.up(x), heard), approximate=self.gelu)
         else:
             x = self.gate.arrange(x)
-            h = F.silu(self.gate(x)) * self.up(x)
-        return self.down(h if self.units is None else self.units(h, spread), spread, more)
+            h = F.silu(self._joined(self.gate(x), heard)) * self.up(x)
+        h = h if self.units is None else self.units(h, spread)
+        return self.down(h, spread, more), h
+
+    def _joined(self, x: Tensor, heard: Heard) -> Tensor:
+        """What goes into the nonlinearity."""
+        return x if self.lateral is None else x + self.lateral(heard)
 
     def add_part(self, name: str, part: nn.Module) -> None:
         """From now on y += part(x): x [..., W] of all positions, whole on every rank, and part(x)
@@ -148,10 +160,23 @@ class Block(nn.Module):
         # GPT-2 was published with the tanh form (gelu_new), nanoGPT has the exact one.
         self.mlp = Mlp(linears, gelu="tanh" if shape.form == "gpt2" else "none")
 
-    def forward(self, x: Tensor, spread: bool = False, angles: Tensor | None = None) -> Tensor:
-        """[B, T, W] -> [B, T, W], or spread. Collective over tp."""
+    def forward(
+        self, x: Tensor, spread: bool = False, angles: Tensor | None = None, heard: Heard = ()
+    ) -> Tensor:
+        """[B, T, W] -> [B, T, W], or spread. Collective over tp.
+
+        Args:
+            heard: the hidden units of this block in earlier columns.
+        """
+        return self.with_hidden(x, spread, angles, heard)[0]
+
+    def with_hidden(
+        self, x: Tensor, spread: bool, angles: Tensor | None, heard: Heard
+    ) -> tuple[Tensor, Tensor]:
+        """The same, and the block's own hidden units [B, T, M_local] of all positions."""
         x = x + self.attention(self.norm1(x, spread), spread, angles)
-        return x + self.mlp(self.norm2(x, spread), spread)
+        y, hidden = self.mlp.with_hidden(self.norm2(x, spread), spread, heard)
+        return x + y, hidden
 
 
 class Positions(nn.Module):
@@ -176,12 +201,16 @@ class GPT(nn.Module):
 
     Parameter names are those of model/shapes.py: embedding.weight, positions.weight, norm.weight,
     and in layers.{i}: norm1.weight, attention.{q,k,v,o}.weight, norm2.weight, mlp.{up,down}.weight;
-    by form also mlp.gate.weight, head.weight, and `bias` beside `weight`.
+    by form also mlp.gate.weight, head.weight, and `bias` beside `weight`. Those of a later column k
+    begin with columns.{k}; see columns.py.
     """
 
     positions: "Positions | Rotary"
     head: VocabularyEmbedding | None
     """None if the head is the embedding."""
+
+    columns: Columns | None
+    """The later ones; None in a column itself, and where there is one only."""
 
     def __init__(
         self,
@@ -193,6 +222,7 @@ class GPT(nn.Module):
         activation_checkpointing: bool = False,
         sequence: bool = False,
         loss_chunk: int = LOSS_CHUNK,
+        column: int = 0,
     ) -> None:
         """Allocate this rank's share, on the CPU in fp32.
 
@@ -203,6 +233,7 @@ class GPT(nn.Module):
             sequence: spread positions over tp ranks between the linears (parallel.sequence).
             loss_chunk: tokens whose logits exist at once, where no more than the loss is asked
                 for (model/chunked.py); 0 = of all.
+            column: which one this is; the first holds the others.
 
         Raises:
             UserError: if the tensor-parallel size does not divide heads, those of keys or hidden
@@ -210,7 +241,7 @@ class GPT(nn.Module):
         """
         super().__init__()
         check_tensor_parallel(shape, dist.tp_size(), sequence=sequence)
-        self.shape = shape
+        self.shape, self.number = shape, column
         self.vocab_size = vocab_size
         self.activation_checkpointing = activation_checkpointing
         self.sequence = sequence
@@ -222,11 +253,28 @@ class GPT(nn.Module):
             else Positions(shape.context, shape.width)
         )
         self.layers = nn.ModuleList(
-            Block(block_linears(shape, index, topologies, options or {}), shape)
+            Block(block_linears(shape, index, topologies, options or {}, column), shape)
             for index in range(shape.layers)
         )
+        for block in self.layers if column else ():
+            assert isinstance(block, Block)
+            block.mlp.lateral = Lateral(column, shape.mlp, shape.lateral)
         self.norm = Norm(shape)
         self.head = None if shape.tied else VocabularyEmbedding(vocab_size, shape.width)
+        self.columns = None
+        if shape.columns > 1 and not column:
+            self.columns = Columns(
+                [
+                    GPT(
+                        shape,
+                        vocab_size=vocab_size,
+                        topologies=topologies,
+                        options=options,
+                        column=number,
+                    )
+                    for number in range(1, shape.columns)
+                ]
+            )
 
     def forward(
         self,
@@ -274,7 +322,7 @@ class GPT(nn.Module):
         return self.scores(self.features(tokens))
 
     def features(self, tokens: Tensor, spread: bool = False) -> Tensor:
-        """Normed features of the last layer. Collective over tp.
+        """Normed features of the last layer of the open column. Collective over tp.
 
         Args:
             tokens: int64 [B, T]; [T, B] with T divisible by tp if spread.
@@ -282,23 +330,23 @@ class GPT(nn.Module):
         Returns:
             [B, T, W], or [T / tp, B, W] of this rank's positions if spread.
         """
-        x, angles = self.embedding(tokens, spread), None
+        recompute = self.activation_checkpointing and torch.is_grad_enabled()
+        return columns.features(self.running, tokens, spread=spread, recompute=recompute)
+
+    def entered(self, tokens: Tensor, spread: bool) -> tuple[Tensor, Tensor | None]:
+        """What goes into this column's first block, and the angles of rotary positions."""
+        x = self.embedding(tokens, spread)
         if isinstance(self.positions, Rotary):
             # DeepSpeed casts parameters to bf16 and leaves this table as it is; transformers rounds
             # cosines and sines too.
-            angles = self.positions(tokens.shape[0 if spread else 1]).to(x.dtype)
-        else:
-            x = x + self.positions(tokens, spread)
-        recompute = self.activation_checkpointing and torch.is_grad_enabled()
-        for layer in self.layers:
-            if recompute:
-                # Nothing random happens in a block, so the generator need not be saved.
-                x = checkpoint(
-                    layer, x, spread, angles, use_reentrant=False, preserve_rng_state=False
-                )
-            else:
-                x = layer(x, spread, angles)
-        return self.norm(x, spread)
+            return x, self.positions(tokens.shape[0 if spread else 1]).to(x.dtype)
+        return x + self.positions(tokens, spread), None
+
+    @property
+    def running(self) -> "list[GPT]":
+        """The columns up to the one that is open."""
+        later = [] if self.columns is None else self.columns.up_to_open()
+        return [self, *later]
 
     def scores(self, features: Tensor, spread: bool = False) -> Tensor:
         """Logits fp32 [B, T, V_local] of what `features` gave; see VocabularyEmbedding."""
@@ -306,7 +354,8 @@ class GPT(nn.Module):
 
     @property
     def _head(self) -> VocabularyEmbedding:
-        return self.embedding if self.head is None else self.head
+        own = self.running[-1]
+        return own.embedding if own.head is None else own.head
 
     def _spreads(self, tokens: Tensor) -> bool:
         """Positions are spread in this pass. The same on all ranks of the tp group.
@@ -362,8 +411,9 @@ def block_linears(
     index: int,
     topologies: Mapping[str, LayerTopology],
     options: Mapping[str, LinearOptions],
+    column: int = 0,
 ) -> dict[str, SparseLinear]:
-    """The linears of block `index` by kind, this rank's slices."""
+    """The linears of block `index` of a column by kind, this rank's slices."""
     return {
         layer.kind: make_linear(
             layer,
@@ -372,7 +422,7 @@ def block_linears(
             tp_rank=dist.tp_rank(),
             tp_size=dist.tp_size(),
         )
-        for layer in block_shapes(shape, index)
+        for layer in block_shapes(shape, index, column)
     }
 
 

@@ -3,7 +3,8 @@
 O = out_features, I = in_features, global. Every parameter has its own random stream, named after
 it, so its bits depend on (seed, name, global shape) only: not on the tensor-parallel size, the rank
 or the order of modules. Scales are those of GPT-2: std 0.02, and 1/sqrt(2 * layers) of it for the
-matrices that write into the residual stream. Biases start at zero.
+matrices that write into the residual stream. Biases start at zero. What later columns hear
+(columns.py) starts as torch draws a linear, its factors between 0 and 0.1 as in the public code.
 """
 
 import math
@@ -15,9 +16,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sparsecl import dist, seeding
+from sparsecl.model.columns import LARGEST_SCALE
 from sparsecl.model.config import ModelConfig
 from sparsecl.model.gpt import GPT, Norm, Positions
-from sparsecl.model.shapes import EMBEDDING, HEAD, POSITIONS
+from sparsecl.model.shapes import EMBEDDING, HEAD, POSITIONS, in_column, lateral_parts
 from sparsecl.model.vocabulary import VocabularyEmbedding
 from sparsecl.sparse.linear import SparseLinear
 from sparsecl.topology.layer import ROW_PARALLEL, LayerTopology
@@ -33,14 +35,10 @@ def initialize(model: GPT, config: ModelConfig, *, seed: int) -> None:
             fill_linear(module, seed=seed, std=std, corrected=config.density_corrected_init)
         elif isinstance(module, Norm):
             nn.init.ones_(module.weight)
+        elif isinstance(module, GPT):
+            _fill_ends(module, config.init_std, seed)
         if isinstance(module, SparseLinear | Norm) and module.bias is not None:
             nn.init.zeros_(module.bias)
-    _fill_vocabulary(EMBEDDING, model.embedding, config.init_std, seed)
-    if model.head is not None:
-        _fill_vocabulary(HEAD, model.head, config.init_std, seed)
-    if isinstance(model.positions, Positions):
-        weight = model.positions.weight
-        _assign(weight, draw(POSITIONS, weight.shape, seed=seed, std=config.init_std))
 
 
 def draw(name: str, shape: Sequence[int], *, seed: int, std: float) -> NDArray[np.float32]:
@@ -108,6 +106,28 @@ def tp_slice(
 ) -> NDArray[np.float32]:
     """The share of one rank of a global array that is split on `dim` (-1 = not split)."""
     return values if dim < 0 else np.split(values, tp_size, axis=dim)[tp_rank]
+
+
+def _fill_ends(column: GPT, std: float, seed: int) -> None:
+    """What is of no block, and what blocks hear of earlier columns."""
+    number = column.number
+    _fill_vocabulary(in_column(number, EMBEDDING), column.embedding, std, seed)
+    if column.head is not None:
+        _fill_vocabulary(in_column(number, HEAD), column.head, std, seed)
+    if isinstance(column.positions, Positions):
+        weight = column.positions.weight
+        name = in_column(number, POSITIONS)
+        _assign(weight, draw(name, weight.shape, seed=seed, std=std))
+    for index in range(column.shape.layers):
+        for part in lateral_parts(column.shape, index, number):
+            values = seeding.stream(seed, "init", part.name).random(part.shape, dtype=np.float32)
+            if len(part.shape) == 1:
+                values *= np.float32(LARGEST_SCALE)
+            else:  # as torch draws a linear
+                values = (2 * values - 1) / np.float32(math.sqrt(part.shape[1]))
+            own = part.name.removeprefix(in_column(number, ""))
+            local = tp_slice(values, part.partition_dim, dist.tp_rank(), dist.tp_size())
+            _assign(column.get_parameter(own), local)
 
 
 def _fill_vocabulary(name: str, module: VocabularyEmbedding, std: float, seed: int) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from sparsecl.model.config import ModelShape, padded_vocabulary
 from sparsecl.model.flops import Precision
-from sparsecl.model.shapes import VOCABULARY, layer_shapes
+from sparsecl.model.shapes import is_vocabulary, layer_shapes
 from sparsecl.model.shapes import parts as model_parts
 from sparsecl.sparse.backends import BackendName
 from sparsecl.sparse.block import MAX_KERNEL_SIZE, MIN_KERNEL_SIZE
@@ -271,7 +271,7 @@ def _sizes(
     """
     dense = [
         # The rows are this rank's already.
-        part.num_elements // (1 if part.partition_dim < 0 or part.name in VOCABULARY else tp_size)
+        part.num_elements // (1 if part.partition_dim < 0 or is_vocabulary(part.name) else tp_size)
         for part in model_parts(shape, rows)
         if part.layer is None
     ]
@@ -301,7 +301,8 @@ def _activations(
     SiLU, and their product (4 mlp / tp). An RMSNorm on a CPU keeps what it gives before the gain
     too. With activation checkpointing only the block's input stays, and one block at a time is made
     again. With `sequence` the inputs of norms are of T / tp positions; what they give is kept as it
-    was gathered.
+    was gathered. A later column also keeps what it hears: the hidden units of each earlier one, in
+    every block; that the earlier ones run forward adds little at a time and is left out.
 
     Args:
         vocab_local: rows of this rank's embedding.
@@ -334,9 +335,10 @@ def _activations(
     if layout.loss_chunk:
         # Gradients of features and, in fp32, head; in low precision a chunk's share of the latter.
         in_head += stream + (4 + (e if e < 4 else 0)) * vocab_local * shape.width
+    heard = (shape.columns - 1) * hidden
     if not layout.activation_checkpointing:
-        return shape.layers * saved, in_head, in_block
-    return shape.layers * own, in_head, in_block + saved - own
+        return shape.layers * (saved + heard), in_head, in_block
+    return shape.layers * (own + heard), in_head, in_block + saved - own
 
 
 def logit_bytes(shape: ModelShape, vocab_local: int, layout: Layout) -> int:

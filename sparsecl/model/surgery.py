@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sparsecl import seeding
+from sparsecl.model.columns import Columns
 from sparsecl.model.gpt import GPT, Block, Mlp
 from sparsecl.model.init import fresh_rows
 from sparsecl.sparse.linear import SparseLinear
@@ -27,6 +28,10 @@ class GptSide:
     def feed_forwards(self) -> Mapping[str, int]:
         """Width of what goes into each feed-forward part, by its name (layers.3.mlp)."""
         return {f"layers.{i}.mlp": self._model.shape.width for i in range(len(self._model.layers))}
+
+    def columns(self) -> Columns | None:
+        """Which column is open; None where there is one only."""
+        return self._model.columns
 
     def units(self, *, gated: bool = False) -> Mapping[str, UnitGroup]:
         """The hidden units of each feed-forward part, by its name (layers.3.mlp)."""

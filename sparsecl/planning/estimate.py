@@ -18,6 +18,7 @@ from sparsecl.engine.schedule import JOINT, Schedule, make_schedule, rank_layout
 from sparsecl.errors import UserError
 from sparsecl.metrics.passes import pass_warnings, passes
 from sparsecl.model.config import padded_vocabulary
+from sparsecl.model.flops import column_shares, heard_flops
 from sparsecl.model.memory import Layout, parameter_sizes
 from sparsecl.model.shapes import layer_shapes
 from sparsecl.planning.costs import RunCost, run_cost
@@ -134,12 +135,12 @@ def checkpoint_bytes(subject: Subject, schedule: Schedule, num_moments: int) -> 
     counts = subject.counts
     whole = subject.config.topology.role == "update"
     kept = counts.total if whole else counts.live
-    shapes = {layer.name: layer for layer in layer_shapes(subject.config.model.resolved())}
+    shapes = {layer.name: layer for layer in layer_shapes(subject.config.shape)}
     masks = sum(shapes[name].num_cells // 8 for name in subject.topologies)
     # Padding rows of the embedding are saved with it.
-    width, vocab = subject.config.model.resolved().width, vocabulary(subject.config)
+    width, vocab = subject.config.shape.width, vocabulary(subject.config)
     rows = padded_vocabulary(vocab, subject.config.parallel.tensor) - vocab
-    rows *= 1 if subject.config.model.resolved().tied else 2
+    rows *= (1 if subject.config.shape.tied else 2) * subject.config.shape.columns
     trained = {phase.domain for phase in schedule.phases} - {JOINT}
     references = len(trained) * subject.config.eval.kl_tokens * BYTES_PER_TOKEN
     return 4 * (1 + num_moments) * (kept + rows * width) + masks + references
@@ -168,7 +169,7 @@ def _possible(config: RunConfig, gpus: int) -> tuple[RunConfig, list[str]]:
 
 def _sizes(subject: Subject, config: RunConfig) -> list[int]:
     return parameter_sizes(
-        config.model.resolved(),
+        config.shape,
         vocabulary(config),
         subject.topologies,  # type: ignore[arg-type]
         config.topology,
@@ -238,17 +239,24 @@ def _work(
         if found is not None and backend == "dense" and live < layer.num_cells:
             sparse_cells, sparse_live = sparse_cells + layer.num_cells, sparse_live + live
     packed = topology.storage == "packed"
-    rows = padded_vocabulary(vocabulary(subject.config), tp)
+    rows, shape = padded_vocabulary(vocabulary(subject.config), tp), schedule.shape
+    shares = column_shares(shape, [phase.num_steps for phase in schedule.phases])
+    forward_only = sum(share * place for place, share in enumerate(shares))
+    # The matrices of all columns are equal; one goes both ways, those before it forward.
+    used = (1 + forward_only / 3) / shape.columns
+    by_backend = {backend: used * weights for backend, weights in by_backend.items()}
     return Work(
-        shape=schedule.shape,
+        shape=shape,
         precision=subject.config.precision,
-        tokens=layout.num_tokens(schedule.shape),
+        tokens=layout.num_tokens(shape),
         accumulation=schedule.accumulation,
         tp_size=tp,
         vocab_local=rows // tp,
         dense_weights=by_backend["dense"]
-        + rows * schedule.shape.width
+        + rows * shape.width
+        + heard_flops(shape, shares) / 6
         + subject.counts.added_multiplied,
+        forward_only=forward_only,
         block_weights=by_backend["block"],
         csr_weights=by_backend["csr"],
         native_weights=by_backend["native"],

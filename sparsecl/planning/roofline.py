@@ -59,14 +59,15 @@ class Work:
     accumulation: int
     tp_size: int
     vocab_local: int
-    dense_weights: int
-    """Cells that are multiplied as dense matrices, the embedding included; global."""
+    dense_weights: float
+    """Cells that are multiplied as dense matrices, the embedding included; global, of a column and
+    of the passes that earlier ones make forward."""
 
-    block_weights: int = 0
-    """Live weights that the block backend multiplies; global."""
+    block_weights: float = 0
+    """Live weights that the block backend multiplies; global, as above."""
 
-    csr_weights: int = 0
-    native_weights: int = 0
+    csr_weights: float = 0
+    native_weights: float = 0
     masked_cells: int = 0
     """Cells of masked matrices on the rank."""
 
@@ -77,6 +78,9 @@ class Work:
     keep_expansion: bool = False
     state_elements: int = 0
     """Parameters that the rank's optimizer steps."""
+
+    forward_only: float = 0.0
+    """Earlier columns that run beside the one that trains, on average."""
 
     offload: bool = False
     activation_checkpointing: bool = False
@@ -89,6 +93,11 @@ class Work:
     def element(self) -> int:
         """Bytes of an element in the forward pass."""
         return 4 if self.precision == "fp32" else 2
+
+    @property
+    def passes(self) -> float:
+        """Forward and backward passes of one column in a micro-batch."""
+        return 1 + self.forward_only / (1 + BACKWARD)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +199,7 @@ def attention_seconds(work: Work, machine: Machine) -> float:
     """Causal attention of one micro-batch: half of the square, 12 L W context / 2 per token."""
     shape = work.shape
     flops = 6 * shape.layers * shape.width * shape.context * work.tokens / work.tp_size
-    again = 4 / 3 if work.activation_checkpointing else 1.0
+    again = work.passes + (1 / 3 if work.activation_checkpointing else 0.0)
     rate = machine.peak * machine.attention_share
     return flops * again * machine.slowdown(work.precision) / rate
 
@@ -202,7 +211,7 @@ def elementwise_bytes(work: Work) -> float:
     inner = INNER_MOVES * shape.width + (GATED_MOVES if shape.gated else HIDDEN_MOVES) * shape.mlp
     inner += ROTARY_MOVES * (shape.width + shape.kv_width) / 2 if shape.rotary else 0
     elements += inner / work.tp_size
-    times = 1 + BACKWARD + (1 if work.activation_checkpointing else 0)
+    times = 1 + BACKWARD + work.forward_only + (1 if work.activation_checkpointing else 0)
     share = COMPILED_SHARE if work.compiled else 1.0
     return share * times * shape.layers * work.tokens * work.element * elements
 
@@ -222,9 +231,9 @@ def pass_storage_bytes(work: Work) -> float:
     and backward, and live gradients gathered."""
     e = work.element
     masked = (2 * e + 1) * work.masked_cells
-    gathered = expansion_bytes(work)
-    times = 0 if work.keep_expansion else 2 + (1 if work.activation_checkpointing else 0)
-    return masked + gathered + times * expansion_bytes(work)
+    again = work.forward_only + (1 if work.activation_checkpointing else 0)
+    times = 0 if work.keep_expansion else 2 + again
+    return (masked + (1 + times) * expansion_bytes(work)) / work.shape.columns
 
 
 def step_storage_bytes(work: Work) -> float:
@@ -251,6 +260,6 @@ def optimizer_bytes(work: Work) -> float:
 def num_kernels(work: Work) -> int:
     """Kernels of one micro-batch, about."""
     packed = PACKED_KERNELS if work.packed_cells else 0
-    again = 4 / 3 if work.activation_checkpointing else 1.0
+    again = work.passes + (1 / 3 if work.activation_checkpointing else 0.0)
     share = COMPILED_SHARE if work.compiled else 1.0
     return round(work.shape.layers * (share * BLOCK_KERNELS + packed) * again) + OTHER_KERNELS

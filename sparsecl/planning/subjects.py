@@ -87,7 +87,7 @@ class Counter:
         """Live weights by layer name; of a ticket that is not there yet, as many."""
         config = stand_in(config)
         parts = {"seed": config.seed, "tensor": config.parallel.tensor}
-        key = f"{parts} {configs.to_dict(config.topology)} {configs.to_dict(config.model)}"
+        key = f"{parts} {configs.to_dict(config.topology)} {config.shape}"
         if key not in self._known:
             self._known[key] = _stated_counts(config) or _drawn_counts(config)
         return self._known[key]
@@ -116,7 +116,7 @@ def _stated_counts(config: RunConfig) -> dict[str, LiveCounts] | None:
     topology = config.topology
     if topology.kind != "er_fixed" or topology.block or config.parallel.tensor > 1:
         return None
-    shapes = layer_shapes(config.model.resolved())
+    shapes = layer_shapes(config.shape)
     densities = allocate(topology, shapes)
     counts = {
         s.name: LiveCounts(round(densities[s.name] * s.num_cells), None, None) for s in shapes

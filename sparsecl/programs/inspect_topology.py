@@ -75,7 +75,7 @@ class Side:
     @property
     def shapes(self) -> list[LayerShape]:
         """All matrices of the model that can be masked, block by block."""
-        return layer_shapes(self.config.model.resolved())
+        return layer_shapes(self.config.shape)
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def load_side(
     if not file.exists():
         raise MissingInputError(f"{path}: not a run folder, it has no config.yaml")
     config = configs.load(RunConfig, file, overrides)
-    shapes = layer_shapes(config.model.resolved())
+    shapes = layer_shapes(config.shape)
     num_cells = sum(shape.num_cells for shape in shapes)
     if progress is not None and num_cells >= LONG_CELLS and config.topology.kind != "dense":
         progress.say(f"{config.name}: drawing {len(shapes)} masks", always=True)
@@ -403,7 +403,7 @@ def _side_json(one: Findings) -> dict[str, Any]:
         "name": side.name,
         "seed": side.config.seed,
         "topology": configs.to_dict(side.config.topology),
-        "model": asdict(side.config.model.resolved()),
+        "model": asdict(side.config.shape),
         "digest": topology_digest(side.topologies) if side.topologies else None,
         "layers": [asdict(row) for row in one.layers],
         "spectra": spectra,

@@ -398,6 +398,7 @@ def sample_block(
             config.topology,
             vocab_size=tokenizer.vocab_size,
             seed=config.seed,
+            shape=config.shape,
         )
     ).eval()
     samples = []

@@ -27,7 +27,7 @@ def number(layer: SparseLinear) -> None:
     _layers[int(layer.number)] = layer
 
 
-def product_in_graph(layer: SparseLinear, x: Tensor) -> Tensor:
+def product_in_graph(linear: SparseLinear, x: Tensor) -> Tensor:
     """[..., I] -> [..., O], local: what live_product of linear.py does, for a compiled block."""
     assert layer.number is not None
     return live_product(x, layer.weight, layer.number, layer.local_shape[0])

@@ -79,8 +79,8 @@ def _scale(
 
 
 def _block_index(shape: LayerShape) -> int | None:
-    """The i of layers.<i>.attention.q; None for a matrix outside the blocks."""
-    match = re.match(r"layers\.(\d+)\.", shape.name)
+    """The i of layers.<i>.attention.q, in any column; None for a matrix outside the blocks."""
+    match = re.match(r"(?:columns\.\d+\.)?layers\.(\d+)\.", shape.name)
     return int(match[1]) if match else None
 
 

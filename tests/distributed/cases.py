@@ -162,6 +162,7 @@ def assemble(
         seed=config.seed,
         sequence=config.parallel.sequence,
         loss_chunk=config.speed.loss_chunk,
+        shape=config.shape,
     )
     methods = build_methods(config.methods)
     methods.attach(GptSide(model, config.seed), len(schedule.phases))

@@ -19,6 +19,7 @@ from tests.distributed.references.lwf import LwfReference
 from tests.distributed.references.memory import MemoryReference
 from tests.distributed.references.osft import OsftReference
 from tests.distributed.references.packnet import PackNetReference
+from tests.distributed.references.progressive import ProgressiveReference
 from tests.distributed.references.redo import RedoReference
 from tests.distributed.references.replay import ReplayReference
 from tests.distributed.references.rewired import (
@@ -185,6 +186,20 @@ CASES = {
         DstClReference, ("methods.dst_cl={every: 3, growth: momentum, drop: gradient}",)
     ),
     "packnet": Case(PackNetReference, ("methods.packnet={prune: [0.5, 0.25]}",)),
+    # The third column hears two.
+    "progressive": Case(
+        ProgressiveReference,
+        ("methods.progressive={rank: 6}", "phases.order=[a, b, a]", "phases.steps=7"),
+    ),
+    "progressive, spread": Case(
+        ProgressiveReference,
+        ("methods.progressive={rank: 6}",),
+        run=(
+            "parallel.sequence=true",
+            "model.activation_checkpointing=true",
+            "topology.storage=packed",
+        ),
+    ),
     "replay": Case(ReplayReference, ("methods.replay={sequences: 64, share: 0.5}",)),
     "sleep_replay": Case(SleepReplayReference, (SLEEP,)),
     "sleep_replay, packed": Case(SleepReplayReference, (SLEEP,), run=("topology.storage=packed",)),
@@ -299,6 +314,7 @@ PARTS = {
     "dst_cl, gradient": ("zero2", 2, 1),
     "sparcl, all": ("zero3", 1, 2),
     "hst, packed": ("zero2", 2, 1),
+    "progressive, spread": ("zero3", 2, 1),
     "hst, dense": ("zero3", 1, 2),
     "wscl, described": ("zero2", 2, 1),
     "dst_cl, momentum": ("zero3", 1, 2),

@@ -88,7 +88,7 @@ def test_a_resume_in_the_middle_is_no_stop(pool: Pool, shared_cache, tmp_path, n
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["afaf", "sparcl"])
+@pytest.mark.parametrize("name", ["afaf", "sparcl", "progressive"])
 def test_a_resume_in_another_layout_goes_on(pool: Pool, shared_cache, tmp_path, name):
     """From two tp ranks under ZeRO 2 to two dp ranks under ZeRO 3."""
     every = ("checkpoint.every=3", "checkpoint.keep=9")

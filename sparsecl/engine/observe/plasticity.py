@@ -193,14 +193,14 @@ def evaluating(engine: Any) -> Iterator[None]:
 
 
 def activations(engine: Any, probe: Probe, *, batch: int) -> tuple[list[Tensor], Tensor]:
-    """Read the probe and keep what passes. Collective over the world.
+    """Read the probe and keep what passes through the open column. Collective over the world.
 
     All of it goes to the CPU at once, so that a GPU holds one forward pass and nothing else.
 
     Returns:
         After the GELU of each block, fp32 [S, n_local]; and after the last norm, fp32 [S, W].
     """
-    model, device = engine.module, dist.device()
+    model, device = engine.module.running[-1], dist.device()
     kept: list[list[Tensor]] = [[] for _ in range(len(model.layers) + 1)]
 
     def keep(place: int, x: Tensor) -> None:
@@ -249,7 +249,7 @@ def gram(hidden: Tensor) -> np.ndarray:
 
 
 def weight_figures(model: Any, slices: Slices) -> tuple[dict[str, Block], Block]:
-    """Size of the live master weights of the linears. Collective over the world.
+    """Size of the live master weights of the open column's linears. Collective over the world.
 
     In role `update` the live weights are those that are trained. Embedding, positions and norms,
     which no topology thins out, are left out.
@@ -257,10 +257,11 @@ def weight_figures(model: Any, slices: Slices) -> tuple[dict[str, Block], Block]
     Returns:
         For each block and for all blocks: mean |w|, and the l2 norm.
     """
+    model = model.running[-1]
     owners = {
-        f"layers.{place}.{name}.weight": (place, linear)
+        f"{linear.shape.name}.weight": (place, linear)
         for place, block in enumerate(model.layers)
-        for name, linear in block.named_modules()
+        for linear in block.modules()
         if isinstance(linear, SparseLinear)
     }
     counts = np.zeros(len(model.layers))

@@ -215,7 +215,7 @@ def _parameters(manifest: Manifest, config: RunConfig, num_phases: int) -> Itera
         yield f"there is no parameter {EMBEDDING}"
         return
     live = frozenset(name for name, entry in held.items() if entry.live)
-    shape = config.model.resolved()
+    shape = config.shape
     wanted = entries(shape, held[EMBEDDING].shape[0], live)
     added = config.methods.parameters(layer_shapes(shape), num_phases)
     wanted |= {name: ParameterEntry(p.shape, p.partition_dim) for name, p in added.items()}

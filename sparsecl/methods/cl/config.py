@@ -258,6 +258,57 @@ class GemConfig(AgemConfig):
         return num_phases - 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProgressiveConfig(MethodConfig):
+    """How many columns there are, and how much of the earlier ones a new one hears."""
+
+    flags = {
+        "I": "yes",
+        "B": "yes",
+        "F": "columns of earlier domains",
+        "X": "a network for each domain after the first",
+        "C": "a forward pass of every earlier column",
+    }
+
+    rank: Annotated[int, Ge(1)] = 16
+    """Features that a block keeps of the hidden units of all earlier columns. Sweep 4..256."""
+
+    num_columns: Annotated[int | None, Ge(1)] = None
+    """Columns that are allocated; null = one for each phase. More are never used."""
+
+    def columns(self, num_phases: int) -> tuple[int, int]:
+        number = self.num_columns or num_phases
+        return number, self.rank if number > 1 else 0
+
+    def check(self, run: RunFacts) -> None:
+        if run.joint:
+            raise ValueError(
+                "it gives each domain a column of its own, and phases.joint trains all at once. "
+                "Leave out one of the two."
+            )
+        if self.num_columns is not None and self.num_columns < run.num_phases:
+            raise ValueError(
+                f"num_columns={self.num_columns}: the run has {run.num_phases} phases, and each "
+                f"trains a column. Use {run.num_phases}, leave it out, or train fewer phases."
+            )
+        if not run.dense and run.role == "update":
+            raise ValueError(
+                "topology.role=update trains few weights of a base that all domains share, and "
+                "columns share none. Use role topology."
+            )
+        if other := [name for name in run.others if name not in BESIDE_COLUMNS]:
+            raise ValueError(
+                f"{' and '.join(other)} would look at columns that rest. Beside columns there may "
+                f"be {' or '.join(BESIDE_COLUMNS)}."
+            )
+
+    def memory(self, rank: RankSizes) -> MethodMemory:
+        return MethodMemory(beside=rank.held)
+
+
+BESIDE_COLUMNS = ("replay",)
+"""Methods that ask nothing of weights: earlier sequences are trained in the new column."""
+
 RETRAIN = "retrain"
 
 

@@ -32,17 +32,23 @@ class Trace:
 class ReferenceRun:
     """Plain training on all phases; subclasses are methods."""
 
+    make_model = ReferenceGPT
+
     def __init__(self, cache: str, overrides: tuple[str, ...]) -> None:
         self.config = cases.load(cache, overrides)
         self.schedule = make_schedule(self.config, world_size=1)
         self.data = prepare(self.config.data, self.config.tokenizer, context=16, seed=0)
         model = build_gpt(
-            self.config.model, self.config.topology, vocab_size=257, seed=self.config.seed
+            self.config.model,
+            self.config.topology,
+            vocab_size=257,
+            seed=self.config.seed,
+            shape=self.config.shape,
         )
         masks = {name: ~found.dead for name, found in sparse_parameters(model).items()}
         state = dict(model.state_dict())
         shape = self.schedule.shape
-        self.model = ReferenceGPT(
+        self.model = self.make_model(
             state,
             masks,
             heads=4,
