@@ -29,8 +29,8 @@ def number(layer: SparseLinear) -> None:
 
 def product_in_graph(linear: SparseLinear, x: Tensor) -> Tensor:
     """[..., I] -> [..., O], local: what live_product of linear.py does, for a compiled block."""
-    assert layer.number is not None
-    return live_product(x, layer.weight, layer.number, layer.local_shape[0])
+    assert linear.number is not None
+    return live_product(x, linear.weight, linear.number, linear.local_shape[0])
 
 
 def _found(number: Tensor) -> tuple[Backend, LiveIndex]:
