@@ -51,7 +51,13 @@ def domains_of(config: RunConfig) -> PreparedData:
 def make_model(config: RunConfig, *, steps: int = 0) -> GPT:
     """The initialised model, after a few plain gradient steps on random tokens."""
     vocab_size = domains_of(config).tokenizer.vocab_size
-    model = build_gpt(config.model, config.topology, vocab_size=vocab_size, seed=config.seed)
+    model = build_gpt(
+        config.model,
+        config.topology,
+        vocab_size=vocab_size,
+        seed=config.seed,
+        shape=config.shape,
+    )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sparsecl.analysis.load import (
+    _trained_last,
     held_out_rows,
     load_model,
     locate,
@@ -16,6 +17,7 @@ from sparsecl.checkpoint.find import is_checkpoint, run_above
 from sparsecl.data.batches import evaluation_windows, whole_windows
 from sparsecl.errors import DataError, MissingInputError
 from sparsecl.model.build import build_gpt
+from sparsecl.programs import convert
 from sparsecl.sparse.registry import sparse_parameters
 from tests.analysis import made_run
 from tests.distributed import cases
@@ -175,3 +177,30 @@ def test_a_checkpoint_and_its_run_are_found_through_links(tmp_path, shared_cache
     (steps / "step_3").unlink()
     (tmp_path / "3af1").rename(steps / "step_3")
     assert is_checkpoint(tmp_path / "best") and run_above(tmp_path / "best") == tmp_path / "run"
+
+
+def test_columns_come_back_and_the_one_trained_last_is_open(tmp_path, shared_cache, capsys):
+    config = made_run.load(shared_cache, "methods.progressive={rank: 3}")
+    made = made_run.make_run(tmp_path / "run", config)
+    found = load_model(
+        locate(tmp_path / "run").checkpoint,
+        config.model,
+        config.topology,
+        vocab_size=257,
+        seed=config.seed,
+        device=torch.device("cpu"),
+        shape=config.shape,
+    )
+    for (name, value), (_, other) in zip(
+        found.named_parameters(), made.named_parameters(), strict=True
+    ):
+        assert value.equal(other), name
+    assert found.columns is not None and found.columns.open == 0
+    # At a border the next phase has not begun.
+    places = [(0, 0), (0, 3), (1, 0), (1, 1), (2, 0)]
+    assert [
+        _trained_last({"position": {"phase": phase, "phase_step": step}}) for phase, step in places
+    ] == [0, 0, 0, 1, 1]
+    assert convert.main(["hf-export", str(tmp_path / "run"), str(tmp_path / "out")]) != 0
+    assert "2 columns that hear each other" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

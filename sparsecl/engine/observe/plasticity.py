@@ -142,7 +142,7 @@ class Panel(Observer[PhaseSums]):
         if self.probe is None and not self.config.every:
             return None
         engine, device = self.built.engine, dist.device()
-        layers, total = weight_figures(engine.module, self.built.slices)
+        layers, total = weight_figures(engine.module.running[-1], self.built.slices)
         final: Block = {}
         if self.probe is not None:
             hidden, normed = activations(engine, self.probe, batch=self.batch)
@@ -249,7 +249,7 @@ def gram(hidden: Tensor) -> np.ndarray:
 
 
 def weight_figures(model: Any, slices: Slices) -> tuple[dict[str, Block], Block]:
-    """Size of the live master weights of the open column's linears. Collective over the world.
+    """Size of the live master weights of a column's linears. Collective over the world.
 
     In role `update` the live weights are those that are trained. Embedding, positions and norms,
     which no topology thins out, are left out.
@@ -257,7 +257,6 @@ def weight_figures(model: Any, slices: Slices) -> tuple[dict[str, Block], Block]
     Returns:
         For each block and for all blocks: mean |w|, and the l2 norm.
     """
-    model = model.running[-1]
     owners = {
         f"{linear.shape.name}.weight": (place, linear)
         for place, block in enumerate(model.layers)

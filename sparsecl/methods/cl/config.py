@@ -303,7 +303,9 @@ class ProgressiveConfig(MethodConfig):
             )
 
     def memory(self, rank: RankSizes) -> MethodMemory:
-        return MethodMemory(beside=rank.held)
+        number, _ = self.columns(rank.num_phases)
+        # All columns but the one that trains, as if they were of one size.
+        return MethodMemory(beside=rank.held * (number - 1) // number)
 
 
 BESIDE_COLUMNS = ("replay",)

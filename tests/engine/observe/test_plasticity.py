@@ -61,6 +61,11 @@ class Planted(nn.Module):
         """It is its own engine."""
         return self
 
+    @property
+    def running(self) -> "list[Planted]":
+        """And its only column."""
+        return [self]
+
     def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, None]:
         assert not self.training and not torch.is_grad_enabled()
         for layer, table in zip(self.layers, self.tables, strict=False):

@@ -14,6 +14,7 @@ from sparsecl.methods.cl.config import ProgressiveConfig
 from sparsecl.methods.cl.progressive import Progressive
 from sparsecl.methods.config import MethodsConfig
 from tests.methods.plain import FACTS, PlainContext
+from tests.methods.test_config import RANK
 
 
 class Model(nn.Module):
@@ -125,3 +126,9 @@ def test_more_phases_than_columns_are_refused_before_any_work():
     config = configs.load(RunConfig, None, [domains, "methods.progressive={rank: 4}"])
     assert (config.shape.columns, config.shape.lateral) == (2, 4)
     assert make_schedule(config, world_size=1).shape == config.shape
+
+
+def test_all_but_one_column_are_held():
+    found = ProgressiveConfig().memory(RANK)  # of three phases
+    assert (RANK.num_phases, found.beside) == (3, 6 * 1000 * 2 // 3)
+    assert ProgressiveConfig(num_columns=4).memory(RANK).beside == 6 * 1000 * 3 // 4
