@@ -27,6 +27,8 @@ from sparsecl.opening import NotPlainError, make_folder, plain, plain_input
 ROOT = Path(__file__).resolve().parents[1]
 
 BY_NAME = {
+    "benchmarks/gpu_check.py",  # in a folder that was just made
+    "benchmarks/gpu_sections.py",  # the same
     "checkpoint/hf_tokenizer.py",  # in a folder that was just made
     "conversions/start.py",  # the same
     "experiments/report/publish.py",  # the same

@@ -20,7 +20,8 @@ from typing import Any
 from sparsecl.benchmarks import process
 from sparsecl.checkout import PACKAGE
 from sparsecl.errors import DataError, UserError
-from sparsecl.files import write_json
+from sparsecl.files import atomic_open, write_json
+from sparsecl.opening import read_plain
 
 MODULE = "sparsecl.benchmarks.gpu_sections"
 
@@ -112,7 +113,7 @@ def _read(path: Path, machine: Mapping[str, Any]) -> dict[str, Any]:
     if not path.exists():
         return {"sections": {}}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_plain(path))
         before, sections = found["machine"], found["sections"]
         as_text({"machine": before, "sections": sections})
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -170,7 +171,8 @@ def _wait(child: "subprocess.Popen[bytes]", seconds: float) -> int | None:
 
 def _write(folder: Path, found: Mapping[str, Any]) -> None:
     write_json(folder / "check.json", found)
-    (folder / "check.txt").write_text(as_text(found) + "\n", encoding="utf-8")
+    with atomic_open(folder / "check.txt") as file:
+        file.write(as_text(found) + "\n")
 
 
 def as_text(found: Mapping[str, Any]) -> str:

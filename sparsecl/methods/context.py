@@ -381,9 +381,7 @@ class MethodContext(Protocol):
         """Largest element in the model. Collective over the world."""
         ...
 
-    def line_sums(
-        self, values: SliceTensors, dims: Mapping[str, int]
-    ) -> Mapping[str, torch.Tensor]:
+    def line_sums(self, values: SliceTensors, dims: Mapping[str, int]) -> dict[str, torch.Tensor]:
         """Sums over the rows (dim 0) or columns (1) of global matrices, fp64 [lines], the same on
         all ranks; a vector is one row. Collective over the world.
 

@@ -164,7 +164,7 @@ class WeightContext:
 
     def line_sums(
         self, values: SliceTensors, dims: Mapping[str, int]
-    ) -> Mapping[str, torch.Tensor]:
+    ) -> dict[str, torch.Tensor]:
         return lines.line_sums(self, values, dims)
 
     def of_lines(self, item: Slice, found: torch.Tensor, dim: int) -> torch.Tensor:
