@@ -162,9 +162,7 @@ class WeightContext:
                 largest = torch.maximum(largest, value.max().double().to(largest.device))
         return float(dist.all_reduce(largest, op="max"))
 
-    def line_sums(
-        self, values: SliceTensors, dims: Mapping[str, int]
-    ) -> dict[str, torch.Tensor]:
+    def line_sums(self, values: SliceTensors, dims: Mapping[str, int]) -> dict[str, torch.Tensor]:
         return lines.line_sums(self, values, dims)
 
     def of_lines(self, item: Slice, found: torch.Tensor, dim: int) -> torch.Tensor:
