@@ -57,6 +57,7 @@ FLOORS: dict[str, tuple[int, tuple[str, ...]]] = {
         5,
         ("topology", "metrics", "data", "sparse", "optim", "model", "methods", "checkpoint"),
     ),
+    "streams": (5, ("topology", "metrics", "sparse", "optim", "methods")),
     "analysis": (
         5,
         ("topology", "metrics", "data", "sparse", "optim", "model", "methods", "checkpoint"),
@@ -97,6 +98,7 @@ FLOORS: dict[str, tuple[int, tuple[str, ...]]] = {
             "conversions",
             "benchmarks",
             "planning",
+            "streams",
         ),
     ),
 }

@@ -233,6 +233,32 @@ class MethodContext(Protocol):
         """A named random stream of the run: the same on all ranks, whatever the layout."""
         ...
 
+    @property
+    def networks(self) -> tuple[int, ...]:
+        """() of one network, as in every run of a GPT. (N,) of N that are trained side by side: slices
+        and figures of units have N in front, what is drawn or chosen is so for each by itself, and
+        sums over the model do not exist. `np.ndindex(context.networks)` goes through them."""
+        ...
+
+    def network_generator(self, network: tuple[int, ...], *names: str | int) -> np.random.Generator:
+        """`generator` of one network: what it would be if it were alone."""
+        ...
+
+    def begin_anew(
+        self,
+        group: UnitGroup,
+        units: np.ndarray,
+        rng: np.random.Generator,
+        network: tuple[int, ...] = (),
+    ) -> dict[str, torch.Tensor]:
+        """Give units, int64 [k], of one network the incoming weights of a new model, outgoing ones of
+        zero, and moments of zero: on live weights only. Local; every rank passes the same.
+
+        Returns:
+            Which elements have begun anew, as in `hold`, by parameter name.
+        """
+        ...
+
     def noise(self, item: Slice, *names: str | int) -> torch.Tensor:
         """Standard normal fp32 [numel] on the master's device: an element's draw depends on the
         names, the parameter and its place in the global matrix, not on the layout; 0 in padding.

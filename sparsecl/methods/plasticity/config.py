@@ -20,6 +20,7 @@ class CbpConfig(MethodConfig):
     """Which hidden units begin anew, and how many."""
 
     flags = {"C": "a little: sums over activations and weights"}
+    networks = "many"
 
     rate: Annotated[float, Ge(0.0), Le(1.0)] = 1.0e-4
     """rho: share of the mature units of a layer that begins anew at each step."""
@@ -73,6 +74,7 @@ class ShrinkPerturbConfig(MethodConfig):
     """How much all matrices shrink, and how much noise comes in, at every step."""
 
     flags = {"C": "a little: a normal draw for each weight"}
+    networks = "many"
 
     shrink: Annotated[float, Ge(0.0)] = 1.0e-4
     """lambda: a weight loses lr * lambda of itself at each step, beside optimizer.weight_decay."""
@@ -93,6 +95,7 @@ class L1Config(MethodConfig):
     """How hard every weight is pulled, and to where."""
 
     flags = {"B": "`towards: start`", "X": "one for each weight, `towards: start`"}
+    networks = "many"
 
     strength: Annotated[float, Ge(0.0)] = 0.1
     """lambda. proximal: a weight comes lr * lambda nearer at each step; under Adam, whose steps are
