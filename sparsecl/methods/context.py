@@ -235,9 +235,9 @@ class MethodContext(Protocol):
 
     @property
     def networks(self) -> tuple[int, ...]:
-        """() of one network, as in every run of a GPT. (N,) of N that are trained side by side: slices
-        and figures of units have N in front, what is drawn or chosen is so for each by itself, and
-        sums over the model do not exist. `np.ndindex(context.networks)` goes through them."""
+        """() of one network, as in every run of a GPT. (N,) of N trained side by side: then slices
+        and figures of units have N in front, each draws and chooses by itself, and sums over
+        the model do not exist. `np.ndindex(context.networks)` goes through them."""
         ...
 
     def network_generator(self, network: tuple[int, ...], *names: str | int) -> np.random.Generator:
@@ -251,8 +251,8 @@ class MethodContext(Protocol):
         rng: np.random.Generator,
         network: tuple[int, ...] = (),
     ) -> dict[str, torch.Tensor]:
-        """Give units, int64 [k], of one network the incoming weights of a new model, outgoing ones of
-        zero, and moments of zero: on live weights only. Local; every rank passes the same.
+        """Give units, int64 [k], of one network the incoming weights of a new model, outgoing ones
+        of zero, and moments of zero: on live weights only. Local; every rank passes the same.
 
         Returns:
             Which elements have begun anew, as in `hold`, by parameter name.

@@ -70,7 +70,10 @@ def train(args: argparse.Namespace) -> None:
         beside(SMALL_STREAM, "the installation is not whole; give a FILE")
     config = configs.load(StreamRunConfig, args.config, args.overrides)
 
+    from sparsecl import allocator
     from sparsecl.streams import records, run
+
+    allocator.keep_freed_memory()
 
     prepared = run.check(config, args.run_dir)
     if args.dry_run:

@@ -81,7 +81,7 @@ class UnitGroup(nn.Module):
         """From now on add up what passes, until `disarm`. Local.
 
         Args:
-            centre: fp32 [n] ([networks, n]) of the values that distances are measured from; None = no distances.
+            centre: fp32 [n] of the values that distances are measured from; None = no distances.
         """
         self.armed, self.centred = True, centre is not None
         self.sums.zero_()
@@ -102,8 +102,8 @@ class UnitGroup(nn.Module):
 
     @torch.no_grad()
     def _see(self, h: Tensor) -> None:
-        """h [(networks,) tokens, n_local]. A pass that activation checkpointing makes again is seen again:
-        tokens and sums alike, so means stay what they are."""
+        """h [tokens, n_local], with the networks in front. A pass that activation checkpointing
+        makes again is seen again: tokens and sums alike, so means stay what they are."""
         self.sums[0].add_(h.shape[-2])
         self.sums[1].add_(h.sum(-2, dtype=torch.float32))
         self.sums[2].add_(h.abs().sum(-2, dtype=torch.float32))

@@ -103,7 +103,7 @@ class PanelConfig:
     """The signs of lost plasticity, before each task and after the last."""
 
     samples: Annotated[int, Ge(1)] = 2000
-    """First images of the task to come that the network is looked at with, before it learns them."""
+    """First images of the task to come, with which a network is looked at before it learns them."""
 
     every: Annotated[int, Ge(0)] = 100
     """Optimizer steps between looks at what an update gains, p(Z); 0 = none."""

@@ -228,8 +228,8 @@ class StreamContext(WeightContext):
 
 
 class _Figures:
-    """UnitFigures of one group, each made when it is asked for: |w| of a first layer costs more than
-    all else."""
+    """UnitFigures of one group, each made when it is asked for: |w| of a first layer costs more
+    than all else."""
 
     def __init__(self, group: UnitGroup, slices: NetworkSlices | Any) -> None:
         self.group, self._params = group, slices.parameters()

@@ -151,16 +151,11 @@ class Pack:
     def _step(self, x: Tensor, y: Tensor) -> None:
         """x [N, B, inputs], y [N, B]."""
         context, methods, position = self.context, self.methods, self.position
-        self.optimizer.zero_grad()
         methods.step_start(context)
-        weight = None
-        if self._asks_batch:
-            x, y, weight = self._batch(x, y)
-        logits = self.model(x)
-        losses = _losses(logits, y)
-        total = losses if weight is None else losses * weight
-        # The mean over a network's images, and the sum over networks: each gets its own gradient.
-        (total.sum() / y.shape[1]).backward()
+        if self._asks_batch or not self.model.is_plain:
+            x, y, logits, losses = self._by_autograd(x, y)
+        else:
+            logits, losses = self.model.learn(x, y)
         context.after_backward()
         skipped = context.skips
         if not skipped:
@@ -170,10 +165,22 @@ class Pack:
         with torch.no_grad():
             new = slice(None, self.config.stream.batch)  # not what a method has put behind them
             self._correct += (logits[:, new].argmax(-1) == y[:, new]).sum(1)
-            self._losses += losses.detach().sum(1)
+            self._losses += losses.sum(1)
         every = self.config.panel.every
         if every and position.step % every == 0:
-            self._look_back(x[:, new], y[:, new], losses.detach()[:, new])
+            self._look_back(x[:, new], y[:, new], losses[:, new])
+
+    def _by_autograd(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """As `Networks.learn`, where methods take part; also returns what was read."""
+        self.optimizer.zero_grad()
+        weight = torch.ones(y.shape[1], device=y.device)
+        if self._asks_batch:
+            x, y, weight = self._batch(x, y)
+        logits = self.model(x)
+        losses = _losses(logits, y)
+        # The mean over a network's images, and the sum over networks: each gets its own gradient.
+        ((losses * weight).sum() / y.shape[1]).backward()
+        return x, y, logits.detach(), losses.detach()
 
     def _batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What methods make of a step's images; of one network."""
@@ -245,7 +252,7 @@ def build_optimizer(config: StepConfig, model: torch.nn.Module) -> torch.optim.O
     """The optimizer of all networks: element by element, so they know nothing of each other."""
     given = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.kind == "sgd":
-        return torch.optim.SGD(model.parameters(), momentum=config.momentum, **given)
+        return torch.optim.SGD(model.parameters(), momentum=config.momentum, foreach=True, **given)
     kind = torch.optim.Adam if config.kind == "adam" else torch.optim.AdamW
     betas: Any = config.betas
-    return kind(model.parameters(), betas=betas, eps=config.eps, **given)
+    return kind(model.parameters(), betas=betas, eps=config.eps, foreach=True, **given)

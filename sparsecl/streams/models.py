@@ -8,6 +8,7 @@ batched product, and everything else is element by element.
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,46 @@ class Networks(nn.Module):
         for layer in self.layers:
             x = layer(x)
         return x
+
+    @torch.no_grad()
+    def learn(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Set every gradient to that of the mean loss of each network over its images: what autograd
+        would do, in far fewer operations, of which a step of batch 1 mostly consists.
+
+        Args:
+            x: [N, B, inputs]
+            y: int64 [N, B]
+
+        Returns:
+            Logits [N, B, classes], and the loss of each image in nats, [N, B].
+        """
+        layers: list[Any] = list(self.layers)
+        inputs = [x]
+        for layer in layers:
+            h = torch.baddbmm(layer.shared_bias, inputs[-1], layer.turned)
+            if layer.is_hidden:
+                h.relu_()
+            inputs.append(h if layer.units is None else layer.units(h))
+        logits = inputs.pop()
+        scores = logits.log_softmax(-1)
+        losses = -scores.gather(-1, y.unsqueeze(-1)).squeeze(-1)
+        delta = scores.exp_()
+        delta.scatter_add_(-1, y.unsqueeze(-1), delta.new_full((), -1.0).expand(*y.shape, 1))
+        if y.shape[1] > 1:
+            delta /= y.shape[1]
+        for layer in reversed(layers):
+            given = inputs.pop()
+            layer.set_gradient(delta, given)
+            if inputs:
+                delta = torch.bmm(delta, layer.matrices)
+                delta = torch.ops.aten.threshold_backward(delta, given, 0)
+        return logits, losses
+
+    @property
+    def is_plain(self) -> bool:
+        """`learn` knows everything that is in it: no unit has a gate."""
+        layers: list[Any] = list(self.layers)
+        return all(layer.units is None or layer.units.gate is None for layer in layers)
 
     def hidden(self, x: Tensor) -> list[Tensor]:
         """What each hidden layer gives, [N, B, n]; nothing is added up by taps."""
@@ -149,35 +190,55 @@ class Layer(nn.Module):
         drawn = rng.uniform(-1.0, 1.0, live.shape) * bound[:, None]
         return np.where(live, drawn, 0.0).astype(np.float32)
 
+    # What `learn` works on: views of the parameters and of their gradients, made once.
+
+    @cached_property
+    def matrices(self) -> Tensor:
+        """[N, O, I]"""
+        return self.weight.detach().view(-1, *self.weight.shape[-2:])
+
+    @cached_property
+    def turned(self) -> Tensor:
+        """[N, I, O]"""
+        return self.matrices.transpose(1, 2)
+
+    @cached_property
+    def shared_bias(self) -> Tensor:
+        """[N, 1, O]"""
+        return self.bias.detach().view(-1, 1, self.bias.shape[-1])
+
+    @cached_property
+    def _gradients(self) -> tuple[Tensor, Tensor]:
+        """Buffers [N, O, I] and [N, O]."""
+        return torch.zeros_like(self.matrices), torch.zeros_like(self.shared_bias[:, 0])
+
+    @cached_property
+    def _keep(self) -> Tensor | None:
+        """Of the weights' bits: none where a weight is absent; see optim/zeroing.py."""
+        return None if self.dead is None else self.dead.view_as(self.matrices).int().sub_(1)
+
+    def set_gradient(self, delta: Tensor, x: Tensor) -> None:
+        """From the gradient of the outputs [N, B, O] and the inputs [N, B, I]."""
+        of_weight, of_bias = self._gradients
+        if delta.shape[1] == 1:
+            torch.mul(delta.transpose(1, 2), x, out=of_weight)
+            of_bias.copy_(delta[:, 0])
+        else:
+            torch.bmm(delta.transpose(1, 2), x, out=of_weight)
+            torch.sum(delta, 1, out=of_bias)
+        if self._keep is not None:
+            of_weight.view(torch.int32).bitwise_and_(self._keep)
+        self.weight.grad = of_weight.view(self.weight.shape)
+        self.bias.grad = of_bias.view(self.bias.shape)
+
     def activate(self, x: Tensor) -> Tensor:
         """[N, B, I] -> [N, B, O]."""
         num = x.shape[0]
-        weight = self.weight.view(num, *self.weight.shape[-2:])
-        y: Any = _Affine.apply(x, weight, self.bias.view(num, -1))
+        weight, bias = self.weight.view(num, *self.weight.shape[-2:]), self.bias.view(num, 1, -1)
+        y = torch.baddbmm(bias, x, weight.transpose(1, 2))
         return y.relu() if self.is_hidden else y
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, B, I] -> [N, B, O], seen by the units."""
         y = self.activate(x)
         return y if self.units is None else self.units(y)
-
-
-class _Affine(torch.autograd.Function):
-    """x W^T + b for each network, and its gradients.
-
-    With one image the gradient of W is an outer product, which torch's batched product makes three
-    times slower than a multiplication (5 networks of 100 x 784, one core).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:  # pyright: ignore
-        ctx.save_for_backward(x, weight)
-        return torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # pyright: ignore
-        x, weight = ctx.saved_tensors
-        to_x = torch.bmm(grad, weight) if ctx.needs_input_grad[0] else None
-        turned = grad.transpose(1, 2)
-        to_weight = turned * x if x.shape[1] == 1 else torch.bmm(turned, x)
-        return to_x, to_weight, grad.sum(1)

@@ -43,5 +43,6 @@ class PermutedMnist:
         self, task: int, images: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Images [k] by number, as the task has them: fp32 [k, inputs] in [0, 1], labels [k]."""
-        found = self.images.pixels[images][:, self.pixels(task)]
+        # `[:, pixels]` would lay the pixels of all images side by side: steps ten times as slow.
+        found = np.take(self.images.pixels[images], self.pixels(task), axis=1)
         return found / np.float32(self.images.white), self.images.labels[images]

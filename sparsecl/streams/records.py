@@ -1,7 +1,7 @@
 """From the records of a stream to results.json, and to a table. No torch.
 
-T = tasks. What is measured before each task and after the last has T + 1 entries, what a task sums up
-has T; an entry is the mean over seeds.
+T = tasks. What is measured before each task and after the last has T + 1 entries, what a task sums
+up has T; an entry is the mean over seeds.
 """
 
 import json
@@ -119,8 +119,6 @@ def table(found: Mapping[str, Any], *, rows: int = 10) -> str:
                 text += f" +- {_spread(found, part):.4f}"
             cells.append(text.rjust(max(len(head), 9)))
         lines.append("  ".join(cells))
-    width = lines[1].index(".") if len(lines) > 1 else 0
-    del width
     return "\n".join([*lines, "", said(found)])
 
 
@@ -135,8 +133,9 @@ def said(found: Mapping[str, Any]) -> str:
     best, last = found["summary"]["best_window"], found["summary"]["last_third"]
     lost = found["summary"]["lost"]
     size, first = best["tasks"], best["first_task"] + 1
+    word = "lower" if lost > 0 else "higher"
     return (
         f"Online accuracy was best in tasks {first}-{first + size - 1}: "
         f"{best['online_accuracy']:.4f}; in the last third, from task {last['first_task'] + 1} on, "
-        f"it was {last['online_accuracy']:.4f}: {abs(lost):.4f} {'lower' if lost > 0 else 'higher'}."
+        f"it was {last['online_accuracy']:.4f}: {abs(lost):.4f} {word}."
     )

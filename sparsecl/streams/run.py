@@ -230,9 +230,7 @@ def header(config: StreamRunConfig, images: Images, parameters: Mapping[str, int
     """What is about to be trained, in a few aligned lines."""
     stream, learner, optimizer = config.stream, config.learner, config.optimizer
     last, topology = config.seed + config.seeds - 1, config.topology
-    graph = (
-        "dense" if topology.kind == "dense" else f"{topology.kind}, density {topology.density:g}"
-    )
+    graph = topology.kind + ("" if topology.kind == "dense" else f", density {topology.density:g}")
     lines = {
         "run": f"{config.name}, seed {config.seed}" + (f" to {last}" if config.seeds > 1 else ""),
         "stream": f"{stream.kind}, {stream.tasks} tasks x {stream.samples_per_task:,} samples, "

@@ -16,8 +16,8 @@ transfer to biases does nothing, because the running mean is cleared first; here
 does it, off by default; only form gpt2 has biases there. A unit of a gated form (SwiGLU) has two
 incoming rows, of gate and up, which begin anew together.
 
-n = units of a group, global. Where networks are side by side (context.networks) everything has their
-number in front, and each chooses among its own units.
+n = units of a group, global. Where networks are side by side (context.networks) their number is in
+front of everything, and each chooses among its own units.
 """
 
 import math
