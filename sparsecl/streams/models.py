@@ -75,8 +75,8 @@ class Networks(nn.Module):
 
     @torch.no_grad()
     def learn(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Set every gradient to that of the mean loss of each network over its images: what autograd
-        would do, in far fewer operations, of which a step of batch 1 mostly consists.
+        """Set every gradient to that of the mean loss of each network over its images: what
+        autograd would do, in far fewer operations, of which a step of batch 1 mostly consists.
 
         Args:
             x: [N, B, inputs]
