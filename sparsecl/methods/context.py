@@ -253,10 +253,7 @@ class MethodContext(Protocol):
     ) -> dict[str, torch.Tensor]:
         """Give units, int64 [k], of one network the incoming weights of a new model, outgoing ones
         of zero, and moments of zero: on live weights only. Local; every rank passes the same.
-
-        Returns:
-            Which elements have begun anew, as in `hold`, by parameter name.
-        """
+        Returns which elements have begun anew, as in `hold`, by parameter name."""
         ...
 
     def noise(self, item: Slice, *names: str | int) -> torch.Tensor:

@@ -163,8 +163,8 @@ class StreamContext(WeightContext):
         total = {item.name: torch.zeros_like(item.master) for item in items}
         for part in parts:
             outputs = ImageOutputs(self.model, rows[part])
-            losses = of(cast(Outputs, outputs), part) if of else outputs.losses
             with torch.enable_grad():
+                losses = of(cast(Outputs, outputs), part) if of else outputs.losses
                 found = torch.autograd.grad(losses.mean(), [item.param for item in items])
             for item, gradient in zip(items, found, strict=True):
                 value = gradient.reshape(-1)

@@ -42,8 +42,14 @@ Record = Callable[..., None]
 class Pack:
     """Networks that are trained side by side."""
 
-    def __init__(self, config: StreamRunConfig, images: Images, pack: int) -> None:
+    def __init__(
+        self, config: StreamRunConfig, images: Images, pack: int, *, checks: int = 0
+    ) -> None:
         """Draw graphs and weights, make optimizer and methods. Local.
+
+        Args:
+            pack: which of config.packs.
+            checks: audits of the packs before.
 
         Raises:
             UserError: a graph does not exist for a shape.
@@ -63,7 +69,7 @@ class Pack:
         self.guard = MaskGuard(self.slices, self.model.masks())
         kind, samples = STREAMS[config.stream.kind], config.stream.samples_per_task
         self.tasks = [kind(images, samples=samples, seed=seed) for seed in seeds]
-        self.position = Position.of(pack, num)
+        self.position = Position.of(pack, num, checks)
         self.context = StreamContext(
             config.stream, self.model, self.slices, self.guard, self.methods,
             seeds=seeds, tasks=self.tasks, position=self.position,
@@ -230,6 +236,7 @@ class Pack:
             )
         self.methods.phase_trained(context)
         self.guard.audit(context.progress.step)
+        position.checks += 1
         for k, seed in enumerate(self.seeds):
             p = position.p[:, k] / max(position.looks, 1)
             looked: Mapping[str, Any] = {"p": p[0], "p_unclamped": p[1]} if position.looks else {}

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-COUNTS = ("pack", "task", "step", "looks")
+COUNTS = ("pack", "task", "step", "looks", "checks")
 
 
 @dataclass
@@ -25,13 +25,16 @@ class Position:
     looks: int = 0
     """At what an update gains."""
 
+    checks: int = 0
+    """Audits so far, of all packs."""
+
     p: Any = None
     """fp64 [2, N], sums of p(Z), clamped and not, over the looks of this task."""
 
     @classmethod
-    def of(cls, pack: int, num_networks: int) -> "Position":
+    def of(cls, pack: int, num_networks: int, checks: int = 0) -> "Position":
         """The begin of a pack."""
-        return cls(pack=pack).cleared(num_networks)
+        return cls(pack=pack, checks=checks).cleared(num_networks)
 
     def cleared(self, num_networks: int) -> "Position":
         """Forget the sums of a task."""

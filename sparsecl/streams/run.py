@@ -83,7 +83,7 @@ class _Run:
         self.prepared, self.config = prepared, prepared.config
         self.folder, self.checkpoints = prepared.folder, checkpoints
         self.packs = self.config.packs
-        self.audit = [0, 0]
+        self.nonzero = 0
         self.begun = time.monotonic()
 
     def run(self) -> dict[str, Any]:
@@ -145,19 +145,21 @@ class _Run:
         else:
             self._begin(pack)
         done = first * steps + pack.position.task * stream.steps_per_task + pack.position.step
+        checks = pack.position.checks
         bar = ProgressBar(self.config.name, total=len(self.packs) * steps, done=done)
         signals.answer_by(None)  # from here on the loop looks
         try:
             for number in range(first, len(self.packs)):
                 if number > first:
-                    pack = Pack(self.config, self.prepared.images, number)
+                    pack = Pack(self.config, self.prepared.images, number, checks=checks)
                 self._train_pack(pack, bar)
+                checks = pack.position.checks
         finally:
             bar.close()
         self.log.record(
             "end",
             sealed=True,
-            audit={"checks": self.audit[0], "nonzero": self.audit[1]},
+            audit={"checks": checks, "nonzero": self.nonzero},
             seconds=self._seconds(),
         )
 
@@ -176,8 +178,7 @@ class _Run:
             bar.advance(figures, steps=steps)
 
         pack.train(record, self._save, advance)
-        self.audit[0] += pack.guard.checks
-        self.audit[1] += pack.guard.nonzero
+        self.nonzero += pack.guard.nonzero
 
     def _draw(self, pack: Pack, task: int, found: Mapping[str, list[float]]) -> None:
         """Means over the networks of a pack; with several packs each has its curves."""

@@ -274,7 +274,7 @@ def sweep_tool(arguments: list[str], workspace: Workspace) -> None:
 
 
 def stream_tool(arguments: list[str], workspace: Workspace) -> None:
-    """Made small where it has the installed images; else checked, with files where they should be."""
+    """Made small where it has the installed images; else checked, with files in their place."""
     options = stream.parse(arguments)
     if options.run_dir is None:
         folder = workspace.folder / "mnist"

@@ -61,7 +61,9 @@ def test_side_by_side_is_one_at_a_time_bit_for_bit(changes):
         assert [r for r in own if r["kind"] == "task"] == [r for r in same if r["kind"] == "task"]
         # Figures of the panel sum in another order.
         for record, other in zip(own, same, strict=True):
-            assert record == pytest.approx(other, rel=1e-5)
+            assert record.pop("kind") == other["kind"]
+            wanted = {name: value for name, value in other.items() if name != "kind"}
+            assert record == pytest.approx(wanted, rel=1e-5)
     if "cbp" in together.config.methods.used():
         assert sum(m.num_replaced for m in together.methods.methods if m.name == "cbp") > 5
 
@@ -127,7 +129,7 @@ def test_absent_weights_stay_absent_and_graphs_differ_by_seed():
     [
         {"ewc": EwcConfig(strength=1.0, sequences=4)},
         {"ewc": EwcConfig(strength=1.0, sequences=4, fisher="true"), "l1": L1Config()},
-        {"si": SiConfig(strength=1.0)},
+        {"si": SiConfig(strength=1e-3)},
         {"mas": MasConfig(strength=0.1, sequences=4)},
         {"replay": ReplayConfig(sequences=8, share=0.5)},
     ],
