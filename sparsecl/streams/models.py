@@ -116,18 +116,16 @@ class Networks(nn.Module):
     def hidden(self, x: Tensor) -> list[Tensor]:
         """What each hidden layer gives, [N, B, n]; nothing is added up by taps."""
         found = []
-        for layer in self.layers[:-1]:
+        layers: list[Any] = list(self.layers)
+        for layer in layers[:-1]:
             x = layer.activate(x)
             found.append(x)
         return found
 
     def masks(self) -> dict[str, Tensor]:
         """Where weights are absent, bool of the parameter's shape, by its name."""
-        return {
-            f"layers.{k}.weight": layer.dead
-            for k, layer in enumerate(self.layers)
-            if layer.dead is not None
-        }
+        layers: list[Any] = list(self.layers)
+        return {f"{at.shape.name}.weight": at.dead for at in layers if at.dead is not None}
 
 
 class Layer(nn.Module):

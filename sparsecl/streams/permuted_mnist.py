@@ -45,4 +45,5 @@ class PermutedMnist:
         """Images [k] by number, as the task has them: fp32 [k, inputs] in [0, 1], labels [k]."""
         # `[:, pixels]` would lay the pixels of all images side by side: steps ten times as slow.
         found = np.take(self.images.pixels[images], self.pixels(task), axis=1)
-        return found / np.float32(self.images.white), self.images.labels[images]
+        scaled = found.astype(np.float32) / np.float32(self.images.white)
+        return scaled, self.images.labels[images]

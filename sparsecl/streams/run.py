@@ -166,7 +166,7 @@ class _Run:
     def _train_pack(self, pack: Pack, bar: ProgressBar) -> None:
         found: dict[str, list[float]] = {}
 
-        def record(kind: str, *, seed: int, task: int, **figures: float) -> None:
+        def record(kind: str, *, seed: int, task: int, **figures: Any) -> None:
             self.log.record(kind, seed=seed, task=task, **figures)
             for name, value in figures.items():
                 found.setdefault(name, []).append(value)
