@@ -17,6 +17,7 @@ PROGRAMS = {
     "demo": ("demo", "a dense and a sparse model side by side, in minutes"),
     "train": ("train", "train one model through all phases"),
     "prepare-data": ("prepare_data", "prepare the text of a run ahead of time"),
+    "stream": ("stream", "train small networks on a stream of tasks"),
     "sweep": ("sweep", "a study: many runs, one table, one report"),
     "report": ("report", "the report of a study, as far as it is"),
     "metrics": ("metrics", "the figures of one or more runs, from their records"),

@@ -29,6 +29,8 @@ def _root() -> Path:
 ROOT = _root()
 CONFIGS, DS_CONFIGS = ROOT / "launch" / "configs", ROOT / "ds_configs"
 STUDIES = ROOT / "launch" / "experiments"
+STREAMS = ROOT / "launch" / "streams"
+SMALL_STREAM = STREAMS / "small.yaml"
 DEMO = CONFIGS / "demo.yaml"
 TRAIN = ROOT / "launch" / "train.py"
 ZERO1 = DS_CONFIGS / "zero1.json"
@@ -47,6 +49,11 @@ def ds_file(text: str) -> Path:
 def study_file(text: str) -> Path:
     """The study that a command line names."""
     return shipped(Path(text), STUDIES)
+
+
+def stream_file(text: str) -> Path:
+    """The config of a stream that a command line names."""
+    return shipped(Path(text), STREAMS)
 
 
 def shipped(path: Path, folder: Path = ROOT) -> Path:

@@ -14,6 +14,9 @@ STUDY = frozenset(
     "name question base scales seeds orders ds_config arms labels grids links chains controls tune "
     "analysis".split()
 )
+STREAM = frozenset(
+    "name seed seeds together stream learner optimizer topology methods panel checkpoint".split()
+)
 DEEPSPEED = frozenset(
     "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps "
     "gradient_clipping zero_optimization zero_allow_untested_optimizer bf16 fp16 optimizer "
@@ -22,6 +25,7 @@ DEEPSPEED = frozenset(
 KINDS = (
     (RUN, "a run config: launch/train.py takes it as --config"),
     (STUDY, "a study: launch/sweep.py takes it, as python launch/sweep.py FILE"),
+    (STREAM, "a stream: launch/stream.py takes it, as python launch/stream.py FILE"),
     (DEEPSPEED, "a DeepSpeed JSON: launch/train.py takes it as --ds_config"),
 )
 

@@ -5,20 +5,23 @@ import dataclasses
 import pytest
 
 from sparsecl import config as configs
-from sparsecl.config_kinds import DEEPSPEED, RUN, STUDY
+from sparsecl.config_kinds import DEEPSPEED, RUN, STREAM, STUDY
 from sparsecl.engine.deepspeed.ds_keys import ALLOWED, REFUSED
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import UserError
 from sparsecl.experiments.study.study_file import StudyConfig, read_study
+from sparsecl.streams.config import StreamRunConfig
 from tests.test_command import ROOT
 
 DEMO = ROOT / "launch/configs/demo.yaml"
+SMALL_STREAM = ROOT / "launch/streams/small.yaml"
 EXP1 = ROOT / "launch/experiments/exp1_density.yaml"
 
 
 def test_the_kinds_are_told_by_the_keys_that_they_have():
     assert {field.name for field in dataclasses.fields(RunConfig)} == RUN
     assert {field.name for field in dataclasses.fields(StudyConfig)} == STUDY
+    assert {field.name for field in dataclasses.fields(StreamRunConfig)} == STREAM
     assert DEEPSPEED <= {*ALLOWED, *REFUSED}
 
 
@@ -27,6 +30,8 @@ def test_the_kinds_are_told_by_the_keys_that_they_have():
     [
         (StudyConfig, DEMO, "is a run config: launch/train.py takes it as --config"),
         (RunConfig, EXP1, "is a study: launch/sweep.py takes it"),
+        (RunConfig, SMALL_STREAM, "is a stream: launch/stream.py takes it"),
+        (StreamRunConfig, DEMO, "is a run config: launch/train.py takes it as --config"),
         (RunConfig, ROOT / "ds_configs/zero2.json", "is a DeepSpeed JSON: launch/train.py takes"),
     ],
 )

@@ -57,11 +57,11 @@ FLOORS: dict[str, tuple[int, tuple[str, ...]]] = {
         5,
         ("topology", "metrics", "data", "sparse", "optim", "model", "methods", "checkpoint"),
     ),
+    "streams": (5, ("topology", "metrics", "sparse", "optim", "methods")),
     "analysis": (
         5,
         ("topology", "metrics", "data", "sparse", "optim", "model", "methods", "checkpoint"),
     ),
-    "streams": (5, ("topology", "metrics", "sparse", "optim", "methods")),
     "experiments": (6, ("engine.run_config", "methods.facts", "analysis", "metrics")),
     "conversions": (6, ("topology", "data", "model", "checkpoint", "engine")),
     "benchmarks": (
@@ -98,6 +98,7 @@ FLOORS: dict[str, tuple[int, tuple[str, ...]]] = {
             "conversions",
             "benchmarks",
             "planning",
+            "streams",
         ),
     ),
 }

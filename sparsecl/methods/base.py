@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from sparsecl.methods.context import Batch, MethodContext, ModelSide, Outputs, SliceTensors
+from sparsecl.methods.context import Batch, MethodContext, Outputs, SliceTensors
+from sparsecl.methods.model_side import ModelSide
 from sparsecl.optim.slice import Slice
 
 

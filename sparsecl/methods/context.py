@@ -11,13 +11,11 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import nn
 
 from sparsecl.methods.units import UnitFigures
 from sparsecl.methods.work import Moment
 from sparsecl.optim.slice import Slice
 from sparsecl.optim.slices import Slices
-from sparsecl.sparse.linear import SparseLinear
 from sparsecl.sparse.registry import SparseParameter
 from sparsecl.sparse.units import UnitGroup
 
@@ -144,45 +142,6 @@ class Outputs(Protocol):
         ...
 
 
-class ColumnSwitch(Protocol):
-    """Columns of a model (model/columns.py). Local: all ranks set the same one."""
-
-    open: int
-    """The one that speaks and learns; those before it are heard, later ones do not run."""
-
-
-class ModelSide(Protocol):
-    """The model before DeepSpeed has it, for a method that adds to it."""
-
-    def linears(self) -> Mapping[str, SparseLinear]:
-        """By layer name, for example layers.3.mlp.up; the same order on all ranks."""
-        ...
-
-    def feed_forwards(self) -> Mapping[str, int]:
-        """Features of the input of each feed-forward part, by its name, for example layers.3.mlp;
-        the same order on all ranks."""
-        ...
-
-    def columns(self) -> ColumnSwitch | None:
-        """Which column is open; None where there is one only."""
-        ...
-
-    def units(self, *, gated: bool = False) -> Mapping[str, UnitGroup]:
-        """Hidden units, by the layer that they are in, for example layers.3.mlp; from now on the
-        model lets methods see them. `gated`: with a gate of ones, which costs a product."""
-        ...
-
-    def add(self, at: str, name: str, part: nn.Module) -> None:
-        """y = y + part(x) at the linear `at`, local to the tp rank (sparse/linear.py, add_part); or
-        at the feed-forward part `at`, x whole and part(x) a share of a sum over tp (Mlp, add_part).
-        The parameters must be those that the method's options promise (`parameters`)."""
-        ...
-
-    def generator(self, *names: str | int) -> np.random.Generator:
-        """A named random stream of the run: the same on all ranks, whatever the layout."""
-        ...
-
-
 class MethodContext(Protocol):
     """One run on this rank."""
 
@@ -242,6 +201,31 @@ class MethodContext(Protocol):
 
     def generator(self, *names: str | int) -> np.random.Generator:
         """A named random stream of the run: the same on all ranks, whatever the layout."""
+        ...
+
+    @property
+    def networks(self) -> tuple[int, ...]:
+        """() of one network, as in every run of a GPT. (N,) of N trained side by side: then slices
+        and figures of units have N in front, each draws and chooses by itself, and sums over
+        the model do not exist. `np.ndindex(context.networks)` goes through them."""
+        ...
+
+    def network_generator(self, network: tuple[int, ...], *names: str | int) -> np.random.Generator:
+        """`generator` of one network: what it would be if it were alone."""
+        ...
+
+    def begin_anew(
+        self,
+        group: UnitGroup,
+        units: np.ndarray,
+        rng: np.random.Generator,
+        network: tuple[int, ...] = (),
+        *,
+        moments: bool = True,
+    ) -> dict[str, torch.Tensor]:
+        """Give units, int64 [k], of one network the incoming weights of a new model, outgoing ones
+        of zero, and with `moments` moments of zero: on live weights only. Local; every rank passes
+        the same. Returns which elements have begun anew, as in `hold`, by parameter name."""
         ...
 
     def noise(self, item: Slice, *names: str | int) -> torch.Tensor:

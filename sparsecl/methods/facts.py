@@ -138,6 +138,11 @@ class MethodConfig:
     rewires: ClassVar[bool] = False
     """It moves live weights: a checkpoint's topology takes the place of the config's."""
 
+    networks: ClassVar[Literal["none", "one", "many"]] = "none"
+    """Networks of a stream (streams/) that it takes in hand at once: none, because it asks for what
+    only text has; one; or many side by side, because it treats every weight by itself or each
+    network by `context.networks`."""
+
     not_negative: ClassVar[tuple[str, ...]] = ()
     """Its slice tensors that are never below zero; a checkpoint is checked for it."""
 

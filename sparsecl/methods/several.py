@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from sparsecl.methods.base import Method
-from sparsecl.methods.context import Batch, MethodContext, ModelSide, Outputs, SliceTensors
+from sparsecl.methods.context import Batch, MethodContext, Outputs, SliceTensors
+from sparsecl.methods.model_side import ModelSide
 from sparsecl.optim.slice import Slice
 
 

@@ -20,7 +20,8 @@ from sparsecl.sparse.units import SUMS, UnitGroup
 
 @dataclass(frozen=True)
 class UnitFigures:
-    """Means of each unit of a group, fp32 [n], the same on all ranks, on the ranks' devices."""
+    """Means of each unit of a group, fp32 [n], the same on all ranks, on the ranks' devices; of
+    networks side by side [networks, n]."""
 
     mean: Tensor
     """h over all tokens of the step."""

@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -15,7 +16,7 @@ from sparsecl import dist
 from sparsecl.methods import lines, noise
 from sparsecl.methods.context import SliceTensors
 from sparsecl.methods.several import Methods
-from sparsecl.methods.units import UnitFigures, unit_figures
+from sparsecl.methods.units import UnitFigures, begin_anew, unit_figures
 from sparsecl.optim.deepspeed.parameters import local_shape
 from sparsecl.optim.hiding import hidden_weights, shown_weights
 from sparsecl.optim.masking import MaskGuard
@@ -144,6 +145,28 @@ class WeightContext:
 
     def unit_figures(self) -> Mapping[str, UnitFigures]:
         return unit_figures(self, self.units)
+
+    def begin_anew(
+        self,
+        group: UnitGroup,
+        units: np.ndarray,
+        rng: np.random.Generator,
+        network: tuple[int, ...] = (),
+        *,
+        moments: bool = True,
+    ) -> dict[str, torch.Tensor]:
+        assert network == (), network
+        return begin_anew(self, group, units, rng, moments=moments)
+
+    # One network, where a subclass has no more.
+
+    @property
+    def networks(self) -> tuple[int, ...]:
+        return ()
+
+    def network_generator(self, network: tuple[int, ...], *names: str | int) -> np.random.Generator:
+        assert network == (), network
+        return self.own().generator(*names)
 
     # Sums over the model.
 

@@ -1,6 +1,8 @@
 """Hidden units of a network: what they do, who feeds them and whom they feed.
 
-n = units of a group, global; n_local = those of this tensor-parallel rank, a consecutive share.
+n = units of a group, global; n_local = those of this tensor-parallel rank, a consecutive share. A
+model may be many networks side by side (streams/): then what is said of the units has their number
+in front, [networks, n].
 
 A group is a module that passes activations on. It is in a model only if a method asked for it
 before DeepSpeed took the model, and does nothing until it is armed or gated; both are tensor
@@ -35,6 +37,7 @@ class UnitGroup(nn.Module):
         outgoing: Sequence[str],
         fresh: FreshRows,
         biases: Sequence[str] = (),
+        networks: tuple[int, ...] = (),
     ) -> None:
         """Describe the group. Local.
 
@@ -44,19 +47,20 @@ class UnitGroup(nn.Module):
                 them.
             outgoing: names of the matrices whose columns do.
             biases: what is added to the products of `outgoing`, in that order; empty if nothing is.
+            networks: (N,) where N networks are side by side in the model, each with such a layer.
         """
         super().__init__()
         assert num_units % dist.tp_size() == 0 and len(biases) in (0, len(outgoing))
-        self.num_units, self.fresh = num_units, fresh
+        self.num_units, self.fresh, self.networks = num_units, fresh, networks
         self.incoming, self.outgoing, self.biases = (
             tuple(names) for names in (incoming, outgoing, biases)
         )
         self.armed, self.centred = False, False
         self.register_buffer("gate", None, persistent=False)
         # No buffers: a cast of the model to bf16 would take the sums along.
-        shape = (len(SUMS), self.num_local)
-        self.sums = torch.zeros(shape, device=dist.device())
-        self.centre = torch.zeros(self.num_local, device=dist.device())
+        shape = (*networks, self.num_local)
+        self.sums = torch.zeros(len(SUMS), *shape, device=dist.device())
+        self.centre = torch.zeros(shape, device=dist.device())
         self.thinned, self.factors = False, torch.empty(0, self.num_local, device=dist.device())
 
     @property
@@ -83,7 +87,7 @@ class UnitGroup(nn.Module):
         self.armed, self.centred = True, centre is not None
         self.sums.zero_()
         if centre is not None:
-            self.centre.copy_(centre[self.local])
+            self.centre.copy_(centre[..., self.local])
 
     def thin(self, factors: Tensor) -> None:
         """In passes of the training mode multiply what passes, until `disarm`: each row of the
@@ -101,12 +105,12 @@ class UnitGroup(nn.Module):
         """Unchanged but for the gate and for thinning, which the tap does not see.
 
         Args:
-            h: [B, ..., n_local]; if spread, [T, B, n_local].
+            h: [B, ..., n_local], with the networks in front; if spread, [T, B, n_local].
         """
         if self.gate is not None:
             h = h * self.gate.to(h.dtype)  # DeepSpeed leaves buffers in fp32
         if self.armed:
-            self._see(h.detach().flatten(0, -2))
+            self._see(h.detach().flatten(len(self.networks), -2))
         if self.thinned and self.training:
             factors = self.factors.to(h.dtype)
             of_rows = 1 if spread else h.dim() - 1
@@ -115,14 +119,14 @@ class UnitGroup(nn.Module):
 
     @torch.no_grad()
     def _see(self, h: Tensor) -> None:
-        """h [tokens, n_local]. A pass that activation checkpointing makes again is seen again:
-        tokens and sums alike, so means stay what they are."""
-        self.sums[0].add_(h.shape[0])
-        self.sums[1].add_(h.sum(0, dtype=torch.float32))
-        self.sums[2].add_(h.abs().sum(0, dtype=torch.float32))
-        self.sums[3].add_((h > 0).sum(0))
+        """h [tokens, n_local], with the networks in front. A pass that activation checkpointing
+        makes again is seen again: tokens and sums alike, so means stay what they are."""
+        self.sums[0].add_(h.shape[-2])
+        self.sums[1].add_(h.sum(-2, dtype=torch.float32))
+        self.sums[2].add_(h.abs().sum(-2, dtype=torch.float32))
+        self.sums[3].add_((h > 0).sum(-2))
         if self.centred:
-            self.sums[4].add_((h - self.centre).abs().sum(0))
+            self.sums[4].add_((h - self.centre.unsqueeze(-2)).abs().sum(-2))
 
 
 SUMS = ("tokens", "h", "|h|", "h > 0", "|h - centre|")

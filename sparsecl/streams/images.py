@@ -53,8 +53,8 @@ class Images:
     @property
     def sha256(self) -> str:
         """Hex digest of pixels and labels."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.pixels))
-        digest.update(np.ascontiguousarray(self.labels))
+        digest = hashlib.sha256(self.pixels.tobytes())
+        digest.update(self.labels.tobytes())
         return digest.hexdigest()
 
 

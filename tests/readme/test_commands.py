@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsecl.programs import bench, metrics, plan, sample, tickets, train
+from sparsecl.programs import bench, metrics, plan, sample, stream, tickets, train
 from tests.events import HANG, free_port
 from tests.experiments.fake_study import FakeArm, write_study
 from tests.faults import matrix
@@ -281,6 +281,26 @@ def sweep_tool(arguments: list[str], workspace: Workspace) -> None:
         assert "sbatch" in output and "--array=0-23 " in output  # its tuning comes first
 
 
+def stream_tool(arguments: list[str], workspace: Workspace) -> None:
+    """Made small where it has the installed images; else checked, with files in their place."""
+    options = stream.parse(arguments)
+    if options.run_dir is None:
+        folder = workspace.folder / "mnist"
+        folder.mkdir(exist_ok=True)
+        (folder / "train-images-idx3-ubyte").write_bytes(
+            bytes((0, 0, 8, 3, *[0, 0, 0, 2] * 3, *b"x" * 8))
+        )
+        (folder / "train-labels-idx1-ubyte").write_bytes(bytes((0, 0, 8, 1, 0, 0, 0, 2, 0, 1)))
+        assert "kind: permuted_mnist" in workspace.run(
+            sys.executable, "launch/stream.py", *arguments, "--dry_run"
+        )
+        return
+    small = ("stream.tasks=2", "stream.samples_per_task=20", "panel.samples=10")
+    output = workspace.run(sys.executable, "launch/stream.py", *arguments, "--set", *small)
+    assert "Online accuracy was best" in output
+    assert (workspace.folder / options.run_dir / "stream.png").is_file()
+
+
 def plan_tool(arguments: list[str], workspace: Workspace) -> None:
     """Large ones are parsed; tests/tools/test_study_costs.py and test_plan.py plan such."""
     options = plan.parser().parse_args(arguments)
@@ -357,6 +377,7 @@ SWEEPS = {
 }
 SCRIPTS: dict[str, Callable[[list[str], Workspace], None]] = {
     "launch/prepare_data.py": prepare_data,
+    "launch/stream.py": stream_tool,
     "launch/sweep.py": sweep_tool,
     "tools/plan.py": plan_tool,
     "tools/report.py": report_tool,

@@ -35,6 +35,7 @@ TREES = {
     "sparsecl": ("*.py",),
     "launch": ("*.py", "*.yaml"),
     "launch/experiments": ("*.yaml",),
+    "launch/streams": ("*.yaml",),
     "tools": ("*.py",),
     "ds_configs": ("*.json",),
     "slurm": ("*",),

@@ -32,7 +32,8 @@ from torch import Tensor
 from sparsecl.methods.adapters.config import MemoryConfig
 from sparsecl.methods.base import Method, Order
 from sparsecl.methods.cl.again import no_way_on
-from sparsecl.methods.context import MethodContext, ModelSide, SliceTensors
+from sparsecl.methods.context import MethodContext, SliceTensors
+from sparsecl.methods.model_side import ModelSide
 from sparsecl.optim.moving import share
 from sparsecl.optim.slice import Slice
 from sparsecl.sparse.product_keys import ProductKeyMemory, ValuePool

@@ -39,7 +39,8 @@ from torch import Tensor
 from sparsecl.methods.adapters.config import OsftConfig
 from sparsecl.methods.base import Method, Order
 from sparsecl.methods.cl.again import no_way_on
-from sparsecl.methods.context import MethodContext, ModelSide
+from sparsecl.methods.context import MethodContext
+from sparsecl.methods.model_side import ModelSide
 
 
 class Directions(NamedTuple):

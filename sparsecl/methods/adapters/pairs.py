@@ -21,7 +21,8 @@ from torch import Tensor
 from sparsecl.methods.adapters import overlap
 from sparsecl.methods.adapters.config import AdapterConfig
 from sparsecl.methods.base import Method
-from sparsecl.methods.context import MethodContext, ModelSide
+from sparsecl.methods.context import MethodContext
+from sparsecl.methods.model_side import ModelSide
 from sparsecl.optim.moving import share
 from sparsecl.sparse.low_rank import LowRank
 

@@ -13,7 +13,8 @@ from collections.abc import Collection, Mapping
 
 import torch
 
-from sparsecl.methods.context import MethodContext, ModelSide, SliceTensors
+from sparsecl.methods.context import MethodContext, SliceTensors
+from sparsecl.methods.model_side import ModelSide
 from sparsecl.optim.slice import Slice
 from sparsecl.sparse.linear import SparseLinear
 

@@ -23,7 +23,8 @@ from sparsecl.methods.brain.config import HstConfig
 from sparsecl.methods.brain.down_scaling import DownScaling
 from sparsecl.methods.cl.again import new_rows, read, step_names
 from sparsecl.methods.cl.reservoir import Rehearsal
-from sparsecl.methods.context import Batch, MethodContext, ModelSide
+from sparsecl.methods.context import Batch, MethodContext
+from sparsecl.methods.model_side import ModelSide
 from sparsecl.optim.slice import Slice
 
 

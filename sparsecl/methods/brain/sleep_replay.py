@@ -43,7 +43,8 @@ from sparsecl import dist, watchdog
 from sparsecl.methods.base import Method
 from sparsecl.methods.brain.config import Sign, SleepReplayConfig
 from sparsecl.methods.cl.again import no_way_on
-from sparsecl.methods.context import MethodContext, ModelSide
+from sparsecl.methods.context import MethodContext
+from sparsecl.methods.model_side import ModelSide
 
 TINY = 1e-30
 BLOCK = 256

@@ -32,7 +32,8 @@ from sparsecl.methods.brain.config import WsclConfig
 from sparsecl.methods.brain.down_scaling import DownScaling
 from sparsecl.methods.cl.again import new_rows, no_way_on, read
 from sparsecl.methods.cl.derpp import Derpp
-from sparsecl.methods.context import Batch, MethodContext, ModelSide, Outputs, SliceTensors
+from sparsecl.methods.context import Batch, MethodContext, Outputs, SliceTensors
+from sparsecl.methods.model_side import ModelSide
 from sparsecl.optim.slice import Slice
 
 

@@ -23,7 +23,8 @@ import torch
 
 from sparsecl.methods.base import Method
 from sparsecl.methods.brain.config import XdgConfig
-from sparsecl.methods.context import MethodContext, ModelSide
+from sparsecl.methods.context import MethodContext
+from sparsecl.methods.model_side import ModelSide
 
 
 class Xdg(Method):

@@ -19,6 +19,7 @@ class EwcConfig(MethodConfig):
     """How strongly and in which form earlier weights are held."""
 
     flags = {"B": "yes", "X": "two for each weight"}
+    networks = "one"
     not_negative = ("precision",)
 
     strength: Annotated[float, Ge(0.0)] = 1.0e4
@@ -46,6 +47,7 @@ class SiConfig(MethodConfig):
     """How strongly weights are held whose way through earlier domains has lowered the loss."""
 
     flags = {"B": "yes", "X": "four for each weight"}
+    networks = "one"
 
     strength: Annotated[float, Ge(0.0)] = 0.1
     """c; depends on the problem, sweep 1e-2..1e1. 0 is plain training, bit for bit."""
@@ -67,6 +69,7 @@ class MasConfig(MethodConfig):
     """How strongly weights are held that the logits depend on."""
 
     flags = {"B": "yes", "X": "two for each weight"}
+    networks = "one"
     not_negative = ("precision",)
 
     strength: Annotated[float, Ge(0.0)] = 1.0e-3
@@ -85,6 +88,7 @@ class ReplayConfig(MethodConfig):
     """How many earlier sequences are remembered, and how many are trained again."""
 
     flags = {"D": "yes", "C": "replayed sequences"}
+    networks = "one"
 
     sequences: Annotated[int, Ge(1)] = 1024
     """Capacity of the memory, in training sequences of model.context tokens, over all ranks."""
@@ -125,6 +129,7 @@ class ReplayConfig(MethodConfig):
 class DerppConfig(ReplayConfig):
     """DER++: as replay, with two draws of that share, one for each of two terms."""
 
+    networks = "none"
     flags = {"D": "yes, with logits", "C": "replayed sequences, twice"}
 
     alpha: Annotated[float, Ge(0.0)] = 0.1
@@ -158,6 +163,7 @@ class DerppConfig(ReplayConfig):
 class SelfReplayConfig(ReplayConfig):
     """How much the model writes of its own at a border, and how much of it is trained again."""
 
+    networks = "none"
     flags = {
         "B": "yes",
         "D": "how sequences begin",

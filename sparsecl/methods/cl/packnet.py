@@ -25,7 +25,8 @@ import torch
 from sparsecl.errors import UserError
 from sparsecl.methods.base import Method
 from sparsecl.methods.cl.config import RETRAIN, PackNetConfig
-from sparsecl.methods.context import MethodContext, ModelSide, SliceTensors
+from sparsecl.methods.context import MethodContext, SliceTensors
+from sparsecl.methods.model_side import ModelSide
 from sparsecl.sparse.linear import SparseLinear
 
 

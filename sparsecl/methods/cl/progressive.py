@@ -20,7 +20,8 @@ import torch
 
 from sparsecl.methods.base import Method
 from sparsecl.methods.cl.config import ProgressiveConfig
-from sparsecl.methods.context import ColumnSwitch, MethodContext, ModelSide, SliceTensors
+from sparsecl.methods.context import MethodContext, SliceTensors
+from sparsecl.methods.model_side import ColumnSwitch, ModelSide
 
 
 class Progressive(Method):

@@ -16,11 +16,12 @@ transfer to biases does nothing, because the running mean is cleared first; here
 does it, off by default; only form gpt2 has biases there. A unit of a gated form (SwiGLU) has two
 incoming rows, of gate and up, which begin anew together.
 
-n = units of a group, global.
+n = units of a group, global. Where networks are side by side (context.networks) their number is in
+front of everything, and each chooses among its own units.
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,21 +42,21 @@ class Traces:
     """What is known of the units of one group, the same on all ranks."""
 
     age: np.ndarray
-    """int64 [n], steps since a unit began."""
+    """int64 [..., n], steps since a unit began."""
 
     utility: Tensor
-    """fp32 [n], running mean that began at zero."""
+    """fp32 [..., n], running mean that began at zero."""
 
     mean: Tensor
-    """fp32 [n], the same of h."""
+    """fp32 [..., n], the same of h."""
 
-    due: float = 0.0
-    """Units that should have begun anew by now, and have not; below 1 after a step."""
+    due: Any
+    """fp64 [...]: units that should have begun anew by now, and have not; below 1 after a step."""
 
     @classmethod
-    def new(cls, num_units: int) -> "Traces":
-        zero = torch.zeros(num_units, device=dist.device())
-        return cls(np.zeros(num_units, dtype=np.int64), zero, zero.clone())
+    def new(cls, *shape: int) -> "Traces":
+        zero = torch.zeros(shape, device=dist.device())
+        return cls(np.zeros(shape, dtype=np.int64), zero, zero.clone(), np.zeros(shape[:-1])[()])
 
 
 class Cbp(Renewal):
@@ -71,7 +72,7 @@ class Cbp(Renewal):
     def step_start(self, context: MethodContext) -> None:
         for name, group in context.units.items():
             if name not in self.groups:
-                self.groups[name] = Traces.new(group.num_units)
+                self.groups[name] = Traces.new(*context.networks, group.num_units)
         measured = self.config.utility in DISTANCES
         context.arm_units(
             {name: self._corrected(t.mean, t.age) for name, t in self.groups.items()}
@@ -88,8 +89,9 @@ class Cbp(Renewal):
             self._update(context, name, traces, figures[name])
             num = self._num_due(context, name, traces)
             # Only where units are due does anybody wait for the device.
-            if num:
-                self._replace(context, name, group, figures[name], num)
+            for network in np.ndindex(context.networks) if num.any() else ():
+                if num[network]:
+                    self._replace(context, name, group, figures[name], int(num[network]), network)
 
     def _update(
         self, context: MethodContext, name: str, traces: Traces, figures: UnitFigures
@@ -98,15 +100,18 @@ class Cbp(Renewal):
         traces.age += 1
         traces.mean.mul_(decay).add_(figures.mean, alpha=1.0 - decay)
         if self.config.utility == "random":
-            rng = context.generator("cbp", "utility", name, context.progress.step)
-            new = torch.from_numpy(rng.random(len(traces.age), dtype=np.float32))
-            new = new.to(traces.utility.device)
+            drawn = np.empty(traces.age.shape, dtype=np.float32)
+            for network in np.ndindex(context.networks):
+                names = ("cbp", "utility", name, context.progress.step)
+                rng = context.network_generator(network, *names)
+                rng.random(dtype=np.float32, out=drawn[network])
+            new = torch.from_numpy(drawn).to(traces.utility.device)
         else:
             new = self._utility(figures, traces.age)
         traces.utility.mul_(decay).add_(new, alpha=1.0 - decay)
 
     def _utility(self, figures: UnitFigures, age: np.ndarray) -> Tensor:
-        """What this step says of each unit, [n]; see UTILITIES."""
+        """What this step says of each unit, [..., n]; see UTILITIES."""
         kind = self.config.utility
         value = torch.ones_like(figures.mean)
         if kind in DISTANCES:
@@ -127,46 +132,60 @@ class Cbp(Renewal):
         weight = 1.0 - self.config.decay ** np.maximum(age, 1)
         return trace / torch.from_numpy(weight).to(trace)
 
-    def _num_due(self, context: MethodContext, name: str, traces: Traces) -> int:
-        """Units of a group that begin anew in this step."""
-        mature = int((traces.age > self.config.maturity).sum())
+    def _num_due(self, context: MethodContext, name: str, traces: Traces) -> Any:
+        """Units of a group that begin anew in this step, int64 [...]."""
+        mature = (traces.age > self.config.maturity).sum(-1)
         expected = self.config.rate * mature
         if self.config.accumulate:
-            traces.due += expected
-            num = int(traces.due)
-            traces.due -= num
+            due = traces.due + expected
+            num = due.astype(np.int64)
+            traces.due = due - num
             return num
-        if expected >= 1.0:
-            return int(expected)
-        rng = context.generator("cbp", "number", name, context.progress.step)
-        return int(rng.random() < expected)
+        drawn = np.empty(expected.shape)
+        for network in np.ndindex(context.networks):
+            names = ("cbp", "number", name, context.progress.step)
+            drawn[network] = context.network_generator(network, *names).random()
+        return np.where(expected >= 1.0, expected.astype(np.int64), drawn < expected)
 
     def _replace(
-        self, context: MethodContext, name: str, group: UnitGroup, figures: UnitFigures, num: int
+        self,
+        context: MethodContext,
+        name: str,
+        group: UnitGroup,
+        figures: UnitFigures,
+        num: int,
+        network: tuple[int, ...],
     ) -> None:
         traces = self.groups[name]
-        utility = self._corrected(traces.utility, traces.age).cpu().numpy()
-        fed = figures.incoming.cpu().numpy() > 0
-        able = np.flatnonzero((traces.age > self.config.maturity) & fed)
+        age = traces.age[network]
+        utility = self._corrected(traces.utility[network], age).cpu().numpy()
+        fed = figures.incoming[network].cpu().numpy() > 0
+        able = np.flatnonzero((age > self.config.maturity) & fed)
         units = np.sort(able[np.argsort(utility[able], kind="stable")[:num]])
         if not len(units):
             return
         if self.config.bias_transfer:
-            self._transfer(context, group, traces, units)
-        self.renew(context, name, group, units)
+            self._transfer(context, group, traces, units, network)
+        self.renew(context, name, group, units, network)
         chosen = torch.from_numpy(units).to(traces.utility.device)
-        traces.age[units] = 0
-        traces.utility[chosen], traces.mean[chosen] = 0.0, 0.0
+        age[units] = 0
+        traces.utility[network][chosen], traces.mean[network][chosen] = 0.0, 0.0
 
     def _transfer(
-        self, context: MethodContext, group: UnitGroup, traces: Traces, units: np.ndarray
+        self,
+        context: MethodContext,
+        group: UnitGroup,
+        traces: Traces,
+        units: np.ndarray,
+        network: tuple[int, ...],
     ) -> None:
         """Add what the units give on average to the biases behind them. Collective."""
         chosen = torch.from_numpy(units).to(traces.mean.device)
-        mean = self._corrected(traces.mean, traces.age)[chosen]
+        mean = self._corrected(traces.mean[network], traces.age[network])[chosen]
         for matrix, bias in zip(group.outgoing, group.biases, strict=False):
-            lost = context.matrix(matrix)[:, chosen] @ mean.to(torch.float32)
-            value = context.matrix(bias) + lost
+            lost = context.matrix(matrix)[network][:, chosen] @ mean.to(torch.float32)
+            value = context.matrix(bias).clone()
+            value[network] += lost
             context.write(bias, context.local_of(bias, value))
 
     def state_dict(self) -> tuple[Mapping[str, SliceTensors], Mapping[str, Any]]:
@@ -175,7 +194,7 @@ class Cbp(Renewal):
                 "age": t.age.tolist(),
                 "utility": t.utility.tolist(),
                 "mean": t.mean.tolist(),
-                "due": t.due,
+                "due": t.due.tolist(),
             }
             for name, t in self.groups.items()
         }
@@ -189,12 +208,13 @@ class Cbp(Renewal):
         for name, group in values["groups"].items():
             if not isinstance(group, dict) or set(group) != {"age", "utility", "mean", "due"}:
                 raise ValueError(f"groups.{name} must have age, utility, mean and due")
-            if not isinstance(group["due"], float) or not 0.0 <= group["due"] < 1.0:
-                raise ValueError(f"groups.{name}.due: {group['due']!r:.40} is not in [0, 1)")
-            ages = group["age"]
+            for due in _leaves(group["due"]):
+                if not isinstance(due, float) or not 0.0 <= due < 1.0:
+                    raise ValueError(f"groups.{name}.due: {due!r:.40} is not in [0, 1)")
+            shape = _shape(group["age"])
             for key, kind in (("age", int), ("utility", float), ("mean", float)):
-                found = group[key]
-                if not isinstance(found, list) or len(found) != len(ages):
+                found = list(_leaves(group[key]))
+                if not shape or shape[:-1] != _shape(group["due"]) or _shape(group[key]) != shape:
                     raise ValueError(f"groups.{name}.{key} is not one value for each unit")
                 wrong = [v for v in found if type(v) is not kind or not math.isfinite(v)]
                 wrong += [v for v in found if key != "mean" and type(v) is kind and v < 0]
@@ -208,11 +228,11 @@ class Cbp(Renewal):
         self.num_replaced = values["num_replaced"]
         self.groups = {}
         for name, group in values["groups"].items():
-            traces = self.groups[name] = Traces.new(len(group["age"]))
+            traces = self.groups[name] = Traces.new(*np.shape(group["age"]))
             traces.age[:] = group["age"]
             traces.utility.copy_(torch.tensor(group["utility"]))
             traces.mean.copy_(torch.tensor(group["mean"]))
-            traces.due = group["due"]
+            traces.due = np.asarray(group["due"])[()]
 
 
 WEIGHED = ("contribution", "zero_contribution", "adaptable_contribution", "weight")
@@ -223,3 +243,20 @@ DISTANCES = ("zero_contribution", "adaptable_contribution", "feature_by_input")
 
 ADAPTABLE = ("adaptable_contribution", "feature_by_input", "adaptation")
 """Those that are divided by mean |incoming weight|."""
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """The entries of lists in lists."""
+    for item in value if isinstance(value, list) else ():
+        yield from _leaves(item)
+    if not isinstance(value, list):
+        yield value
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    """Of lists in lists; None = they are not of one length."""
+    if not isinstance(value, list):
+        return ()
+    inner = {_shape(item) for item in value}
+    one = inner.pop() if len(inner) == 1 else None
+    return None if one is None else (len(value), *one)

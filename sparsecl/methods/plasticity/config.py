@@ -20,6 +20,7 @@ class CbpConfig(MethodConfig):
     """Which hidden units begin anew, and how many."""
 
     flags = {"C": "a little: sums over activations and weights"}
+    networks = "many"
 
     rate: Annotated[float, Ge(0.0), Le(1.0)] = 1.0e-4
     """rho: share of the mature units of a layer that begins anew at each step."""
@@ -86,6 +87,7 @@ class RedoConfig(MethodConfig):
     """Which hidden units begin anew, and how often."""
 
     flags = {"C": "a little, every `every` steps: sums over activations and weights"}
+    networks = "many"
 
     every: Annotated[int, Ge(1)] = 100
     """Optimizer steps between two looks."""
@@ -122,6 +124,7 @@ class ShrinkPerturbConfig(MethodConfig):
     """How much all matrices shrink, and how much noise comes in, at every step."""
 
     flags = {"C": "a little: a normal draw for each weight"}
+    networks = "many"
 
     shrink: Annotated[float, Ge(0.0)] = 1.0e-4
     """lambda: a weight loses lr * lambda of itself at each step, beside optimizer.weight_decay."""
@@ -142,6 +145,7 @@ class UpgdConfig(MethodConfig):
     """What is useful, and how much it is protected or perturbed."""
 
     flags = {"X": "one for each weight, or hidden unit", "C": "a normal draw for each weight"}
+    networks = "one"
 
     utility: Literal["weight", "feature"] = "weight"
     """Of each weight, to first order; or of each hidden unit, for its incoming weights."""
@@ -187,6 +191,7 @@ class DropoutConfig(MethodConfig):
     """How many hidden units are silent in training."""
 
     flags = {"C": "a draw and a product for each hidden unit and sequence"}
+    networks = "one"
 
     p: Annotated[float, Ge(0.0), Lt(1.0)] = 0.1
     """Probability that a unit is silent for a sequence; 0 is plain training."""
@@ -204,6 +209,7 @@ class L1Config(MethodConfig):
     """How hard every weight is pulled, and to where."""
 
     flags = {"B": "`towards: start`", "X": "one for each weight, `towards: start`"}
+    networks = "many"
 
     strength: Annotated[float, Ge(0.0)] = 0.1
     """lambda. proximal: a weight comes lr * lambda nearer at each step; under Adam, whose steps are
@@ -235,6 +241,8 @@ class L1Config(MethodConfig):
 @dataclass(frozen=True, kw_only=True)
 class L2Config(MethodConfig):
     """How hard every weight is pulled to zero."""
+
+    networks = "many"
 
     strength: Annotated[float, Ge(0.0)] = 1.0e-4
     """The gradient gains strength times the weight, before it is clipped; beside

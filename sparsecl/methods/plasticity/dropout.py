@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from sparsecl.methods.base import Method, Order
-from sparsecl.methods.context import Batch, MethodContext, ModelSide
+from sparsecl.methods.context import Batch, MethodContext
+from sparsecl.methods.model_side import ModelSide
 from sparsecl.methods.noise import uniform
 from sparsecl.methods.plasticity.config import DropoutConfig
 from sparsecl.sparse.units import UnitGroup

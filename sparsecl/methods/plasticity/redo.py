@@ -14,7 +14,7 @@ weights have. Behind a step that was discarded or skipped no unit begins anew.
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import torch
+import numpy as np
 
 from sparsecl.methods.context import MethodContext, SliceTensors
 from sparsecl.methods.plasticity.config import RedoConfig
@@ -38,10 +38,13 @@ class Redo(Renewal):
         for name, group in context.units.items():
             found = figures[name]
             # A product, so that in a layer that is silent as a whole all units are dormant.
-            dormant = found.mean_abs <= self.config.tau * found.mean_abs.mean()
-            units = torch.nonzero(dormant & (found.incoming > 0)).flatten().cpu().numpy()
-            if len(units):
-                self.renew(context, name, group, units, moments=self.config.moments == "reset")
+            dormant = found.mean_abs <= self.config.tau * found.mean_abs.mean(-1, keepdim=True)
+            able = (dormant & (found.incoming > 0)).cpu().numpy()
+            for network in np.ndindex(context.networks):
+                units = np.flatnonzero(able[network])
+                if len(units):
+                    moments = self.config.moments == "reset"
+                    self.renew(context, name, group, units, network, moments=moments)
 
     def state_dict(self) -> tuple[Mapping[str, SliceTensors], Mapping[str, Any]]:
         return self.restart.state(), {"num_replaced": self.num_replaced}

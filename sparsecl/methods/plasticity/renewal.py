@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsecl.methods.base import Method
-from sparsecl.methods.context import MethodContext, ModelSide, SliceTensors
+from sparsecl.methods.context import MethodContext, SliceTensors
+from sparsecl.methods.model_side import ModelSide
 from sparsecl.methods.restart import AdamRestart
-from sparsecl.methods.units import begin_anew
 from sparsecl.optim.slice import Slice
 from sparsecl.sparse.units import UnitGroup
 
@@ -45,13 +45,15 @@ class Renewal(Method):
         name: str,
         group: UnitGroup,
         units: NDArray[np.int64],
+        network: tuple[int, ...] = (),
         *,
         moments: bool = True,
     ) -> None:
-        """Let units [k] of a group begin anew, with moments of zero unless those are to stay.
-        Between steps; every rank passes the same, in ascending order."""
-        rng = context.generator(self.name, "fresh", name, context.progress.step)
-        for parameter, where in begin_anew(context, group, units, rng, moments=moments).items():
+        """Let units [k] of a network's group begin anew, with moments of zero unless those are to
+        stay. Between steps; every rank passes the same, in ascending order."""
+        rng = context.network_generator(network, self.name, "fresh", name, context.progress.step)
+        renewed = context.begin_anew(group, units, rng, network, moments=moments)
+        for parameter, where in renewed.items():
             self.restart.mark(context, parameter, where)
         self.num_replaced += len(units)
 

@@ -35,7 +35,8 @@ from torch import Tensor
 
 from sparsecl import dist
 from sparsecl.methods.base import Method, Order
-from sparsecl.methods.context import MethodContext, ModelSide, SliceTensors
+from sparsecl.methods.context import MethodContext, SliceTensors
+from sparsecl.methods.model_side import ModelSide
 from sparsecl.methods.plasticity.config import UpgdConfig
 from sparsecl.optim.slice import Slice
 

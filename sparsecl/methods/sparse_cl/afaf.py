@@ -33,8 +33,9 @@ import torch
 from torch import Tensor
 
 from sparsecl.errors import UserError
-from sparsecl.methods.context import MethodContext, ModelSide, SliceTensors
+from sparsecl.methods.context import MethodContext, SliceTensors
 from sparsecl.methods.dst.base import LayerView
+from sparsecl.methods.model_side import ModelSide
 from sparsecl.methods.sparse_cl.config import AfafConfig
 from sparsecl.methods.sparse_cl.isolated import Isolated, packed, unpacked
 

@@ -1,0 +1,303 @@
+"""What methods see of the networks of a stream; the same methods as those of a GPT.
+
+A row is an image and its label, fp32 [inputs + 1]; a phase is a task.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sparsecl import dist, seeding
+from sparsecl.methods.context import Outputs, Progress, SliceTensors
+from sparsecl.methods.several import Methods
+from sparsecl.methods.units import UnitFigures
+from sparsecl.methods.weights import WeightContext
+from sparsecl.optim.masking import MaskGuard
+from sparsecl.optim.slice import Slice
+from sparsecl.sparse.units import UnitGroup
+from sparsecl.streams.config import StreamConfig
+from sparsecl.streams.models import Networks
+from sparsecl.streams.noise import NoiseStream
+from sparsecl.streams.permuted_mnist import PermutedMnist
+from sparsecl.streams.position import Position
+from sparsecl.streams.slices import NetworkSlices
+
+
+class StreamModel:
+    """The networks before their optimizer has them, for a method that adds to them (ModelSide)."""
+
+    def __init__(self, model: Networks, seeds: Sequence[int]) -> None:
+        self.model, self.seeds = model, seeds
+
+    def units(self, *, gated: bool = False) -> Mapping[str, UnitGroup]:
+        if not self._groups():
+            self.model.add_units()
+        for group in self._groups().values() if gated else ():
+            group.add_gate()
+        return self._groups()
+
+    def _groups(self) -> dict[str, UnitGroup]:
+        layers: list[Any] = list(self.model.layers)
+        return {layer.shape.name: layer.units for layer in layers if layer.units is not None}
+
+    def linears(self) -> Mapping[str, Any]:
+        raise NotImplementedError("a stream's networks have no SparseLinear")
+
+    def feed_forwards(self) -> Mapping[str, int]:
+        raise NotImplementedError("a stream's networks have no feed-forward parts")
+
+    def add(self, at: str, name: str, part: nn.Module) -> None:
+        raise NotImplementedError("a stream's networks take no parts")
+
+    def generator(self, *names: str | int) -> np.random.Generator:
+        assert not self.model.networks
+        return seeding.stream(self.seeds[0], *names)
+
+
+class StreamContext(WeightContext):
+    """The context of networks that are trained side by side, or of one apart (MethodContext)."""
+
+    def __init__(
+        self,
+        config: StreamConfig,
+        model: Networks,
+        slices: NetworkSlices,
+        guard: MaskGuard,
+        methods: Methods,
+        *,
+        seeds: Sequence[int],
+        tasks: Sequence[PermutedMnist],
+        position: Position,
+    ) -> None:
+        """`seeds`, `tasks`: of each network."""
+        super().__init__(model, slices, guard, methods)
+        self.config, self.model, self.position = config, model, position
+        self.seeds, self.tasks = seeds, tasks
+        sizes = [item.param.numel() // len(seeds) for item in slices]
+        ends = np.cumsum([0, *sizes]).tolist()
+        self._places = {item.name: slice(*ends[k : k + 2]) for k, item in enumerate(slices)}
+        self._num_weights = ends[-1]
+        self._noise: dict[tuple[str | int, ...], NoiseStream] = {}
+
+    @property
+    def networks(self) -> tuple[int, ...]:
+        return self.model.networks
+
+    # Where the run is.
+
+    @property
+    def progress(self) -> Progress:
+        position, steps = self.position, self.config.steps_per_task
+        return Progress(
+            step=position.task * steps + position.step,
+            total_steps=self.config.tasks * steps,
+            phase=position.task,
+            phase_step=position.step,
+            phase_steps=steps,
+            stage="train",
+            stage_step=position.step,
+            stage_steps=steps,
+            data_step=position.step,
+            micro_step=0,
+            num_micro_steps=1,
+        )
+
+    @property
+    def domain(self) -> str:
+        return f"task {self.position.task}"
+
+    @property
+    def batch_sequences(self) -> int:
+        return self.config.batch
+
+    def rows(self, phase: int, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Images of a task with their labels, fp32 [n, inputs + 1]; behind its last one the first
+        comes again, as text does."""
+        assert not self.networks
+        return as_rows(*self.tasks[0].read(phase, self.chunks(phase, indices)))
+
+    def chunks(self, phase: int, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self.tasks[0].order(phase)[indices % self.config.samples_per_task]
+
+    def generator(self, *names: str | int) -> np.random.Generator:
+        return self.network_generator((), *names)
+
+    def network_generator(self, network: tuple[int, ...], *names: str | int) -> np.random.Generator:
+        assert len(network) == len(self.networks), network
+        return seeding.stream(self.seeds[network[0] if network else 0], *names)
+
+    def noise(self, item: Slice, *names: str | int) -> Tensor:
+        """A draw depends on the network's seed, the names and the place; see streams/noise.py.
+
+        Args:
+            names: the last one is the step.
+        """
+        *head, step = names
+        assert isinstance(step, int), names
+        if tuple(head) not in self._noise:
+
+            def key(network: int, block: int) -> int:
+                return seeding.stream_key(self.seeds[network], "noise", *head, block)
+
+            stream = NoiseStream(len(self.seeds), self._num_weights, key)
+            self._noise[tuple(head)] = stream
+        drawn = self._noise[tuple(head)].at(step)[:, self._places[item.name]]
+        return (drawn if self.networks else drawn[0]).to(dist.device())
+
+    def mean_gradients(
+        self,
+        rows: NDArray[np.float32],
+        *,
+        each: Callable[[Tensor], Tensor] | None = None,
+        of: Callable[[Outputs, NDArray[np.int64]], Tensor] | None = None,
+    ) -> SliceTensors:
+        assert not self.networks
+        items = list(self.slices)
+        parts = np.arange(len(rows)).reshape(-1, 1) if each else [np.arange(len(rows))]
+        total = {item.name: torch.zeros_like(item.master) for item in items}
+        for part in parts:
+            outputs = ImageOutputs(self.model, rows[part])
+            with torch.enable_grad():
+                losses = of(cast(Outputs, outputs), part) if of else outputs.losses
+                found = torch.autograd.grad(losses.mean(), [item.param for item in items])
+            for item, gradient in zip(items, found, strict=True):
+                value = gradient.reshape(-1)
+                total[item.name] += (each(value) if each else value) / len(parts)
+        return total
+
+    # Sums over the model are those of one network.
+
+    def dot(self, a: SliceTensors, b: SliceTensors) -> float:
+        assert not self.networks
+        return super().dot(a, b)
+
+    def maximum(self, values: SliceTensors) -> float:
+        assert not self.networks
+        return super().maximum(values)
+
+    # Hidden units.
+
+    def unit_figures(self) -> Mapping[str, UnitFigures]:
+        found = {name: _Figures(group, self.slices) for name, group in self.units.items()}
+        return cast(Mapping[str, UnitFigures], found)
+
+    @torch.no_grad()
+    def begin_anew(
+        self,
+        group: UnitGroup,
+        units: NDArray[np.int64],
+        rng: np.random.Generator,
+        network: tuple[int, ...] = (),
+        *,
+        moments: bool = True,
+    ) -> dict[str, Tensor]:
+        changed, params = {}, self.slices.parameters()
+        for name in (*group.incoming, *group.outgoing):
+            param, item = params[name], self.slices.find(name)
+            assert item is not None
+            layer: Any = self.model.get_submodule(name.rpartition(".")[0])
+            if name in group.incoming:
+                lines = (*network, torch.from_numpy(units))
+                value: Any = torch.from_numpy(layer.fresh(name, units, rng, network))
+            else:
+                lines, value = (*network, slice(None), torch.from_numpy(units)), 0.0
+            param.data[lines] = value
+            for moment in self.slices.moments(item).values() if moments else ():
+                moment.view(param.shape)[lines] = 0.0
+            where = torch.zeros(param.shape, dtype=torch.bool, device=param.device)
+            where[lines] = True
+            if layer.dead is not None and param is layer.weight:
+                where &= ~layer.dead
+            changed[name] = where
+        return changed
+
+    @torch.no_grad()
+    def write(self, name: str, value: Tensor, where: Tensor | None = None) -> None:
+        param = self.slices.parameters()[name]
+        layer: Any = self.model.get_submodule(name.rpartition(".")[0])
+        new = value.view(param.shape).to(param)
+        if where is not None:
+            new = torch.where(where.view(param.shape), new, param)
+        if layer.dead is not None and param is layer.weight:
+            new = torch.where(layer.dead, param, new)
+        param.copy_(new)
+
+
+class _Figures:
+    """UnitFigures of one group, each made when it is asked for: |w| of a first layer costs more
+    than all else."""
+
+    def __init__(self, group: UnitGroup, slices: NetworkSlices | Any) -> None:
+        self.group, self._params = group, slices.parameters()
+
+    def _mean(self, row: int) -> Tensor:
+        return self.group.sums[row] / self.group.sums[0].clamp(min=1.0)
+
+    @cached_property
+    def mean(self) -> Tensor:
+        return self._mean(1)
+
+    @cached_property
+    def mean_abs(self) -> Tensor:
+        return self._mean(2)
+
+    @cached_property
+    def active(self) -> Tensor:
+        return self._mean(3)
+
+    @cached_property
+    def distance(self) -> Tensor:
+        return self._mean(4)
+
+    @cached_property
+    def incoming(self) -> Tensor:
+        weight, _ = (self._params[name].detach() for name in self.group.incoming)
+        return torch.linalg.vector_norm(weight, ord=1, dim=-1) / weight.shape[-1]
+
+    @cached_property
+    def outgoing(self) -> Tensor:
+        (name,) = self.group.outgoing
+        weight = self._params[name].detach()
+        return torch.linalg.vector_norm(weight, ord=1, dim=-2) / weight.shape[-2]
+
+
+class ImageOutputs:
+    """Outputs (methods/context.py) of one network for images: a sequence of one position each."""
+
+    def __init__(self, model: Networks, rows: NDArray[np.float32]) -> None:
+        table = torch.from_numpy(rows).to(dist.device())
+        with torch.enable_grad():
+            self.scores = model(table[None, :, :-1])[0]
+            self.losses = functional.cross_entropy(
+                self.scores, table[:, -1].long(), reduction="none"
+            )[:, None]
+
+    @property
+    def squared_norm(self) -> Tensor:
+        return self.scores.square().sum(1, keepdim=True)
+
+    @property
+    def logsumexp(self) -> Tensor:
+        return self.scores.logsumexp(1, keepdim=True)
+
+    def logits(self, ids: Tensor) -> Tensor:
+        return self.scores.gather(1, ids[:, 0])[:, None]
+
+    def log_probs(self, ids: Tensor) -> Tensor:
+        return self.logits(ids) - self.logsumexp[..., None]
+
+    def draw(self, uniform: Tensor) -> Tensor:
+        total = self.scores.detach().double().softmax(1).cumsum(1)
+        last = self.scores.shape[1] - 1
+        return torch.searchsorted(total, uniform.to(total), right=True).clamp(max=last)
+
+
+def as_rows(pixels: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Images [n, inputs] and labels [n] as one table."""
+    return np.concatenate([pixels, labels[:, None].astype(np.float32)], axis=1)
