@@ -46,6 +46,9 @@ class StreamModel:
         layers: list[Any] = list(self.model.layers)
         return {layer.shape.name: layer.units for layer in layers if layer.units is not None}
 
+    def columns(self) -> None:
+        return None
+
     def linears(self) -> Mapping[str, Any]:
         raise NotImplementedError("a stream's networks have no SparseLinear")
 

@@ -239,4 +239,6 @@ class Layer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, B, I] -> [N, B, O], seen by the units."""
         y = self.activate(x)
-        return y if self.units is None else self.units(y)
+        if self.units is None:
+            return y
+        return self.units(y) if self.networks else self.units(y[0])[None]
