@@ -109,15 +109,20 @@ def test_calls_of_a_step(pool, shared_cache, tmp_path, stage, micro):
 
 @pytest.mark.fault("G13")
 def test_calls_of_a_tensor_parallel_step(pool, shared_cache, tmp_path):
-    """Of a micro-batch: two in each of two blocks, forward and backward; the embedding, the head
-    and three of the loss. The others are of the step."""
+    """Of a micro-batch: two in each of two blocks, forward and backward; the embedding and the
+    head; and one for each chunk of the loss, here the only one. The others are of the step."""
     calls = []
     for micro in (8, 4):
         more = ("parallel.tensor=2", f"batch.micro={micro}")
         found = pool.run(one_step, 2, str(shared_cache), "zero1", str(tmp_path), more)
-        assert found[0] == found[1] and list(found[0]) == ["allreduce"]
-        calls.append(found[0]["allreduce"])
-    assert (calls[0], calls[1] - calls[0]) == (18, 2 * 4 + 1 + 1 + 3)
+        assert found[0] == found[1]
+        calls.append(found[0])
+    one, two = calls
+    assert {name: two[name] - one[name] for name in two} == {
+        "allreduce": 2 * 4 + 1 + 1,
+        "allgather_base": 1,
+    }
+    assert one == {"allreduce": 15, "allgather_base": 1}
 
 
 def refused(tensor: torch.Tensor) -> str:

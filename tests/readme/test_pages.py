@@ -32,7 +32,7 @@ KEPT = "launch/experiments/results/"  # pages that tools/report.py --publish wri
 WRITTEN = [page for page in PAGES if not page.startswith(KEPT)]
 # Pages with a file tree -> names of the files that it must have.
 TREES = {
-    "sparsecl": ("*.py",),
+    "sparsecl": ("*.py", "*.c"),
     "launch": ("*.py", "*.yaml"),
     "launch/experiments": ("*.yaml",),
     "launch/streams": ("*.yaml",),
