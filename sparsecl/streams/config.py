@@ -13,7 +13,6 @@ from sparsecl.methods.facts import RunFacts, error_text
 from sparsecl.topology.config import ON_DISK, TopologyConfig
 from sparsecl.topology.layer import LayerShape
 
-
 OF_UNITS = ("cbp", "redo", "dropout")
 """Methods without a sense where there is no hidden unit."""
 

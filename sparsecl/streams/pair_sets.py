@@ -1,8 +1,8 @@
 """The images that pairs of classes are drawn from: of each class some to train and some to test.
 
 A folder holds archives of Omniglot, the four idx files of MNIST's form, or an array for each class:
-NAME.npy, uint8 [images, ...] with all dims behind the first alike, say [700, 32, 32, 3]. That is how
-shibhansh/loss-of-plasticity keeps ImageNet-32. No pickle is read.
+NAME.npy, uint8 [images, ...], say [700, 32, 32, 3]; an image of one class has as many numbers as
+one of another. No pickle is read.
 """
 
 import hashlib
