@@ -13,26 +13,36 @@ from sparsecl.methods.facts import RunFacts, error_text
 from sparsecl.topology.config import ON_DISK, TopologyConfig
 from sparsecl.topology.layer import LayerShape
 
+OF_UNITS = ("cbp", "redo", "dropout")
+"""Methods without a sense where there is no hidden unit."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StreamConfig:
     """The tasks, one after the other."""
 
-    kind: Literal["permuted_mnist"] = "permuted_mnist"
-    """permuted_mnist: images whose pixels are permuted anew in each task."""
+    kind: Literal["permuted_mnist", "image_pairs"] = "permuted_mnist"
+    """permuted_mnist: images whose pixels are permuted anew in each task; image_pairs: two classes
+    to be told apart, of few images trained many times, and tested on others."""
 
     tasks: Annotated[int, Ge(1)] = 150
     """How many."""
 
     samples_per_task: Annotated[int, Ge(1)] = 10_000
-    """Images of a task, each trained once; beyond those that there are they come again."""
+    """Images of a task, each trained once; beyond those that there are they come again: 3000 are
+    100 epochs of a pair with 2 x 15 images."""
 
     batch: Annotated[int, Ge(1)] = 1
     """Images of an optimizer step; divides samples_per_task."""
 
     data: Path | None = None
-    """Folder with the idx files of MNIST or of a set in its form, packed (.gz) or not. null = the
-    digits of scikit-learn, 1797 images of 8 x 8."""
+    """Folder with the idx files of MNIST or of a set in its form, packed (.gz) or not; image_pairs
+    also takes Omniglot's images_*.zip, or a NAME.npy for each class. null = the digits of
+    scikit-learn, 1797 images of 8 x 8."""
+
+    test_per_class: Annotated[int, Ge(1)] = 5
+    """image_pairs: the last images of each class, which are for the test; not of idx files, which
+    have their own."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -51,8 +61,9 @@ class StreamConfig:
 class LearnerConfig:
     """The network."""
 
-    kind: Literal["mlp"] = "mlp"
-    """mlp: hidden layers of ReLU units, Kaiming-uniform weights, biases of zero."""
+    kind: Literal["mlp", "linear"] = "mlp"
+    """mlp: hidden layers of ReLU units, Kaiming-uniform weights, biases of zero; linear: no hidden
+    layer, so width and layers do not count."""
 
     width: Annotated[int, Ge(1)] = 100
     """Units of a hidden layer."""
@@ -63,9 +74,14 @@ class LearnerConfig:
     def __post_init__(self) -> None:
         check_bounds(self)
 
+    @property
+    def num_hidden(self) -> int:
+        """Hidden layers that there are."""
+        return 0 if self.kind == "linear" else self.layers
+
     def shapes(self, inputs: int, classes: int) -> tuple[LayerShape, ...]:
         """The matrices, in order; the last one gives the logits."""
-        sizes = (inputs, *[self.width] * self.layers, classes)
+        sizes = (inputs, *[self.width] * self.num_hidden, classes)
         pairs = enumerate(zip(sizes[1:], sizes[:-1], strict=True))
         return tuple(LayerShape(f"layers.{k}", "up", o, i, bias=True) for k, (o, i) in pairs)
 
@@ -151,6 +167,8 @@ class StreamRunConfig:
     def __post_init__(self) -> None:
         check_bounds(self)
         _check_topology(self.topology)
+        if not self.learner.num_hidden:
+            _check_linear(self.topology, self.methods)
 
     @property
     def num_together(self) -> int:
@@ -177,6 +195,19 @@ def _check_topology(topology: TopologyConfig) -> None:
     ):
         if value != only:
             raise ValueError(f"topology.{key}={value}: a stream's networks have {key} {only} only")
+
+
+def _check_linear(topology: TopologyConfig, methods: MethodsConfig) -> None:
+    """What is about hidden layers."""
+    if topology.kind != "dense":
+        raise ValueError(
+            f"topology.kind={topology.kind} is for hidden layers, and learner.kind=linear has none"
+        )
+    for name, block in methods.used().items():
+        if name in OF_UNITS or getattr(block, "utility", None) == "feature":
+            raise ValueError(
+                f"methods.{name} is about hidden units, and learner.kind=linear has none"
+            )
 
 
 def check_methods(config: StreamRunConfig, shapes: tuple[LayerShape, ...]) -> None:

@@ -24,9 +24,9 @@ from sparsecl.sparse.units import UnitGroup
 from sparsecl.streams.config import StreamConfig
 from sparsecl.streams.models import Networks
 from sparsecl.streams.noise import NoiseStream
-from sparsecl.streams.permuted_mnist import PermutedMnist
 from sparsecl.streams.position import Position
 from sparsecl.streams.slices import NetworkSlices
+from sparsecl.streams.tasks import Tasks
 
 
 class StreamModel:
@@ -75,7 +75,7 @@ class StreamContext(WeightContext):
         methods: Methods,
         *,
         seeds: Sequence[int],
-        tasks: Sequence[PermutedMnist],
+        tasks: Sequence[Tasks],
         position: Position,
     ) -> None:
         """`seeds`, `tasks`: of each network."""

@@ -27,7 +27,7 @@ def panel(model: Networks, x: Tensor, y: Tensor) -> list[dict[str, float]]:
     """
     hidden = model.hidden(x)
     last: Any = model.layers[-1]
-    right = (last.activate(hidden[-1]).argmax(-1) == y).double().mean(1).tolist()
+    right = (last.activate(hidden[-1] if hidden else x).argmax(-1) == y).double().mean(1).tolist()
     layers = [_layer(h) for h in hidden]
     sizes = _weights(model)
     return [
@@ -35,7 +35,7 @@ def panel(model: Networks, x: Tensor, y: Tensor) -> list[dict[str, float]]:
             "accuracy_before": right[k],
             **flat_figures(
                 {f"layers.{i}": figures[k] for i, figures in enumerate(layers)},
-                layers[-1][k],
+                layers[-1][k] if layers else {},
                 sizes[k],
             ),
         }

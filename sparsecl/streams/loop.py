@@ -21,11 +21,13 @@ from sparsecl.streams import checkpoint
 from sparsecl.streams.config import StepConfig, StreamRunConfig
 from sparsecl.streams.context import StreamContext, StreamModel, as_rows
 from sparsecl.streams.figures import panel
+from sparsecl.streams.image_pairs import ImagePairs, accuracy_after, zero_head
 from sparsecl.streams.images import Images
 from sparsecl.streams.models import Networks
 from sparsecl.streams.permuted_mnist import PermutedMnist
 from sparsecl.streams.position import Position
 from sparsecl.streams.slices import NetworkSlices
+from sparsecl.streams.tasks import Tasks
 from sparsecl.topology.build import build_topologies
 
 CHUNK = 64
@@ -33,7 +35,10 @@ CHUNK = 64
 
 MIN_LOSS = 1e-8  # nats; keeps p(Z) finite, as in the code of Elsayed & Mahmood 2024
 
-STREAMS = {"permuted_mnist": PermutedMnist}
+STREAMS: Mapping[str, Callable[..., Tasks]] = {
+    "permuted_mnist": PermutedMnist,
+    "image_pairs": ImagePairs,
+}
 
 Record = Callable[..., None]
 """(kind, **values) of one network."""
@@ -69,6 +74,7 @@ class Pack:
         self.guard = MaskGuard(self.slices, self.model.masks())
         kind, samples = STREAMS[config.stream.kind], config.stream.samples_per_task
         self.tasks = [kind(images, samples=samples, seed=seed) for seed in seeds]
+        self.pairs = [tasks for tasks in self.tasks if isinstance(tasks, ImagePairs)]
         self.position = Position.of(pack, num, checks)
         # It lacks what only text has; `check_methods` refuses those that would ask for it.
         self.context: Any = StreamContext(
@@ -117,6 +123,8 @@ class Pack:
         while position.task < stream.tasks:
             if position.step == 0:
                 self._look_ahead(record)
+                if self.pairs:
+                    zero_head(self.model)
                 self.methods.phase_start(self.context)
                 self.methods.stage_start(self.context)
             self._train_task(save, advance)
@@ -238,11 +246,13 @@ class Pack:
         self.methods.phase_trained(context)
         self.guard.audit(context.progress.step)
         position.checks += 1
+        after = accuracy_after(self.model, self.pairs, position.task)
         for k, seed in enumerate(self.seeds):
             p = position.p[:, k] / max(position.looks, 1)
             looked: Mapping[str, Any] = {"p": p[0], "p_unclamped": p[1]} if position.looks else {}
             share = float(position.correct[k]) / self.config.stream.samples_per_task
-            record("task", seed=seed, task=position.task, online_accuracy=share, **looked)
+            tested = {"accuracy_after": after[k]} if after else {}
+            record("task", seed=seed, task=position.task, online_accuracy=share, **tested, **looked)
         self.methods.phase_end(context)
         position.task, position.step = position.task + 1, 0
         position.cleared(len(self.seeds))

@@ -24,6 +24,7 @@ WINDOW = 10
 Table = dict[str, list[float]]
 
 COLUMNS = {
+    "accuracy_after": "held-out accuracy",
     "online_accuracy": "online accuracy",
     "accuracy_before": "before",
     "dead": "dead units",
@@ -33,6 +34,10 @@ COLUMNS = {
     "p": "p(Z)",
 }
 """What the screen shows, with its heading."""
+
+
+SAID = {"accuracy_after": "Accuracy at the end of a task", "online_accuracy": "Online accuracy"}
+"""What a summary may be of."""
 
 
 def read_lines(folder: Path) -> list[dict[str, Any]]:
@@ -61,22 +66,25 @@ def results(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for name in per_seed[header["seeds"][0]]
     }
     before = mean.pop("accuracy_before")
+    counts = "accuracy_after" if "accuracy_after" in mean else "online_accuracy"
+    tested = {name: mean.pop(name) for name in ("accuracy_after",) if name in mean}
     return {
         **{key: header[key] for key in ("name", "stream", "seeds", "tasks", "samples_per_task")},
+        **tested,
         "online_accuracy": mean.pop("online_accuracy"),
         "accuracy_before": before[:-1],
         **({"p": mean.pop("p"), "p_unclamped": mean.pop("p_unclamped")} if "p" in mean else {}),
         "panel": mean,
-        "summary": summary([table["online_accuracy"] for table in per_seed.values()]),
+        "summary": summary([table[counts] for table in per_seed.values()], counts),
         "per_seed": {str(seed): table for seed, table in per_seed.items()},
         **{key: header[key] for key in ("methods", "parameters", "data", "config")},
         **{key: end[key] for key in ("audit", "seconds")},
     }
 
 
-def summary(curves: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """Online accuracy [seeds, T] in few numbers: the best window of WINDOW tasks of the mean curve,
-    the last third of all tasks, and what was lost from the one to the other."""
+def summary(curves: Sequence[Sequence[float]], name: str = "online_accuracy") -> dict[str, Any]:
+    """An accuracy [seeds, T] in few numbers: the best window of WINDOW tasks of the mean curve, the
+    last third of all tasks, and what was lost from the one to the other."""
     table = np.asarray(curves)
     curve = table.mean(0)
     size = min(WINDOW, len(curve))
@@ -84,8 +92,8 @@ def summary(curves: Sequence[Sequence[float]]) -> dict[str, Any]:
     best, last = int(windows.argmax()), len(curve) - max(1, len(curve) // 3)
     per_seed = table[:, best : best + size].mean(1) - table[:, last:].mean(1)
     return {
-        "best_window": {"first_task": best, "tasks": size, "online_accuracy": float(windows[best])},
-        "last_third": {"first_task": last, "online_accuracy": float(curve[last:].mean())},
+        "best_window": {"first_task": best, "tasks": size, name: float(windows[best])},
+        "last_third": {"first_task": last, name: float(curve[last:].mean())},
         "lost": float(per_seed.mean()),
         "lost_per_seed": per_seed.tolist(),
     }
@@ -105,8 +113,8 @@ def _table(lines: Sequence[Mapping[str, Any]], seed: int, tasks: int) -> Table:
 
 
 def table(found: Mapping[str, Any], *, rows: int = 10) -> str:
-    """Means over stretches of tasks, for a terminal; with the deviation over seeds of the online
-    accuracy."""
+    """Means over stretches of tasks, for a terminal; with the deviation over seeds of what
+    was learned."""
     names = [name for name in COLUMNS if name in found or name in found["panel"]]
     heads = [COLUMNS[name] for name in names]
     lines = ["  ".join(["tasks".ljust(9), *(head.rjust(max(len(head), 9)) for head in heads)])]
@@ -115,16 +123,16 @@ def table(found: Mapping[str, Any], *, rows: int = 10) -> str:
         for name, head in zip(names, heads, strict=True):
             values = np.asarray(found.get(name) or found["panel"][name])
             text = f"{values[part].mean():.4f}"
-            if name == "online_accuracy" and len(found["seeds"]) > 1:
-                text += f" +- {_spread(found, part):.4f}"
+            if name in SAID and len(found["seeds"]) > 1:
+                text += f" +- {_spread(found, name, part):.4f}"
             cells.append(text.rjust(max(len(head), 9)))
         lines.append("  ".join(cells))
     return "\n".join([*lines, "", said(found)])
 
 
-def _spread(found: Mapping[str, Any], part: NDArray[np.int64]) -> float:
-    """Standard deviation over seeds of a stretch's online accuracy."""
-    means = [np.mean(np.take(t["online_accuracy"], part)) for t in found["per_seed"].values()]
+def _spread(found: Mapping[str, Any], name: str, part: NDArray[np.int64]) -> float:
+    """Standard deviation over seeds of a figure in a stretch of tasks."""
+    means = [np.mean(np.take(t[name], part)) for t in found["per_seed"].values()]
     return float(np.std(means, ddof=1))
 
 
@@ -133,9 +141,10 @@ def said(found: Mapping[str, Any]) -> str:
     best, last = found["summary"]["best_window"], found["summary"]["last_third"]
     lost = found["summary"]["lost"]
     size, first = best["tasks"], best["first_task"] + 1
+    name, words = next((n, words) for n, words in SAID.items() if n in best)
     word = "lower" if lost > 0 else "higher"
     return (
-        f"Online accuracy was best in tasks {first}-{first + size - 1}: "
-        f"{best['online_accuracy']:.4f}; in the last third, from task {last['first_task'] + 1} on, "
-        f"it was {last['online_accuracy']:.4f}: {abs(lost):.4f} {word}."
+        f"{words} was best in tasks {first}-{first + size - 1}: "
+        f"{best[name]:.4f}; in the last third, from task {last['first_task'] + 1} on, "
+        f"it was {last[name]:.4f}: {abs(lost):.4f} {word}."
     )

@@ -19,9 +19,10 @@ from sparsecl.log import RunLog
 from sparsecl.opening import make_folder
 from sparsecl.progress import ProgressBar
 from sparsecl.streams import checkpoint, records
-from sparsecl.streams.config import StreamRunConfig, check_methods
+from sparsecl.streams.config import StreamConfig, StreamRunConfig, check_methods
 from sparsecl.streams.images import Images, read_images
 from sparsecl.streams.loop import Pack
+from sparsecl.streams.pair_sets import read_pairs
 
 FILES = ("config.yaml", "scalars.jsonl", "results.json", "log.txt", "stream.png")
 FOLDERS = ("checkpoints", "tb")
@@ -44,7 +45,7 @@ def check(config: StreamRunConfig, folder: Path | None) -> Prepared:
     Raises:
         UserError: with the key as the user wrote it.
     """
-    images = read_images(config.stream.data)
+    images = _read(config.stream)
     try:
         check_methods(config, config.learner.shapes(images.num_inputs, images.num_classes))
     except ValueError as error:
@@ -56,6 +57,12 @@ def check(config: StreamRunConfig, folder: Path | None) -> Prepared:
         )
     default = Path("runs") / f"{config.name}-{configs.digest(config)[:10]}"
     return Prepared(config, images, folder or default)
+
+
+def _read(stream: StreamConfig) -> Images:
+    if stream.kind == "image_pairs":
+        return read_pairs(stream.data, test_per_class=stream.test_per_class)
+    return read_images(stream.data)
 
 
 def run(prepared: Prepared) -> dict[str, Any]:
@@ -232,12 +239,13 @@ def header(config: StreamRunConfig, images: Images, parameters: Mapping[str, int
     stream, learner, optimizer = config.stream, config.learner, config.optimizer
     last, topology = config.seed + config.seeds - 1, config.topology
     graph = topology.kind + ("" if topology.kind == "dense" else f", density {topology.density:g}")
+    hidden = f"{learner.layers} x {learner.width} units" if learner.num_hidden else "linear"
     lines = {
         "run": f"{config.name}, seed {config.seed}" + (f" to {last}" if config.seeds > 1 else ""),
         "stream": f"{stream.kind}, {stream.tasks} tasks x {stream.samples_per_task:,} samples, "
         f"batch {stream.batch}",
         "data": f"{images.name}, {len(images.labels):,} images of {images.num_inputs} pixels",
-        "network": f"{learner.layers} x {learner.width} units, {parameters['live']:,} live weights "
+        "network": f"{hidden}, {parameters['live']:,} live weights "
         f"of {parameters['weights']:,} ({graph})",
         "optimizer": f"{optimizer.kind}, step size {optimizer.lr:g}",
         "methods": ", ".join(config.methods.used()) or "none",

@@ -23,6 +23,7 @@ from tests.experiments.fake_study import FakeArm, write_study
 from tests.faults import matrix
 from tests.launch.starter import run_script
 from tests.readme.pages import FOLDERS, PAGES, ROOT, commands, named_block
+from tests.streams.test_image_sets import small_omniglot
 
 DOMAINS = ("code", "math", "medical", "legal", "dialogue")
 COMMANDS = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
@@ -291,7 +292,10 @@ def stream_tool(arguments: list[str], workspace: Workspace) -> None:
             bytes((0, 0, 8, 3, *[0, 0, 0, 2] * 3, *b"x" * 8))
         )
         (folder / "train-labels-idx1-ubyte").write_bytes(bytes((0, 0, 8, 1, 0, 0, 0, 2, 0, 1)))
-        assert "kind: permuted_mnist" in workspace.run(
+        (workspace.folder / "omniglot").mkdir(exist_ok=True)
+        small_omniglot(workspace.folder / "omniglot/images_small.zip", {"Greek": 2})
+        kind = "image_pairs" if "image_pairs" in str(options.config) else "permuted_mnist"
+        assert f"kind: {kind}" in workspace.run(
             sys.executable, "launch/stream.py", *arguments, "--dry_run"
         )
         return

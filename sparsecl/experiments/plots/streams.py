@@ -12,6 +12,12 @@ from matplotlib.ticker import MaxNLocator
 from sparsecl.experiments.plots import style
 from sparsecl.experiments.plots.style import COLOURS, INK, clean, plain, save_png
 
+LEARNED = {
+    "accuracy_after": "accuracy on held-out images at the end of a task",
+    "online_accuracy": "online accuracy",
+}
+"""Of a task; the first one that was measured is drawn."""
+
 PANELS = {
     "accuracy_before": "accuracy on the task to come",
     "dead": "dead units, share",
@@ -25,8 +31,11 @@ def stream_plot(results: Mapping[str, Any], path: Path) -> None:
     figure = Figure(figsize=(11.0, 7.0), dpi=style.DPI, layout="constrained")
     grid = figure.add_gridspec(2, len(PANELS), height_ratios=(1.5, 1.0))
     upper = figure.add_subplot(grid[0, :])
-    _draw(upper, results, "online_accuracy", "online accuracy", COLOURS[0])
+    learned = next(name for name in LEARNED if name in results)
+    _draw(upper, results, learned, LEARNED[learned], COLOURS[0])
     for place, (name, label) in enumerate(PANELS.items()):
+        if name not in results and name not in results["panel"]:
+            continue  # without a hidden layer there are none of its figures
         axes = figure.add_subplot(grid[1, place])
         _draw(axes, results, name, label, COLOURS[1 + place])
     num = len(results["seeds"])
@@ -39,7 +48,7 @@ def stream_plot(results: Mapping[str, Any], path: Path) -> None:
 def _draw(axes: Axes, results: Mapping[str, Any], name: str, label: str, colour: str) -> None:
     rows = np.asarray([table[name] for table in results["per_seed"].values()])
     # Entry t of what is measured before tasks is drawn where task t begins.
-    x = np.arange(rows.shape[1]) + (1 if name == "online_accuracy" else 0)
+    x = np.arange(rows.shape[1]) + (1 if name in LEARNED else 0)
     mean = rows.mean(0)
     axes.plot(x, mean, color=colour, linewidth=1.6, zorder=3)
     if len(rows) > 1:
@@ -48,6 +57,6 @@ def _draw(axes: Axes, results: Mapping[str, Any], name: str, label: str, colour:
             x, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0, zorder=2
         )
     axes.set_title(label, loc="left", fontsize=10, color=INK)
-    axes.set_xlabel("task" if name == "online_accuracy" else "tasks learned")
+    axes.set_xlabel("task" if name in LEARNED else "tasks learned")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     clean(axes)
