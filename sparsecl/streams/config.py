@@ -18,8 +18,9 @@ from sparsecl.topology.layer import LayerShape
 class StreamConfig:
     """The tasks, one after the other."""
 
-    kind: Literal["permuted_mnist"] = "permuted_mnist"
-    """permuted_mnist: images whose pixels are permuted anew in each task."""
+    kind: Literal["permuted_mnist", "input_permuted", "label_permuted"] = "permuted_mnist"
+    """permuted_mnist: images whose pixels are permuted once more in each task; input_permuted:
+    anew, normalised; label_permuted: their labels once more, normalised."""
 
     tasks: Annotated[int, Ge(1)] = 150
     """How many."""
@@ -60,12 +61,22 @@ class LearnerConfig:
     layers: Annotated[int, Ge(1)] = 3
     """Hidden layers."""
 
+    widths: tuple[int, ...] = ()
+    """Units of each hidden layer, in place of width and layers; [] = these count."""
+
     def __post_init__(self) -> None:
         check_bounds(self)
+        if not all(width >= 1 for width in self.widths):
+            raise ValueError(f"widths must be whole numbers >= 1, got {list(self.widths)}")
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """Of each hidden layer."""
+        return self.widths or (self.width,) * self.layers
 
     def shapes(self, inputs: int, classes: int) -> tuple[LayerShape, ...]:
         """The matrices, in order; the last one gives the logits."""
-        sizes = (inputs, *[self.width] * self.layers, classes)
+        sizes = (inputs, *self.units, classes)
         pairs = enumerate(zip(sizes[1:], sizes[:-1], strict=True))
         return tuple(LayerShape(f"layers.{k}", "up", o, i, bias=True) for k, (o, i) in pairs)
 

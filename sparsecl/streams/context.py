@@ -25,9 +25,9 @@ from sparsecl.sparse.units import UnitGroup
 from sparsecl.streams.config import StreamConfig
 from sparsecl.streams.models import Networks
 from sparsecl.streams.noise import NoiseStream
-from sparsecl.streams.permuted_mnist import PermutedMnist
 from sparsecl.streams.position import Position
 from sparsecl.streams.slices import NetworkSlices
+from sparsecl.streams.tasks import ImageTasks
 
 
 class StreamModel:
@@ -76,7 +76,7 @@ class StreamContext(WeightContext):
         methods: Methods,
         *,
         seeds: Sequence[int],
-        tasks: Sequence[PermutedMnist],
+        tasks: Sequence[ImageTasks],
         position: Position,
     ) -> None:
         """`seeds`, `tasks`: of each network."""

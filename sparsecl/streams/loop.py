@@ -22,10 +22,13 @@ from sparsecl.streams.config import StepConfig, StreamRunConfig
 from sparsecl.streams.context import StreamContext, StreamModel, as_rows
 from sparsecl.streams.figures import panel
 from sparsecl.streams.images import Images
+from sparsecl.streams.input_permuted import InputPermuted
+from sparsecl.streams.label_permuted import LabelPermuted
 from sparsecl.streams.models import Networks
 from sparsecl.streams.permuted_mnist import PermutedMnist
 from sparsecl.streams.position import Position
 from sparsecl.streams.slices import NetworkSlices
+from sparsecl.streams.tasks import ImageTasks
 from sparsecl.topology.build import build_topologies
 
 CHUNK = 64
@@ -33,7 +36,11 @@ CHUNK = 64
 
 MIN_LOSS = 1e-8  # nats; keeps p(Z) finite, as in the code of Elsayed & Mahmood 2024
 
-STREAMS = {"permuted_mnist": PermutedMnist}
+STREAMS: Mapping[str, type[ImageTasks]] = {
+    "permuted_mnist": PermutedMnist,
+    "input_permuted": InputPermuted,
+    "label_permuted": LabelPermuted,
+}
 
 Record = Callable[..., None]
 """(kind, **values) of one network."""

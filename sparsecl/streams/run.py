@@ -230,6 +230,7 @@ class _Run:
 def header(config: StreamRunConfig, images: Images, parameters: Mapping[str, int]) -> str:
     """What is about to be trained, in a few aligned lines."""
     stream, learner, optimizer = config.stream, config.learner, config.optimizer
+    units = "-".join(map(str, learner.units))
     last, topology = config.seed + config.seeds - 1, config.topology
     graph = topology.kind + ("" if topology.kind == "dense" else f", density {topology.density:g}")
     lines = {
@@ -237,8 +238,8 @@ def header(config: StreamRunConfig, images: Images, parameters: Mapping[str, int
         "stream": f"{stream.kind}, {stream.tasks} tasks x {stream.samples_per_task:,} samples, "
         f"batch {stream.batch}",
         "data": f"{images.name}, {len(images.labels):,} images of {images.num_inputs} pixels",
-        "network": f"{learner.layers} x {learner.width} units, {parameters['live']:,} live weights "
-        f"of {parameters['weights']:,} ({graph})",
+        "network": f"{units} units, {parameters['live']:,} live weights of "
+        f"{parameters['weights']:,} ({graph})",
         "optimizer": f"{optimizer.kind}, step size {optimizer.lr:g}",
         "methods": ", ".join(config.methods.used()) or "none",
         "together": f"{config.num_together} of {config.seeds} networks side by side",
