@@ -285,13 +285,13 @@ def stream_tool(arguments: list[str], workspace: Workspace) -> None:
     """Made small where it has the installed images; else checked, with files in their place."""
     options = stream.parse(arguments)
     if options.run_dir is None:
-        folder = workspace.folder / "mnist"
-        folder.mkdir(exist_ok=True)
-        (folder / "train-images-idx3-ubyte").write_bytes(
-            bytes((0, 0, 8, 3, *[0, 0, 0, 2] * 3, *b"x" * 8))
-        )
-        (folder / "train-labels-idx1-ubyte").write_bytes(bytes((0, 0, 8, 1, 0, 0, 0, 2, 0, 1)))
-        assert "kind: permuted_mnist" in workspace.run(
+        for folder in (workspace.folder / "mnist", workspace.folder / "emnist"):
+            folder.mkdir(exist_ok=True)
+            (folder / "train-images-idx3-ubyte").write_bytes(
+                bytes((0, 0, 8, 3, *[0, 0, 0, 2] * 3, *b"x" * 8))
+            )
+            (folder / "train-labels-idx1-ubyte").write_bytes(bytes((0, 0, 8, 1, 0, 0, 0, 2, 0, 1)))
+        assert f"kind: {options.config.stem}" in workspace.run(
             sys.executable, "launch/stream.py", *arguments, "--dry_run"
         )
         return
