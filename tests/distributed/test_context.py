@@ -27,7 +27,7 @@ def asked(cache: str, stage: str, overrides: tuple[str, ...], folder: str) -> di
         "sum": trainer.context.dot(masters, shifted) - trainer.context.dot(masters, masters),
         "some": trainer.context.dot(masters, embedding),
         "maximum": float(trainer.context.maximum(masters)),
-        "minimum": -trainer.context.maximum({name: -value for name, value in masters.items()}),
+        "minimum": -float(trainer.context.maximum({name: -v for name, v in masters.items()})),
     }
 
 

@@ -200,10 +200,12 @@ class Upgd(Method):
         if values["count"] < 0:
             raise ValueError(f"count: {values['count']} is no count")
         for name, found in values["units"].items():
-            rows = found if isinstance(found, list) else [None]
-            rows = rows if rows and all(isinstance(row, list) for row in rows) else [rows]
-            if len({len(row) for row in rows}) > 1 or not all(
-                type(value) is float and math.isfinite(value) for row in rows for value in row
+            several = isinstance(found, list) and any(isinstance(row, list) for row in found)
+            rows: list[Any] = found if several else [found]
+            if not all(isinstance(row, list) and len(row) == len(rows[0]) for row in rows) or any(
+                type(value) is not float or not math.isfinite(value)
+                for row in rows
+                for value in row
             ):
                 raise ValueError(f"units.{name}: {found!r:.40} is no list of finite numbers")
 
