@@ -205,9 +205,9 @@ class MethodContext(Protocol):
 
     @property
     def networks(self) -> tuple[int, ...]:
-        """() of one network, as in every run of a GPT. (N,) of N trained side by side: then slices
-        and figures of units have N in front, each draws and chooses by itself, and sums over
-        the model do not exist. `np.ndindex(context.networks)` goes through them."""
+        """() of one network, as in every run of a GPT. (N,) of N trained side by side: then slices,
+        lines and figures of units have N in front, each draws and chooses by itself, and `dot`
+        does not exist. `np.ndindex(context.networks)` goes through them."""
         ...
 
     def network_generator(self, network: tuple[int, ...], *names: str | int) -> np.random.Generator:
@@ -361,8 +361,9 @@ class MethodContext(Protocol):
         """Sum of a * b over all elements of the model. Collective over the world."""
         ...
 
-    def maximum(self, values: SliceTensors) -> float:
-        """Largest element in the model. Collective over the world."""
+    def maximum(self, values: SliceTensors) -> torch.Tensor:
+        """Largest element in the model, fp64 [1]; of each network where many are side by side,
+        [N, 1]. Collective over the world."""
         ...
 
     def line_sums(self, values: SliceTensors, dims: Mapping[str, int]) -> dict[str, torch.Tensor]:

@@ -178,12 +178,14 @@ class WeightContext:
         group = None if self.slices.partitioned else dist.tp_group()
         return float(dist.all_reduce(total, group=group))
 
-    def maximum(self, values: SliceTensors) -> float:
-        largest = torch.full((1,), -torch.inf, dtype=torch.float64, device=dist.device())
+    def maximum(self, values: SliceTensors) -> torch.Tensor:
+        shape = (*self.networks, 1)
+        largest = torch.full(shape, -torch.inf, dtype=torch.float64, device=dist.device())
         for value in values.values():
             if value.numel():
-                largest = torch.maximum(largest, value.max().double().to(largest.device))
-        return float(dist.all_reduce(largest, op="max"))
+                found = value.amax(-1, keepdim=True)
+                largest = torch.maximum(largest, found.double().to(largest.device))
+        return dist.all_reduce(largest, op="max")
 
     def line_sums(self, values: SliceTensors, dims: Mapping[str, int]) -> dict[str, torch.Tensor]:
         return lines.line_sums(self, values, dims)

@@ -21,8 +21,11 @@ OF_UNITS = ("cbp", "redo", "dropout")
 class StreamConfig:
     """The tasks, one after the other."""
 
-    kind: Literal["permuted_mnist", "image_pairs"] = "permuted_mnist"
-    """permuted_mnist: images whose pixels are permuted anew in each task; image_pairs: two classes
+    kind: Literal["permuted_mnist", "input_permuted", "label_permuted", "image_pairs"] = (
+        "permuted_mnist"
+    )
+    """permuted_mnist: images whose pixels are permuted once more in each task; input_permuted:
+    anew, normalised; label_permuted: their labels once more, normalised; image_pairs: two classes
     to be told apart, of few images trained many times, and tested on others."""
 
     tasks: Annotated[int, Ge(1)] = 150
@@ -63,7 +66,7 @@ class LearnerConfig:
 
     kind: Literal["mlp", "linear"] = "mlp"
     """mlp: hidden layers of ReLU units, Kaiming-uniform weights, biases of zero; linear: no hidden
-    layer, so width and layers do not count."""
+    layer, so width, layers and widths do not count."""
 
     width: Annotated[int, Ge(1)] = 100
     """Units of a hidden layer."""
@@ -71,17 +74,29 @@ class LearnerConfig:
     layers: Annotated[int, Ge(1)] = 3
     """Hidden layers."""
 
+    widths: tuple[int, ...] = ()
+    """Units of each hidden layer, in place of width and layers; [] = these count."""
+
     def __post_init__(self) -> None:
         check_bounds(self)
+        if not all(width >= 1 for width in self.widths):
+            raise ValueError(f"widths must be whole numbers >= 1, got {list(self.widths)}")
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """Of each hidden layer."""
+        if self.kind == "linear":
+            return ()
+        return self.widths or (self.width,) * self.layers
 
     @property
     def num_hidden(self) -> int:
         """Hidden layers that there are."""
-        return 0 if self.kind == "linear" else self.layers
+        return len(self.units)
 
     def shapes(self, inputs: int, classes: int) -> tuple[LayerShape, ...]:
         """The matrices, in order; the last one gives the logits."""
-        sizes = (inputs, *[self.width] * self.num_hidden, classes)
+        sizes = (inputs, *self.units, classes)
         pairs = enumerate(zip(sizes[1:], sizes[:-1], strict=True))
         return tuple(LayerShape(f"layers.{k}", "up", o, i, bias=True) for k, (o, i) in pairs)
 

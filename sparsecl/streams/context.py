@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from sparsecl import dist, seeding
 from sparsecl.methods.context import Outputs, Progress, SliceTensors
+from sparsecl.methods.lines import matrix_of
 from sparsecl.methods.several import Methods
 from sparsecl.methods.units import UnitFigures
 from sparsecl.methods.weights import WeightContext
@@ -174,15 +175,27 @@ class StreamContext(WeightContext):
                 total[item.name] += (each(value) if each else value) / len(parts)
         return total
 
-    # Sums over the model are those of one network.
-
     def dot(self, a: SliceTensors, b: SliceTensors) -> float:
         assert not self.networks
         return super().dot(a, b)
 
-    def maximum(self, values: SliceTensors) -> float:
-        assert not self.networks
-        return super().maximum(values)
+    # Lines: of each network by itself, so that its sums are to the bit what they are alone.
+
+    def global_shape(self, name: str) -> torch.Size:
+        """Of one network."""
+        return self.slices.parameters()[name].shape[len(self.networks) :]
+
+    def line_sums(self, values: SliceTensors, dims: Mapping[str, int]) -> dict[str, Tensor]:
+        found = {}
+        for name, dim in dims.items():
+            laid = values[name].view(-1, *matrix_of(self.global_shape(name)))
+            sums = torch.stack([matrix.sum(1 - dim) for matrix in laid])
+            found[name] = sums.view(*self.networks, -1).double()
+        return found
+
+    def of_lines(self, item: Slice, found: Tensor, dim: int) -> Tensor:
+        shape = (*self.networks, *matrix_of(self.global_shape(item.name)))
+        return found.unsqueeze(-2 if dim else -1).expand(shape).reshape(*self.networks, -1)
 
     # Hidden units.
 

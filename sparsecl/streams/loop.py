@@ -23,6 +23,8 @@ from sparsecl.streams.context import StreamContext, StreamModel, as_rows
 from sparsecl.streams.figures import panel
 from sparsecl.streams.image_pairs import ImagePairs, accuracy_after, zero_head
 from sparsecl.streams.images import Images
+from sparsecl.streams.input_permuted import InputPermuted
+from sparsecl.streams.label_permuted import LabelPermuted
 from sparsecl.streams.models import Networks
 from sparsecl.streams.permuted_mnist import PermutedMnist
 from sparsecl.streams.position import Position
@@ -37,6 +39,8 @@ MIN_LOSS = 1e-8  # nats; keeps p(Z) finite, as in the code of Elsayed & Mahmood 
 
 STREAMS: Mapping[str, Callable[..., Tasks]] = {
     "permuted_mnist": PermutedMnist,
+    "input_permuted": InputPermuted,
+    "label_permuted": LabelPermuted,
     "image_pairs": ImagePairs,
 }
 

@@ -237,15 +237,15 @@ class _Run:
 def header(config: StreamRunConfig, images: Images, parameters: Mapping[str, int]) -> str:
     """What is about to be trained, in a few aligned lines."""
     stream, learner, optimizer = config.stream, config.learner, config.optimizer
+    units = f"{'-'.join(map(str, learner.units))} units" if learner.units else "linear"
     last, topology = config.seed + config.seeds - 1, config.topology
     graph = topology.kind + ("" if topology.kind == "dense" else f", density {topology.density:g}")
-    hidden = f"{learner.layers} x {learner.width} units" if learner.num_hidden else "linear"
     lines = {
         "run": f"{config.name}, seed {config.seed}" + (f" to {last}" if config.seeds > 1 else ""),
         "stream": f"{stream.kind}, {stream.tasks} tasks x {stream.samples_per_task:,} samples, "
         f"batch {stream.batch}",
         "data": f"{images.name}, {len(images.labels):,} images of {images.num_inputs} pixels",
-        "network": f"{hidden}, {parameters['live']:,} live weights "
+        "network": f"{units}, {parameters['live']:,} live weights "
         f"of {parameters['weights']:,} ({graph})",
         "optimizer": f"{optimizer.kind}, step size {optimizer.lr:g}",
         "methods": ", ".join(config.methods.used()) or "none",

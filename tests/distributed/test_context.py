@@ -26,8 +26,8 @@ def asked(cache: str, stage: str, overrides: tuple[str, ...], folder: str) -> di
         "square": trainer.context.dot(masters, masters),
         "sum": trainer.context.dot(masters, shifted) - trainer.context.dot(masters, masters),
         "some": trainer.context.dot(masters, embedding),
-        "maximum": trainer.context.maximum(masters),
-        "minimum": -trainer.context.maximum({name: -value for name, value in masters.items()}),
+        "maximum": float(trainer.context.maximum(masters)),
+        "minimum": -float(trainer.context.maximum({name: -v for name, v in masters.items()})),
     }
 
 

@@ -286,16 +286,15 @@ def stream_tool(arguments: list[str], workspace: Workspace) -> None:
     """Made small where it has the installed images; else checked, with files in their place."""
     options = stream.parse(arguments)
     if options.run_dir is None:
-        folder = workspace.folder / "mnist"
-        folder.mkdir(exist_ok=True)
-        (folder / "train-images-idx3-ubyte").write_bytes(
-            bytes((0, 0, 8, 3, *[0, 0, 0, 2] * 3, *b"x" * 8))
-        )
-        (folder / "train-labels-idx1-ubyte").write_bytes(bytes((0, 0, 8, 1, 0, 0, 0, 2, 0, 1)))
+        for folder in (workspace.folder / "mnist", workspace.folder / "emnist"):
+            folder.mkdir(exist_ok=True)
+            (folder / "train-images-idx3-ubyte").write_bytes(
+                bytes((0, 0, 8, 3, *[0, 0, 0, 2] * 3, *b"x" * 8))
+            )
+            (folder / "train-labels-idx1-ubyte").write_bytes(bytes((0, 0, 8, 1, 0, 0, 0, 2, 0, 1)))
         (workspace.folder / "omniglot").mkdir(exist_ok=True)
         small_omniglot(workspace.folder / "omniglot/images_small.zip", {"Greek": 2})
-        kind = "image_pairs" if "image_pairs" in str(options.config) else "permuted_mnist"
-        assert f"kind: {kind}" in workspace.run(
+        assert f"kind: {options.config.stem}" in workspace.run(
             sys.executable, "launch/stream.py", *arguments, "--dry_run"
         )
         return

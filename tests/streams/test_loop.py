@@ -58,8 +58,14 @@ def trained(settings: StreamRunConfig, pack: int = 0) -> tuple[Pack, list[dict[s
         {"methods": {"redo": RedoConfig(every=7, tau=0.5), "l2": L2Config(strength=0.01),
                      "l2_init": L2InitConfig(strength=0.01)}, "topology": SPARSE},
         {"batch": 5, "optimizer": StepConfig(momentum=0.9, weight_decay=0.01)},
+        {"methods": {"upgd": UpgdConfig(sigma=0.1, beta=0.9, scaling="code", vectors=True)},
+         "optimizer": StepConfig(lr=0.1, weight_decay=0.01), "topology": SPARSE},
+        {"methods": {"upgd": UpgdConfig(sigma=0.1, scope="local", protecting=False)}},
+        {"methods": {"upgd": UpgdConfig(sigma=0.1, utility="feature")}, "topology": SPARSE},
+        {"methods": {"upgd": UpgdConfig(utility="feature", scope="local")}},
     ],
-    ids=["sgd", "many methods, sparse", "cbp under adam", "redo and springs", "batches"],
+    ids=["sgd", "many methods, sparse", "cbp under adam", "redo and springs", "batches",
+         "upgd", "upgd by rows", "upgd of units", "upgd of units by layers"],
 )  # fmt: skip
 def test_side_by_side_is_one_at_a_time_bit_for_bit(changes):
     together, records = trained(config(seeds=3, **changes))
@@ -144,8 +150,8 @@ def test_absent_weights_stay_absent_and_graphs_differ_by_seed():
         {"si": SiConfig(strength=1e-3)},
         {"mas": MasConfig(strength=0.1, sequences=4)},
         {"replay": ReplayConfig(sequences=8, share=0.5)},
-        {"upgd": UpgdConfig()},
-        {"upgd": UpgdConfig(utility="feature", scaling="code")},
+        {"upgd": UpgdConfig(), "ewc": EwcConfig(strength=1.0, sequences=4)},
+        {"upgd": UpgdConfig(utility="feature", scope="local"), "dropout": DropoutConfig(p=0.5)},
         {"dropout": DropoutConfig(p=0.5)},
     ],
     ids=lambda methods: "+".join(methods),

@@ -145,7 +145,7 @@ class UpgdConfig(MethodConfig):
     """What is useful, and how much it is protected or perturbed."""
 
     flags = {"X": "one for each weight, or hidden unit", "C": "a normal draw for each weight"}
-    networks = "one"
+    networks = "many"
 
     utility: Literal["weight", "feature"] = "weight"
     """Of each weight, to first order; or of each hidden unit, for its incoming weights."""

@@ -61,12 +61,12 @@ class Upgd(Method):
         """u of weights."""
 
         self.units: dict[str, Tensor] = {}
-        """u of units, fp64 [n] by group, the same on all ranks."""
+        """u of units, fp64 [n] by group, the same on all ranks; [N, n] of N networks."""
 
         # From the gradients of a step to its end: u with them, and what it is divided by.
         self._next: SliceTensors = {}
         self._next_units: dict[str, Tensor] = {}
-        self._divisor = TINY
+        self._divisor = torch.empty(0)
         self._norms: Mapping[str, Tensor] = {}
 
     @property
@@ -116,10 +116,10 @@ class Upgd(Method):
             old = self.units.get(name, torch.zeros_like(new))
             self._next_units[name] = self._mixed(old, new)
         if self.config.scope == "global":
-            largest = torch.stack([u.max() for u in self._next_units.values()]).max()
-            self._divisor = self._scaled(float(largest))
+            largest = [u.amax(-1, keepdim=True) for u in self._next_units.values()]
+            self._divisor = self._scaled(torch.stack(largest).amax(0))
         else:
-            squares = {name: u.square().sum() for name, u in self._next_units.items()}
+            squares = {n: u.square().sum(-1, keepdim=True) for n, u in self._next_units.items()}
             self._norms = {name: _norm(total) for name, total in squares.items()}
 
     def _utility(self, context: MethodContext, item: Slice) -> Tensor | None:
@@ -130,12 +130,13 @@ class Upgd(Method):
     def _mixed(self, old: Tensor, new: Tensor) -> Tensor:
         return new.mul_(1.0 - self.config.beta).add_(old, alpha=self.config.beta)
 
-    def _scaled(self, largest: float) -> float:
-        """What u is divided by, given the largest u: both are off by the same factor, 1 - beta^t,
-        so it cancels unless one of them is left as it is."""
+    def _scaled(self, largest: Tensor) -> Tensor:
+        """What u is divided by, given the largest u [1] (of N networks [N, 1]): both are off by the
+        same factor, 1 - beta^t, so it cancels unless one of them is left as it is."""
         if self.config.scaling == "corrected":
-            return max(largest, TINY)
-        return largest * (1.0 - self.config.beta ** (self.count + 1)) or TINY
+            return largest.clamp(min=TINY)
+        scaled = largest * (1.0 - self.config.beta ** (self.count + 1))
+        return scaled.where(scaled.abs() >= TINY, TINY)
 
     def after_update(self, context: MethodContext, items: Collection[Slice]) -> None:
         for item in items:
@@ -148,13 +149,13 @@ class Upgd(Method):
         if item.name in self._next:
             value = self.utility[item.name] = self._next.pop(item.name)
             if self.config.scope == "global":
-                return torch.sigmoid(value / -self._divisor)
+                return _sigmoid(value / -self._divisor.to(value))
             norm = context.of_lines(item, self._norms[item.name], 0)
-            return torch.sigmoid(-value / norm)
+            return _sigmoid(-value / norm)
         for name, group in context.units.items() if self._next_units else ():
             if item.name in group.incoming:
                 divisor = self._norms[name] if self._norms else self._divisor
-                of_unit = torch.sigmoid(self._next_units[name] / -divisor).float()
+                of_unit = _sigmoid(self._next_units[name] / -divisor).float()
                 return context.of_lines(item, of_unit, 0 if len(item.matrix_shape) >= 2 else 1)
         return None
 
@@ -199,8 +200,12 @@ class Upgd(Method):
         if values["count"] < 0:
             raise ValueError(f"count: {values['count']} is no count")
         for name, found in values["units"].items():
-            if not isinstance(found, list) or not all(
-                type(value) is float and math.isfinite(value) for value in found
+            several = isinstance(found, list) and any(isinstance(row, list) for row in found)
+            rows: list[Any] = found if several else [found]
+            if not all(isinstance(row, list) and len(row) == len(rows[0]) for row in rows) or any(
+                type(value) is not float or not math.isfinite(value)
+                for row in rows
+                for value in row
             ):
                 raise ValueError(f"units.{name}: {found!r:.40} is no list of finite numbers")
 
@@ -215,9 +220,17 @@ class Upgd(Method):
 
 
 def _largest(context: MethodContext, name: str, value: Tensor) -> Tensor:
-    """The largest [1] of what may move. Local."""
+    """The largest of what may move, [1]; of N networks [N, 1]. Local."""
     movable = context.movable({name: torch.ones_like(value)})[name] > 0
-    return torch.where(movable, value, -torch.inf).amax().view(1)
+    return torch.where(movable, value, -torch.inf).amax(-1, keepdim=True)
+
+
+def _sigmoid(value: Tensor) -> Tensor:
+    """In place, network by network: the last few elements of a tensor are not computed by the same
+    instructions as the others, and may round otherwise."""
+    for of_network in value.view(-1, value.shape[-1]):
+        of_network.sigmoid_()
+    return value
 
 
 def _norm(squares: Tensor) -> Tensor:

@@ -177,11 +177,14 @@ def test_a_units_utility_is_what_its_gate_would_change():
 def test_state_goes_and_comes_back():
     method = Upgd(UpgdConfig())
     method.check_state(["utility"], {"count": 3, "units": {"a": [0.5, -1.0]}})
+    method.check_state([], {"count": 3, "units": {"a": [[0.5, -1.0], [1.0, 0.0]]}})  # side by side
     method.load_state_dict({}, {"count": 3, "units": {"a": [0.5, -1.0]}})
     assert method.state_dict() == ({}, {"count": 3, "units": {"a": [0.5, -1.0]}})
     for values, message in (
         ({"count": -1, "units": {}}, "count: -1"),
         ({"count": 1, "units": {"a": [float("nan")]}}, "units.a"),
+        ({"count": 1, "units": {"a": [[0.5], [0.5, 1.0]]}}, "units.a"),
+        ({"count": 1, "units": {"a": [0.5, [1.0]]}}, "units.a"),
     ):
         with pytest.raises(ValueError, match=message):
             method.check_state([], values)
