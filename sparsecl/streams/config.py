@@ -8,18 +8,25 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Lt
 
 from sparsecl.bounds import check_bounds
+from sparsecl.config import younger
 from sparsecl.methods.config import MethodsConfig
 from sparsecl.methods.facts import RunFacts, error_text
+from sparsecl.streams.increments.config import IncrementsConfig, check_increments
 from sparsecl.topology.config import ON_DISK, TopologyConfig
 from sparsecl.topology.layer import LayerShape
+
+LearnerKind = Literal[
+    "mlp", "convnet", "resnet18", "cobweb", "cobweb_nn", "cobweb_nn_sparse", "nearest_mean"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamConfig:
     """The tasks, one after the other."""
 
-    kind: Literal["permuted_mnist"] = "permuted_mnist"
-    """permuted_mnist: images whose pixels are permuted anew in each task."""
+    kind: Literal["permuted_mnist", "class_incremental"] = "permuted_mnist"
+    """permuted_mnist: images whose pixels are permuted anew in each task. class_incremental: more
+    classes of images in each task."""
 
     tasks: Annotated[int, Ge(1)] = 150
     """How many."""
@@ -32,10 +39,16 @@ class StreamConfig:
 
     data: Path | None = None
     """Folder with the idx files of MNIST or of a set in its form, packed (.gz) or not. null = the
-    digits of scikit-learn, 1797 images of 8 x 8."""
+    digits of scikit-learn, 1797 images of 8 x 8. class_incremental also takes CIFAR-100 in its
+    binary form and Omniglot's archives."""
+
+    increments: IncrementsConfig = younger(IncrementsConfig())
+    """Of class_incremental."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        if self.kind == "class_incremental":
+            return
         if self.samples_per_task % self.batch:
             raise ValueError(
                 f"batch={self.batch} does not divide samples_per_task={self.samples_per_task}"
@@ -51,14 +64,20 @@ class StreamConfig:
 class LearnerConfig:
     """The network."""
 
-    kind: Literal["mlp"] = "mlp"
-    """mlp: hidden layers of ReLU units, Kaiming-uniform weights, biases of zero."""
+    kind: LearnerKind = "mlp"
+    """mlp: hidden layers of ReLU units, Kaiming-uniform weights, biases of zero. Of
+    class_incremental alone: convnet, resnet18 (for small images), and without an optimizer cobweb,
+    cobweb_nn, cobweb_nn_sparse and nearest_mean."""
 
     width: Annotated[int, Ge(1)] = 100
-    """Units of a hidden layer."""
+    """Units of a hidden layer; channels of a convnet's first layer and of resnet18's (64 in the
+    papers), more behind it."""
 
     layers: Annotated[int, Ge(1)] = 3
-    """Hidden layers."""
+    """Hidden layers of mlp and convnet."""
+
+    budget: Annotated[int, Ge(1)] = younger(64)
+    """Nodes that cobweb visits for an answer."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -151,10 +170,13 @@ class StreamRunConfig:
     def __post_init__(self) -> None:
         check_bounds(self)
         _check_topology(self.topology)
+        check_increments(self)
 
     @property
     def num_together(self) -> int:
         """Networks that are trained side by side."""
+        if self.stream.kind == "class_incremental":
+            return 1
         if not all(block.networks == "many" for block in self.methods.used().values()):
             return 1
         return min(self.together or self.seeds, self.seeds)
