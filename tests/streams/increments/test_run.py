@@ -47,10 +47,11 @@ def same_folders(whole: Path, stopped: Path) -> bool:
     )
 
 
-def test_a_stopped_network_goes_on_bit_for_bit(tmp_path, monkeypatch, signal):
+@pytest.mark.parametrize("learner", ["convnet", pytest.param("resnet18", marks=pytest.mark.slow)])
+def test_a_stopped_network_goes_on_bit_for_bit(tmp_path, monkeypatch, signal, learner):
     """In the middle of an epoch, at the end of one, and at the end of the first task."""
     changes: dict[str, Any] = {"methods": CBP, "increments": {"epochs": 2, "crop": 1}}
-    run.run(prepared(tmp_path / "whole", "resnet18", **changes))
+    run.run(prepared(tmp_path / "whole", learner, **changes))
     step = NetworkPack._step
     for stop in (3, 1, 4):
         done = 0
@@ -64,15 +65,22 @@ def test_a_stopped_network_goes_on_bit_for_bit(tmp_path, monkeypatch, signal):
 
         monkeypatch.setattr(NetworkPack, "_step", counted)
         with pytest.raises(Preempted, match="SIGTERM: saved"):
-            run.run(prepared(tmp_path / "stopped", "resnet18", **changes))
+            run.run(prepared(tmp_path / "stopped", learner, **changes))
         signals.forget()
         monkeypatch.setattr(NetworkPack, "_step", step)
-    run.run(prepared(tmp_path / "stopped", "resnet18", **changes))
+    run.run(prepared(tmp_path / "stopped", learner, **changes))
     assert content(tmp_path / "whole") == content(tmp_path / "stopped")
     assert same_folders(tmp_path / "whole", tmp_path / "stopped")
 
 
-@pytest.mark.parametrize("learner", ["cobweb", "cobweb_nn_sparse", "nearest_mean"])
+@pytest.mark.parametrize(
+    "learner",
+    [
+        "cobweb",
+        pytest.param("cobweb_nn_sparse", marks=pytest.mark.slow),
+        pytest.param("nearest_mean", marks=pytest.mark.slow),
+    ],
+)
 def test_concepts_go_on_from_the_task_before(tmp_path, monkeypatch, signal, learner):
     run.run(prepared(tmp_path / "whole", learner))
     tested = IncrementPack._tested
