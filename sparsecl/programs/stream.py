@@ -71,7 +71,7 @@ def train(args: argparse.Namespace) -> None:
     config = configs.load(StreamRunConfig, args.config, args.overrides)
 
     from sparsecl import allocator
-    from sparsecl.programs.stream_kinds import kind_of
+    from sparsecl.programs._stream_kinds import kind_of
 
     allocator.keep_freed_memory()
 

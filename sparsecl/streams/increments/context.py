@@ -74,12 +74,12 @@ class ImageContext(WeightContext):
 
     def _figures(self, group: UnitGroup) -> UnitFigures:
         params = self.slices.parameters()
-        means = group.sums[1:] / group.sums[0].clamp(min=1.0)
+        mean, mean_abs, active, distance = group.sums[1:] / group.sums[0].clamp(min=1.0)
         # Filters [n, ...] have the weights of a unit's row; what comes behind are vectors.
         incoming = params[group.incoming[0]].detach().abs().flatten(1).mean(1)
         (name,) = group.outgoing
         outgoing = params[name].detach().abs().transpose(0, 1).flatten(1).mean(1)
-        return UnitFigures(*means, incoming, outgoing)
+        return UnitFigures(mean, mean_abs, active, distance, incoming, outgoing)
 
     def begin_anew(
         self,

@@ -44,7 +44,7 @@ def results(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
     for seed, table in per_seed.items():
         table["classes"] = header["classes_by_seed"][str(seed)]
-    forgetting = [_forgetting(table["matrix"]) for table in tables]
+    forgetting = [value for t in tables if (value := _forgetting(t["matrix"])) is not None]
     return {
         **{key: header[key] for key in ("name", "stream", "seeds", "tasks", "classes")},
         **{name: mean.pop(name) for name in CURVES if name in mean},
@@ -59,7 +59,7 @@ def results(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "summary": {
             "accuracy_last": float(np.mean([table["accuracy_seen"][-1] for table in tables])),
             "accuracy_mean": float(np.mean([table["accuracy_seen"] for table in tables])),
-            "forgetting": None if None in forgetting else float(np.mean(forgetting)),
+            "forgetting": float(np.mean(forgetting)) if forgetting else None,
         },
         "per_seed": {str(seed): table for seed, table in per_seed.items()},
         **{key: header[key] for key in ("methods", "parameters", "data", "config")},
