@@ -180,7 +180,7 @@ def test_other_streams_take_no_convolutions():
 def test_a_small_convnet_knows_what_it_has_seen_of_mnist(tmp_path):
     path = ROOT / "launch/streams/class_incremental.yaml"
     small = ["seeds=1", f"stream.data={MNIST}", "stream.tasks=2", "stream.increments.epochs=3"]
-    more = ["train_per_class=200", "test_per_class=100"]
+    more = ["train_per_class=500", "test_per_class=100"]
     settings = configs.load(
         StreamRunConfig, path, [*small, *(f"stream.increments.{one}" for one in more)]
     )
