@@ -71,21 +71,20 @@ def train(args: argparse.Namespace) -> None:
     config = configs.load(StreamRunConfig, args.config, args.overrides)
 
     from sparsecl import allocator
-    from sparsecl.streams import records, run
+    from sparsecl.programs._stream_kinds import kind_of
 
     allocator.keep_freed_memory()
 
-    prepared = run.check(config, args.run_dir)
+    kind = kind_of(config.stream.kind)
+    prepared = kind.check(config, args.run_dir)
     if args.dry_run:
         print(configs.dump(config))
         return
-    found = run.run(prepared)
-    print(f"\n{records.table(found)}\n\nResults    {prepared.folder / records.RESULTS}")
+    found = kind.run(prepared)
+    print(f"\n{kind.table(found)}\n\nResults    {prepared.folder / 'results.json'}")
     picture = prepared.folder / "stream.png"
     try:
-        from sparsecl.experiments.plots.streams import stream_plot
-
-        stream_plot(found, picture)
+        kind.plot(found, picture)
         print(f"Picture    {picture}")
     # Wide on purpose: a drawing library may fail in any way.
     except Exception as error:

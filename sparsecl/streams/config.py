@@ -8,25 +8,31 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Lt
 
 from sparsecl.bounds import check_bounds
+from sparsecl.config import younger
 from sparsecl.methods.config import MethodsConfig
 from sparsecl.methods.facts import RunFacts, error_text
+from sparsecl.streams.increments.config import IncrementsConfig, check_increments
 from sparsecl.topology.config import ON_DISK, TopologyConfig
 from sparsecl.topology.layer import LayerShape
 
 OF_UNITS = ("cbp", "redo", "dropout")
 """Methods without a sense where there is no hidden unit."""
 
+Network = Literal["mlp", "linear", "convnet", "resnet18"]
+LearnerKind = Literal[Network, "cobweb", "cobweb_nn", "cobweb_nn_sparse", "nearest_mean"]
+Permuted = Literal["permuted_mnist", "input_permuted", "label_permuted"]
+StreamKind = Literal[Permuted, "image_pairs", "class_incremental"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class StreamConfig:
     """The tasks, one after the other."""
 
-    kind: Literal["permuted_mnist", "input_permuted", "label_permuted", "image_pairs"] = (
-        "permuted_mnist"
-    )
+    kind: StreamKind = "permuted_mnist"
     """permuted_mnist: images whose pixels are permuted once more in each task; input_permuted:
     anew, normalised; label_permuted: their labels once more, normalised; image_pairs: two classes
-    to be told apart, of few images trained many times, and tested on others."""
+    to be told apart, of few images trained many times, and tested on others; class_incremental:
+    more classes of images in each task."""
 
     tasks: Annotated[int, Ge(1)] = 150
     """How many."""
@@ -39,16 +45,22 @@ class StreamConfig:
     """Images of an optimizer step; divides samples_per_task."""
 
     data: Path | None = None
-    """Folder with the idx files of MNIST or of a set in its form, packed (.gz) or not; image_pairs
-    also takes Omniglot's images_*.zip, or a NAME.npy for each class. null = the digits of
-    scikit-learn, 1797 images of 8 x 8."""
+    """Folder with the idx files of MNIST or of a set in its form, packed (.gz) or not. null = the
+    digits of scikit-learn, 1797 images of 8 x 8. image_pairs also takes Omniglot's images_*.zip, or
+    a NAME.npy for each class; class_incremental the archives too, and CIFAR-100 in its binary form.
+    """
 
     test_per_class: Annotated[int, Ge(1)] = 5
     """image_pairs: the last images of each class, which are for the test; not of idx files, which
     have their own."""
 
+    increments: IncrementsConfig = younger(IncrementsConfig())
+    """Of class_incremental."""
+
     def __post_init__(self) -> None:
         check_bounds(self)
+        if self.kind == "class_incremental":
+            return
         if self.samples_per_task % self.batch:
             raise ValueError(
                 f"batch={self.batch} does not divide samples_per_task={self.samples_per_task}"
@@ -64,15 +76,21 @@ class StreamConfig:
 class LearnerConfig:
     """The network."""
 
-    kind: Literal["mlp", "linear"] = "mlp"
+    kind: LearnerKind = "mlp"
     """mlp: hidden layers of ReLU units, Kaiming-uniform weights, biases of zero; linear: no hidden
-    layer, so width, layers and widths do not count."""
+    layer, so width, layers and widths do not count. Of class_incremental alone: convnet, resnet18
+    (for small images), and without an optimizer cobweb, cobweb_nn, cobweb_nn_sparse and
+    nearest_mean."""
 
     width: Annotated[int, Ge(1)] = 100
-    """Units of a hidden layer."""
+    """Units of a hidden layer; channels of a convnet's first layer and of resnet18's (64 in the
+    papers), more behind it."""
 
     layers: Annotated[int, Ge(1)] = 3
-    """Hidden layers."""
+    """Hidden layers of mlp and convnet."""
+
+    budget: Annotated[int, Ge(1)] = younger(64)
+    """Nodes that cobweb visits for an answer."""
 
     widths: tuple[int, ...] = ()
     """Units of each hidden layer, in place of width and layers; [] = these count."""
@@ -182,12 +200,15 @@ class StreamRunConfig:
     def __post_init__(self) -> None:
         check_bounds(self)
         _check_topology(self.topology)
+        check_increments(self)
         if not self.learner.num_hidden:
             _check_linear(self.topology, self.methods)
 
     @property
     def num_together(self) -> int:
         """Networks that are trained side by side."""
+        if self.stream.kind == "class_incremental":
+            return 1
         if not all(block.networks == "many" for block in self.methods.used().values()):
             return 1
         return min(self.together or self.seeds, self.seeds)

@@ -49,7 +49,7 @@ def read_split(folder: Path, *, side: int = 28) -> ImageSplit:
     """
     archives = sorted(folder.glob("images_*.zip"))
     if archives:
-        return _split(read_omniglot(archives, side=side))
+        return split_off_test(read_omniglot(archives, side=side))
     train = read_images(folder)
     pixels, labels = (
         read_idx(_find(folder, name), num_dims=dims)
@@ -121,8 +121,8 @@ def of_classes(
     return images.pixels[rows].astype(np.float32) / np.float32(images.white), images.labels[rows]
 
 
-def _split(images: Images) -> ImageSplit:
-    """Of each class the last drawings are for the test."""
+def split_off_test(images: Images) -> ImageSplit:
+    """Of each class the last images are for the test; they lie class by class."""
     rows = np.arange(len(images.labels))
     behind = np.bincount(images.labels).cumsum()[images.labels] - rows  # 1 = the last of its class
     sizes = np.bincount(images.labels)[images.labels]

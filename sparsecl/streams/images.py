@@ -42,6 +42,9 @@ class Images:
     name: str
     """For people."""
 
+    channels: int = 1
+    """Planes of pixels of an image, one after the other."""
+
     @property
     def num_inputs(self) -> int:
         return self.pixels.shape[1]

@@ -89,6 +89,25 @@ class Pack:
         self._losses = torch.zeros(num, device=dist.device())
         self._asks_batch = self.methods.overrides("batch")
 
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of all tasks."""
+        return self.config.stream.tasks * self.config.stream.steps_per_task
+
+    @property
+    def num_done(self) -> int:
+        """Those that lie behind."""
+        return self.position.task * self.config.stream.steps_per_task + self.position.step
+
+    @property
+    def nonzero(self) -> int:
+        """Absent weights that were found to be there."""
+        return self.guard.nonzero
+
+    def state(self) -> tuple[checkpoint.Tensors, Mapping[str, Any]]:
+        """What a checkpoint keeps beside the position."""
+        return checkpoint.gather(self.slices, self.methods)
+
     def go_on(self, saved: checkpoint.Saved) -> None:
         """Be where a checkpoint was written.
 

@@ -163,6 +163,13 @@ class Layer(nn.Module):
             rows = self._rows(np.arange(shape.out_features), ~dead[network].numpy(), rng)
             weights[network] = torch.from_numpy(rows)
 
+    @torch.no_grad()
+    def begin(self, live: NDArray[np.bool_], rng: np.random.Generator) -> None:
+        """New weights on the links that are there, [O, I], of one network; biases of zero."""
+        rows = self._rows(np.arange(self.shape.out_features), live, rng)
+        self.weight.copy_(torch.from_numpy(rows).view(self.weight.shape))
+        self.bias.zero_()
+
     def fresh(
         self,
         parameter: str,

@@ -1,7 +1,7 @@
 """A run on a stream from config to results: its folder, its records, and going on after a stop."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,16 +74,21 @@ def run(prepared: Prepared) -> dict[str, Any]:
     """
     # A step is so small that threads would only wait for each other; and sums keep their order.
     torch.set_num_threads(1)
+    return start(prepared, Run)
+
+
+def start(prepared: "Prepared", kind: "type[Run]") -> dict[str, Any]:
+    """Hold the run folder, and run."""
     with lock_folder(prepared.folder, "--run_dir"):
         check_entries(prepared.folder, files=FILES, folders=FOLDERS)
         checkpoints = prepared.folder / "checkpoints"
         make_folder(checkpoints)
         for place in (prepared.folder, checkpoints):
             remove_leftovers(place)
-        return _Run(prepared, checkpoints).run()
+        return kind(prepared, checkpoints).run()
 
 
-class _Run:
+class Run:
     """One start of a run, in a folder that is held."""
 
     def __init__(self, prepared: Prepared, checkpoints: Path) -> None:
@@ -136,29 +141,32 @@ class _Run:
         return saved.pack
 
     def _samples(self, saved: checkpoint.Saved | None) -> int:
-        """The place of a checkpoint on TensorBoard's axis, the images of one network."""
+        """The place of a checkpoint on TensorBoard's axis."""
         position = saved.value["position"] if saved is not None else {}
         task = position.get("task") if isinstance(position, dict) else None
-        return task * self.config.stream.samples_per_task if type(task) is int else 0
+        return self.axis(task) if type(task) is int else 0
+
+    def axis(self, task: int) -> int:
+        """Where the begin of a task is on TensorBoard's axis: the images of one network."""
+        return task * self.config.stream.samples_per_task
 
     def _train(self, first: int, saved: checkpoint.Saved | None) -> None:
-        stream = self.config.stream
-        steps = stream.tasks * stream.steps_per_task
-        pack = Pack(self.config, self.prepared.images, first)
+        pack = self.make_pack(first, 0)
+        steps = pack.num_steps
         if saved is not None:
             pack.go_on(saved)
             at = pack.position
             self.log.say(f"Goes on    pack {first + 1}, task {at.task + 1}, step {at.step}")
         else:
             self._begin(pack)
-        done = first * steps + pack.position.task * stream.steps_per_task + pack.position.step
+        done = first * steps + pack.num_done
         checks = pack.position.checks
         bar = ProgressBar(self.config.name, total=len(self.packs) * steps, done=done)
         signals.answer_by(None)  # from here on the loop looks
         try:
             for number in range(first, len(self.packs)):
                 if number > first:
-                    pack = Pack(self.config, self.prepared.images, number, checks=checks)
+                    pack = self.make_pack(number, checks)
                 self._train_pack(pack, bar)
                 checks = pack.position.checks
         finally:
@@ -170,13 +178,18 @@ class _Run:
             seconds=self._seconds(),
         )
 
-    def _train_pack(self, pack: Pack, bar: ProgressBar) -> None:
+    def make_pack(self, number: int, checks: int) -> Any:
+        """A pack at its beginning."""
+        return Pack(self.config, self.prepared.images, number, checks=checks)
+
+    def _train_pack(self, pack: Any, bar: ProgressBar) -> None:
         found: dict[str, list[float]] = {}
 
         def record(kind: str, *, seed: int, task: int, **figures: Any) -> None:
             self.log.record(kind, seed=seed, task=task, **figures)
             for name, value in figures.items():
-                found.setdefault(name, []).append(value)
+                if isinstance(value, float):
+                    found.setdefault(name, []).append(value)
             if seed == pack.seeds[-1]:
                 self._draw(pack, task + (kind == "task"), found)
                 found.clear()
@@ -185,19 +198,19 @@ class _Run:
             bar.advance(figures, steps=steps)
 
         pack.train(record, self._save, advance)
-        self.nonzero += pack.guard.nonzero
+        self.nonzero += pack.nonzero
 
-    def _draw(self, pack: Pack, task: int, found: Mapping[str, list[float]]) -> None:
+    def _draw(self, pack: Any, task: int, found: Mapping[str, list[float]]) -> None:
         """Means over the networks of a pack; with several packs each has its curves."""
         group = "stream" if len(self.packs) == 1 else f"seed_{pack.seeds[0]}"
         values = {f"{group}/{name}": float(np.mean(row)) for name, row in found.items()}
-        self.log.scalars(values, tokens=task * self.config.stream.samples_per_task)
+        self.log.scalars(values, tokens=self.axis(task))
 
-    def _save(self, pack: Pack) -> None:
+    def _save(self, pack: Any) -> None:
         checkpoint.save(
             self.checkpoints,
             pack.position,
-            checkpoint.gather(pack.slices, pack.methods),
+            pack.state(),
             config=configs.to_dict(self.config),
             records=self.log.sync(),
             seconds=self._seconds(),
@@ -207,7 +220,7 @@ class _Run:
         """Of all starts, without what was done twice."""
         return self.before + time.monotonic() - self.begun
 
-    def _begin(self, pack: Pack) -> None:
+    def _begin(self, pack: Any) -> None:
         """The first record, and the header on the screen."""
         config, images = self.config, self.prepared.images
         shapes = config.learner.shapes(images.num_inputs, images.num_classes)
@@ -228,8 +241,12 @@ class _Run:
         )
         self.log.say(header(config, images, parameters))
 
+    def results(self, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """results.json, from the records."""
+        return records.results(lines)
+
     def _finish(self) -> dict[str, Any]:
-        found = records.results(records.read_lines(self.folder))
+        found = self.results(records.read_lines(self.folder))
         write_json(self.folder / records.RESULTS, found)
         return found
 

@@ -282,6 +282,24 @@ def sweep_tool(arguments: list[str], workspace: Workspace) -> None:
         assert "sbatch" in output and "--array=0-23 " in output  # its tuning comes first
 
 
+def ten_classes(folder: Path) -> None:
+    """Images of ten classes to train and to test, in the form that the folder's name says."""
+    folder.mkdir(exist_ok=True)
+    labels = [k % 10 for k in range(600)]
+    if folder.name.startswith("cifar"):
+        for name in ("train.bin", "test.bin"):
+            content = b"".join(bytes((0, label)) + bytes(3072) for label in labels)
+            (folder / name).write_bytes(content)
+        return
+    size = len(labels).to_bytes(4, "big")
+    for part in ("train", "t10k"):
+        head = bytes((0, 0, 8, 3)) + size + bytes((0, 0, 0, 2)) * 2
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(head + bytes(4 * len(labels)))
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(
+            bytes((0, 0, 8, 1)) + size + bytes(labels)
+        )
+
+
 def stream_tool(arguments: list[str], workspace: Workspace) -> None:
     """Made small where it has the installed images; else checked, with files in their place."""
     options = stream.parse(arguments)
@@ -294,9 +312,13 @@ def stream_tool(arguments: list[str], workspace: Workspace) -> None:
             (folder / "train-labels-idx1-ubyte").write_bytes(bytes((0, 0, 8, 1, 0, 0, 0, 2, 0, 1)))
         (workspace.folder / "omniglot").mkdir(exist_ok=True)
         small_omniglot(workspace.folder / "omniglot/images_small.zip", {"Greek": 2})
-        assert f"kind: {options.config.stem}" in workspace.run(
-            sys.executable, "launch/stream.py", *arguments, "--dry_run"
-        )
+        kind = options.config.stem
+        if kind in ("class_incremental", "cobweb"):
+            kind = "class_incremental"
+            for name in ("mnist", "cifar-100-binary"):
+                ten_classes(workspace.folder / name)
+        found = workspace.run(sys.executable, "launch/stream.py", *arguments, "--dry_run")
+        assert f"kind: {kind}" in found
         return
     small = ("stream.tasks=2", "stream.samples_per_task=20", "panel.samples=10")
     output = workspace.run(sys.executable, "launch/stream.py", *arguments, "--set", *small)

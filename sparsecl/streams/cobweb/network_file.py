@@ -15,7 +15,7 @@ from sparsecl.streams.cobweb.network import CobwebNetwork
 def save_network(network: CobwebNetwork, path: Path) -> None:
     """Write the state, whole or not at all."""
     with atomic_open(path, "wb") as file:
-        file.write(save({name: value.contiguous() for name, value in _state(network).items()}))
+        file.write(save({name: value.contiguous() for name, value in state_of(network).items()}))
 
 
 def load_network(network: CobwebNetwork, path: Path) -> None:
@@ -31,7 +31,17 @@ def load_network(network: CobwebNetwork, path: Path) -> None:
         found = load_file(path)
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: no readable safetensors file ({error})") from None
-    expected = _state(network)
+    take_state(network, found, path)
+
+
+def take_state(network: CobwebNetwork, found: dict[str, Tensor], path: Path) -> None:
+    """Take over what `state_of` gave.
+
+    Raises:
+        DataError: it is not of such a network; nothing is changed then. `path` is where it was
+            found.
+    """
+    expected = state_of(network)
     wrong = [
         name
         for name in sorted({*expected, *found})
@@ -51,7 +61,7 @@ def load_network(network: CobwebNetwork, path: Path) -> None:
         }
 
 
-def _state(network: CobwebNetwork) -> dict[str, Tensor]:
+def state_of(network: CobwebNetwork) -> dict[str, Tensor]:
     """All that changes by training; moments of zero where there are none yet."""
     tensors = {f"model.{name}": value for name, value in network.state_dict().items()}
     tensors["trained"] = torch.tensor(network.trained)

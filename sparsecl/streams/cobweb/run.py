@@ -137,7 +137,7 @@ class NearestMean:
         return np.where(self.counts > 0, -distances, -np.inf)
 
 
-class _Cobweb:
+class Cobweb:
     """The tree as a learner: it answers by a search."""
 
     def __init__(self, tree: CobwebTree, budget: int) -> None:
@@ -148,7 +148,7 @@ class _Cobweb:
 
 
 def _cobweb(config: ClassIncrementalConfig, split: ImageSplit) -> Learner:
-    return _Cobweb(CobwebTree(split.train.num_inputs, split.num_classes), config.budget)
+    return Cobweb(CobwebTree(split.train.num_inputs, split.num_classes), config.budget)
 
 
 def _network(sparse: bool) -> Callable[[ClassIncrementalConfig, ImageSplit], Learner]:

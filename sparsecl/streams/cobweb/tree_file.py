@@ -8,7 +8,7 @@ from safetensors.numpy import save
 
 from sparsecl.errors import DataError, MissingInputError
 from sparsecl.files import atomic_open
-from sparsecl.streams.cobweb.concepts import LABEL_SIGNS
+from sparsecl.streams.cobweb.concepts import LABEL_SIGNS, LabelTerm
 from sparsecl.streams.cobweb.tree import CobwebTree
 
 _FORMAT = "cobweb tree 1"
@@ -16,13 +16,13 @@ _FORMAT = "cobweb tree 1"
 _SHAPES = {"parents": "N", "counts": "N", "means": "NP", "squares": "NP", "labels": "NC"}
 
 
-def save_tree(tree: CobwebTree, path: Path) -> None:
-    """Write a tree, whole or not at all."""
+def tree_tensors(tree: CobwebTree) -> dict[str, np.ndarray]:
+    """All that a tree is, but for its label_term."""
     nodes = list(tree.nodes())
     place = {node: index for index, node in enumerate(nodes)}
     parents = [place[tree.parents[node]] if node in tree.parents else -1 for node in nodes]
     concepts = tree.concepts
-    tensors = {
+    return {
         "parents": np.asarray(parents, dtype=np.int64),
         "counts": concepts.counts[nodes],
         "means": concepts.means[nodes],
@@ -30,9 +30,13 @@ def save_tree(tree: CobwebTree, path: Path) -> None:
         "labels": concepts.labels[nodes],
         "prior_variance": np.asarray(concepts.prior_variance),
     }
-    metadata = {"format": _FORMAT, "label_term": concepts.label_term}
+
+
+def save_tree(tree: CobwebTree, path: Path) -> None:
+    """Write a tree, whole or not at all."""
+    metadata = {"format": _FORMAT, "label_term": tree.concepts.label_term}
     with atomic_open(path, "wb") as file:
-        file.write(save(tensors, metadata))
+        file.write(save(tree_tensors(tree), metadata))
 
 
 def load_tree(path: Path) -> CobwebTree:
@@ -53,6 +57,15 @@ def load_tree(path: Path) -> CobwebTree:
     term = metadata.get("label_term")
     if metadata.get("format") != _FORMAT or term not in LABEL_SIGNS:
         raise DataError(f"{path}: holds no {_FORMAT!r}")
+    return tree_of(tensors, term, path)
+
+
+def tree_of(tensors: dict[str, np.ndarray], term: LabelTerm, path: Path) -> CobwebTree:
+    """The tree of `tree_tensors`.
+
+    Raises:
+        DataError: they are of no tree; `path` is where they were found.
+    """
     _check(path, tensors)
     num_pixels, num_classes = tensors["means"].shape[1], tensors["labels"].shape[1]
     variance = float(tensors["prior_variance"])

@@ -1,0 +1,36 @@
+"""Who checks, trains, tells and draws each kind of stream."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The work of one kind of stream."""
+
+    check: Callable[[Any, Path | None], Any]
+    """(config, run folder) -> what is prepared, with `folder`."""
+
+    run: Callable[[Any], dict[str, Any]]
+    table: Callable[[Mapping[str, Any]], str]
+
+    def plot(self, found: Mapping[str, Any], path: Path) -> None:
+        """Draw results.json; the drawing library is imported here, where it may fail."""
+        if found["stream"] == "class_incremental":
+            from sparsecl.experiments.plots.increments import increments_plot as draw
+        else:
+            from sparsecl.experiments.plots.streams import stream_plot as draw
+        draw(found, path)
+
+
+def kind_of(name: str) -> Kind:
+    """That of stream.kind."""
+    if name == "class_incremental":
+        from sparsecl.streams.increments import records, run
+
+        return Kind(run.check, run.run, records.table)
+    from sparsecl.streams import records, run
+
+    return Kind(run.check, run.run, records.table)

@@ -1,0 +1,1 @@
+"""Classes of images that come a few at a time."""
