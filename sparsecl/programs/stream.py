@@ -7,8 +7,10 @@ Without a file it trains launch/streams/small.yaml: a minute on one CPU core.
 """
 
 import argparse
+import importlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from sparsecl import command, signals
 from sparsecl import config as configs
@@ -16,13 +18,18 @@ from sparsecl.checkout import SMALL_STREAM, beside, stream_file
 from sparsecl.errors import UserError, warn
 
 
+ANT = "slippery_ant"  # the stream that has no images, and so a config of its own
+
+
 class HelpConfig(argparse.Action):
     """Print every key of a stream's config with its type, default and meaning, and stop."""
 
     def __call__(self, parser: argparse.ArgumentParser, *args: object, **kwargs: object) -> None:
+        from sparsecl.streams.ant_config import AntRunConfig
         from sparsecl.streams.config import StreamRunConfig
 
         print(configs.help_text(StreamRunConfig))
+        print(f"\nWith stream.kind: {ANT}\n\n{configs.help_text(AntRunConfig)}")
         parser.exit()
 
 
@@ -66,6 +73,8 @@ def train(args: argparse.Namespace) -> None:
     # The config is read before torch is imported, so a typo costs a second.
     from sparsecl.streams.config import StreamRunConfig
 
+    if args.config != SMALL_STREAM and _kind(args.config) == ANT:
+        return train_ant(args)
     if args.config == SMALL_STREAM:
         beside(SMALL_STREAM, "the installation is not whole; give a FILE")
     config = configs.load(StreamRunConfig, args.config, args.overrides)
@@ -80,16 +89,48 @@ def train(args: argparse.Namespace) -> None:
         print(configs.dump(config))
         return
     found = run.run(prepared)
-    print(f"\n{records.table(found)}\n\nResults    {prepared.folder / records.RESULTS}")
-    picture = prepared.folder / "stream.png"
-    try:
-        from sparsecl.experiments.plots.streams import stream_plot
+    show(found, records.table(found), prepared.folder, "streams", "stream_plot")
 
-        stream_plot(found, picture)
+
+def train_ant(args: argparse.Namespace) -> None:
+    """As `train`, on the slippery Ant."""
+    from sparsecl.streams.ant_config import AntRunConfig
+
+    config = configs.load(AntRunConfig, args.config, args.overrides)
+
+    from sparsecl import allocator
+    from sparsecl.streams import ant_records, ant_run
+
+    allocator.keep_freed_memory()
+
+    prepared = ant_run.check(config, args.run_dir)
+    if args.dry_run:
+        print(configs.dump(config))
+        return
+    found = ant_run.run(prepared)
+    show(found, ant_records.table(found), prepared.folder, "slippery_ant", "ant_plot")
+
+
+def show(found: Mapping[str, Any], table: str, folder: Path, module: str, plot: str) -> None:
+    """Print what was found, and draw it with a function of experiments/plots/."""
+    print(f"\n{table}\n\nResults    {folder / 'results.json'}")
+    picture = folder / "stream.png"
+    try:
+        drawing = importlib.import_module(f"sparsecl.experiments.plots.{module}")
+        getattr(drawing, plot)(found, picture)
         print(f"Picture    {picture}")
     # Wide on purpose: a drawing library may fail in any way.
     except Exception as error:
         warn(str(error) if isinstance(error, UserError) else f"{picture}: not drawn ({error!r})")
+
+
+def _kind(path: Path) -> str:
+    """stream.kind of a file, if it says one."""
+    for key, value in configs.read_nodes(path).value:
+        for inner, kind in value.value if key.value == "stream" else ():
+            if getattr(inner, "value", "") == "kind":
+                return str(kind.value)
+    return ""
 
 
 def start() -> NoReturn:

@@ -58,7 +58,7 @@ def check(config: StreamRunConfig, folder: Path | None) -> Prepared:
     return Prepared(config, images, folder or default)
 
 
-def run(prepared: Prepared) -> dict[str, Any]:
+def run(prepared: Any, kind: "type[Run] | None" = None) -> dict[str, Any]:
     """Train what is left to be trained. Returns results.json.
 
     Raises:
@@ -73,13 +73,14 @@ def run(prepared: Prepared) -> dict[str, Any]:
         make_folder(checkpoints)
         for place in (prepared.folder, checkpoints):
             remove_leftovers(place)
-        return _Run(prepared, checkpoints).run()
+        return (kind or Run)(prepared, checkpoints).run()
 
 
-class _Run:
+class Run:
     """One start of a run, in a folder that is held."""
 
-    def __init__(self, prepared: Prepared, checkpoints: Path) -> None:
+    def __init__(self, prepared: Any, checkpoints: Path) -> None:
+        """`prepared`: as `Prepared`."""
         self.prepared, self.config = prepared, prepared.config
         self.folder, self.checkpoints = prepared.folder, checkpoints
         self.packs = self.config.packs
@@ -135,23 +136,22 @@ class _Run:
         return task * self.config.stream.samples_per_task if type(task) is int else 0
 
     def _train(self, first: int, saved: checkpoint.Saved | None) -> None:
-        stream = self.config.stream
-        steps = stream.tasks * stream.steps_per_task
-        pack = Pack(self.config, self.prepared.images, first)
+        steps = self.steps
+        pack = self.pack(first)
         if saved is not None:
             pack.go_on(saved)
             at = pack.position
             self.log.say(f"Goes on    pack {first + 1}, task {at.task + 1}, step {at.step}")
         else:
             self._begin(pack)
-        done = first * steps + pack.position.task * stream.steps_per_task + pack.position.step
+        done = first * steps + self.done(pack)
         checks = pack.position.checks
         bar = ProgressBar(self.config.name, total=len(self.packs) * steps, done=done)
         signals.answer_by(None)  # from here on the loop looks
         try:
             for number in range(first, len(self.packs)):
                 if number > first:
-                    pack = Pack(self.config, self.prepared.images, number, checks=checks)
+                    pack = self.pack(number, checks=checks)
                 self._train_pack(pack, bar)
                 checks = pack.position.checks
         finally:
@@ -163,7 +163,22 @@ class _Run:
             seconds=self._seconds(),
         )
 
-    def _train_pack(self, pack: Pack, bar: ProgressBar) -> None:
+    # What is of this kind of stream; another one has its own.
+
+    @property
+    def steps(self) -> int:
+        """Of a pack, as the bar counts them."""
+        return self.config.stream.tasks * self.config.stream.steps_per_task
+
+    def done(self, pack: Any) -> int:
+        """Those that lie behind."""
+        return pack.position.task * self.config.stream.steps_per_task + pack.position.step
+
+    def pack(self, number: int, *, checks: int = 0) -> Any:
+        """Networks at their begin."""
+        return Pack(self.config, self.prepared.images, number, checks=checks)
+
+    def _train_pack(self, pack: Any, bar: ProgressBar) -> None:
         found: dict[str, list[float]] = {}
 
         def record(kind: str, *, seed: int, task: int, **figures: Any) -> None:
@@ -180,13 +195,13 @@ class _Run:
         pack.train(record, self._save, advance)
         self.nonzero += pack.guard.nonzero
 
-    def _draw(self, pack: Pack, task: int, found: Mapping[str, list[float]]) -> None:
+    def _draw(self, pack: Any, task: int, found: Mapping[str, list[float]]) -> None:
         """Means over the networks of a pack; with several packs each has its curves."""
         group = "stream" if len(self.packs) == 1 else f"seed_{pack.seeds[0]}"
         values = {f"{group}/{name}": float(np.mean(row)) for name, row in found.items()}
         self.log.scalars(values, tokens=task * self.config.stream.samples_per_task)
 
-    def _save(self, pack: Pack) -> None:
+    def _save(self, pack: Any) -> None:
         checkpoint.save(
             self.checkpoints,
             pack.position,
@@ -200,7 +215,7 @@ class _Run:
         """Of all starts, without what was done twice."""
         return self.before + time.monotonic() - self.begun
 
-    def _begin(self, pack: Pack) -> None:
+    def _begin(self, pack: Any) -> None:
         """The first record, and the header on the screen."""
         config, images = self.config, self.prepared.images
         shapes = config.learner.shapes(images.num_inputs, images.num_classes)
