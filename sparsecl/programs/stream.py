@@ -17,7 +17,6 @@ from sparsecl import config as configs
 from sparsecl.checkout import SMALL_STREAM, beside, stream_file
 from sparsecl.errors import UserError, warn
 
-
 ANT = "slippery_ant"  # the stream that has no images, and so a config of its own
 
 

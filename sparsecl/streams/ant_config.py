@@ -88,7 +88,9 @@ class PpoConfig:
     def __post_init__(self) -> None:
         check_bounds(self)
         if self.rollout % self.minibatches:
-            raise ValueError(f"minibatches={self.minibatches} does not divide rollout={self.rollout}")
+            raise ValueError(
+                f"minibatches={self.minibatches} does not divide rollout={self.rollout}"
+            )
 
     @property
     def updates(self) -> int:

@@ -1,4 +1,4 @@
-"""A run on the slippery Ant from config to results; folder, locks and resume are those of run.py."""
+"""A run on the slippery Ant from config to results; its folder and resume are those of run.py."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,10 +1,11 @@
 """Proximal policy optimization: an agent, what it has seen, and the two losses.
 
 Source: Schulman et al. 2017 (https://arxiv.org/abs/1707.06347), Eq. 7; advantages are those of
-Schulman et al. 2016 (https://arxiv.org/abs/1506.02438), Eq. 16. Our own reading: the value's loss is
-the plain mean square, without a bound of its own; nothing rewards entropy; gradients are not
-clipped; an episode that is cut off for its age counts as if it went on, by the value of where it
-was cut; the last layer of the policy begins at a hundredth, so that first actions are noise.
+Schulman et al. 2016 (https://arxiv.org/abs/1506.02438), Eq. 16. Our own reading: the value's loss
+is the plain mean square, without a bound of its own; nothing rewards entropy; gradients are not
+clipped; advantages are scaled over a rollout; an episode that is cut off for its age counts as if
+it went on, by the value of where it was cut; the last layer of the policy begins at a hundredth, so
+that first actions are noise.
 
 T = steps of a rollout, B = those of a minibatch, A = actions.
 """
