@@ -34,8 +34,9 @@ def friction(seed: int, task: int) -> float:
 def check_installed() -> None:
     """Raises UserError without gymnasium and mujoco."""
     try:
+        # First, since gymnasium has an error of its own for it.
+        import mujoco  # pyright: ignore  # noqa: F401, I001
         import gymnasium.envs.mujoco.ant_v5  # pyright: ignore  # noqa: F401
-        import mujoco  # pyright: ignore  # noqa: F401
     except ImportError as error:
         raise UserError(
             "stream.kind=slippery_ant asks for gymnasium and mujoco, which cannot be imported "
