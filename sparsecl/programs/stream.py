@@ -8,21 +8,24 @@ Without a file it trains launch/streams/small.yaml: a minute on one CPU core.
 
 import argparse
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from sparsecl import command, signals
 from sparsecl import config as configs
 from sparsecl.checkout import SMALL_STREAM, beside, stream_file
 from sparsecl.errors import UserError, warn
+from sparsecl.programs._stream_kinds import ANT, kind_of
 
 
 class HelpConfig(argparse.Action):
     """Print every key of a stream's config with its type, default and meaning, and stop."""
 
     def __call__(self, parser: argparse.ArgumentParser, *args: object, **kwargs: object) -> None:
+        from sparsecl.streams.ant_config import AntRunConfig
         from sparsecl.streams.config import StreamRunConfig
 
         print(configs.help_text(StreamRunConfig))
+        print(f"\nWith stream.kind: {ANT}\n\n{configs.help_text(AntRunConfig)}")
         parser.exit()
 
 
@@ -64,14 +67,11 @@ def train(args: argparse.Namespace) -> None:
     """Check, then train, then draw."""
     signals.answer_by(signals.leave)
     # The config is read before torch is imported, so a typo costs a second.
-    from sparsecl.streams.config import StreamRunConfig
-
     if args.config == SMALL_STREAM:
         beside(SMALL_STREAM, "the installation is not whole; give a FILE")
-    config = configs.load(StreamRunConfig, args.config, args.overrides)
+    config: Any = configs.load(_config_type(args.config), args.config, args.overrides)
 
     from sparsecl import allocator
-    from sparsecl.programs._stream_kinds import kind_of
 
     allocator.keep_freed_memory()
 
@@ -89,6 +89,18 @@ def train(args: argparse.Namespace) -> None:
     # Wide on purpose: a drawing library may fail in any way.
     except Exception as error:
         warn(str(error) if isinstance(error, UserError) else f"{picture}: not drawn ({error!r})")
+
+
+def _config_type(path: Path) -> type[Any]:
+    """Of what `stream.kind` of a file says."""
+    from sparsecl.streams.ant_config import AntRunConfig
+    from sparsecl.streams.config import StreamRunConfig
+
+    for key, value in configs.read_nodes(path).value:
+        for inner, kind in value.value if key.value == "stream" else ():
+            if (getattr(inner, "value", ""), getattr(kind, "value", "")) == ("kind", ANT):
+                return AntRunConfig
+    return StreamRunConfig
 
 
 def start() -> NoReturn:

@@ -199,7 +199,7 @@ class StreamRunConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
-        _check_topology(self.topology)
+        check_topology(self.topology)
         check_increments(self)
         if not self.learner.num_hidden:
             _check_linear(self.topology, self.methods)
@@ -220,7 +220,7 @@ class StreamRunConfig:
         return tuple(tuple(seeds[k : k + size]) for k in range(0, self.seeds, size))
 
 
-def _check_topology(topology: TopologyConfig) -> None:
+def check_topology(topology: TopologyConfig) -> None:
     """What the layers here have no form for."""
     if topology.kind in ON_DISK:
         raise ValueError(f"topology.kind={topology.kind} follows from files of a GPT; take another")

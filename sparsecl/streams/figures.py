@@ -28,8 +28,8 @@ def panel(model: Networks, x: Tensor, y: Tensor) -> list[dict[str, float]]:
     hidden = model.hidden(x)
     last: Any = model.layers[-1]
     right = (last.activate(hidden[-1] if hidden else x).argmax(-1) == y).double().mean(1).tolist()
-    layers = [_layer(h) for h in hidden]
-    sizes = _weights(model)
+    layers = [layer_figures(h) for h in hidden]
+    sizes = weight_figures(model)
     return [
         {
             "accuracy_before": right[k],
@@ -43,7 +43,7 @@ def panel(model: Networks, x: Tensor, y: Tensor) -> list[dict[str, float]]:
     ]
 
 
-def _layer(h: Tensor) -> list[dict[str, float]]:
+def layer_figures(h: Tensor) -> list[dict[str, float]]:
     """Shares of units and ranks of activations [N, S, n], of each network."""
     sums = h.abs().sum(1, dtype=torch.float64).cpu().numpy()
     active = h.count_nonzero(1).cpu().numpy()
@@ -56,7 +56,7 @@ def _layer(h: Tensor) -> list[dict[str, float]]:
     ]
 
 
-def _weights(model: Networks) -> list[dict[str, float]]:
+def weight_figures(model: Networks) -> list[dict[str, float]]:
     """Mean |w| over all weights that are there, and their norm, of each network; no biases."""
     sums = 0.0
     for layer in model.layers:

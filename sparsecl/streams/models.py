@@ -7,7 +7,7 @@ batched product, and everything else is element by element.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -139,6 +139,7 @@ class Layer(nn.Module):
     def __init__(self, shape: LayerShape, networks: tuple[int, ...], *, hidden: bool) -> None:
         super().__init__()
         self.shape, self.networks, self.is_hidden = shape, networks, hidden
+        self.squash: Callable[[Tensor], Tensor] = torch.relu
         size = (shape.out_features, shape.in_features)
         self.weight = nn.Parameter(torch.zeros(*networks, *size))
         self.bias = nn.Parameter(torch.zeros(*networks, size[0]))
@@ -241,7 +242,7 @@ class Layer(nn.Module):
         num = x.shape[0]
         weight, bias = self.weight.view(num, *self.weight.shape[-2:]), self.bias.view(num, 1, -1)
         y = torch.baddbmm(bias, x, weight.transpose(1, 2))
-        return y.relu() if self.is_hidden else y
+        return self.squash(y) if self.is_hidden else y
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, B, I] -> [N, B, O], seen by the units."""

@@ -91,7 +91,8 @@ def start(prepared: "Prepared", kind: "type[Run]") -> dict[str, Any]:
 class Run:
     """One start of a run, in a folder that is held."""
 
-    def __init__(self, prepared: Prepared, checkpoints: Path) -> None:
+    def __init__(self, prepared: Any, checkpoints: Path) -> None:
+        """`prepared`: as `Prepared`."""
         self.prepared, self.config = prepared, prepared.config
         self.folder, self.checkpoints = prepared.folder, checkpoints
         self.packs = self.config.packs

@@ -303,6 +303,11 @@ def ten_classes(folder: Path) -> None:
 def stream_tool(arguments: list[str], workspace: Workspace) -> None:
     """Made small where it has the installed images; else checked, with files in their place."""
     options = stream.parse(arguments)
+    if options.config.stem == "slippery_ant":
+        pytest.importorskip("mujoco", reason="needs the extra rl")
+        dumped = workspace.run(sys.executable, "launch/stream.py", *arguments, "--dry_run")
+        assert "kind: slippery_ant" in dumped
+        return
     if options.run_dir is None:
         for folder in (workspace.folder / "mnist", workspace.folder / "emnist"):
             folder.mkdir(exist_ok=True)
