@@ -7,7 +7,7 @@ one of another. No pickle is read.
 
 import hashlib
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ HEADERS = {
 class PairImages(Images):
     """Images to train, and those of the same classes to test; a network tells two classes apart."""
 
-    test: Images
+    test: Images = field(kw_only=True)
 
     @property
     def num_classes(self) -> int:
@@ -88,7 +88,7 @@ def _split(images: Images, num_test: int) -> PairImages:
 
 
 def _both(train: Images, test: Images) -> PairImages:
-    return PairImages(train.pixels, train.labels, train.white, train.name, test)
+    return PairImages(train.pixels, train.labels, train.white, train.name, test=test)
 
 
 def _read_arrays(paths: list[Path]) -> Images:

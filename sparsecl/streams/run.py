@@ -77,7 +77,7 @@ def run(prepared: Prepared) -> dict[str, Any]:
     return start(prepared, Run)
 
 
-def start(prepared: "Prepared", kind: "type[Run]") -> dict[str, Any]:
+def start(prepared: Any, kind: "type[Run]") -> dict[str, Any]:
     """Hold the run folder, and run."""
     with lock_folder(prepared.folder, "--run_dir"):
         check_entries(prepared.folder, files=FILES, folders=FOLDERS)

@@ -73,7 +73,7 @@ def test_an_array_for_each_class(sets):
     assert (sets.num_inputs, sets.num_classes) == (6, 2)
     rows = np.concatenate([sets.pixels, sets.test.pixels])
     assert len(np.unique(rows, axis=0)) == 32  # nothing that is tested is trained
-    other = PairImages(sets.pixels, sets.labels, 255, "", sets)
+    other = PairImages(sets.pixels, sets.labels, 255, "", test=sets)
     assert other.sha256 != sets.sha256  # the digest knows of both
 
 
@@ -180,7 +180,7 @@ def test_classes_that_differ_are_told_apart():
     pixels = rng.integers(0, 99, (40, 6), dtype=np.uint8)
     pixels[np.arange(40), labels] = 255
     test = Images(pixels[20:], labels[20:], 255, "")
-    train = PairImages(pixels[:20], labels[:20], 255, "", test)
+    train = PairImages(pixels[:20], labels[:20], 255, "", test=test)
     for learner in (LearnerConfig(width=8, layers=1), LINEAR):
         _, records = trained(pairs(learner=learner, samples=400, tasks=4), train)
         assert [r["accuracy_after"] for r in records if r["kind"] == "task"] == [1.0] * 4
@@ -210,7 +210,6 @@ def test_side_by_side_is_one_at_a_time_bit_for_bit(sets, changes):
     "methods",
     [
         {"ewc": EwcConfig(strength=1.0, sequences=4)},
-        {"upgd": UpgdConfig(utility="feature")},
         {"dropout": DropoutConfig(p=0.5)},
     ],
     ids=lambda methods: "+".join(methods),
