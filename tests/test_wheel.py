@@ -66,17 +66,7 @@ def test_it_installs_without_a_compiler(tmp_path: Path) -> None:
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so"))
     for name in FILES:
         shutil.copy(ROOT / name, tmp_path / name)
-    build = (
-        "-m",
-        "pip",
-        "wheel",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-        "-w",
-        "out",
-        ".",
-    )
+    build = ("wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", "out", ".")
     call(sys.executable, "-m", "pip", *build, cwd=tmp_path, CC="false")
     (wheel,) = (tmp_path / "out").glob("*.whl")
     shutil.unpack_archive(wheel, tmp_path / "site", "zip")

@@ -98,8 +98,9 @@ def test_what_the_model_wrote_counts_as_replayed_and_as_nobodys_text(pool, share
 
 
 def first_losses(cache: str, folder: str, methods: tuple[str, ...]) -> list[list[float]]:
-    """The losses of a run without any method, and with each."""
-    runs = [records_of(cache, folder, one) for one in ((), *((one,) for one in methods))]
+    """The losses of a run without any method, and with each: from whole logits, as some ask."""
+    each = [("speed.loss_chunk=0", *one) for one in ((), *((one,) for one in methods))]
+    runs = [records_of(cache, folder, one) for one in each]
     return [[r["loss"] for r in records if r["kind"] == "train"] for records in runs]
 
 
