@@ -143,8 +143,16 @@ class MethodConfig:
     only text has; one; or many side by side, because it treats every weight by itself or each
     network by `context.networks`."""
 
+    any_shape: ClassVar[bool] = False
+    """Weights may be convolutions: it asks for no more than elements, and units by the context."""
+
     not_negative: ClassVar[tuple[str, ...]] = ()
     """Its slice tensors that are never below zero; a checkpoint is checked for it."""
+
+    @property
+    def about_units(self) -> bool:
+        """It has no sense where there is no hidden unit."""
+        return False
 
     @property
     def keeps_logits(self) -> bool:

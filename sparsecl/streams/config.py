@@ -15,9 +15,6 @@ from sparsecl.streams.increments.config import IncrementsConfig, check_increment
 from sparsecl.topology.config import ON_DISK, TopologyConfig
 from sparsecl.topology.layer import LayerShape
 
-OF_UNITS = ("cbp", "redo", "dropout")
-"""Methods without a sense where there is no hidden unit."""
-
 Network = Literal["mlp", "linear", "convnet", "resnet18"]
 LearnerKind = Literal[Network, "cobweb", "cobweb_nn", "cobweb_nn_sparse", "nearest_mean"]
 Permuted = Literal["permuted_mnist", "input_permuted", "label_permuted"]
@@ -240,7 +237,7 @@ def _check_linear(topology: TopologyConfig, methods: MethodsConfig) -> None:
             f"topology.kind={topology.kind} is for hidden layers, and learner.kind=linear has none"
         )
     for name, block in methods.used().items():
-        if name in OF_UNITS or getattr(block, "utility", None) == "feature":
+        if block.about_units:
             raise ValueError(
                 f"methods.{name} is about hidden units, and learner.kind=linear has none"
             )

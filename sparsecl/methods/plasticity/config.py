@@ -21,6 +21,7 @@ class CbpConfig(MethodConfig):
 
     flags = {"C": "a little: sums over activations and weights"}
     networks = "many"
+    any_shape = True
 
     rate: Annotated[float, Ge(0.0), Le(1.0)] = 1.0e-4
     """rho: share of the mature units of a layer that begins anew at each step."""
@@ -52,6 +53,10 @@ class CbpConfig(MethodConfig):
 
     adam_restart: AdamRestartKind = "global"
     """Adam's bias correction of what begins anew: with the run's count of steps, or its own."""
+
+    @property
+    def about_units(self) -> bool:
+        return True
 
     def check(self, run: RunFacts) -> None:
         check_renewal(self.adam_restart, run)
@@ -88,6 +93,7 @@ class RedoConfig(MethodConfig):
 
     flags = {"C": "a little, every `every` steps: sums over activations and weights"}
     networks = "many"
+    any_shape = True
 
     every: Annotated[int, Ge(1)] = 100
     """Optimizer steps between two looks."""
@@ -102,6 +108,10 @@ class RedoConfig(MethodConfig):
 
     adam_restart: AdamRestartKind = "global"
     """Adam's bias correction of what begins anew: with the run's count of steps, or its own."""
+
+    @property
+    def about_units(self) -> bool:
+        return True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -125,6 +135,7 @@ class ShrinkPerturbConfig(MethodConfig):
 
     flags = {"C": "a little: a normal draw for each weight"}
     networks = "many"
+    any_shape = True
 
     shrink: Annotated[float, Ge(0.0)] = 1.0e-4
     """lambda: a weight loses lr * lambda of itself at each step, beside optimizer.weight_decay."""
@@ -170,6 +181,10 @@ class UpgdConfig(MethodConfig):
     """Vectors (norms, biases) too; with `utility: feature` a unit's biases go with it anyway."""
 
     @property
+    def about_units(self) -> bool:
+        return self.utility == "feature"
+
+    @property
     def active(self) -> bool:
         """It changes anything."""
         return self.protecting or self.sigma > 0
@@ -196,6 +211,10 @@ class DropoutConfig(MethodConfig):
     p: Annotated[float, Ge(0.0), Lt(1.0)] = 0.1
     """Probability that a unit is silent for a sequence; 0 is plain training."""
 
+    @property
+    def about_units(self) -> bool:
+        return True
+
     def memory(self, rank: RankSizes) -> MethodMemory:
         if not self.p:
             return MethodMemory()
@@ -210,6 +229,7 @@ class L1Config(MethodConfig):
 
     flags = {"B": "`towards: start`", "X": "one for each weight, `towards: start`"}
     networks = "many"
+    any_shape = True
 
     strength: Annotated[float, Ge(0.0)] = 0.1
     """lambda. proximal: a weight comes lr * lambda nearer at each step; under Adam, whose steps are
@@ -243,6 +263,7 @@ class L2Config(MethodConfig):
     """How hard every weight is pulled to zero."""
 
     networks = "many"
+    any_shape = True
 
     strength: Annotated[float, Ge(0.0)] = 1.0e-4
     """The gradient gains strength times the weight, before it is clipped; beside

@@ -10,9 +10,6 @@ from sparsecl.bounds import check_bounds
 NETWORKS = ("mlp", "convnet", "resnet18")
 """Learners that are trained by an optimizer; the others learn in their own way."""
 
-METHODS = ("cbp", "redo", "shrink_perturb", "l1", "l2", "l2_init")
-"""Those that ask for no more than weights and units."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class IncrementsConfig:
@@ -85,14 +82,11 @@ def check_increments(config: Any) -> None:
         raise ValueError("learner.kind=linear: class_incremental has nearest_mean as its floor")
     if topology != "dense" and learner != "mlp":
         raise ValueError(f"topology.kind={topology}: {learner} takes no graph; mlp does")
-    for name in used:
+    for name, block in used.items():
         if learner not in NETWORKS:
             raise ValueError(f"methods.{name}: {learner} takes none")
-        if name not in METHODS:
-            raise ValueError(
-                f"methods.{name}: it does not run on class_incremental; these do: "
-                + ", ".join(METHODS)
-            )
+        if not block.any_shape:
+            raise ValueError(f"methods.{name}: it does not run on class_incremental")
     reset = config.stream.increments.reset
     if reset != "none" and learner not in NETWORKS:
         raise ValueError(f"stream.increments.reset={reset}: {learner} takes none only")
