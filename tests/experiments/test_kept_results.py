@@ -238,7 +238,7 @@ def test_the_page_tells_experiment_2_as_its_tables_do():
 def test_the_page_tells_of_graphs_that_move_as_the_tables_do():
     folder = RESULTS / "rewiring_10"
     page = " ".join((RESULTS.parent / "README.md").read_text().split())
-    text = page[page.index("**Graphs that move**") : page.index("## The plan for sizes")]
+    text = page[page.index("**Graphs that move**") : page.index("**Graphs that move, at 5 %**")]
     told = re.findall(r"(-?[\d.]+) \[(-?[\d.]+), (-?[\d.]+)\]", text)
     planned = [(row["arm"], "final_loss") for row in rows(folder, "tests-primary")]
     order = [*planned, ("rigl", "learned_loss"), ("granet", "F_last"), ("chtss", "F_last")]
@@ -260,3 +260,26 @@ def test_the_page_tells_of_graphs_that_move_as_the_tables_do():
     assert "learn more (by {:.3f} and {:.3f})".format(*learned) in text
     assert {row["optimizer.lr_taken"] for row in rows(folder, "tuned")} == {"0.004"}
     assert "all of them to 4e-3" in text
+
+
+def test_the_page_tells_of_graphs_that_move_at_5_percent_as_the_tables_do():
+    folder = RESULTS / "rewiring_05"
+    page = " ".join((RESULTS.parent / "README.md").read_text().split())
+    text = page[page.index("**Graphs that move, at 5 %**") : page.index("## The plan for sizes")]
+    told = re.findall(r"(-?[\d.]+) \[(-?[\d.]+), (-?[\d.]+)\]", text)
+    arms = ["set", "chts", "rigl", "frozen_set", "frozen_chts", "frozen_rigl"]
+    order = [*((arm, "final_loss") for arm in arms), ("granet", "F_last"), ("chtss", "F_last")]
+    for numbers, (arm, measure) in zip(told, order, strict=True):
+        values = differences(folder, arm, "static", measure)
+        half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+        again = [values.mean(), values.mean() - half, values.mean() + half]
+        assert list(map(float, numbers)) == pytest.approx(again, abs=5.1e-4)
+    verdicts = {row["arm"]: row["verdict"] for row in rows(folder, "tests-primary")}
+    equal = {arm for arm, verdict in verdicts.items() if verdict == "equivalent within 0.05"}
+    assert equal == {"set", "chts", "frozen_set", "frozen_chts"}
+    assert verdicts["frozen_rigl"] == "worse" and verdicts["rigl"] == "difference not shown"
+    p = {row["arm"]: f"{float(row['p_corrected']):.3f}" for row in rows(folder, "tests-primary")}
+    assert f"not shown, p {p['rigl']})" in text and f"worse, p {p['frozen_rigl']})" in text
+    taken = {row["arm"]: row["optimizer.lr_taken"] for row in rows(folder, "tuned")}
+    lower = {arm for arm, rate in taken.items() if rate == "0.002"}
+    assert lower == {"frozen_granet", "frozen_chtss"} and set(taken.values()) == {"0.002", "0.004"}

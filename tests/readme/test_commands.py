@@ -403,6 +403,7 @@ SWEEPS = {
     ("exp1_density", "100m"): "9 arms x 8 seeds x 2 orders = 144 runs",
     ("exp2_topology", "laptop"): "9 arms x 8 seeds = 72 runs",
     ("rewiring", "laptop"): "13 arms x 8 seeds = 104 runs",
+    ("rewiring", "laptop_05"): "13 arms x 8 seeds = 104 runs",
     ("exp3_crossover", "laptop"): "3 arms x 8 seeds = 24 runs",
 }
 SCRIPTS: dict[str, Callable[[list[str], Workspace], None]] = {
