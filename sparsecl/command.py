@@ -42,6 +42,14 @@ _Code = int | str | None
 _EXPECTED = (UserError, InvariantError, PeerLostError, Preempted)
 
 
+class Tell(argparse.Action):
+    """Print what `const` returns, and stop."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: object, **kwargs: object) -> None:
+        print(self.const())
+        parser.exit()
+
+
 class Parser(argparse.ArgumentParser):
     """The command line of a program and of its commands.
 
@@ -53,6 +61,13 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
         lines = (self.description or "").splitlines()
         self.description = "\n".join(textwrap.fill(x, 100) if len(x) > 100 else x for x in lines)
+
+    def add_overrides(self, **settings: Any) -> None:
+        """--set KEY=VALUE ..., of a config; `settings` of add_argument."""
+        settings = {"help": "overrides", **settings}
+        self.add_argument(
+            "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", **settings
+        )
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         given: Sequence[str] = sys.argv[1:] if args is None else args

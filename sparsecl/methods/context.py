@@ -42,6 +42,19 @@ class Progress(Moment):
     num_micro_steps: int
     """Micro-batches of each rank per step."""
 
+    @classmethod
+    def plain(cls, at: Moment) -> "Progress":
+        """In a phase without stages, whose steps are one micro-batch each."""
+        return cls(
+            **vars(at),
+            stage="train",
+            stage_step=at.phase_step,
+            stage_steps=at.phase_steps,
+            data_step=at.phase_step,
+            micro_step=0,
+            num_micro_steps=1,
+        )
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -54,9 +54,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--dir", type=Path, default=Path("runs/demo"), help="folder of both runs; default runs/demo"
     )
-    result.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="of both runs"
-    )
+    result.add_overrides(help="of both runs")
     return result
 
 

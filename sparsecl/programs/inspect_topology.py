@@ -140,9 +140,7 @@ def parser() -> argparse.ArgumentParser:
         "sides", nargs="*", type=Path, metavar="SIDE", help="run folder or run config (YAML)"
     )
     result.add_argument("--config", type=Path, help="run config (YAML) that --set changes")
-    result.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides"
-    )
+    result.add_overrides()
     result.add_argument("--layers", action="store_true", help="a line per layer, with its digest")
     result.add_argument(
         "--max_spectra",

@@ -67,9 +67,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--base", type=config_file, help="run config laid over the config or study")
     result.add_argument("--scale", help="studies: one of the scales; default: the first")
     result.add_argument("--seeds", type=int, help="studies: number of seeds")
-    result.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides"
-    )
+    result.add_overrides()
     numbers = {
         "price": (None, "$ per GPU-hour; without it no money is shown"),
         "bandwidth": (None, "GB/s of each GPU to other nodes, in place of the table's"),

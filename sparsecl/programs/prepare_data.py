@@ -39,9 +39,7 @@ def main() -> int:
         metavar="FILE",
         help="run config; of several, later ones are laid over earlier ones; default: the demo's",
     )
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides"
-    )
+    parser.add_overrides()
     parser.add_argument("--verify", action="store_true", help="check the sha256 of token files")
     parser.add_argument(
         "--check_sources",

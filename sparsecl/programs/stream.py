@@ -17,16 +17,13 @@ from sparsecl.errors import UserError, warn
 from sparsecl.programs._stream_kinds import ANT, kind_of
 
 
-class HelpConfig(argparse.Action):
-    """Print every key of a stream's config with its type, default and meaning, and stop."""
+def help_config() -> str:
+    """Every key of a stream's config with its type, default and meaning."""
+    from sparsecl.streams.ant_config import AntRunConfig
+    from sparsecl.streams.config import StreamRunConfig
 
-    def __call__(self, parser: argparse.ArgumentParser, *args: object, **kwargs: object) -> None:
-        from sparsecl.streams.ant_config import AntRunConfig
-        from sparsecl.streams.config import StreamRunConfig
-
-        print(configs.help_text(StreamRunConfig))
-        print(f"\nWith stream.kind: {ANT}\n\n{configs.help_text(AntRunConfig)}")
-        parser.exit()
+    ant = configs.help_text(AntRunConfig)
+    return f"{configs.help_text(StreamRunConfig)}\n\nWith stream.kind: {ANT}\n\n{ant}"
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -40,19 +37,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="FILE",
         help="config of the stream (YAML)",
     )
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="overrides",
-    )
+    parser.add_overrides(dest="overrides")
     parser.add_argument("--run_dir", type=Path, help="run folder; default runs/<name>-<digest>")
     parser.add_argument("--dry_run", action="store_true", help="check everything, then stop")
     parser.add_argument(
-        "--help_config", action=HelpConfig, nargs=0, help="every key of a config, then stop"
+        "--help_config",
+        action=command.Tell,
+        nargs=0,
+        const=help_config,
+        help="every key of a config, then stop",
     )
     return parser.parse_args(arguments)
 

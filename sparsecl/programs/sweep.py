@@ -55,12 +55,9 @@ INTERFERENCE = ROOT / "tools" / "interference.py"
 RUN_FAILED = 1  # exit code: the study is finished as far as it can be, but a run has failed
 
 
-class HelpStudy(argparse.Action):
-    """Print every key of a study file with its type, default and meaning, and stop."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *args: object, **kwargs: object) -> None:
-        print(help_text(StudyConfig))
-        parser.exit()
+def help_study() -> str:
+    """Every key of a study file with its type, default and meaning."""
+    return help_text(StudyConfig)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -71,9 +68,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--scale", help="one of its scales; default: the first")
     parser.add_argument("--base", type=config_file, help="run config laid over the study's base")
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides"
-    )
+    parser.add_overrides()
     parser.add_argument("--seeds", type=int, help="number of seeds, in place of the study's")
     parser.add_argument(
         "--study_dir", type=Path, help="study folder; default studies/<name>-<scale>-<digest>"
@@ -110,7 +105,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="with --power: true difference in the primary measure; default: the plan's margin",
     )
     parser.add_argument(
-        "--help_study", action=HelpStudy, nargs=0, help="every key of a study file, then stop"
+        "--help_study",
+        action=command.Tell,
+        nargs=0,
+        const=help_study,
+        help="every key of a study file, then stop",
     )
     return parser.parse_args(arguments)
 

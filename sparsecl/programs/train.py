@@ -20,14 +20,11 @@ from sparsecl.checkout import DEMO, ZERO1, beside, config_file, ds_file
 from sparsecl.errors import PeerLostError, Preempted, UserError
 
 
-class HelpConfig(argparse.Action):
-    """Print every key of a run config with its type, default and meaning, and stop."""
+def help_config() -> str:
+    """Every key of a run config with its type, default and meaning."""
+    from sparsecl.engine.run_config import RunConfig
 
-    def __call__(self, parser: argparse.ArgumentParser, *args: object, **kwargs: object) -> None:
-        from sparsecl.engine.run_config import RunConfig
-
-        print(configs.help_text(RunConfig))
-        parser.exit()
+    return configs.help_text(RunConfig)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -47,15 +44,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         default=ZERO1,
         help="DeepSpeed config (JSON); default ds_configs/zero1.json",
     )
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="overrides",
-    )
+    parser.add_overrides(dest="overrides")
     parser.add_argument(
         "--init_checkpoint",
         dest="overrides",
@@ -92,7 +81,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--inject_seed", type=int, default=0, help="draws what a fault leaves open")
     parser.add_argument("--dry_run", action="store_true", help="show what would run, then stop")
     parser.add_argument(
-        "--help_config", action=HelpConfig, nargs=0, help="every key of a run config, then stop"
+        "--help_config",
+        action=command.Tell,
+        nargs=0,
+        const=help_config,
+        help="every key of a run config, then stop",
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the launcher
     return parser.parse_args(arguments)

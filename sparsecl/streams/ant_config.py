@@ -7,8 +7,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from sparsecl.bounds import check_bounds
 from sparsecl.methods.config import MethodsConfig
-from sparsecl.methods.facts import RunFacts, error_text
-from sparsecl.streams.config import StepConfig, check_topology
+from sparsecl.streams.config import StepConfig, check_blocks, check_topology
 from sparsecl.topology.config import TopologyConfig
 from sparsecl.topology.layer import LayerShape
 
@@ -152,25 +151,7 @@ class AntRunConfig:
 
 def check_methods(config: AntRunConfig, shapes: tuple[LayerShape, ...]) -> None:
     """Raise ValueError, with the key as the user wrote it, for methods that cannot run here."""
-    used = config.methods.used()
-    for name, block in used.items():
-        # What is made for images asks for rows; what takes one network in hand thins its units,
-        # which would make two policies of one.
-        if block.networks != "many":
-            raise ValueError(f"methods.{name}: it does not run on slippery_ant")
-        facts = RunFacts(
-            dense=config.topology.kind == "dense",
-            density=config.topology.rho,
-            role="topology",
-            storage="masked",
-            joint=False,
-            num_phases=config.stream.tasks,
-            micro=config.ppo.rollout // config.ppo.minibatches,
-            optimizer=config.optimizer.kind,
-            layers=shapes,
-            others=tuple(other for other in used if other != name),
-        )
-        try:
-            block.check(facts)
-        except ValueError as error:
-            raise ValueError(error_text(name, block, error)) from None
+    # What is made for images asks for rows; what takes one network in hand thins its units, which
+    # would make two policies of one.
+    size = config.ppo.rollout // config.ppo.minibatches
+    check_blocks(config, shapes, able=("many",), where=config.stream.kind, micro=size)

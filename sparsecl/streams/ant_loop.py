@@ -15,6 +15,7 @@ from sparsecl import dist, seeding, signals
 from sparsecl.errors import InvariantError, Preempted
 from sparsecl.methods.context import Progress
 from sparsecl.methods.table import build_methods
+from sparsecl.methods.work import Moment
 from sparsecl.metrics.plasticity import flat_figures
 from sparsecl.optim.masking import MaskGuard
 from sparsecl.streams import checkpoint
@@ -103,18 +104,14 @@ class AntContext(StreamContext):
     def progress(self) -> Progress:
         at, total = self.at, self.run.num_rollouts * self.run.ppo.updates
         within, length = at.update - at.first_update, total // self.run.stream.tasks
-        return Progress(
-            step=at.update,
-            total_steps=total,
-            phase=at.task,
-            phase_step=within,
-            phase_steps=max(length, within),
-            stage="train",
-            stage_step=within,
-            stage_steps=max(length, within),
-            data_step=within,
-            micro_step=0,
-            num_micro_steps=1,
+        return Progress.plain(
+            Moment(
+                step=at.update,
+                total_steps=total,
+                phase=at.task,
+                phase_step=within,
+                phase_steps=max(length, within),
+            )
         )
 
     @property

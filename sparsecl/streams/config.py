@@ -1,9 +1,9 @@
 """What a user may say of a stream, its networks and their training. No torch."""
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
 
@@ -245,12 +245,23 @@ def _check_linear(topology: TopologyConfig, methods: MethodsConfig) -> None:
 
 def check_methods(config: StreamRunConfig, shapes: tuple[LayerShape, ...]) -> None:
     """Raise ValueError, with the key as the user wrote it, for methods that cannot run here."""
+    where = "the networks of a stream"
+    check_blocks(config, shapes, able=("one", "many"), where=where, micro=config.stream.batch)
+
+
+def check_blocks(
+    config: Any, shapes: tuple[LayerShape, ...], *, able: Collection[str], where: str, micro: int
+) -> None:
+    """`check_methods` of any config of a stream.
+
+    Args:
+        able: of which `MethodConfig.networks` methods run here.
+        micro: samples of an optimizer step.
+    """
     used = config.methods.used()
-    able: Mapping[str, str] = {name: block.networks for name, block in used.items()}
-    for name, networks in able.items():
-        if networks == "none":
-            raise ValueError(f"methods.{name}: it does not run on the networks of a stream")
     for name, block in used.items():
+        if block.networks not in able:
+            raise ValueError(f"methods.{name}: it does not run on {where}")
         facts = RunFacts(
             dense=config.topology.kind == "dense",
             density=config.topology.rho,
@@ -258,7 +269,7 @@ def check_methods(config: StreamRunConfig, shapes: tuple[LayerShape, ...]) -> No
             storage="masked",
             joint=False,
             num_phases=config.stream.tasks,
-            micro=config.stream.batch,
+            micro=micro,
             optimizer=config.optimizer.kind,
             layers=shapes,
             others=tuple(other for other in used if other != name),

@@ -19,6 +19,7 @@ from sparsecl.methods.lines import matrix_of
 from sparsecl.methods.several import Methods
 from sparsecl.methods.units import UnitFigures
 from sparsecl.methods.weights import WeightContext
+from sparsecl.methods.work import Moment
 from sparsecl.optim.masking import MaskGuard
 from sparsecl.optim.slice import Slice
 from sparsecl.sparse.units import UnitGroup
@@ -30,7 +31,24 @@ from sparsecl.streams.slices import NetworkSlices
 from sparsecl.streams.tasks import Tasks
 
 
-class StreamModel:
+class BareSide:
+    """The half of ModelSide that is alike for all networks of streams: they have no parts of a GPT,
+    and take none. `check_methods` has refused what needs some."""
+
+    def columns(self) -> None:
+        return None
+
+    def linears(self) -> Mapping[str, Any]:
+        return {}
+
+    def feed_forwards(self) -> Mapping[str, int]:
+        return {}
+
+    def add(self, at: str, name: str, part: nn.Module) -> None:
+        raise KeyError(at)
+
+
+class StreamModel(BareSide):
     """The networks before their optimizer has them, for a method that adds to them (ModelSide)."""
 
     def __init__(self, model: Networks, seeds: Sequence[int]) -> None:
@@ -46,18 +64,6 @@ class StreamModel:
     def _groups(self) -> dict[str, UnitGroup]:
         layers: list[Any] = list(self.model.layers)
         return {layer.shape.name: layer.units for layer in layers if layer.units is not None}
-
-    def columns(self) -> None:
-        return None
-
-    def linears(self) -> Mapping[str, Any]:
-        raise NotImplementedError("a stream's networks have no SparseLinear")
-
-    def feed_forwards(self) -> Mapping[str, int]:
-        raise NotImplementedError("a stream's networks have no feed-forward parts")
-
-    def add(self, at: str, name: str, part: nn.Module) -> None:
-        raise NotImplementedError("a stream's networks take no parts")
 
     def generator(self, *names: str | int) -> np.random.Generator:
         assert not self.model.networks
@@ -98,18 +104,14 @@ class StreamContext(WeightContext):
     @property
     def progress(self) -> Progress:
         position, steps = self.position, self.config.steps_per_task
-        return Progress(
-            step=position.task * steps + position.step,
-            total_steps=self.config.tasks * steps,
-            phase=position.task,
-            phase_step=position.step,
-            phase_steps=steps,
-            stage="train",
-            stage_step=position.step,
-            stage_steps=steps,
-            data_step=position.step,
-            micro_step=0,
-            num_micro_steps=1,
+        return Progress.plain(
+            Moment(
+                step=position.task * steps + position.step,
+                total_steps=self.config.tasks * steps,
+                phase=position.task,
+                phase_step=position.step,
+                phase_steps=steps,
+            )
         )
 
     @property

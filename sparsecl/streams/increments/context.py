@@ -1,11 +1,10 @@
 """What methods see of a network that is trained on classes in increments; a phase is a task."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparsecl import seeding
 from sparsecl.methods.context import Progress
@@ -14,11 +13,12 @@ from sparsecl.methods.units import UnitFigures
 from sparsecl.methods.weights import WeightContext
 from sparsecl.optim.masking import MaskGuard
 from sparsecl.sparse.units import UnitGroup, unit_groups
+from sparsecl.streams.context import BareSide
 from sparsecl.streams.increments.networks import ImageNetwork
 from sparsecl.streams.slices import NetworkSlices
 
 
-class ImageSide:
+class ImageSide(BareSide):
     """A network before its optimizer has it (ModelSide), for methods of increments/config.py."""
 
     def __init__(self, model: ImageNetwork, seed: int) -> None:
@@ -29,18 +29,6 @@ class ImageSide:
         if not unit_groups(self.model):
             self.model.add_units()
         return unit_groups(self.model)
-
-    def columns(self) -> None:
-        return None
-
-    def linears(self) -> Mapping[str, Any]:
-        raise NotImplementedError("it has no SparseLinear")
-
-    def feed_forwards(self) -> Mapping[str, int]:
-        raise NotImplementedError("it has no feed-forward parts")
-
-    def add(self, at: str, name: str, part: nn.Module) -> None:
-        raise NotImplementedError("it takes no parts")
 
     def generator(self, *names: str | int) -> np.random.Generator:
         return seeding.stream(self.seed, *names)

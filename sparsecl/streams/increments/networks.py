@@ -5,6 +5,7 @@ tells of each at every position.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -27,18 +28,41 @@ Hidden = tuple[list[Tensor], Tensor]
 logits are made of, [B, n]."""
 
 
-class ImageNetwork(nn.Module):
+class ImageNetwork(nn.Module, ABC):
     """[B, channels, side, side] -> logits [B, classes]."""
 
     head: Any
     """The layer that gives the logits, with weight and bias."""
 
+    @abstractmethod
+    def hidden(self, x: Tensor) -> Hidden:
+        """What a look at images sees."""
+
+    @abstractmethod
+    def draw(self, seed: int, *names: str | int, only: nn.Module | None = None) -> None:
+        """New weights, of the whole network or of one of its modules."""
+
+    @abstractmethod
+    def add_units(self) -> None:
+        """Let methods see hidden units."""
+
+    def forget(self, group: UnitGroup, units: NDArray[np.int64]) -> None:
+        """What else of units has to begin anew."""
+
+    def masks(self) -> Mapping[str, Tensor]:
+        """As Networks.masks."""
+        return {}
+
+
+class Convolutions(ImageNetwork):
+    """A head behind features that filters make."""
+
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(x))
 
+    @abstractmethod
     def features(self, x: Tensor, keep: list[Tensor] | None = None) -> Tensor:
         """What the logits are made of, [B, n]; `keep` gets what each hidden layer gives."""
-        raise NotImplementedError
 
     def hidden(self, x: Tensor) -> Hidden:
         keep: list[Tensor] = []
@@ -58,17 +82,6 @@ class ImageNetwork(nn.Module):
         for module in (only or self).modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.reset_running_stats()
-
-    def add_units(self) -> None:
-        """Let methods see hidden units."""
-        raise NotImplementedError
-
-    def forget(self, group: UnitGroup, units: NDArray[np.int64]) -> None:
-        """What else of units has to begin anew."""
-
-    def masks(self) -> Mapping[str, Tensor]:
-        """As Networks.masks."""
-        return {}
 
 
 def fresh(
@@ -115,7 +128,7 @@ class Channels(nn.Module):
         self.units = UnitGroup(num, incoming=incoming, outgoing=(outgoing,), fresh=rows)
 
 
-class ConvNet(ImageNetwork):
+class ConvNet(Convolutions):
     """`layers` filters of 3 x 3, each with a ReLU and a maximum over 2 x 2, then the mean over
     positions and the head. Channels double from layer to layer."""
 
@@ -175,7 +188,7 @@ class Filter(nn.Module):
         return self.norm(self.conv(x))
 
 
-class ResNet18(ImageNetwork):
+class ResNet18(Convolutions):
     """He et al. 2016 (https://arxiv.org/abs/1512.03385) for small images: a first filter of 3 x 3
     without pooling, four stages of two blocks, the mean over positions.
 

@@ -1,5 +1,6 @@
 """One learner through all increments: what comes, what is measured, what is kept."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ Save = Callable[["IncrementPack"], None]
 Advance = Callable[..., None]
 
 
-class IncrementPack:
+class IncrementPack(ABC):
     """A learner of one seed. A subclass says how it learns and answers."""
 
     def __init__(
@@ -39,51 +40,51 @@ class IncrementPack:
     # Of a subclass.
 
     @property
+    @abstractmethod
     def num_steps(self) -> int:
         """Parts of the whole work."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def num_done(self) -> int:
         """Those that lie behind."""
-        raise NotImplementedError
 
     @property
     def nonzero(self) -> int:
         """Absent weights that were found to be there."""
         return 0
 
+    @abstractmethod
     def state(self) -> tuple[checkpoint.Tensors, Mapping[str, Any]]:
         """What a checkpoint keeps beside the position."""
-        raise NotImplementedError
 
+    @abstractmethod
     def put_back(self, saved: checkpoint.Saved) -> None:
         """Take over `state`; the position is there. Raises DataError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def steps_of(self, task: int) -> int:
         """Parts that a task may be stopped between."""
-        raise NotImplementedError
 
+    @abstractmethod
     def look_ahead(self, task: int) -> Mapping[str, float]:
         """Figures on the images of a task before it begins."""
-        raise NotImplementedError
 
+    @abstractmethod
     def begin(self) -> None:
         """A task begins."""
-        raise NotImplementedError
 
+    @abstractmethod
     def learn(self, save: Save, advance: Advance) -> None:
         """What is left of the task."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self) -> Mapping[str, float]:
         """A task ends. Returns figures of it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def right(self, rows: Rows, seen: int) -> float:
         """Share of test images that are answered right where `seen` classes have come."""
-        raise NotImplementedError
 
     # Of all.
 

@@ -22,6 +22,7 @@ from sparsecl import dist, seeding, signals
 from sparsecl.errors import InvariantError, Preempted
 from sparsecl.methods.context import Progress
 from sparsecl.methods.table import build_methods
+from sparsecl.methods.work import Moment
 from sparsecl.optim.masking import MaskGuard
 from sparsecl.streams import checkpoint
 from sparsecl.streams.config import StreamRunConfig
@@ -91,18 +92,14 @@ class NetworkPack(IncrementPack):
     def _progress(self) -> Progress:
         position, tasks = self.position, self.config.stream.tasks
         steps = self.steps_of(min(position.task, tasks - 1))
-        return Progress(
-            step=self.num_done,
-            total_steps=self.num_steps,
-            phase=position.task,
-            phase_step=position.step,
-            phase_steps=steps,
-            stage="train",
-            stage_step=position.step,
-            stage_steps=steps,
-            data_step=position.step,
-            micro_step=0,
-            num_micro_steps=1,
+        return Progress.plain(
+            Moment(
+                step=self.num_done,
+                total_steps=self.num_steps,
+                phase=position.task,
+                phase_step=position.step,
+                phase_steps=steps,
+            )
         )
 
     # What is kept.
