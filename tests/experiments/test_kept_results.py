@@ -265,7 +265,7 @@ def test_the_page_tells_of_graphs_that_move_as_the_tables_do():
 def test_the_page_tells_of_graphs_that_move_at_5_percent_as_the_tables_do():
     folder = RESULTS / "rewiring_05"
     page = " ".join((RESULTS.parent / "README.md").read_text().split())
-    text = page[page.index("**Graphs that move, at 5 %**") : page.index("## The plan for sizes")]
+    text = page[page.index("**Graphs that move, at 5 %**") : page.index("**Tickets**")]
     told = re.findall(r"(-?[\d.]+) \[(-?[\d.]+), (-?[\d.]+)\]", text)
     arms = ["set", "chts", "rigl", "frozen_set", "frozen_chts", "frozen_rigl"]
     order = [*((arm, "final_loss") for arm in arms), ("granet", "F_last"), ("chtss", "F_last")]
@@ -283,3 +283,35 @@ def test_the_page_tells_of_graphs_that_move_at_5_percent_as_the_tables_do():
     taken = {row["arm"]: row["optimizer.lr_taken"] for row in rows(folder, "tuned")}
     lower = {arm for arm, rate in taken.items() if rate == "0.002"}
     assert lower == {"frozen_granet", "frozen_chtss"} and set(taken.values()) == {"0.002", "0.004"}
+
+
+@pytest.mark.skipif(not (RESULTS / "tickets").exists(), reason="not kept")
+def test_what_the_page_of_the_studies_tells_of_tickets():
+    text = " ".join((RESULTS.parent / "README.md").read_text().split())
+    text = text[text.index("**Tickets**") :]
+    folder = RESULTS / "tickets"
+
+    def interval(arm: str, against: str, sign: int = 1) -> str:
+        values = sign * differences(folder, arm, against, "first_loss")
+        half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+        told = [f"{v:.3f}" for v in (values.mean(), values.mean() - half, values.mean() + half)]
+        return f"{told[0]} [{told[1]}, {told[2]}]"
+
+    def mean(arm: str) -> str:
+        return f"{np.mean(list(by_seed(folder, arm, 'first_loss').values())):.3f}"
+
+    assert f"reaches a loss of {mean('imp.4')}: {interval('imp.4', 'imp.4.one_shot', -1)}" in text
+    assert f"{interval('imp.4', 'imp.4.random', -1)} below a random mask" in text
+    assert f"{interval('imp.4', 'imp.4.reinit', -1)} below the same mask" in text
+    assert f"{interval('imp.4', 'rewound', -1)} below the dense model" in text
+    assert f"a random one by {interval('imp.4.reinit', 'imp.4.random')}" in text
+    assert f"as good as the ticket, {interval('imp.1', 'imp.1.random')}" in text
+    assert f"9 % reach {mean('layer.4')}" in text
+    shares = defaultdict(list)
+    for row in rows(folder, "overlap"):
+        shares[row["first"], row["second"]].append(float(row["both"]) / float(row["chance"]))
+    ratios = {pair: float(np.mean(values)) for pair, values in shares.items()}
+    assert len(ratios) == 10 and all(len(values) == 8 for values in shares.values())
+    least, most = min(ratios, key=ratios.__getitem__), max(ratios, key=ratios.__getitem__)
+    assert (set(least), set(most)) == ({"legal", "dialogue"}, {"math", "manual"})
+    assert f"{ratios[least]:.2f} (legal, dialogue) to {ratios[most]:.2f} times (math" in text

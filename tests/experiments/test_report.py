@@ -502,6 +502,14 @@ def test_the_crossover_is_marked_or_denied(tmp_path):
     assert first == f"later:\nround {at},\nnot for good"
 
 
+def test_after_one_phase_nothing_can_cross(tmp_path):
+    arms = [FakeArm(name="dense", kind="dense", density=1.0), FakeArm(name="sparse")]
+    study = collect(write_study(tmp_path, arms, seeds=range(6), order=(0,)))
+    assert crossovers(study) == []
+    drawn = study_figures(study, compare(study), trends(study))
+    assert "crossover" not in {figure.name for figure in drawn}
+
+
 def test_every_measure_is_defined(made):
     _, report, _ = made
     assert [row["measure"] for row in table(report, "definitions")] == list(MEASURES)

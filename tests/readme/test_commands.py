@@ -405,6 +405,7 @@ SWEEPS = {
     ("rewiring", "laptop"): "13 arms x 8 seeds = 104 runs",
     ("rewiring", "laptop_05"): "13 arms x 8 seeds = 104 runs",
     ("exp3_crossover", "laptop"): "3 arms x 8 seeds = 24 runs",
+    ("tickets", "demo"): "24 arms x 8 seeds = 192 runs",
 }
 SCRIPTS: dict[str, Callable[[list[str], Workspace], None]] = {
     "launch/prepare_data.py": prepare_data,

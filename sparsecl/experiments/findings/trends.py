@@ -154,8 +154,14 @@ def trends(study: Study) -> Trends:
 
 
 def crossovers(study: Study) -> list[ArmCrossover]:
-    """Every arm against the reference: all domains, and the core domain if the plan has one."""
+    """Every arm against the reference: all domains, and the core domain if the plan has one.
+
+    None where the arms end after one phase: there is nothing to cross.
+    """
     core = study.plan.analysis.core
+    reference = round_curve(study, study.plan.analysis.reference, None)
+    if reference is not None and len(reference.x) < 2:
+        return []
     arms = [arm for arm in sequential(study.plan.arms) if not study.plan.is_reference(arm)]
     curves = (None,) if core is None else (None, core)
     return [

@@ -118,9 +118,9 @@ def _draw_difference(axes: Axes, study: Study, item: ArmCrossover) -> None:
     colour, dash = arm_style(study, item.arm)
     rounds = np.arange(result.first_round, result.last_round + 1)
     label = plain(study.plan.arm(item.arm).label)
-    found = "\n".join(textwrap.wrap(result.text(), LEGEND_LETTERS))
+    found = "" if result.why else ":\n" + "\n".join(textwrap.wrap(result.text(), LEGEND_LETTERS))
     if result.round is not None:
-        found = f"round {result.round}" + ("" if result.stays else ",\nnot for good")
+        found = f":\nround {result.round}" + ("" if result.stays else ",\nnot for good")
         at = result.smoothed[result.round - result.first_round]
         axes.axvline(result.round, color=colour, linewidth=0.9, linestyle=(0, (2, 2)), zorder=2)
         axes.plot(result.round, at, "o", color=colour, markersize=7, zorder=4)
@@ -131,7 +131,7 @@ def _draw_difference(axes: Axes, study: Study, item: ArmCrossover) -> None:
         linestyle=dash,
         linewidth=1.8,
         zorder=3,
-        label=f"{label}:\n{found}",
+        label=f"{label}{found}",
     )
     if item.band is not None:
         axes.fill_between(rounds, *item.band, color=colour, alpha=0.15, lw=0, zorder=2)

@@ -22,7 +22,7 @@ from sparsecl.experiments.plots.style import save_png
 from sparsecl.experiments.report import answer, results
 from sparsecl.experiments.report.sections import Material, sections
 from sparsecl.experiments.report.setting import origins
-from sparsecl.experiments.report.table import as_csv
+from sparsecl.experiments.report.table import Cell, as_csv
 from sparsecl.experiments.report.write import check_place, replace_folder
 from sparsecl.experiments.study.study_plan import PLAN
 from sparsecl.files import temporary_folder, writing
@@ -90,8 +90,11 @@ def _fill(study: Study, folder: Path) -> None:
 
 
 def _crossovers(study: Study, found: Trends) -> list[str]:
-    table = results.crossover_table(study, found)
-    return [f"{row[0]}, {row[1]}: {row[-1]}" for row in table.rows]
+    """Arms of which the same is said share a line."""
+    said: dict[tuple[Cell, Cell], list[str]] = {}
+    for row in results.crossover_table(study, found).rows:
+        said.setdefault((row[1], row[-1]), []).append(str(row[0]))
+    return [f"{', '.join(arms)}, {curve}: {text}" for (curve, text), arms in said.items()]
 
 
 def _section(head: str, lines: list[str]) -> list[str]:

@@ -217,7 +217,7 @@ def _curves(m: Material) -> Markup:
 def _crossover(m: Material) -> Markup:
     body = m.plot("crossover") + m.plot("core")
     table = m.table(results.crossover_table(m.study, m.trends))
-    return body + table or paragraph("There is no arm beside the reference.")
+    return body + table or paragraph("Nothing can cross: one phase, or one arm.")
 
 
 def _pareto(m: Material) -> Markup:
