@@ -272,6 +272,12 @@ class MethodContext(Protocol):
         and `after_step` of a step that was armed. Collective over dp."""
         ...
 
+    def curvature(self, item: Slice) -> torch.Tensor:
+        """The diagonal of the Hessian of the step's loss by HesScale (streams/hesscale.py), without
+        what methods have added to it; fp32 [numel], not to be written to. In `after_backward`,
+        where the run offers it (RunFacts.curvature)."""
+        ...
+
     def mean_gradients(
         self,
         rows: np.ndarray,

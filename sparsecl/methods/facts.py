@@ -74,6 +74,12 @@ class RunFacts:
     rewires: bool = False
     """A method of the run moves live weights."""
 
+    curvature: bool = False
+    """A step can show the diagonal of its Hessian (MethodContext.curvature)."""
+
+    paired_units: bool = False
+    """A hidden unit gives two activations, max(z, 0) and max(-z, 0), and methods see its z."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AddedParameter:

@@ -69,7 +69,9 @@ class Pack:
         graphs = [build_topologies(config.topology, shapes[:-1], seed=seed) for seed in seeds]
         used = config.methods.used().values()
         apart = any(block.networks == "one" for block in used)
-        self.model = Networks(shapes, seeds, graphs, apart=apart)
+        self.model = Networks(
+            shapes, seeds, graphs, apart=apart, activation=config.learner.activation
+        )
         self.methods = build_methods(config.methods)
         self.methods.attach(StreamModel(self.model, seeds), config.stream.tasks)
         self.model.to(dist.device())
@@ -194,6 +196,7 @@ class Pack:
             x, y, logits, losses = self._by_autograd(x, y)
         else:
             logits, losses = self.model.learn(x, y)
+            context.see(x, y)
         context.after_backward()
         skipped = context.skips
         if not skipped:
@@ -214,6 +217,7 @@ class Pack:
         weight = torch.ones(y.shape[1], device=y.device)
         if self._asks_batch:
             x, y, weight = self._batch(x, y)
+        self.context.see(x, y, weight)
         logits = self.model(x)
         losses = _losses(logits, y)
         # The mean over a network's images, and the sum over networks: each gets its own gradient.

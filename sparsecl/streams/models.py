@@ -7,7 +7,7 @@ batched product, and everything else is element by element.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sparsecl import seeding
 from sparsecl.sparse.units import UnitGroup
+from sparsecl.streams.activations import ACTIVATIONS
 from sparsecl.topology.layer import LayerShape, LayerTopology
 
 
@@ -31,6 +32,7 @@ class Networks(nn.Module):
         topologies: Sequence[Mapping[str, LayerTopology]],
         *,
         apart: bool = False,
+        activation: str = "relu",
     ) -> None:
         """Draw the weights of every network. Local.
 
@@ -40,12 +42,16 @@ class Networks(nn.Module):
             topologies: of each network, by layer name; layers without one are dense.
             apart: N is 1, and parameters have no dim in front for it: what is made for one
                 network, a method say, finds one.
+            activation: of hidden layers, by its name in ACTIVATIONS.
         """
         super().__init__()
         assert not apart or len(seeds) == 1, seeds
         networks = () if apart else (len(seeds),)
+        self.columns = 2 if ACTIVATIONS[activation].paired else 1
+        """Activations of a unit, side by side."""
+
         self.layers = nn.ModuleList(
-            Layer(shape, networks, hidden=shape is not shapes[-1]) for shape in shapes
+            Layer(shape, networks, activation, hidden=shape is not shapes[-1]) for shape in shapes
         )
         for index, shape in enumerate(shapes):
             layer: Any = self.layers[index]
@@ -66,6 +72,7 @@ class Networks(nn.Module):
                     parameter, units, rng, (0,) if layer.networks else ()
                 ),
                 networks=layer.networks,
+                columns=self.columns,
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,9 +96,7 @@ class Networks(nn.Module):
         inputs = [x]
         for layer in layers:
             h = torch.baddbmm(layer.shared_bias, inputs[-1], layer.turned)
-            if layer.is_hidden:
-                h.relu_()
-            inputs.append(h if layer.units is None else layer.units(h))
+            inputs.append(layer.shown(h))
         logits = inputs.pop()
         scores = logits.log_softmax(-1)
         losses = -scores.gather(-1, y.unsqueeze(-1)).squeeze(-1)
@@ -104,7 +109,7 @@ class Networks(nn.Module):
             layer.set_gradient(delta, given)
             if inputs:
                 delta = torch.bmm(delta, layer.matrices)
-                delta = torch.ops.aten.threshold_backward(delta, given, 0)
+                delta = layer.activation.backward(delta, given)
         return logits, losses
 
     @property
@@ -114,7 +119,7 @@ class Networks(nn.Module):
         return all(layer.units is None or layer.units.gate is None for layer in layers)
 
     def hidden(self, x: Tensor) -> list[Tensor]:
-        """What each hidden layer gives, [N, B, n]; nothing is added up by taps."""
+        """What each hidden layer gives, [N, B, n], or [N, B, 2n]; nothing is added up by taps."""
         found = []
         layers: list[Any] = list(self.layers)
         for layer in layers[:-1]:
@@ -129,17 +134,19 @@ class Networks(nn.Module):
 
 
 class Layer(nn.Module):
-    """x W^T + b, and a ReLU behind it in a hidden layer."""
+    """x W^T + b, and an activation behind it in a hidden layer."""
 
     dead: Tensor | None
     """bool, the shape of the weight, True = absent; None = all are there."""
 
     units: UnitGroup | None
 
-    def __init__(self, shape: LayerShape, networks: tuple[int, ...], *, hidden: bool) -> None:
+    def __init__(
+        self, shape: LayerShape, networks: tuple[int, ...], activation: str, *, hidden: bool
+    ) -> None:
         super().__init__()
         self.shape, self.networks, self.is_hidden = shape, networks, hidden
-        self.squash: Callable[[Tensor], Tensor] = torch.relu
+        self.activation = ACTIVATIONS[activation]
         size = (shape.out_features, shape.in_features)
         self.weight = nn.Parameter(torch.zeros(*networks, *size))
         self.bias = nn.Parameter(torch.zeros(*networks, size[0]))
@@ -238,15 +245,31 @@ class Layer(nn.Module):
         self.bias.grad = of_bias.view(self.bias.shape)
 
     def activate(self, x: Tensor) -> Tensor:
-        """[N, B, I] -> [N, B, O]."""
+        """[N, B, I] -> [N, B, O]; under a paired activation [N, B, 2 O]."""
+        return self.squash(self.products(x))
+
+    def products(self, x: Tensor) -> Tensor:
+        """[N, B, I] -> z [N, B, O]."""
         num = x.shape[0]
         weight, bias = self.weight.view(num, *self.weight.shape[-2:]), self.bias.view(num, 1, -1)
-        y = torch.baddbmm(bias, x, weight.transpose(1, 2))
-        return self.squash(y) if self.is_hidden else y
+        return torch.baddbmm(bias, x, weight.transpose(1, 2))
+
+    def squash(self, z: Tensor) -> Tensor:
+        """The activation, in a hidden layer."""
+        return self.activation.forward(z) if self.is_hidden else z
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, B, I] -> [N, B, O], seen by the units."""
-        y = self.activate(x)
+        return self.shown(self.products(x))
+
+    def shown(self, z: Tensor) -> Tensor:
+        """`squash`, with the units looking on."""
         if self.units is None:
-            return y
-        return self.units(y) if self.networks else self.units(y[0])[None]
+            return self.squash(z)
+        if self.activation.paired:
+            return self.squash(self._see(z))
+        return self._see(self.squash(z))
+
+    def _see(self, h: Tensor) -> Tensor:
+        units: Any = self.units
+        return units(h) if self.networks else units(h[0])[None]
