@@ -103,7 +103,7 @@ def test_methods_see_the_input_of_a_unit_of_crelu_and_both_its_columns():
     "methods",
     [
         {"cbp": CbpConfig(rate=0.01, maturity=5)},
-        {"redo": RedoConfig(every=7, tau=0.5)},
+        {"redo": RedoConfig(every=40, tau=0.5)},
         {"upgd": UpgdConfig(utility="feature", sigma=0.1)},
     ],
     ids=lambda methods: next(iter(methods)),
