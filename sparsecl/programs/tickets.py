@@ -15,9 +15,9 @@ early: the masks of the largest weights in successive checkpoints of a run (chec
 checkpoint.every), and in which share of all cells they differ. * marks checkpoints at which the
 last five distances are below 0.1: there an early-bird ticket may be drawn (You et al. 2020).
 
-stream: networks learn n tasks of a stream (--after), and then one more again and again, on fewer and
-fewer weights: each round removes the share --share of those that are least, and rewinds the others
-to the start of the task. Beside it stand random masks of the same densities.
+stream: networks learn n tasks of a stream (--after), and then one more again and again, on fewer
+and fewer weights: each round removes the share --share of those that are least, and rewinds the
+others to the start of the task. Beside it stand random masks of the same densities.
 
 stdout has a table; keys of the file that --json writes:
 
