@@ -97,6 +97,10 @@ class LearnerConfig:
     """Of hidden units of mlp. crelu: a unit gives max(z, 0) and max(-z, 0), so the next layer has
     twice the inputs."""
 
+    norm: Literal["none", "online"] = younger("none")
+    """Of what goes into an activation of mlp. online: online normalisation, each sample by those
+    before it."""
+
     def __post_init__(self) -> None:
         check_bounds(self)
         if not all(width >= 1 for width in self.widths):
@@ -212,6 +216,7 @@ class StreamRunConfig:
         check_bounds(self)
         check_topology(self.topology)
         check_increments(self)
+        _check_norm(self)
         if not self.learner.num_hidden:
             _check_linear(self.topology, self.methods)
 
@@ -244,6 +249,24 @@ def check_topology(topology: TopologyConfig) -> None:
             raise ValueError(f"topology.{key}={value}: a stream's networks have {key} {only} only")
 
 
+def _check_norm(config: StreamRunConfig) -> None:
+    """What does not go with a norm that passes move on."""
+    if config.learner.norm == "none":
+        return
+    if config.stream.kind in ("class_incremental", "image_pairs") or not config.learner.num_hidden:
+        raise ValueError(
+            f"learner.norm={config.learner.norm} is for hidden layers of mlp on the streams that "
+            f"permute images, not for stream.kind={config.stream.kind}, "
+            f"learner.kind={config.learner.kind}"
+        )
+    for name, block in config.methods.used().items():
+        if block.networks == "one":
+            raise ValueError(
+                f"learner.norm={config.learner.norm}: methods.{name} makes passes of its own, "
+                "which would move it on; take one"
+            )
+
+
 def _check_linear(topology: TopologyConfig, methods: MethodsConfig) -> None:
     """What is about hidden layers."""
     if topology.kind != "dense":
@@ -260,8 +283,9 @@ def _check_linear(topology: TopologyConfig, methods: MethodsConfig) -> None:
 def check_methods(config: StreamRunConfig, shapes: tuple[LayerShape, ...]) -> None:
     """Raise ValueError, with the key as the user wrote it, for methods that cannot run here."""
     where = "the networks of a stream"
+    curvature = config.learner.norm == "none"
     able, size = ("one", "many"), config.stream.batch
-    check_blocks(config, shapes, able=able, where=where, micro=size, curvature=True)
+    check_blocks(config, shapes, able=able, where=where, micro=size, curvature=curvature)
 
 
 def check_blocks(

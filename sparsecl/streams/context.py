@@ -232,7 +232,7 @@ class StreamContext(WeightContext):
         for name in (*group.incoming, *group.outgoing):
             param, item = params[name], self.slices.find(name)
             assert item is not None
-            layer: Any = self.model.get_submodule(name.rpartition(".")[0])
+            layer = self._layer(name)
             if name in group.incoming:
                 lines = (*network, torch.from_numpy(units))
                 value: Any = torch.from_numpy(layer.fresh(name, units, rng, network))
@@ -247,12 +247,19 @@ class StreamContext(WeightContext):
             if layer.dead is not None and param is layer.weight:
                 where &= ~layer.dead
             changed[name] = where
+        norm = self._layer(group.incoming[0]).norm
+        if norm is not None:
+            norm.forget(network, torch.from_numpy(units))
         return changed
+
+    def _layer(self, name: str) -> Any:
+        """That of a parameter, or of one of its norm."""
+        return self.model.get_submodule(name.rpartition(".")[0].removesuffix(".norm"))
 
     @torch.no_grad()
     def write(self, name: str, value: Tensor, where: Tensor | None = None) -> None:
         param = self.slices.parameters()[name]
-        layer: Any = self.model.get_submodule(name.rpartition(".")[0])
+        layer = self._layer(name)
         new = value.view(param.shape).to(param)
         if where is not None:
             new = torch.where(where.view(param.shape), new, param)
@@ -289,7 +296,7 @@ class _Figures:
 
     @cached_property
     def incoming(self) -> Tensor:
-        weight, _ = (self._params[name].detach() for name in self.group.incoming)
+        weight = self._params[self.group.incoming[0]].detach()
         return torch.linalg.vector_norm(weight, ord=1, dim=-1) / weight.shape[-1]
 
     @cached_property

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sparsecl import seeding
 from sparsecl.sparse.units import UnitGroup
 from sparsecl.streams.activations import ACTIVATIONS
+from sparsecl.streams.online_norm import OnlineNorm
 from sparsecl.topology.layer import LayerShape, LayerTopology
 
 
@@ -33,6 +34,7 @@ class Networks(nn.Module):
         *,
         apart: bool = False,
         activation: str = "relu",
+        norm: str = "none",
     ) -> None:
         """Draw the weights of every network. Local.
 
@@ -43,6 +45,7 @@ class Networks(nn.Module):
             apart: N is 1, and parameters have no dim in front for it: what is made for one
                 network, a method say, finds one.
             activation: of hidden layers, by its name in ACTIVATIONS.
+            norm: of what goes into it: none, or online (online_norm.py).
         """
         super().__init__()
         assert not apart or len(seeds) == 1, seeds
@@ -56,6 +59,8 @@ class Networks(nn.Module):
         for index, shape in enumerate(shapes):
             layer: Any = self.layers[index]
             layer.draw(seeds, [graphs.get(shape.name) for graphs in topologies])
+            if norm == "online" and layer.is_hidden:
+                layer.norm = OnlineNorm(shape.out_features, networks=networks)
         self.networks = networks
 
     def add_units(self) -> None:
@@ -65,7 +70,7 @@ class Networks(nn.Module):
             name, behind = layer.shape.name, after.shape.name
             layer.units = UnitGroup(
                 layer.shape.out_features,
-                incoming=(f"{name}.weight", f"{name}.bias"),
+                incoming=tuple(f"{name}.{own}" for own, _ in layer.named_parameters()),
                 outgoing=(f"{behind}.weight",),
                 biases=(f"{behind}.bias",),
                 fresh=lambda parameter, units, rng, layer=layer: layer.fresh(
@@ -114,9 +119,10 @@ class Networks(nn.Module):
 
     @property
     def is_plain(self) -> bool:
-        """`learn` knows everything that is in it: no unit has a gate."""
+        """`learn` knows everything that is in it: no unit has a gate, no layer a norm."""
         layers: list[Any] = list(self.layers)
-        return all(layer.units is None or layer.units.gate is None for layer in layers)
+        gates = [layer.units.gate for layer in layers if layer.units is not None]
+        return not any(layer.norm for layer in layers) and all(gate is None for gate in gates)
 
     def hidden(self, x: Tensor) -> list[Tensor]:
         """What each hidden layer gives, [N, B, n], or [N, B, 2n]; nothing is added up by taps."""
@@ -141,6 +147,9 @@ class Layer(nn.Module):
 
     units: UnitGroup | None
 
+    norm: OnlineNorm | None
+    """Between the products and the activation."""
+
     def __init__(
         self, shape: LayerShape, networks: tuple[int, ...], activation: str, *, hidden: bool
     ) -> None:
@@ -151,7 +160,7 @@ class Layer(nn.Module):
         self.weight = nn.Parameter(torch.zeros(*networks, *size))
         self.bias = nn.Parameter(torch.zeros(*networks, size[0]))
         self.register_buffer("dead", None, persistent=False)
-        self.units = None
+        self.units, self.norm = None, None
 
     @torch.no_grad()
     def draw(self, seeds: Sequence[int], topologies: Sequence[LayerTopology | None]) -> None:
@@ -186,8 +195,8 @@ class Layer(nn.Module):
         network: tuple[int, ...],
     ) -> NDArray[np.float32]:
         """As FreshRows (sparse/units.py), of one network."""
-        if parameter.endswith(".bias"):
-            return np.zeros(len(units), dtype=np.float32)
+        if parameter.endswith((".bias", ".norm.weight")):
+            return np.full(len(units), parameter.endswith("weight"), dtype=np.float32)
         live = np.ones((self.shape.out_features, self.shape.in_features), dtype=bool)
         if self.dead is not None:
             live = ~self.dead[network].cpu().numpy()
@@ -246,7 +255,8 @@ class Layer(nn.Module):
 
     def activate(self, x: Tensor) -> Tensor:
         """[N, B, I] -> [N, B, O]; under a paired activation [N, B, 2 O]."""
-        return self.squash(self.products(x))
+        z = self.products(x)
+        return self.squash(z if self.norm is None else self.norm.look(z))
 
     def products(self, x: Tensor) -> Tensor:
         """[N, B, I] -> z [N, B, O]."""
@@ -260,7 +270,10 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, B, I] -> [N, B, O], seen by the units."""
-        return self.shown(self.products(x))
+        z = self.products(x)
+        if self.norm is not None:
+            z = self.norm(z) if self.networks else self.norm(z[0])[None]
+        return self.shown(z)
 
     def shown(self, z: Tensor) -> Tensor:
         """`squash`, with the units looking on."""

@@ -49,6 +49,8 @@ def check(config: StreamRunConfig, after: Sequence[int], rounds: int, share: flo
             f"stream.kind={config.stream.kind}, learner.kind={config.learner.kind}: tickets are of "
             "hidden layers of mlp, on the streams that it learns task by task"
         )
+    if config.learner.norm != "none":
+        raise UserError(f"learner.norm={config.learner.norm}: tickets take networks without one")
     if not after or min(after) < 0 or len(set(after)) < len(after):
         raise UserError(f"--after {list(after)}: numbers of tasks >= 0, each once")
     if rounds < 1 or not 0.0 < share < 1.0:
