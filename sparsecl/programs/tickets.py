@@ -90,11 +90,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def work(options: argparse.Namespace) -> None:
-    """Measure, print, write."""
+    """Measure, print, write, draw."""
     found, text = {"overlap": overlap, "early": early, "stream": stream}[options.verb](options)
     print(text)
     if options.json is not None:
         write_json(options.json, found)
+    if options.verb == "stream" and options.plot is not None:
+        from sparsecl.experiments.plots.stream_tickets import stream_tickets_plot
+
+        stream_tickets_plot(found, options.plot)
 
 
 def overlap(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -229,7 +233,9 @@ def early_text(distances: Sequence["Distance"]) -> str:
 
 
 def stream(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """What the file has, and the table; draws the picture."""
+    """What the file has, and the table."""
+    if options.plot is not None and options.plot.suffix != ".png":
+        raise UserError(f"--plot {options.plot}: only PNG files are written, end the name in .png")
     from sparsecl import config as configs
     from sparsecl.streams.config import StreamRunConfig
 
@@ -247,10 +253,6 @@ def stream(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         config, prepared.images, after=options.after, rounds=options.rounds, share=options.share,
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )  # fmt: skip
-    if options.plot is not None:
-        from sparsecl.experiments.plots.stream_tickets import stream_tickets_plot
-
-        stream_tickets_plot(found, options.plot)
     return found, streams.table(found)
 
 
