@@ -218,9 +218,8 @@ class MethodContext(Protocol):
 
     @property
     def networks(self) -> tuple[int, ...]:
-        """() of one network, as in every run of a GPT. (N,) of N trained side by side: then slices,
-        lines and figures of units have N in front, each draws and chooses by itself, and `dot`
-        does not exist. `np.ndindex(context.networks)` goes through them."""
+        """() of one network, as in every GPT. (N,) of N side by side: slices, lines and figures of
+        units have N in front, each draws by itself (`np.ndindex`), and there is no `dot`."""
         ...
 
     def network_generator(self, network: tuple[int, ...], *names: str | int) -> np.random.Generator:
@@ -273,9 +272,7 @@ class MethodContext(Protocol):
         ...
 
     def curvature(self, item: Slice) -> torch.Tensor:
-        """The diagonal of the Hessian of the step's loss by HesScale (streams/hesscale.py), without
-        what methods have added to it; fp32 [numel], not to be written to. In `after_backward`,
-        where the run offers it (RunFacts.curvature)."""
+        """Diagonal of the Hessian of the step's loss, fp32 [numel]; only where RunFacts.curvature."""
         ...
 
     def mean_gradients(

@@ -75,7 +75,8 @@ class RunFacts:
     """A method of the run moves live weights."""
 
     curvature: bool = False
-    """A step can show the diagonal of its Hessian (MethodContext.curvature)."""
+    """A step can show the diagonal of the Hessian of its loss by HesScale, without what methods
+    have added (MethodContext.curvature; not to be written to)."""
 
     paired_units: bool = False
     """A hidden unit gives two activations, max(z, 0) and max(-z, 0), and methods see its z."""
