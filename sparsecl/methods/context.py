@@ -272,7 +272,7 @@ class MethodContext(Protocol):
         ...
 
     def curvature(self, item: Slice) -> torch.Tensor:
-        """Diagonal of the Hessian of the step's loss, fp32 [numel]; only where RunFacts.curvature."""
+        """Diagonal of the Hessian of the step, fp32 [numel]; only where RunFacts.curvature."""
         ...
 
     def mean_gradients(
