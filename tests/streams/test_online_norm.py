@@ -172,7 +172,7 @@ def test_a_norm_goes_on_where_it_was(tmp_path):
 def test_what_a_norm_does_not_go_with_is_said():
     with pytest.raises(ValueError, match="norm=online: methods.ewc makes passes of its own"):
         config(learner=NORM, methods={"ewc": EwcConfig()})
-    with pytest.raises(ValueError, match="norm=online is for hidden layers .* image_pairs"):
+    with pytest.raises(ValueError, match="norm=online is for hidden layers .*=image_pairs"):
         config(learner=NORM, stream=StreamConfig(kind="image_pairs", samples_per_task=30))
     settings = config(learner=NORM, methods={"upgd": UpgdConfig(order=2)})
     with pytest.raises(ValueError, match="methods.upgd.order=2 needs the diagonal"):
