@@ -9,7 +9,9 @@ beside it stands a random mask with as many weights in each layer, and the same 
 Our own reading: the plasticity papers have no tickets. The task is that behind the largest n, so
 networks differ in nothing but what they have learned before. All hidden layers are pruned together,
 the layer that gives the logits and biases stay. Optimizers begin anew with every mask, and methods
-have no part in it: what they have kept alive shows in the weights that they leave.
+have no part in it: what they have kept alive shows in the weights that they leave. A mask was found
+on the images that it is then judged by, so online accuracy is not held out: a ticket may beat the
+whole network for what the mask knows. What compares is one n with another, at equal density.
 
 N = networks of a pack, R = rounds.
 """
