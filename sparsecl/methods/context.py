@@ -218,9 +218,8 @@ class MethodContext(Protocol):
 
     @property
     def networks(self) -> tuple[int, ...]:
-        """() of one network, as in every run of a GPT. (N,) of N trained side by side: then slices,
-        lines and figures of units have N in front, each draws and chooses by itself, and `dot`
-        does not exist. `np.ndindex(context.networks)` goes through them."""
+        """() of one network, as in every GPT. (N,) of N side by side: slices, lines and figures of
+        units have N in front, each draws by itself (`np.ndindex`), and there is no `dot`."""
         ...
 
     def network_generator(self, network: tuple[int, ...], *names: str | int) -> np.random.Generator:
@@ -270,6 +269,10 @@ class MethodContext(Protocol):
         """The gradient of all cells of a parameter on a topology, absent ones too, in any storage:
         fp32 [O_local, I_local], of the step's mean loss; not to be written to. In `after_backward`
         and `after_step` of a step that was armed. Collective over dp."""
+        ...
+
+    def curvature(self, item: Slice) -> torch.Tensor:
+        """Diagonal of the Hessian of the step, fp32 [numel]; only where RunFacts.curvature."""
         ...
 
     def mean_gradients(

@@ -74,6 +74,13 @@ class RunFacts:
     rewires: bool = False
     """A method of the run moves live weights."""
 
+    curvature: bool = False
+    """A step can show the diagonal of the Hessian of its loss by HesScale, without what methods
+    have added (MethodContext.curvature; not to be written to)."""
+
+    paired_units: bool = False
+    """A hidden unit gives two activations, max(z, 0) and max(-z, 0), and methods see its z."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AddedParameter:

@@ -92,7 +92,7 @@ def begin_anew(
         rows = torch.from_numpy(group.fresh(name, units, rng))
         changed[name] = _set_lines(context, name, 0, units, rows)
     for name in group.outgoing:
-        changed[name] = _set_lines(context, name, 1, units, None)
+        changed[name] = _set_lines(context, name, 1, group.columns(units), None)
     for name, where in changed.items() if moments else ():
         context.reset_state(name, where)
     return changed

@@ -1,8 +1,9 @@
-"""Tickets side by side: which weights several runs have moved, and when a mask stops to change.
+"""Tickets: which weights several runs have moved, when a mask settles, who still finds good ones.
 
     python tools/tickets.py overlap runs/code runs/math --since runs/base --share 0.05
     python tools/tickets.py overlap runs/code runs/math --above 0 --json overlap.json
     python tools/tickets.py early runs/dense --density 0.2
+    python tools/tickets.py stream --after 0 10 --rounds 5 --plot runs/tickets.png
 
 overlap: the ticket of a run is the share of the masked weights that it has moved furthest, or all
 that it has moved more than --above. Movement is measured from the checkpoint in --since, else from
@@ -14,6 +15,10 @@ early: the masks of the largest weights in successive checkpoints of a run (chec
 checkpoint.every), and in which share of all cells they differ. * marks checkpoints at which the
 last five distances are below 0.1: there an early-bird ticket may be drawn (You et al. 2020).
 
+stream: networks learn n tasks of a stream (--after), and then one more again and again, on fewer
+and fewer weights: each round removes the share --share of those that are least, and rewinds the
+others to the start of the task. Beside it stand random masks of the same densities.
+
 stdout has a table; keys of the file that --json writes:
 
 overlap: share, above; runs: name -> folder; since: name -> folder; pairs: for each pair
@@ -21,6 +26,8 @@ overlap: share, above; runs: name -> folder; since: name -> folder; pairs: for e
   weights, rows, columns   first, second: sizes; both: what they share; chance; cells; ratio
   layers                   matrix -> the same for its weights
 early: run, density; distances: step, distance, early
+stream: name, stream, measure, seeds, probe_task, share; densities: [rounds + 1], the first one of
+  the network as it is; after: n -> ticket, random: accuracies [seeds][rounds + 1]
 """
 
 import argparse
@@ -32,6 +39,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 # None of these imports torch: a mistyped flag costs no seconds.
 from sparsecl import command
+from sparsecl.checkout import SMALL_STREAM, stream_file
 from sparsecl.errors import MissingInputError, UserError
 from sparsecl.files import write_json
 
@@ -39,6 +47,7 @@ if TYPE_CHECKING:
     from sparsecl.analysis.tickets import Distance, Overlap, Shared
 
 SHARE = 0.05
+AFTER = (0, 10, 50)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,17 +69,36 @@ def parser() -> argparse.ArgumentParser:
     early = verbs.add_parser("early", help="distances of masks within a run")
     early.add_argument("run", type=Path)
     early.add_argument("--density", type=float, default=0.2, help="of the masks; default 0.2")
-    for one in (overlap, early):
+    stream = verbs.add_parser("stream", help="of networks that have learned many tasks")
+    stream.add_argument(
+        "config", type=stream_file, nargs="?", default=SMALL_STREAM, metavar="FILE",
+        help="config of the stream (YAML)",
+    )  # fmt: skip
+    stream.add_overrides(dest="overrides")
+    stream.add_argument(
+        "--after", type=int, nargs="+", default=AFTER, metavar="N",
+        help=f"tasks that are learned first; default {' '.join(map(str, AFTER))}",
+    )  # fmt: skip
+    stream.add_argument("--rounds", type=int, default=10, help="of pruning; default 10")
+    stream.add_argument(
+        "--share", type=float, default=0.2, help="of the weights that a round removes; default 0.2"
+    )
+    stream.add_argument("--plot", type=Path, metavar="FILE", help="draw the table as PNG")
+    for one in (overlap, early, stream):
         one.add_argument("--json", type=Path, metavar="FILE", help="write the figures too")
     return result
 
 
 def work(options: argparse.Namespace) -> None:
-    """Measure, print, write."""
-    found, text = (overlap if options.verb == "overlap" else early)(options)
+    """Measure, print, write, draw."""
+    found, text = {"overlap": overlap, "early": early, "stream": stream}[options.verb](options)
     print(text)
     if options.json is not None:
         write_json(options.json, found)
+    if options.verb == "stream" and options.plot is not None:
+        from sparsecl.experiments.plots.stream_tickets import stream_tickets_plot
+
+        stream_tickets_plot(found, options.plot)
 
 
 def overlap(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -202,6 +230,30 @@ def early_text(distances: Sequence["Distance"]) -> str:
         "no early-bird ticket yet" if drawn is None else f"an early-bird ticket at step {drawn}"
     )
     return "\n".join(lines)
+
+
+def stream(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """What the file has, and the table."""
+    if options.plot is not None and options.plot.suffix != ".png":
+        raise UserError(f"--plot {options.plot}: only PNG files are written, end the name in .png")
+    from sparsecl import config as configs
+    from sparsecl.streams.config import StreamRunConfig
+
+    config = configs.load(StreamRunConfig, options.config, options.overrides)
+
+    import torch
+
+    from sparsecl.streams import run
+    from sparsecl.streams import tickets as streams
+
+    streams.check(config, options.after, options.rounds, options.share)
+    prepared = run.check(config, None)
+    torch.set_num_threads(1)  # as a run does
+    found = streams.tickets(
+        config, prepared.images, after=options.after, rounds=options.rounds, share=options.share,
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+    )  # fmt: skip
+    return found, streams.table(found)
 
 
 def start() -> NoReturn:

@@ -38,6 +38,7 @@ class UnitGroup(nn.Module):
         fresh: FreshRows,
         biases: Sequence[str] = (),
         networks: tuple[int, ...] = (),
+        columns: int = 1,
     ) -> None:
         """Describe the group. Local.
 
@@ -48,10 +49,12 @@ class UnitGroup(nn.Module):
             outgoing: names of the matrices whose columns do.
             biases: what is added to the products of `outgoing`, in that order; empty if nothing is.
             networks: (N,) where N networks are side by side in the model, each with such a layer.
+            columns: of each matrix of `outgoing` that belong to a unit, side by side.
         """
         super().__init__()
         assert num_units % dist.tp_size() == 0 and len(biases) in (0, len(outgoing))
         self.num_units, self.fresh, self.networks = num_units, fresh, networks
+        self.num_columns = columns
         self.incoming, self.outgoing, self.biases = (
             tuple(names) for names in (incoming, outgoing, biases)
         )
@@ -72,6 +75,15 @@ class UnitGroup(nn.Module):
         """Where this rank's units are among all."""
         first = dist.tp_rank() * self.num_local
         return slice(first, first + self.num_local)
+
+    def columns(self, units: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Of the matrices of `outgoing`: those of units [k], in their order."""
+        each = np.arange(self.num_columns)
+        return (units[:, None] * self.num_columns + each).reshape(-1)
+
+    def by_unit(self, of_columns: Tensor) -> Tensor:
+        """`by_unit` of the columns of `outgoing`."""
+        return by_unit(of_columns, self.num_columns)
 
     def add_gate(self) -> None:
         """Before DeepSpeed has the model; an open gate changes no bit."""
@@ -127,6 +139,11 @@ class UnitGroup(nn.Module):
         self.sums[3].add_((h > 0).sum(-2))
         if self.centred:
             self.sums[4].add_((h - self.centre.unsqueeze(-2)).abs().sum(-2))
+
+
+def by_unit(of_columns: Tensor, columns: int) -> Tensor:
+    """Sums over the `columns` that each unit has side by side: [..., columns * n] -> [..., n]."""
+    return of_columns if columns == 1 else of_columns.unflatten(-1, (-1, columns)).sum(-1)
 
 
 SUMS = ("tokens", "h", "|h|", "h > 0", "|h - centre|")

@@ -7,7 +7,13 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from sparsecl.bounds import check_bounds
 from sparsecl.methods.config import MethodsConfig
-from sparsecl.streams.config import StepConfig, check_blocks, check_topology
+from sparsecl.streams.config import (
+    ActivationKind,
+    StepConfig,
+    check_blocks,
+    check_topology,
+    mlp_shapes,
+)
 from sparsecl.topology.config import TopologyConfig
 from sparsecl.topology.layer import LayerShape
 
@@ -47,8 +53,8 @@ class AgentConfig:
     layers: Annotated[int, Ge(1)] = 2
     """Hidden layers of each."""
 
-    activation: Literal["relu", "tanh"] = "relu"
-    """Of hidden units. A unit under tanh is never dead."""
+    activation: ActivationKind = "relu"
+    """Of hidden units, as for the other streams. A unit under tanh is never dead."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -56,10 +62,7 @@ class AgentConfig:
     def shapes(self, network: str, inputs: int, outputs: int) -> tuple[LayerShape, ...]:
         """The matrices of `policy` or `value`, in order."""
         sizes = (inputs, *[self.width] * self.layers, outputs)
-        pairs = enumerate(zip(sizes[1:], sizes[:-1], strict=True))
-        return tuple(
-            LayerShape(f"{network}.layers.{k}", "up", o, i, bias=True) for k, (o, i) in pairs
-        )
+        return mlp_shapes(sizes, self.activation, f"{network}.")
 
 
 @dataclass(frozen=True, kw_only=True)

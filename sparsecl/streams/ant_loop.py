@@ -298,7 +298,7 @@ class AntPack:
 @torch.no_grad()
 def looks(network: Networks, x: torch.Tensor, prefix: str) -> dict[str, float]:
     """The signs of lost plasticity of one network, on the observations [T, inputs] of a rollout."""
-    layers = [layer_figures(h)[0] for h in network.hidden(x[None])]
+    layers = [layer_figures(h, network.columns)[0] for h in network.hidden(x[None])]
     named: Any = {f"layers.{i}": figures for i, figures in enumerate(layers)}
     total: Any = weight_figures(network)[0]
     found = flat_figures(named, layers[-1], total)

@@ -1,6 +1,6 @@
 """What a user may say of a stream, its networks and their training. No torch."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +16,7 @@ from sparsecl.topology.config import ON_DISK, TopologyConfig
 from sparsecl.topology.layer import LayerShape
 
 Network = Literal["mlp", "linear", "convnet", "resnet18"]
+ActivationKind = Literal["relu", "leaky_relu", "tanh", "crelu"]
 LearnerKind = Literal[Network, "cobweb", "cobweb_nn", "cobweb_nn_sparse", "nearest_mean"]
 Permuted = Literal["permuted_mnist", "input_permuted", "label_permuted"]
 StreamKind = Literal[Permuted, "image_pairs", "class_incremental"]
@@ -74,7 +75,7 @@ class LearnerConfig:
     """The network."""
 
     kind: LearnerKind = "mlp"
-    """mlp: hidden layers of ReLU units, Kaiming-uniform weights, biases of zero; linear: no hidden
+    """mlp: hidden layers, Kaiming-uniform weights, biases of zero; linear: no hidden
     layer, so width, layers and widths do not count. Of class_incremental alone: convnet, resnet18
     (for small images), and without an optimizer cobweb, cobweb_nn, cobweb_nn_sparse and
     nearest_mean."""
@@ -91,6 +92,14 @@ class LearnerConfig:
 
     widths: tuple[int, ...] = ()
     """Units of each hidden layer, in place of width and layers; [] = these count."""
+
+    activation: ActivationKind = younger("relu")
+    """Of hidden units of mlp. crelu: a unit gives max(z, 0) and max(-z, 0), so the next layer has
+    twice the inputs."""
+
+    norm: Literal["none", "online"] = younger("none")
+    """Of what goes into an activation of mlp. online: online normalisation, each sample by those
+    before it."""
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -111,9 +120,18 @@ class LearnerConfig:
 
     def shapes(self, inputs: int, classes: int) -> tuple[LayerShape, ...]:
         """The matrices, in order; the last one gives the logits."""
-        sizes = (inputs, *self.units, classes)
-        pairs = enumerate(zip(sizes[1:], sizes[:-1], strict=True))
-        return tuple(LayerShape(f"layers.{k}", "up", o, i, bias=True) for k, (o, i) in pairs)
+        return mlp_shapes((inputs, *self.units, classes), self.activation)
+
+
+def mlp_shapes(
+    sizes: Sequence[int], activation: ActivationKind, prefix: str = ""
+) -> tuple[LayerShape, ...]:
+    """Of layers in a row: sizes = inputs, units of each hidden layer, outputs."""
+    given = 2 if activation == "crelu" else 1
+    return tuple(
+        LayerShape(f"{prefix}layers.{k}", "up", o, i * (given if k else 1), bias=True)
+        for k, (o, i) in enumerate(zip(sizes[1:], sizes[:-1], strict=True))
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +216,7 @@ class StreamRunConfig:
         check_bounds(self)
         check_topology(self.topology)
         check_increments(self)
+        _check_norm(self)
         if not self.learner.num_hidden:
             _check_linear(self.topology, self.methods)
 
@@ -230,6 +249,24 @@ def check_topology(topology: TopologyConfig) -> None:
             raise ValueError(f"topology.{key}={value}: a stream's networks have {key} {only} only")
 
 
+def _check_norm(config: StreamRunConfig) -> None:
+    """What does not go with a norm that passes move on."""
+    if config.learner.norm == "none":
+        return
+    if config.stream.kind in ("class_incremental", "image_pairs") or not config.learner.num_hidden:
+        raise ValueError(
+            f"learner.norm={config.learner.norm} is for hidden layers of mlp on the streams that "
+            f"permute images, not for stream.kind={config.stream.kind}, "
+            f"learner.kind={config.learner.kind}"
+        )
+    for name, block in config.methods.used().items():
+        if block.networks == "one":
+            raise ValueError(
+                f"learner.norm={config.learner.norm}: methods.{name} makes passes of its own, "
+                "which would move it on; take one"
+            )
+
+
 def _check_linear(topology: TopologyConfig, methods: MethodsConfig) -> None:
     """What is about hidden layers."""
     if topology.kind != "dense":
@@ -246,17 +283,26 @@ def _check_linear(topology: TopologyConfig, methods: MethodsConfig) -> None:
 def check_methods(config: StreamRunConfig, shapes: tuple[LayerShape, ...]) -> None:
     """Raise ValueError, with the key as the user wrote it, for methods that cannot run here."""
     where = "the networks of a stream"
-    check_blocks(config, shapes, able=("one", "many"), where=where, micro=config.stream.batch)
+    curvature = config.learner.norm == "none"
+    able, size = ("one", "many"), config.stream.batch
+    check_blocks(config, shapes, able=able, where=where, micro=size, curvature=curvature)
 
 
 def check_blocks(
-    config: Any, shapes: tuple[LayerShape, ...], *, able: Collection[str], where: str, micro: int
+    config: Any,
+    shapes: tuple[LayerShape, ...],
+    *,
+    able: Collection[str],
+    where: str,
+    micro: int,
+    curvature: bool = False,
 ) -> None:
     """`check_methods` of any config of a stream.
 
     Args:
         able: of which `MethodConfig.networks` methods run here.
         micro: samples of an optimizer step.
+        curvature: methods may ask for it (MethodContext.curvature).
     """
     used = config.methods.used()
     for name, block in used.items():
@@ -273,6 +319,8 @@ def check_blocks(
             optimizer=config.optimizer.kind,
             layers=shapes,
             others=tuple(other for other in used if other != name),
+            curvature=curvature,
+            paired_units=config.learner.activation == "crelu",
         )
         try:
             block.check(facts)

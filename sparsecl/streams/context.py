@@ -24,10 +24,11 @@ from sparsecl.optim.masking import MaskGuard
 from sparsecl.optim.slice import Slice
 from sparsecl.sparse.units import UnitGroup
 from sparsecl.streams.config import StreamConfig
+from sparsecl.streams.hesscale import diagonals
 from sparsecl.streams.models import Networks
 from sparsecl.streams.noise import NoiseStream
 from sparsecl.streams.position import Position
-from sparsecl.streams.slices import NetworkSlices
+from sparsecl.streams.slices import NetworkSlice, NetworkSlices
 from sparsecl.streams.tasks import Tasks
 
 
@@ -94,6 +95,8 @@ class StreamContext(WeightContext):
         self._places = {item.name: slice(*ends[k : k + 2]) for k, item in enumerate(slices)}
         self._num_weights = ends[-1]
         self._noise: dict[tuple[str | int, ...], NoiseStream] = {}
+        self._seen: Any = ()
+        self._curvature: dict[str, Tensor] = {}
 
     @property
     def networks(self) -> tuple[int, ...]:
@@ -181,6 +184,16 @@ class StreamContext(WeightContext):
         assert not self.networks
         return super().dot(a, b)
 
+    def see(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> None:
+        """Take note of a step's images x [N, B, inputs], y [N, B] and their weights in the loss [B]
+        (None = all are 1), before the methods see its gradients."""
+        self._seen, self._curvature = (x, y, weight), {}
+
+    def curvature(self, item: Slice) -> Tensor:
+        if not self._curvature:
+            self._curvature = diagonals(self.model, *self._seen)
+        return cast(NetworkSlice, item).cut(self._curvature[item.name])
+
     # Lines: of each network by itself, so that its sums are to the bit what they are alone.
 
     def global_shape(self, name: str) -> torch.Size:
@@ -219,12 +232,13 @@ class StreamContext(WeightContext):
         for name in (*group.incoming, *group.outgoing):
             param, item = params[name], self.slices.find(name)
             assert item is not None
-            layer: Any = self.model.get_submodule(name.rpartition(".")[0])
+            layer = self._layer(name)
             if name in group.incoming:
                 lines = (*network, torch.from_numpy(units))
                 value: Any = torch.from_numpy(layer.fresh(name, units, rng, network))
             else:
-                lines, value = (*network, slice(None), torch.from_numpy(units)), 0.0
+                columns = torch.from_numpy(group.columns(units))
+                lines, value = (*network, slice(None), columns), 0.0
             param.data[lines] = value
             for moment in self.slices.moments(item).values() if moments else ():
                 moment.view(param.shape)[lines] = 0.0
@@ -233,12 +247,19 @@ class StreamContext(WeightContext):
             if layer.dead is not None and param is layer.weight:
                 where &= ~layer.dead
             changed[name] = where
+        norm = self._layer(group.incoming[0]).norm
+        if norm is not None:
+            norm.forget(network, torch.from_numpy(units))
         return changed
+
+    def _layer(self, name: str) -> Any:
+        """That of a parameter, or of one of its norm."""
+        return self.model.get_submodule(name.rpartition(".")[0].removesuffix(".norm"))
 
     @torch.no_grad()
     def write(self, name: str, value: Tensor, where: Tensor | None = None) -> None:
         param = self.slices.parameters()[name]
-        layer: Any = self.model.get_submodule(name.rpartition(".")[0])
+        layer = self._layer(name)
         new = value.view(param.shape).to(param)
         if where is not None:
             new = torch.where(where.view(param.shape), new, param)
@@ -275,14 +296,15 @@ class _Figures:
 
     @cached_property
     def incoming(self) -> Tensor:
-        weight, _ = (self._params[name].detach() for name in self.group.incoming)
+        weight = self._params[self.group.incoming[0]].detach()
         return torch.linalg.vector_norm(weight, ord=1, dim=-1) / weight.shape[-1]
 
     @cached_property
     def outgoing(self) -> Tensor:
         (name,) = self.group.outgoing
         weight = self._params[name].detach()
-        return torch.linalg.vector_norm(weight, ord=1, dim=-2) / weight.shape[-2]
+        sums = self.group.by_unit(torch.linalg.vector_norm(weight, ord=1, dim=-2))
+        return sums / (weight.shape[-2] * self.group.num_columns)
 
 
 class ImageOutputs:

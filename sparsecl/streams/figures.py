@@ -2,7 +2,8 @@
 
 S = images of the probe, N = networks, n = units of a hidden layer. The names and their definitions
 are those of a GPT's panel (metrics/units.py, metrics/ranks.py, metrics/plasticity.py). All hidden
-layers count alike in a mean; `final_` is the last one.
+layers count alike in a mean; `final_` is the last one. Under crelu a unit is its z: |h| is |z|, and
+it is dead where z is always 0. Ranks are those of activations, which the next layer sees.
 """
 
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from sparsecl.metrics.plasticity import flat_figures
 from sparsecl.metrics.ranks import rank_figures
 from sparsecl.metrics.units import unit_figures
+from sparsecl.sparse.units import by_unit
 from sparsecl.streams.models import Networks
 
 
@@ -28,7 +30,7 @@ def panel(model: Networks, x: Tensor, y: Tensor) -> list[dict[str, float]]:
     hidden = model.hidden(x)
     last: Any = model.layers[-1]
     right = (last.activate(hidden[-1] if hidden else x).argmax(-1) == y).double().mean(1).tolist()
-    layers = [layer_figures(h) for h in hidden]
+    layers = [layer_figures(h, model.columns) for h in hidden]
     sizes = weight_figures(model)
     return [
         {
@@ -43,10 +45,11 @@ def panel(model: Networks, x: Tensor, y: Tensor) -> list[dict[str, float]]:
     ]
 
 
-def layer_figures(h: Tensor) -> list[dict[str, float]]:
-    """Shares of units and ranks of activations [N, S, n], of each network."""
-    sums = h.abs().sum(1, dtype=torch.float64).cpu().numpy()
-    active = h.count_nonzero(1).cpu().numpy()
+def layer_figures(h: Tensor, columns: int = 1) -> list[dict[str, float]]:
+    """Shares of units and ranks of activations [N, S, columns * n], of each network."""
+    # Of two activations of a unit one is zero, so their counts add up as their sizes do.
+    sums = by_unit(h.abs().sum(1, dtype=torch.float64), columns).cpu().numpy()
+    active = by_unit(h.count_nonzero(1), columns).cpu().numpy()
     wide = h.double()
     turned = wide.transpose(1, 2)
     gram = turned @ wide if h.shape[1] > h.shape[2] else wide @ turned

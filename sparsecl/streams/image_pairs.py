@@ -87,7 +87,6 @@ def accuracy_after(model: Networks, tasks: Sequence[ImagePairs], task: int) -> l
         h, y = (torch.from_numpy(part).to(dist.device()) for part in own.held_out(task))
         layers: list[Any] = list(model.layers)
         for layer in layers:
-            h = torch.addmm(layer.shared_bias[network], h, layer.turned[network])
-            h = h.relu() if layer.is_hidden else h
+            h = layer.squash(torch.addmm(layer.shared_bias[network], h, layer.turned[network]))
         found.append(float((h.argmax(-1) == y).double().mean()))
     return found

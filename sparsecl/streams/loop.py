@@ -5,6 +5,7 @@ N = networks of the pack, B = images of a step.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,8 @@ class Pack:
         graphs = [build_topologies(config.topology, shapes[:-1], seed=seed) for seed in seeds]
         used = config.methods.used().values()
         apart = any(block.networks == "one" for block in used)
-        self.model = Networks(shapes, seeds, graphs, apart=apart)
+        learner: Any = {"activation": config.learner.activation, "norm": config.learner.norm}
+        self.model = Networks(shapes, seeds, graphs, apart=apart, **learner)
         self.methods = build_methods(config.methods)
         self.methods.attach(StreamModel(self.model, seeds), config.stream.tasks)
         self.model.to(dist.device())
@@ -106,7 +108,14 @@ class Pack:
 
     def state(self) -> tuple[checkpoint.Tensors, Mapping[str, Any]]:
         """What a checkpoint keeps beside the position."""
-        return checkpoint.gather(self.slices, self.methods)
+        tensors, values = checkpoint.gather(self.slices, self.methods)
+        own = {f"norm/{name}": stats.cpu() for name, stats in self._stats().items()}
+        return tensors | own, values
+
+    def _stats(self) -> Mapping[str, Tensor]:
+        """What norms have seen, by name."""
+        buffers = self.model.named_buffers()
+        return {name: value for name, value in buffers if name.endswith(".norm.stats")}
 
     def go_on(self, saved: checkpoint.Saved) -> None:
         """Be where a checkpoint was written.
@@ -114,8 +123,14 @@ class Pack:
         Raises:
             DataError: the checkpoint cannot be true.
         """
-        num = len(self.seeds)
-        checkpoint.put_back(saved, self.slices, self.methods)
+        num, tensors = len(self.seeds), dict(saved.tensors)
+        for name, stats in self._stats().items():
+            value = tensors.pop(f"norm/{name}", None)
+            if value is None or value.shape != stats.shape or not value.isfinite().all():
+                raise saved.wrong(f"norm/{name}: is missing, of another shape, or not finite")
+            stats.copy_(value)
+        rest = replace(saved, tensors=tensors)
+        checkpoint.put_back(rest, self.slices, self.methods)
         try:
             found = Position.from_json(saved.value["position"], num)
         except (ValueError, TypeError) as error:
@@ -194,6 +209,7 @@ class Pack:
             x, y, logits, losses = self._by_autograd(x, y)
         else:
             logits, losses = self.model.learn(x, y)
+            context.see(x, y)
         context.after_backward()
         skipped = context.skips
         if not skipped:
@@ -214,6 +230,7 @@ class Pack:
         weight = torch.ones(y.shape[1], device=y.device)
         if self._asks_batch:
             x, y, weight = self._batch(x, y)
+        self.context.see(x, y, weight)
         logits = self.model(x)
         losses = _losses(logits, y)
         # The mean over a network's images, and the sum over networks: each gets its own gradient.

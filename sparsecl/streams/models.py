@@ -7,7 +7,7 @@ batched product, and everything else is element by element.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from sparsecl import seeding
 from sparsecl.sparse.units import UnitGroup
+from sparsecl.streams.activations import ACTIVATIONS
+from sparsecl.streams.online_norm import OnlineNorm
 from sparsecl.topology.layer import LayerShape, LayerTopology
 
 
@@ -31,6 +33,8 @@ class Networks(nn.Module):
         topologies: Sequence[Mapping[str, LayerTopology]],
         *,
         apart: bool = False,
+        activation: str = "relu",
+        norm: str = "none",
     ) -> None:
         """Draw the weights of every network. Local.
 
@@ -40,16 +44,23 @@ class Networks(nn.Module):
             topologies: of each network, by layer name; layers without one are dense.
             apart: N is 1, and parameters have no dim in front for it: what is made for one
                 network, a method say, finds one.
+            activation: of hidden layers, by its name in ACTIVATIONS.
+            norm: of what goes into it: none, or online (online_norm.py).
         """
         super().__init__()
         assert not apart or len(seeds) == 1, seeds
         networks = () if apart else (len(seeds),)
+        self.columns = 2 if ACTIVATIONS[activation].paired else 1
+        """Activations of a unit, side by side."""
+
         self.layers = nn.ModuleList(
-            Layer(shape, networks, hidden=shape is not shapes[-1]) for shape in shapes
+            Layer(shape, networks, activation, hidden=shape is not shapes[-1]) for shape in shapes
         )
         for index, shape in enumerate(shapes):
             layer: Any = self.layers[index]
             layer.draw(seeds, [graphs.get(shape.name) for graphs in topologies])
+            if norm == "online" and layer.is_hidden:
+                layer.norm = OnlineNorm(shape.out_features, networks=networks)
         self.networks = networks
 
     def add_units(self) -> None:
@@ -59,13 +70,14 @@ class Networks(nn.Module):
             name, behind = layer.shape.name, after.shape.name
             layer.units = UnitGroup(
                 layer.shape.out_features,
-                incoming=(f"{name}.weight", f"{name}.bias"),
+                incoming=tuple(f"{name}.{own}" for own, _ in layer.named_parameters()),
                 outgoing=(f"{behind}.weight",),
                 biases=(f"{behind}.bias",),
                 fresh=lambda parameter, units, rng, layer=layer: layer.fresh(
                     parameter, units, rng, (0,) if layer.networks else ()
                 ),
                 networks=layer.networks,
+                columns=self.columns,
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,9 +101,7 @@ class Networks(nn.Module):
         inputs = [x]
         for layer in layers:
             h = torch.baddbmm(layer.shared_bias, inputs[-1], layer.turned)
-            if layer.is_hidden:
-                h.relu_()
-            inputs.append(h if layer.units is None else layer.units(h))
+            inputs.append(layer.shown(h))
         logits = inputs.pop()
         scores = logits.log_softmax(-1)
         losses = -scores.gather(-1, y.unsqueeze(-1)).squeeze(-1)
@@ -104,17 +114,18 @@ class Networks(nn.Module):
             layer.set_gradient(delta, given)
             if inputs:
                 delta = torch.bmm(delta, layer.matrices)
-                delta = torch.ops.aten.threshold_backward(delta, given, 0)
+                delta = layer.activation.backward(delta, given)
         return logits, losses
 
     @property
     def is_plain(self) -> bool:
-        """`learn` knows everything that is in it: no unit has a gate."""
+        """`learn` knows everything that is in it: no unit has a gate, no layer a norm."""
         layers: list[Any] = list(self.layers)
-        return all(layer.units is None or layer.units.gate is None for layer in layers)
+        gates = [layer.units.gate for layer in layers if layer.units is not None]
+        return not any(layer.norm for layer in layers) and all(gate is None for gate in gates)
 
     def hidden(self, x: Tensor) -> list[Tensor]:
-        """What each hidden layer gives, [N, B, n]; nothing is added up by taps."""
+        """What each hidden layer gives, [N, B, n], or [N, B, 2n]; nothing is added up by taps."""
         found = []
         layers: list[Any] = list(self.layers)
         for layer in layers[:-1]:
@@ -129,22 +140,27 @@ class Networks(nn.Module):
 
 
 class Layer(nn.Module):
-    """x W^T + b, and a ReLU behind it in a hidden layer."""
+    """x W^T + b, and an activation behind it in a hidden layer."""
 
     dead: Tensor | None
     """bool, the shape of the weight, True = absent; None = all are there."""
 
     units: UnitGroup | None
 
-    def __init__(self, shape: LayerShape, networks: tuple[int, ...], *, hidden: bool) -> None:
+    norm: OnlineNorm | None
+    """Between the products and the activation."""
+
+    def __init__(
+        self, shape: LayerShape, networks: tuple[int, ...], activation: str, *, hidden: bool
+    ) -> None:
         super().__init__()
         self.shape, self.networks, self.is_hidden = shape, networks, hidden
-        self.squash: Callable[[Tensor], Tensor] = torch.relu
+        self.activation = ACTIVATIONS[activation]
         size = (shape.out_features, shape.in_features)
         self.weight = nn.Parameter(torch.zeros(*networks, *size))
         self.bias = nn.Parameter(torch.zeros(*networks, size[0]))
         self.register_buffer("dead", None, persistent=False)
-        self.units = None
+        self.units, self.norm = None, None
 
     @torch.no_grad()
     def draw(self, seeds: Sequence[int], topologies: Sequence[LayerTopology | None]) -> None:
@@ -179,8 +195,8 @@ class Layer(nn.Module):
         network: tuple[int, ...],
     ) -> NDArray[np.float32]:
         """As FreshRows (sparse/units.py), of one network."""
-        if parameter.endswith(".bias"):
-            return np.zeros(len(units), dtype=np.float32)
+        if parameter.endswith((".bias", ".norm.weight")):
+            return np.full(len(units), parameter.endswith("weight"), dtype=np.float32)
         live = np.ones((self.shape.out_features, self.shape.in_features), dtype=bool)
         if self.dead is not None:
             live = ~self.dead[network].cpu().numpy()
@@ -238,15 +254,35 @@ class Layer(nn.Module):
         self.bias.grad = of_bias.view(self.bias.shape)
 
     def activate(self, x: Tensor) -> Tensor:
-        """[N, B, I] -> [N, B, O]."""
+        """[N, B, I] -> [N, B, O]; under a paired activation [N, B, 2 O]."""
+        z = self.products(x)
+        return self.squash(z if self.norm is None else self.norm.look(z))
+
+    def products(self, x: Tensor) -> Tensor:
+        """[N, B, I] -> z [N, B, O]."""
         num = x.shape[0]
         weight, bias = self.weight.view(num, *self.weight.shape[-2:]), self.bias.view(num, 1, -1)
-        y = torch.baddbmm(bias, x, weight.transpose(1, 2))
-        return self.squash(y) if self.is_hidden else y
+        return torch.baddbmm(bias, x, weight.transpose(1, 2))
+
+    def squash(self, z: Tensor) -> Tensor:
+        """The activation, in a hidden layer."""
+        return self.activation.forward(z) if self.is_hidden else z
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, B, I] -> [N, B, O], seen by the units."""
-        y = self.activate(x)
+        z = self.products(x)
+        if self.norm is not None:
+            z = self.norm(z) if self.networks else self.norm(z[0])[None]
+        return self.shown(z)
+
+    def shown(self, z: Tensor) -> Tensor:
+        """`squash`, with the units looking on."""
         if self.units is None:
-            return y
-        return self.units(y) if self.networks else self.units(y[0])[None]
+            return self.squash(z)
+        if self.activation.paired:
+            return self.squash(self._see(z))
+        return self._see(self.squash(z))
+
+    def _see(self, h: Tensor) -> Tensor:
+        units: Any = self.units
+        return units(h) if self.networks else units(h[0])[None]

@@ -28,8 +28,6 @@ from sparsecl.topology.layer import LayerShape, LayerTopology
 FIRST_POLICY = 0.01
 MIN_DEVIATION = 1e-8
 
-ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh}
-
 Shapes = tuple[LayerShape, ...]
 
 
@@ -55,11 +53,10 @@ class Agent(nn.Module):
     ) -> None:
         super().__init__()
         policy, value = agent_shapes(config, inputs, actions)
-        self.policy = Networks(policy, [seed], [graphs], apart=True)
-        self.value = Networks(value, [seed], [graphs], apart=True)
+        given: Any = {"apart": True, "activation": config.activation}
+        self.policy = Networks(policy, [seed], [graphs], **given)
+        self.value = Networks(value, [seed], [graphs], **given)
         self.log_std = nn.Parameter(torch.zeros(actions))
-        for layer in self.layers:
-            layer.squash = ACTIVATIONS[config.activation]
         with torch.no_grad():
             last: Any = self.policy.layers[-1]
             last.weight *= FIRST_POLICY

@@ -380,6 +380,13 @@ def interference_tool(arguments: list[str], workspace: Workspace) -> None:
 
 def tickets_tool(arguments: list[str], workspace: Workspace) -> None:
     options = tickets.parser().parse_args(arguments)
+    if options.verb == "stream":
+        small = ("stream.samples_per_task=20", "panel.samples=10", "learner.width=8", "seeds=1")
+        given = ["--after", "0", "1", "--rounds", "1", "--set", "stream.data=null", *small]
+        output = workspace.run(sys.executable, "tools/tickets.py", *arguments, *given)
+        assert "online accuracy on task 2" in output
+        assert options.plot is None or (workspace.folder / options.plot).is_file()
+        return
     for run in options.runs:
         workspace.train_into(str(run))
     output = workspace.run(sys.executable, "tools/tickets.py", *arguments)

@@ -63,9 +63,13 @@ def trained(settings: StreamRunConfig, pack: int = 0) -> tuple[Pack, list[dict[s
         {"methods": {"upgd": UpgdConfig(sigma=0.1, scope="local", protecting=False)}},
         {"methods": {"upgd": UpgdConfig(sigma=0.1, utility="feature")}, "topology": SPARSE},
         {"methods": {"upgd": UpgdConfig(utility="feature", scope="local")}},
+        {"methods": {"upgd": UpgdConfig(order=2, sigma=0.1)}, "topology": SPARSE, "batch": 3},
+        {"methods": {"upgd": UpgdConfig(order=2, utility="feature", sigma=0.1), "cbp": MANY["cbp"]},
+         "learner": LearnerConfig(width=8, layers=2, activation="crelu"), "topology": SPARSE},
     ],
     ids=["sgd", "many methods, sparse", "cbp under adam", "redo and springs", "batches",
-         "upgd", "upgd by rows", "upgd of units", "upgd of units by layers"],
+         "upgd", "upgd by rows", "upgd of units", "upgd of units by layers", "second order",
+         "second order of units, crelu"],
 )  # fmt: skip
 def test_side_by_side_is_one_at_a_time_bit_for_bit(changes):
     together, records = trained(config(seeds=3, **changes))
@@ -181,9 +185,17 @@ def content(folder) -> Any:
     return [{k: v for k, v in line.items() if k not in ("seconds", "sealed")} for line in lines]
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, monkeypatch, signal):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"methods": MANY, "optimizer": StepConfig(kind="adam", lr=0.01)},
+        {"methods": {"upgd": UpgdConfig(order=2, sigma=0.1)}, "topology": SPARSE,
+         "learner": LearnerConfig(width=8, layers=2, activation="crelu")},
+    ],
+    ids=["many methods", "second order, crelu"],
+)  # fmt: skip
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, monkeypatch, signal, changes):
     """In the middle of a task, and again at its end."""
-    changes: dict[str, Any] = {"methods": MANY, "optimizer": StepConfig(kind="adam", lr=0.01)}
     run.run(prepared(tmp_path / "whole", **changes))
     step = Pack._step
     for stop in (11, 30):

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le, Lt
 
+from sparsecl.config import younger
 from sparsecl.methods.facts import (
     AdamRestartKind,
     MethodConfig,
@@ -60,6 +61,11 @@ class CbpConfig(MethodConfig):
 
     def check(self, run: RunFacts) -> None:
         check_renewal(self.adam_restart, run)
+        if self.bias_transfer and run.paired_units:
+            raise ValueError(
+                "bias_transfer=true knows one mean of a unit, and under crelu a unit gives two "
+                "activations; leave it out"
+            )
 
     def memory(self, rank: RankSizes) -> MethodMemory:
         # Two running means, a centre and five sums of each unit; its age.
@@ -159,7 +165,11 @@ class UpgdConfig(MethodConfig):
     networks = "many"
 
     utility: Literal["weight", "feature"] = "weight"
-    """Of each weight, to first order; or of each hidden unit, for its incoming weights."""
+    """Of each weight; or of each hidden unit, for its incoming weights."""
+
+    order: Literal[1, 2] = younger(1)
+    """Of the expansion that utilities are: 1 from gradients, 2 with the diagonal of the Hessian
+    (HesScale), on streams of images alone."""
 
     scope: Literal["global", "local"] = "global"
     """Utilities are divided by the largest of all, or by the norm of their row (feature: layer)."""
@@ -183,6 +193,19 @@ class UpgdConfig(MethodConfig):
     @property
     def about_units(self) -> bool:
         return self.utility == "feature"
+
+    def check(self, run: RunFacts) -> None:
+        if self.order == 2 and not run.curvature:
+            raise ValueError(
+                "order=2 needs the diagonal of the Hessian. HesScale gives it for linear layers "
+                "and elementwise functions under a cross entropy, so for streams of images, and "
+                "has no rule for attention and norms; use order=1"
+            )
+        if self.order == 2 and "dropout" in run.others:
+            raise ValueError(
+                "order=2 asks for the curvature of the whole network, and methods.dropout thins "
+                "it; take one"
+            )
 
     @property
     def active(self) -> bool:

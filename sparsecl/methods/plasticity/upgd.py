@@ -2,10 +2,11 @@
 
 Source: Elsayed & Mahmood 2024 (https://arxiv.org/abs/2404.00781) and the public code
 mohmdelsayed/upgd. The utility of a weight is what the loss would gain if it were zero, to first
-order -g w; of a hidden unit, if its activation were: -(dL/dh) h summed over tokens, which is the
-sum of -g w over its outgoing weights. u, a running mean with `beta`, is corrected by its age,
-scaled and squashed: ubar = sigmoid(u / max u), the largest of all weights or units (`scope:
-global`), or sigmoid(u / |u|), the norm of its row or layer (`local`). Then
+order -g w, to second -g w + H w^2 / 2; of a hidden unit, if its activation were: the same with h
+in the place of w, summed over tokens, which is the sum of utilities over its outgoing weights. u, a
+running mean with `beta`, is corrected by its age, scaled and squashed: ubar = sigmoid(u / max u),
+the largest of all weights or units (`scope: global`), or sigmoid(u / |u|), the norm of its row or
+layer (`local`). Then
 
     protecting      w <- (1 - lr wd) w + (step - lr sigma xi) (1 - ubar)
     not protecting  w <- (1 - lr wd) w + step - lr sigma xi (1 - ubar),      xi ~ N(0, 1)
@@ -22,8 +23,8 @@ Differs: the code's stand-alone optimizer takes twice the step, for 1 - ubar is 
 is what it says. What methods before this one added to gradients or steps is gated as well, and the
 step is one of clipped gradients; a decay that goes through moments is gated too. Vectors are left
 alone unless `vectors` is set; a unit's biases go with the unit. Absent and held weights get no
-noise and have no part in the maximum. Second order (HesScale) is left out: its approximation is
-derived for linear layers and elementwise functions, not for attention and norms.
+noise and have no part in the maximum. H is the diagonal of the Hessian of the loss by HesScale,
+which knows linear layers and elementwise functions, not attention and norms: a GPT has order 1.
 """
 
 import math
@@ -112,7 +113,8 @@ class Upgd(Method):
                 utilities[item.name] = found
         sums = context.line_sums(utilities, columns)
         for name, group in context.units.items():
-            new = torch.stack([sums[matrix] for matrix in group.outgoing]).sum(0)
+            found = torch.stack([sums[matrix] for matrix in group.outgoing]).sum(0)
+            new = group.by_unit(found)
             old = self.units.get(name, torch.zeros_like(new))
             self._next_units[name] = self._mixed(old, new)
         if self.config.scope == "global":
@@ -123,9 +125,14 @@ class Upgd(Method):
             self._norms = {name: _norm(total) for name, total in squares.items()}
 
     def _utility(self, context: MethodContext, item: Slice) -> Tensor | None:
-        """-g w, fp32 [numel]."""
+        """-g w, to second order -g w + H w^2 / 2; fp32 [numel]."""
         gradient = context.gradient(item)
-        return None if gradient is None else -gradient.to(item.master.device) * item.master
+        if gradient is None:
+            return None
+        utility = -gradient.to(item.master.device) * item.master
+        if self.config.order == 2:
+            utility.addcmul_(context.curvature(item), item.master.square(), value=0.5)
+        return utility
 
     def _mixed(self, old: Tensor, new: Tensor) -> Tensor:
         return new.mul_(1.0 - self.config.beta).add_(old, alpha=self.config.beta)

@@ -80,6 +80,10 @@ def check_increments(config: Any) -> None:
         return
     if learner == "linear":
         raise ValueError("learner.kind=linear: class_incremental has nearest_mean as its floor")
+    if config.learner.activation != "relu" and learner != "mlp":
+        raise ValueError(
+            f"learner.activation={config.learner.activation}: {learner} takes relu; mlp takes all"
+        )
     if topology != "dense" and learner != "mlp":
         raise ValueError(f"topology.kind={topology}: {learner} takes no graph; mlp does")
     for name, block in used.items():

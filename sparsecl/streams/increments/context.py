@@ -67,6 +67,7 @@ class ImageContext(WeightContext):
         incoming = params[group.incoming[0]].detach().abs().flatten(1).mean(1)
         (name,) = group.outgoing
         outgoing = params[name].detach().abs().transpose(0, 1).flatten(1).mean(1)
+        outgoing = group.by_unit(outgoing) / group.num_columns
         return UnitFigures(mean, mean_abs, active, distance, incoming, outgoing)
 
     def begin_anew(

@@ -14,21 +14,23 @@ from torch import Tensor
 from sparsecl.metrics.plasticity import flat_figures
 from sparsecl.metrics.ranks import rank_figures
 from sparsecl.metrics.units import unit_figures
+from sparsecl.sparse.units import by_unit
 from sparsecl.streams.increments.networks import ImageNetwork
 
 
 class _Layer:
     """Sums over what one layer gives."""
 
-    def __init__(self) -> None:
+    def __init__(self, columns: int) -> None:
+        self.columns = columns
         self.size, self.active = 0.0, 0
         self.gram, self.rows = 0.0, 0
 
     def add(self, h: Tensor) -> None:
-        """h [rows, n]"""
+        """h [rows, columns * n]"""
         wide = h.double()
-        self.size = self.size + wide.abs().sum(0)
-        self.active = self.active + h.count_nonzero(0)
+        self.size = self.size + by_unit(wide.abs().sum(0), self.columns)
+        self.active = self.active + by_unit(h.count_nonzero(0), self.columns)
         self.gram, self.rows = self.gram + wide.T @ wide, self.rows + len(h)
 
     def figures(self) -> dict[str, float]:
@@ -46,10 +48,10 @@ def panel(model: ImageNetwork, images: Iterable[Tensor]) -> dict[str, float]:
         images: [k, channels, side, side], a part after the other.
     """
     layers: list[_Layer] = []
-    final = _Layer()
+    final = _Layer(model.columns)
     for x in images:
         hidden, features = model.hidden(x)
-        layers = layers or [_Layer() for _ in hidden]
+        layers = layers or [_Layer(model.columns) for _ in hidden]
         for layer, h in zip(layers, hidden, strict=True):
             layer.add(h)
         final.add(features)

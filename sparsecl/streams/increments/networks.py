@@ -34,6 +34,9 @@ class ImageNetwork(nn.Module, ABC):
     head: Any
     """The layer that gives the logits, with weight and bias."""
 
+    columns = 1
+    """Activations of a unit, side by side."""
+
     @abstractmethod
     def hidden(self, x: Tensor) -> Hidden:
         """What a look at images sees."""
@@ -246,7 +249,9 @@ class Perceptron(ImageNetwork):
         found = config.shapes(inputs, classes)
         shapes = [replace(shape, name=f"net.{shape.name}") for shape in found]
         self._graphs = build_topologies(topology, tuple(shapes[:-1]), seed=seed)
-        self.net = Networks(shapes, [seed], [self._graphs], apart=True)
+        given: Any = {"apart": True, "activation": config.activation}
+        self.net = Networks(shapes, [seed], [self._graphs], **given)
+        self.columns = self.net.columns
 
     @property
     def head(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -18,7 +18,7 @@ feature would be all tokens of a step one after the other, of which each data-pa
 others, so the figures would depend on the layout, and a pass would be as many steps as it has
 tokens. Rows of a batch are samples in their order, and cost as many small steps.
 
-B = samples, n = features.
+B = samples, n = features. N networks side by side have their number in front of all shapes.
 """
 
 from typing import Any
@@ -31,16 +31,17 @@ EPS = 1e-5
 
 
 class _Controlled(torch.autograd.Function):
-    """Normalise by `stats`, [4, n] of mu, var, u and v, which forward and backward move on."""
+    """Normalise x [..., B, n] by `stats`, [4, ..., n] of mu, var, u and v, which forward and
+    backward move on."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, stats: Tensor, decay: float, control: float, eps: float):
         mean, var = stats[0], stats[1]
         y, sigma = torch.empty_like(x), torch.empty_like(x)
-        for i, row in enumerate(x):
-            sigma[i] = (var + eps).sqrt()
+        for i, row in enumerate(x.unbind(-2)):
+            sigma[..., i, :] = (var + eps).sqrt()
             apart = row - mean
-            y[i] = apart / sigma[i]
+            y[..., i, :] = apart / sigma[..., i, :]
             var.mul_(decay).add_(apart.square(), alpha=decay * (1.0 - decay))
             mean.add_(apart, alpha=1.0 - decay)
         ctx.save_for_backward(y, sigma)
@@ -53,11 +54,11 @@ class _Controlled(torch.autograd.Function):
         y, sigma = ctx.saved_tensors
         total, along = ctx.stats[2], ctx.stats[3]
         found = torch.empty_like(grad)
-        for i, g in enumerate(grad):
-            free = g - ctx.leak * along * y[i]
-            along.add_(free * y[i])
-            found[i] = free / sigma[i] - ctx.leak * total
-            total.add_(found[i])
+        for i, g in enumerate(grad.unbind(-2)):
+            free = g - ctx.leak * along * y[..., i, :]
+            along.add_(free * y[..., i, :])
+            found[..., i, :] = free / sigma[..., i, :] - ctx.leak * total
+            total.add_(found[..., i, :])
         return found, None, None, None, None
 
 
@@ -75,6 +76,7 @@ class OnlineNorm(nn.Module):
         control: float = 0.99,
         eps: float = EPS,
         bound: float = 5.0,
+        networks: tuple[int, ...] = (),
     ) -> None:
         """Begin with mean 0 and variance 1.
 
@@ -82,18 +84,32 @@ class OnlineNorm(nn.Module):
             decay: a, of the figures of the features.
             control: b, of those of the gradients.
             bound: outputs are cut off beyond +-bound.
+            networks: (N,) where N are side by side.
         """
         super().__init__()
         self.decay, self.control, self.eps, self.bound = decay, control, eps, bound
-        self.weight = nn.Parameter(torch.ones(num_features))
-        self.bias = nn.Parameter(torch.zeros(num_features))
-        stats = torch.zeros(4, num_features)
+        self.weight = nn.Parameter(torch.ones(*networks, num_features))
+        self.bias = nn.Parameter(torch.zeros(*networks, num_features))
+        stats = torch.zeros(4, *networks, num_features)
         stats[1] = 1.0
         self.register_buffer("stats", stats)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            y = _Controlled.apply(x, self.stats, self.decay, self.control, self.eps)
-        else:
-            y = (x - self.stats[0]) / (self.stats[1] + self.eps).sqrt()
-        return (y * self.weight + self.bias).clamp(-self.bound, self.bound)
+        if not self.training:
+            return self.look(x)
+        return self._scaled(_Controlled.apply(x, self.stats, self.decay, self.control, self.eps))
+
+    def look(self, x: Tensor) -> Tensor:
+        """As in eval mode."""
+        mean, var = self.stats[0].unsqueeze(-2), self.stats[1].unsqueeze(-2)
+        return self._scaled((x - mean) / (var + self.eps).sqrt())
+
+    def _scaled(self, y: Tensor) -> Tensor:
+        scaled = y * self.weight.unsqueeze(-2) + self.bias.unsqueeze(-2)
+        return scaled.clamp(-self.bound, self.bound)
+
+    @torch.no_grad()
+    def forget(self, network: tuple[int, ...], features: Tensor) -> None:
+        """Let features [k] of one network have seen nothing."""
+        for row, value in enumerate((0.0, 1.0, 0.0, 0.0)):
+            self.stats[(row, *network, features)] = value
