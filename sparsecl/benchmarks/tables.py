@@ -108,6 +108,17 @@ def growth_table(result: Mapping[str, Any]) -> str:
             f"{step['exponent']:>8.3f}{step['r_squared']:>8.4f}"
             f"{update['exponent']:>10.3f}{update['r_squared']:>8.4f}   {points}"
         )
+    first = result["memory"][0]
+    lines += [
+        f"memory of a {BASELINE} step, {first['tokens']} tokens a pass, MB (10^6 bytes)",
+        f"{'logits at once':<16}{'state':>10}{'pass':>10}{'formula':>10}{'together':>10}",
+    ]
+    for row in result["memory"]:
+        state, peak = row["measured"]["state"] / MB, row["measured"]["pass"] / MB
+        lines.append(
+            f"{row['loss_chunk'] or 'all':<16}{state:>10.2f}{peak:>10.2f}"
+            f"{row['formula']['pass'] / MB:>10.2f}{state + peak:>10.2f}"
+        )
     return "\n".join(lines)
 
 
