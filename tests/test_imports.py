@@ -13,6 +13,9 @@ CASES = {
     "import sparsecl.programs.metrics": ("torch", "matplotlib", "scipy"),
     # A lone process has no tensor parallelism, and no model is compiled unless it is asked for.
     "import sparsecl.engine.run": ("megatron", "deepspeed", "matplotlib", "torch._dynamo"),
+    # What every ZeRO wrapper imports.
+    "from sparsecl.engine.build import import_deepspeed; import_deepspeed(); "
+    "from deepspeed.runtime.zero.muon import muon_optimizer": ("torch._inductor.compile_fx",),
     "from sparsecl import dist; dist.init(); assert dist.tp_size() == 1": ("megatron",),
 }
 

@@ -3,18 +3,21 @@
 For each axis and arm, models of three or more sizes take turns, and a line is fitted to the
 logarithms of the medians: time ~ x^k. k = 1 is linear; a constant part, such as the dense embedding
 beside the layers, makes it smaller.
+
+Beside the lines: the memory of a dense step with whole logits, and with the loss in chunks.
 """
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from sparsecl.benchmarks import process
+from sparsecl.benchmarks import memory, process
 from sparsecl.benchmarks.arms import BASELINE, arm_configs, model_config
 from sparsecl.benchmarks.ratios import log_slope, medians
 from sparsecl.benchmarks.steps import Timed
 from sparsecl.engine.run_config import RunConfig
+from sparsecl.model.config import LOSS_CHUNK
 
 if TYPE_CHECKING:
     from sparsecl.engine.run import Prepared
@@ -23,23 +26,45 @@ DENSITIES = (0.05, 0.1, 0.2, 0.4)
 FACTORS = (1, 2, 4)
 AXES = ("live_weights", "tokens", "layers")
 TIMES = ("step", "update")
+CHUNKS = (0, LOSS_CHUNK)
+"""Tokens whose logits exist at once; 0 = all."""
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Time all points. The baseline has no axis of live weights."""
+    """Time all points, and weigh the steps. The baseline has no axis of live weights."""
     from sparsecl import dist
 
-    groups = {
+    groups: dict[Any, dict[str, RunConfig]] = {
         (axis, name): line_configs(options, axis, name)
         for axis in AXES
         for name in (BASELINE, *options.arms)
         if axis != "live_weights" or name != BASELINE
     }
+    groups["memory"] = chunk_configs(options)
     machine, prepared = process.start(options, groups)
     dist.init()
+    weighed = prepared.pop("memory")
     lines = [time_line(options, axis, name, runs) for (axis, name), runs in prepared.items()]
+    rows = [weigh(options, run) for run in weighed.values()]
     dist.shutdown()
-    return {"environment": process.finish(machine), "lines": lines}
+    return {"environment": process.finish(machine), "lines": lines, "memory": rows}
+
+
+def chunk_configs(options: argparse.Namespace) -> dict[str, RunConfig]:
+    """The dense run with each of CHUNKS."""
+    dense = arm_configs(options, options.density[0])[BASELINE]
+    return {str(n): replace(dense, speed=replace(dense.speed, loss_chunk=n)) for n in CHUNKS}
+
+
+def weigh(options: argparse.Namespace, run: "Prepared") -> dict[str, Any]:
+    """Bytes of model state and of one pass over a micro-batch. `dist.init` has run."""
+    found = memory.measure_arm(run, options.vocab, None)
+    kinds = ("measured", "formula")
+    return {
+        "loss_chunk": run.config.speed.loss_chunk,
+        "tokens": run.schedule.micro * run.schedule.shape.context,
+        **{kind: {name: found[kind][name] for name in ("state", "pass")} for kind in kinds},
+    }
 
 
 def line_configs(options: argparse.Namespace, axis: str, arm: str) -> dict[str, RunConfig]:

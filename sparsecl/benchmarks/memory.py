@@ -70,6 +70,7 @@ def measure_arm(prepared: "Prepared", vocab_size: int, length: int | None) -> di
         seed=config.seed,
         topologies=prepared.topologies,
         backends=backends,
+        loss_chunk=config.speed.loss_chunk,
     )
     length = length or schedule.shape.context
     peak = pass_bytes(model, config, vocab_size, (schedule.micro, length))

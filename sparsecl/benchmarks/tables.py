@@ -8,6 +8,7 @@ from sparsecl.benchmarks.arms import BASELINE
 from sparsecl.benchmarks.checkpoints import WAYS
 from sparsecl.benchmarks.layers import BLOCK, SHAPES
 from sparsecl.benchmarks.memory import PASS, STATE
+from sparsecl.benchmarks.nanogpt import TOLERANCE
 from sparsecl.benchmarks.steps import PARTS
 
 MB = 1e6
@@ -36,6 +37,35 @@ def _steps_group(group: Mapping[str, Any]) -> str:
         lines.append(f"{name:<16}{times}{speed}   {_ratio(arm['ratio'])}")
     choices = {name: arm["choices"] for name, arm in group["arms"].items()}
     return "\n".join([*lines, *_choices(choices)])
+
+
+def nanogpt_table(result: Mapping[str, Any]) -> str:
+    """One line for each arm, our dense step over its step; then weights and losses of both."""
+    lines = [
+        f"{result['tokens_per_step']} tokens per step, {result['environment']['threads']} threads",
+        f"{'arm':<16}{'step ms':>11}"
+        + "".join(f"{part:>11}" for part in PARTS)
+        + f"{'tokens/s':>12}   {BASELINE} / it (quartiles)",
+    ]
+    for name, arm in result["arms"].items():
+        times = "".join(f"{arm['median_seconds'][p] * 1e3:>11.2f}" for p in ("step", *PARTS))
+        speed = f"{arm['tokens_per_second']:>12,.0f}"
+        lines.append(f"{name:<16}{times}{speed}   {_ratio(arm['dense_over_it'])}")
+    weights, losses = result["weights"], result["losses"]
+    lines.append(f"weights: {weights['ours']:,} of ours, {weights['theirs']:,} of its")
+    for kind, (ours, theirs) in weights["differ"].items():
+        lines.append(f"  {kind}: {ours:,} of ours, {theirs:,} of its")
+    if losses is None:
+        lines.append("losses: not compared, its parameters are others than ours")
+    else:
+        apart = abs(losses["ours"] - losses["theirs"])
+        word = "the same" if apart <= TOLERANCE else "NOT THE SAME"
+        lines.append(
+            f"loss on the same weights: {losses['ours']:.6f} of ours, {losses['theirs']:.6f} of "
+            f"its, apart {apart:.1e}: {word} (limit {TOLERANCE:g})"
+        )
+    last = ", ".join(f"{name} {arm['last_loss']:.6f}" for name, arm in result["arms"].items())
+    return "\n".join([*lines, f"loss of the last step: {last}"])
 
 
 def layers_table(result: Mapping[str, Any]) -> str:
@@ -77,6 +107,17 @@ def growth_table(result: Mapping[str, Any]) -> str:
             f"{line['axis']:<14}{line['arm']:<16}"
             f"{step['exponent']:>8.3f}{step['r_squared']:>8.4f}"
             f"{update['exponent']:>10.3f}{update['r_squared']:>8.4f}   {points}"
+        )
+    first = result["memory"][0]
+    lines += [
+        f"memory of a {BASELINE} step, {first['tokens']} tokens a pass, MB (10^6 bytes)",
+        f"{'logits at once':<16}{'state':>10}{'pass':>10}{'formula':>10}{'together':>10}",
+    ]
+    for row in result["memory"]:
+        state, peak = row["measured"]["state"] / MB, row["measured"]["pass"] / MB
+        lines.append(
+            f"{row['loss_chunk'] or 'all':<16}{state:>10.2f}{peak:>10.2f}"
+            f"{row['formula']['pass'] / MB:>10.2f}{state + peak:>10.2f}"
         )
     return "\n".join(lines)
 
@@ -171,5 +212,6 @@ TABLES = {
     "memory": memory_table,
     "wire": wire_table,
     "gpu_table": gpu_table.table,
+    "nanogpt": nanogpt_table,
     "checkpoints": checkpoints_table,
 }

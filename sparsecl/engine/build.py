@@ -1,9 +1,11 @@
 """Model, optimizer and DeepSpeed engine, put together; their masks guarded from the start."""
 
 import contextlib
+import functools
+import importlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,14 +142,37 @@ def _load_kernel(ds_config: Mapping[str, Any]) -> None:
         ) from error
 
 
-def _initialize(model: GPT, config: RunConfig, ds_config: Mapping[str, Any]) -> Any:
-    # DeepSpeed logs a page per rank; what matters to a user is in the run's own header.
+def import_deepspeed() -> Any:
+    """The module deepspeed, with what its engine imports later on. Local.
+
+    Every ZeRO wrapper imports DeepSpeed's Muon, which asks for compiled functions as it is
+    imported: that brings in all of torch's inductor, a fifth of the CPU time up to the first step.
+    They are compiled here when they are first called, which they are in a run with that Muon only.
+    """
+    # Else it prints how it has found out.
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     import deepspeed
 
+    compiler, torch.compile = torch.compile, _compiled_at_first_call
+    try:
+        with contextlib.suppress(ImportError):  # another release has it elsewhere
+            importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    finally:
+        torch.compile = compiler
+    return deepspeed
+
+
+def _compiled_at_first_call(function: Callable[..., Any]) -> Callable[..., Any]:
+    compiled = functools.cache(lambda: torch.compile(function))
+    return functools.wraps(function)(lambda *args, **kwargs: compiled()(*args, **kwargs))
+
+
+def _initialize(model: GPT, config: RunConfig, ds_config: Mapping[str, Any]) -> Any:
+    deepspeed = import_deepspeed()
     # Else DeepSpeed compiles a shared-memory all-reduce at the first run on a CPU: a minute, and
     # a rank that dies meanwhile leaves a lock behind. gloo needs no compiler.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # It logs a page per rank; what matters to a user is in the run's own header.
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     deepspeed.init_distributed(
         dist_backend="nccl" if torch.cuda.is_available() else "gloo",

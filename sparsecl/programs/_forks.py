@@ -21,7 +21,7 @@ from sparsecl.experiments.running.local import die_with_parent  # noqa: E402
 from sparsecl.opening import plain  # noqa: E402
 
 PRELOAD = (
-    "deepspeed",
+    "torch._dynamo",  # of torch's optimizers, which import it as they are built
     "torch.utils.tensorboard",
     "sparsecl.engine.run",
     "sparsecl.experiments.plots",
@@ -62,6 +62,9 @@ def _import_all() -> None:
     os.environ.setdefault("DS_ACCELERATOR", dist.device().type)
     for name in PRELOAD:
         importlib.import_module(name)
+    from sparsecl.engine.build import import_deepspeed
+
+    import_deepspeed()
 
 
 def _be(request: dict[str, Any], parent: int) -> NoReturn:

@@ -8,6 +8,7 @@
     python tools/bench.py --wire --layers 2 --width 128 --heads 4 --context 64
     python tools/bench.py --gpu_table --device cuda --precision bf16 --vocab 50257 --out gpu.json
     python tools/bench.py --checkpoints --density 0.01 0.1 --arms masked packed --rounds 3
+    python tools/bench.py --vs nanogpt PATH --rounds 15 --threads 2
 
 By default whole steps are timed: forward, backward and optimizer step through DeepSpeed on random
 tokens, in one process. The arms of a density take turns: every round is one step of each, on the
@@ -20,7 +21,8 @@ On a CPU all arms alike run with an allocator that reuses large blocks (sparsecl
 training does. --per_layer times the linears alone, --growth fits exponents of the step time,
 --memory compares bytes with the formulas, --wire counts the bytes of gradient reductions,
 --gpu_table gives tokens/s, utilisation and memory of the presets on one device, and
---checkpoints saves in the foreground and beside training.
+--checkpoints saves in the foreground and beside training. --vs nanogpt PATH steps our dense model
+in turns with nanoGPT from a checkout of yours: the file PATH/model.py IS RUN, with your rights.
 """
 
 import argparse
@@ -37,6 +39,7 @@ from sparsecl.benchmarks import (
     growth,
     layers,
     memory,
+    nanogpt,
     process,
     steps,
     wire,
@@ -66,8 +69,20 @@ MODES = {
     "gpu_table": "tokens/s, MFU and memory of --presets: dense, masked, packed, tiles",
     "checkpoints": "bytes of a checkpoint, and how long training waits for it",
 }
+# What --vs knows, and the mode that it is.
+OTHERS = ("nanogpt",)
 # Kinds that --density does not describe.
 KINDS = tuple(kind for kind in get_args(TopologyKind) if kind not in ("dense", *ON_DISK))
+
+
+class _Versus(argparse.Action):
+    """--vs KIND PATH: the kind is the mode."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        kind, path = values
+        if kind not in OTHERS:
+            raise argparse.ArgumentError(self, f"invalid choice: {kind!r} (choose nanogpt)")
+        namespace.mode, namespace.vs = kind, Path(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,6 +117,13 @@ def parser() -> argparse.ArgumentParser:
         modes.add_argument(
             f"--{name}", *aliases, dest="mode", action="store_const", const=name, help=text
         )
+    modes.add_argument(
+        "--vs",
+        nargs=2,
+        action=_Versus,
+        metavar=("nanogpt", "PATH"),
+        help="dense alone, against nanoGPT in the folder PATH; its model.py is run",
+    )
     result.set_defaults(mode="steps")
     _add_model(result)
     _add_arms(result)
@@ -202,6 +224,14 @@ def check_flags(options: argparse.Namespace) -> None:
         raise UserError(f"--arms {tiled[0]} needs tiles: add --block, for example --block 16")
     if options.mode == "wire" and options.device == "cuda":
         raise UserError("--wire counts on the CPU: leave --device cuda out")
+    if options.mode == "nanogpt":
+        nanogpt.find_model(options.vs)
+        if options.precision == "fp16":
+            raise UserError("--vs nanogpt compares fp32 or bf16: leave --precision fp16 out")
+        if options.activation_checkpointing:
+            raise UserError("--vs nanogpt: it keeps all activations; no --activation_checkpointing")
+        if options.plot:
+            raise UserError("--vs nanogpt has no picture: leave --plot out")
     for flag in ("out", "plot"):
         path = getattr(options, flag)
         if path:
@@ -241,6 +271,7 @@ def measure(
             "memory": memory.measure,
             "wire": wire.measure,
             "checkpoints": checkpoints.measure,
+            "nanogpt": nanogpt.measure,
         }
         found = modes[options.mode](options, configs)
     config = {key: plain(value) for key, value in vars(options).items()}

@@ -176,8 +176,32 @@ def test_growth_has_a_line_for_each_axis(pool, tmp_path):
         times = [point["step"] for point in line["median_seconds"]]
         slope = log_slope(line["sizes"], times)
         assert line["slopes"]["step"]["exponent"] == pytest.approx(slope.exponent)
-    table = show("growth", tmp_path, lines=lines)
+    rows = [
+        {"loss_chunk": chunk, "tokens": 16, "measured": found, "formula": found}
+        for chunk, found in ((0, {"state": 2e6, "pass": 3e6}), (1024, {"state": 2e6, "pass": 1e6}))
+    ]
+    table = show("growth", tmp_path, lines=lines, memory=rows)
     assert f"{lines[1]['slopes']['step']['exponent']:.3f}" in table
+    whole, chunked = (line.split() for line in table.splitlines()[-2:])
+    assert whole == "all 2.00 3.00 3.00 5.00".split()
+    assert chunked == "1024 2.00 1.00 1.00 3.00".split()
+
+
+def weigh_growth(given):
+    dist.init()
+    configs = growth.chunk_configs(given)
+    return [growth.weigh(given, check(c, given.ds_config, None)) for c in configs.values()]
+
+
+def test_chunks_of_the_loss_take_less_memory(pool):
+    # Two chunks of 1024 tokens; without them logits and their gradient are whole.
+    given = options("--layers", "1", "--context", "1024", "--micro", "2", "--vocab", "1280")
+    ((whole, chunked),) = pool.run(weigh_growth, 1, given)
+    assert (whole["loss_chunk"], chunked["loss_chunk"], chunked["tokens"]) == (0, 1024, 2048)
+    assert whole["measured"]["state"] == chunked["measured"]["state"]
+    for row in (whole, chunked):
+        assert row["measured"]["pass"] == pytest.approx(row["formula"]["pass"], rel=0.1)
+    assert chunked["measured"]["pass"] < 0.7 * whole["measured"]["pass"]
 
 
 def test_growth_points_of_an_axis():
