@@ -20,6 +20,11 @@ SEEDS = Column(key="seeds", heading="seeds")
 PLANNED = Column(key="planned_seeds", heading="of")
 
 
+def unprobed(study: Study) -> list[Arm]:
+    """All arms but probes, which have tables of their own (report/onset.py)."""
+    return [arm for arm in study.plan.arms if arm.role != "probe"]
+
+
 def arms_table(study: Study) -> Table:
     """What each arm is, before anything was measured."""
     columns = (
@@ -85,7 +90,7 @@ def measure_table(study: Study, comparison: Comparison, measure: str) -> Table:
     if measure == "NF":
         columns += (Column(key="domains", heading="domains that count"),)
     rows = []
-    for arm in study.plan.arms:
+    for arm in unprobed(study):
         figure = comparison.figures[arm.name, measure]
         one = figure.estimate
         values: tuple[Cell, ...] = (None,) * 8
@@ -163,7 +168,7 @@ def means_table(study: Study, comparison: Comparison) -> Table:
         if name != "BWT"  # F_last with the other sign
     ]
     rows = []
-    for arm in study.plan.arms:
+    for arm in unprobed(study):
         row: list[Cell] = [arm.name, len(study.seeds_done(arm.name))]
         for column in columns[2:]:
             figure = comparison.figures[arm.name, column.key]

@@ -76,7 +76,7 @@ def _probe_config(probes: ProbesConfig, arm: RunConfig) -> RunConfig:
         raise UserError("probes.length: needs phases.steps or phases.tokens in the base")
     if each is not None:
         phases = replace(phases, **{key: probes.length * each})
-    checkpoint = replace(arm.checkpoint, initial=False, keep_steps=())
+    checkpoint = replace(arm.checkpoint, keep_steps=())
     return replace(arm, phases=phases, checkpoint=checkpoint)
 
 
