@@ -112,9 +112,7 @@ def onset(
     return none if why else _first_worse(values, after, none, level)
 
 
-def _first_worse(
-    values: np.ndarray, after: Sequence[int], none: Onset, level: float
-) -> Onset:
+def _first_worse(values: np.ndarray, after: Sequence[int], none: Onset, level: float) -> Onset:
     means, num_probes = values.mean(axis=0), values.shape[1]
     pairs = num_probes * (num_probes - 1) // 2
     num_tests = num_probes - 1 if none.against == "fresh" else pairs

@@ -175,6 +175,11 @@ def sequential(arms: tuple[Arm, ...]) -> list[Arm]:
     return [arm for arm in arms if arm.role not in ("joint", "alone", "link", "probe")]
 
 
+def unprobed(arms: tuple[Arm, ...]) -> list[Arm]:
+    """All but probes, which have tables and a figure of their own."""
+    return [arm for arm in arms if arm.role != "probe"]
+
+
 def _family(
     study: Study,
     contrasts: tuple[ContrastConfig, ...] | list[ContrastConfig],

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from sparsecl.experiments.findings.collect import Study
-from sparsecl.experiments.findings.compare import Comparison, sequential
+from sparsecl.experiments.findings.compare import Comparison, sequential, unprobed
 from sparsecl.experiments.findings.curves import domains_of, mean_matrix, num_phases, order_of
 from sparsecl.experiments.findings.onset import MEASURE
 from sparsecl.experiments.findings.trends import Trends
@@ -55,7 +55,7 @@ class StudyFigure:
 def study_figures(study: Study, comparison: Comparison, trends: Trends) -> list[StudyFigure]:
     """Draw everything. Same records, same figures."""
     arms = sequential(study.plan.arms)
-    unprobed = [arm for arm in study.plan.arms if arm.role != "probe"]
+    each = unprobed(study.plan.arms)
     shown = in_curves(study)
     interval = interval_text(study, "t interval over seeds")
     cut = "" if len(shown) == len(arms) else " Controls are left out here."
@@ -71,7 +71,7 @@ def study_figures(study: Study, comparison: Comparison, trends: Trends) -> list[
             (
                 "arms",
                 f"Points: seeds. Upright stroke: their mean; line: {interval}.",
-                points.arms_figure(study, comparison, unprobed, _in_arms(study)),
+                points.arms_figure(study, comparison, each, _in_arms(study)),
             ),
             (
                 "curves",
@@ -150,7 +150,7 @@ def study_figures(study: Study, comparison: Comparison, trends: Trends) -> list[
             (
                 "cost",
                 "Of one run. Wall time is measured, mean over seeds; the others are planned.",
-                points.cost_figure(study, comparison, unprobed),
+                points.cost_figure(study, comparison, each),
             ),
         )
         if figure

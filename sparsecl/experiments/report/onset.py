@@ -28,8 +28,8 @@ def onset_table(study: Study, probed: tuple[ProbedArm, ...]) -> Table:
     rows = tuple(_onset_row(one) for one in probed)
     margin = study.plan.analysis.margins.get(MEASURE, 0.0)
     caption = (
-        "Loss on the held-out text of the probe domain at the end of a probe, nats per token, means "
-        "over seeds. Onset: phases of the stream before the first probe that is worse than a fresh "
+        "Held-out loss on the probe domain at the end of a probe, nats per token, means over "
+        "seeds. Onset: phases of the stream before the first probe that is worse than a fresh "
         f"model, or than the best probe before it, by more than {margin:g} in the mean and with an "
         "interval above zero, corrected over the probes (Bonferroni)."
     )
@@ -80,7 +80,5 @@ def probes_table(study: Study, probed: tuple[ProbedArm, ...]) -> Table:
                 cells.append(float(curve.mean[k]))
                 cells += [None if end is None else float(end[k]) for end in (low, high)]
             rows.append((one.arm.name, int(after), len(one.loss.seeds), *cells))
-    caption = (
-        f"The probes one by one. Intervals stand for each by itself. {level_text(study)}"
-    )
+    caption = f"The probes one by one. Intervals stand for each by itself. {level_text(study)}"
     return Table(name="probes", caption=caption, columns=columns, rows=tuple(rows))
