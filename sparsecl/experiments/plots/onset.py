@@ -11,8 +11,8 @@ from sparsecl.experiments.findings.onset import ProbedArm
 from sparsecl.experiments.plots.lines import WIDTH
 from sparsecl.experiments.plots.style import INK, MARKERS, clean, line_style, plain
 
-ONSETS = (("fresh", 10), ("best", 6))
-"""Which onset -> size of its mark: a large ring and a small dot."""
+ONSETS = (("fresh", 14), ("best", 8))
+"""Which onset, and the size of its mark: a large ring and a small dot."""
 
 
 def onset_figure(probed: Sequence[ProbedArm], margin: float) -> Figure | None:
@@ -72,7 +72,7 @@ def _mark(axes: Axes, one: ProbedArm, index: int) -> None:
             continue
         height = float(one.change.mean[list(one.change.x).index(found.after)])
         fill = {"markerfacecolor": "none"} if name == "fresh" else {}
-        ring = {"color": colour, "markersize": size + 4, "markeredgewidth": 1.6, "zorder": 4}
+        ring = {"color": colour, "markersize": size, "markeredgewidth": 1.6, "zorder": 4}
         axes.plot(found.after, height, "o", **ring, **fill)
 
 
