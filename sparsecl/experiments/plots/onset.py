@@ -71,9 +71,16 @@ def _mark(axes: Axes, one: ProbedArm, index: int) -> None:
         if one.change is None or found is None or found.after is None:
             continue
         height = float(one.change.mean[list(one.change.x).index(found.after)])
-        fill = {"markerfacecolor": "none"} if name == "fresh" else {}
-        ring = {"color": colour, "markersize": size, "markeredgewidth": 1.6, "zorder": 4}
-        axes.plot(found.after, height, "o", **ring, **fill)
+        axes.plot(
+            found.after,
+            height,
+            "o",
+            color=colour,
+            markerfacecolor="none" if name == "fresh" else colour,
+            markeredgewidth=1.6,
+            markersize=size,
+            zorder=4,
+        )
 
 
 def _phases(axes: Axes, ticks: Sequence[float]) -> None:
