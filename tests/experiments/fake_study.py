@@ -83,6 +83,9 @@ class FakeArm:
     moves: float | None = None
     """Write records of drift: KL of each earlier domain at every phase end; None = no records."""
 
+    after: int | None = None
+    """Probes: they train the last domain alone."""
+
     measures: dict[str, dict[str, float]] = field(default_factory=dict)
     """What methods measure of themselves at the end of the last phase."""
 
@@ -248,7 +251,8 @@ def write_study(
                 continue
             place.mkdir(parents=True)
             own = [domains.index(name) for name in plan.orders.get(run.order, ())] or order
-            plan_order = (-1,) if arm.role == "joint" else own
+            alone = {"joint": (-1,), "probe": (len(domains) - 1,)}
+            plan_order = alone.get(arm.role, own)
             records = run_records(arm, plan_order, domains, run.seed)
             write_lines(place / "scalars.jsonl", records[:-4] if key in begun else records)
             if key not in begun:
@@ -308,6 +312,7 @@ def _arm(arm: FakeArm, num_phases: int, first: FakeArm) -> Arm:
         label=arm.label or arm.name,
         role=arm.role,
         of=arm.of,
+        after=arm.after,
         levels=arm.levels,
         differences=(
             arm.differences if arm.differences is not None else () if arm is first else (kind,)

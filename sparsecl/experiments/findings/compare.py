@@ -151,15 +151,15 @@ def control_contrasts(study: Study) -> list[ContrastConfig]:
     """What the controls are for: the arm that one belongs to, minus the control.
 
     An arm trained for the FLOPs of the reference is compared with the reference instead. A domain
-    that is trained alone has no measure in common with a sequence of them, and neither need have a
-    run that finds a ticket.
+    that is trained alone, or in a probe, has no measure in common with a sequence of them, and
+    neither need have a run that finds a ticket.
     """
     contrasts = []
     for arm in study.plan.arms:
         if arm.role == "equal_flops":
             reference = study.plan.reference_of(arm)
             contrasts.append(ContrastConfig(arm=arm.name, against=reference))
-        elif arm.of is not None and arm.role not in ("arm", "alone", "link"):
+        elif arm.of is not None and arm.role not in ("arm", "alone", "link", "probe"):
             contrasts.append(ContrastConfig(arm=arm.of, against=arm.name))
     planned = study.plan.contrasts()
     return [contrast for contrast in contrasts if contrast not in planned]
@@ -172,7 +172,12 @@ def stream(*names: str) -> np.random.Generator:
 
 def sequential(arms: tuple[Arm, ...]) -> list[Arm]:
     """The arms that learn the domains one after the other."""
-    return [arm for arm in arms if arm.role not in ("joint", "alone", "link")]
+    return [arm for arm in arms if arm.role not in ("joint", "alone", "link", "probe")]
+
+
+def unprobed(arms: tuple[Arm, ...]) -> list[Arm]:
+    """All but probes, which have tables and a figure of their own."""
+    return [arm for arm in arms if arm.role != "probe"]
 
 
 def _family(

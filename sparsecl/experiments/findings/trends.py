@@ -19,6 +19,7 @@ from sparsecl.experiments.findings.frontier import (
     families,
     family_contrasts,
 )
+from sparsecl.experiments.findings.onset import ProbedArm, probed_arms
 from sparsecl.experiments.findings.optima import NOT_A_SETTING, SizeTrend, size_trends
 from sparsecl.experiments.findings.orders import OrderEffect, order_effects
 from sparsecl.experiments.findings.tuned import read_trials
@@ -128,6 +129,7 @@ class Trends:
     stops: tuple[Stop, ...]
     alone: tuple[AloneGap, ...]
     orders: tuple[OrderEffect, ...]
+    probed: tuple[ProbedArm, ...]
     interference: tuple[InterferenceFigure, ...]
     interference_problems: tuple[str, ...]
 
@@ -148,6 +150,7 @@ def trends(study: Study) -> Trends:
         stops=tuple(stops(study)),
         alone=tuple(alone_gaps(study)),
         orders=tuple(order_effects(study)),
+        probed=tuple(probed_arms(study)),
         interference=tuple(interference),
         interference_problems=tuple(problems),
     )

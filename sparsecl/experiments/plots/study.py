@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from sparsecl.experiments.findings.collect import Study
-from sparsecl.experiments.findings.compare import Comparison, sequential
+from sparsecl.experiments.findings.compare import Comparison, sequential, unprobed
 from sparsecl.experiments.findings.curves import domains_of, mean_matrix, num_phases, order_of
+from sparsecl.experiments.findings.onset import MEASURE
 from sparsecl.experiments.findings.trends import Trends
 from sparsecl.experiments.plots import frontier, lines, matrices, optima, points, tickets
+from sparsecl.experiments.plots.onset import onset_figure
 from sparsecl.experiments.plots.style import freeze
 from sparsecl.experiments.plots.tuning import tuning_figure
 from sparsecl.experiments.study.measures import MEASURES
@@ -34,6 +36,12 @@ MOVEMENT = (
 )
 
 
+ONSET = (
+    "A model that has learned so many phases of the stream learns a domain that the stream does "
+    "not have. Dashed: the margin; ring: onset against a fresh model; dot: against its best probe."
+)
+
+
 @dataclass(frozen=True)
 class StudyFigure:
     """A figure with the words under it."""
@@ -47,6 +55,7 @@ class StudyFigure:
 def study_figures(study: Study, comparison: Comparison, trends: Trends) -> list[StudyFigure]:
     """Draw everything. Same records, same figures."""
     arms = sequential(study.plan.arms)
+    each = unprobed(study.plan.arms)
     shown = in_curves(study)
     interval = interval_text(study, "t interval over seeds")
     cut = "" if len(shown) == len(arms) else " Controls are left out here."
@@ -62,7 +71,7 @@ def study_figures(study: Study, comparison: Comparison, trends: Trends) -> list[
             (
                 "arms",
                 f"Points: seeds. Upright stroke: their mean; line: {interval}.",
-                points.arms_figure(study, comparison, list(study.plan.arms), _in_arms(study)),
+                points.arms_figure(study, comparison, each, _in_arms(study)),
             ),
             (
                 "curves",
@@ -134,9 +143,14 @@ def study_figures(study: Study, comparison: Comparison, trends: Trends) -> list[
                 lines.plasticity_figure(study, shown),
             ),
             (
+                "onset",
+                f"{ONSET} Line: mean; band: {interval}; thin lines: seeds.",
+                onset_figure(trends.probed, study.plan.analysis.margins.get(MEASURE, 0.0)),
+            ),
+            (
                 "cost",
                 "Of one run. Wall time is measured, mean over seeds; the others are planned.",
-                points.cost_figure(study, comparison, list(study.plan.arms)),
+                points.cost_figure(study, comparison, each),
             ),
         )
         if figure

@@ -11,6 +11,7 @@ from sparsecl.experiments.findings.frontier import frontier_text
 from sparsecl.experiments.findings.trends import Trends
 from sparsecl.experiments.report import answer, frontier, results, setting, tables, tuning
 from sparsecl.experiments.report.methods import flags_table, measured_table, told_table
+from sparsecl.experiments.report.onset import onset_table, probes_table
 from sparsecl.experiments.report.page import (
     Section,
     bullets,
@@ -257,6 +258,12 @@ def _plasticity(m: Material) -> Markup:
     return body or paragraph("Not measured: no finished run has a plasticity panel.")
 
 
+def _onset(m: Material) -> Markup:
+    probed = m.trends.probed
+    body = m.plot("onset") + m.table(onset_table(m.study, probed))
+    return body + m.table(probes_table(m.study, probed), folded=True)
+
+
 def _methods(m: Material) -> Markup:
     parts = (flags_table, told_table, measured_table)
     return Markup().join(m.table(make(m.study)) for make in parts)
@@ -325,6 +332,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Material], Markup]], ...] = (
     ("optima", "Best density against the size of the model", _optima),
     ("interference", "Interference", _interference),
     ("plasticity", "Plasticity", _plasticity),
+    ("onset", "Probes with a new domain", _onset),
     ("methods", "What the methods need", _methods),
     ("cost", "Cost", _cost),
     ("definitions", "Definitions", _definitions),

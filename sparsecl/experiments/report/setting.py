@@ -7,6 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from sparsecl.experiments.findings.collect import Study
+from sparsecl.experiments.findings.compare import unprobed
 from sparsecl.experiments.report import page
 from sparsecl.experiments.report.page import bullets, facts, fold, heading, listing, paragraph
 from sparsecl.experiments.report.table import Cell, Column, Table
@@ -50,7 +51,7 @@ def differences(study: Study) -> Markup:
     """What sets each arm apart from the reference."""
     lines = [
         f"{arm.name}: {'; '.join(arm.differences) or 'as the reference'}"
-        for arm in study.plan.arms
+        for arm in unprobed(study.plan.arms)
         if not study.plan.is_reference(arm)
     ]
     if not lines:

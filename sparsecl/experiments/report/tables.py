@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sparsecl.experiments.findings.collect import RunResult, Study
-from sparsecl.experiments.findings.compare import Comparison, sequential
+from sparsecl.experiments.findings.compare import Comparison, sequential, unprobed
 from sparsecl.experiments.findings.curves import domains_of, mean_matrix, order_of
 from sparsecl.experiments.report.table import Cell, Column, Table, file_name
 from sparsecl.experiments.study.measures import MEASURES
@@ -85,7 +85,7 @@ def measure_table(study: Study, comparison: Comparison, measure: str) -> Table:
     if measure == "NF":
         columns += (Column(key="domains", heading="domains that count"),)
     rows = []
-    for arm in study.plan.arms:
+    for arm in unprobed(study.plan.arms):
         figure = comparison.figures[arm.name, measure]
         one = figure.estimate
         values: tuple[Cell, ...] = (None,) * 8
@@ -163,7 +163,7 @@ def means_table(study: Study, comparison: Comparison) -> Table:
         if name != "BWT"  # F_last with the other sign
     ]
     rows = []
-    for arm in study.plan.arms:
+    for arm in unprobed(study.plan.arms):
         row: list[Cell] = [arm.name, len(study.seeds_done(arm.name))]
         for column in columns[2:]:
             figure = comparison.figures[arm.name, column.key]

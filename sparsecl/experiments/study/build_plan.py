@@ -15,6 +15,7 @@ from sparsecl.experiments.study import pairing
 from sparsecl.experiments.study.chain import LinkConfig, link_lines, linked_run, stand_in
 from sparsecl.experiments.study.controls import Control, Priced, controls, own_references
 from sparsecl.experiments.study.measures import MEASURES
+from sparsecl.experiments.study.probes import with_probes
 from sparsecl.experiments.study.study_file import ScaledStudy, Setting
 from sparsecl.experiments.study.study_plan import (
     PARTS,
@@ -59,7 +60,7 @@ def make_plan(
     Raises:
         UserError: what is wrong with the study, before any work.
     """
-    price = _before_its_links(price)
+    price = _priced_once(price)
     digest, tune = None, study.config.tune
     if tune is not None:
         check_tune(study)
@@ -69,6 +70,9 @@ def make_plan(
     settings = [_first(setting, study) for setting in study.settings]
     analysis = study.config.analysis
     made = list(controls(study.config.controls, settings, analysis.reference, price))
+    if study.config.probes is not None:
+        settings, probes = with_probes(study.config.probes, settings, study.orders, price)
+        made += probes
     all_of_them = [*settings, *(control.setting for control in made)]
     references = own_references(settings, analysis.reference)
     for setting in settings:
@@ -207,6 +211,7 @@ def _arm(
         label=label,
         role=role,
         of=belongs,
+        after=None if control is None else control.after,
         size=setting.size,
         levels=setting.levels,
         differences=tuple(line for line in lines if not line.startswith(NOT_SET_APART)),
@@ -270,9 +275,18 @@ def _check_seeds(links: Mapping[str, LinkConfig], seeds: Sequence[int]) -> None:
             )
 
 
-def _before_its_links(price: Callable[[RunConfig], Priced]) -> Callable[[RunConfig], Priced]:
-    """`price` for arms whose topology follows from runs that are not done."""
-    return lambda config: price(stand_in(config))
+def _priced_once(price: Callable[[RunConfig], Priced]) -> Callable[[RunConfig], Priced]:
+    """`price`, called once for arms that differ in their names alone; an arm whose topology follows
+    from runs that are not done is counted by a stand-in."""
+    known: dict[str, Priced] = {}
+
+    def priced(config: RunConfig) -> Priced:
+        key = configs.digest(replace(config, name="any"))
+        if key not in known:
+            known[key] = price(stand_in(config))
+        return known[key]
+
+    return priced
 
 
 def _check_analysis(plan: StudyPlan, by_name: Mapping[str, RunConfig]) -> None:

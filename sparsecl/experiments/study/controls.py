@@ -57,6 +57,8 @@ class Control:
     of: str
     needs_losses: bool = False
     """Each of its phases ends at the loss of `of` after that phase: known when that run is done."""
+    after: int | None = None
+    """Probes: phases of `of` that they follow."""
 
 
 def controls(

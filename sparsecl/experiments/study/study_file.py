@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Ge
 from yaml.nodes import MappingNode, Node
 
 from sparsecl import config as configs
+from sparsecl.bounds import check_bounds
 from sparsecl.checkout import shipped
 from sparsecl.config_nodes import empty_mapping, fail, join, override
 from sparsecl.engine.run_config import RunConfig
@@ -102,6 +104,30 @@ class ControlsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProbesConfig:
+    """What every arm still learns of a domain that it has never seen, after some of its phases
+    (study/probes.py)."""
+
+    domain: str
+    """It is scored and never trained in the stream: phases.order must leave it out."""
+
+    after: tuple[int, ...]
+    """Phases of the stream that are trained before; a probe of a fresh model, 0, is always run."""
+
+    length: Annotated[int, Ge(1)] = 1
+    """Of a probe, as a multiple of a phase of the stream."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if len(set(self.after)) < len(self.after) or min(self.after, default=-1) < 0:
+            raise ValueError(
+                f"after must be distinct counts of phases >= 0, got {list(self.after)}"
+            )
+        if not any(self.after):
+            raise ValueError("after needs a count of phases >= 1: 0, a fresh model, is always run")
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyConfig:
     """A study as it is written."""
 
@@ -143,6 +169,10 @@ class StudyConfig:
     """Name -> rounds of pruning, which make arms: NAME.1, NAME.2, ..."""
 
     controls: ControlsConfig = field(default_factory=ControlsConfig)
+
+    probes: ProbesConfig | None = None
+    """Runs that begin with the weights after some phases of each arm, and learn one new domain."""
+
     analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
 
     tune: TuneConfig | None = None

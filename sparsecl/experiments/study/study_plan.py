@@ -42,6 +42,7 @@ Role = Literal[
     "random",
     "reinit",
     "link",
+    "probe",
     "trial",
 ]
 
@@ -105,11 +106,14 @@ class Arm:
     """For people: in tables and legends."""
 
     role: Role = "arm"
-    """arm: stated in the study; trial: of its tuning; link: finds tickets for other arms. The
-    others are controls, see experiments/study/controls.py and chain.py."""
+    """arm: stated in the study; trial: of its tuning; link: finds tickets for other arms; probe:
+    see experiments/study/probes.py. The others are controls, see controls.py and chain.py there."""
 
     of: str | None = None
-    """Controls: the arm it belongs to."""
+    """Controls and probes: the arm it belongs to."""
+
+    after: int | None = None
+    """Probes: phases of `of` that its weights have learned; 0 = none."""
 
     size: str | None = None
     """Of the model, in a study of several; the name begins with it."""

@@ -129,6 +129,7 @@ def study_digest(study: ScaledStudy) -> str:
     parts = {
         "arms": {setting.name: configs.digest(setting.config) for setting in study.settings},
         "controls": configs.to_dict(study.config.controls),
+        **({"probes": configs.to_dict(probes)} if (probes := study.config.probes) else {}),
         **({"orders": configs.to_dict(study.orders)} if study.orders else {}),
         "seeds": list(study.seeds),
         "ds_config": read_text(study.ds_config),
