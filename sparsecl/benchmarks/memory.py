@@ -101,7 +101,8 @@ def ledger(
 
     config, schedule, topologies = prepared.config, prepared.schedule, prepared.topologies
     gpu = dist.device().type == "cuda"
-    layout = replace(rank_layout(config, schedule, prepared.deepspeed, gpu=gpu), length=length)
+    layout = rank_layout(config, schedule, prepared.deepspeed, vocab_size, gpu=gpu)
+    layout = replace(layout, length=length)
     found = memory_per_rank(
         schedule.shape, vocab_size, topologies, config.topology, layout, backends=backends
     )

@@ -16,8 +16,8 @@ Weights that are held (optim/holding.py) go through the same three lines, with t
 had when the hold began in place of zero. Role `update` is a hold of all absent weights.
 """
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -61,6 +61,37 @@ class _Guarded:
             bits = BITS[tensor.element_size()]
             wrong = tensor.view(bits) != expected.view(bits)
         return (wrong & self.dead.to(tensor.device)).sum()
+
+
+def _by_stepped(items: Iterable[Slice]) -> Iterable[list[Slice]]:
+    """The slices of each tensor that the optimizer steps, in the order in which they lie there."""
+    found: dict[int, list[Slice]] = {}
+    for item in sorted(items, key=lambda item: item.stepped_start):
+        found.setdefault(id(item.stepped), []).append(item)
+    return found.values()
+
+
+def _joined(
+    items: Sequence[Slice], masks: Sequence[torch.Tensor]
+) -> tuple[_Guarded, Sequence[torch.Tensor]]:
+    """What lies between the first and the last of some slices of one tensor, as one slice, with its
+    mask; and the views of it that are the masks of the slices.
+
+    ZeRO steps all matrices of a group as one tensor. Its projection is then one kernel for each
+    copy in place of one for each matrix, which are too small to keep a GPU busy; the price is the
+    mask once more, a byte for each cell of this rank's shard.
+    """
+    first, last = items[0], items[-1]
+    if first is last:
+        return _Guarded(first, masks[0], None), masks
+    begin = first.stepped_start
+    size = last.stepped_start + last.numel - begin
+    whole = torch.zeros(size, dtype=torch.bool, device=masks[0].device)
+    places = (
+        slice(item.stepped_start - begin, item.stepped_start - begin + item.numel) for item in items
+    )
+    parts = [whole[place].copy_(mask) for place, mask in zip(places, masks, strict=True)]
+    return _Guarded(replace(first, numel=size), whole, None), parts
 
 
 Edit = Callable[[Collection[Slice]], None]
@@ -111,12 +142,16 @@ class MaskGuard:
 
     def refresh(self) -> None:
         """Take masks and holds again: one of them has changed. Local."""
-        self._guarded = [
-            _Guarded(item, item.part(self._dead[item.name]).to(item.master.device), None)
-            for item in self.slices
-            if item.name in self._dead
-        ]
-        self._guarded += [_Guarded(*held) for held in self.holds]
+        absent: list[_Guarded] = []
+        self._projected: list[_Guarded] = []
+        for items in _by_stepped(item for item in self.slices if item.name in self._dead):
+            masks = [item.part(self._dead[item.name]).to(item.master.device) for item in items]
+            whole, parts = _joined(items, masks)
+            absent += [_Guarded(item, part, None) for item, part in zip(items, parts, strict=True)]
+            self._projected.append(whole)
+        held = [_Guarded(*held) for held in self.holds]
+        self._guarded = absent + held
+        self._projected += held
 
     @torch.no_grad()
     def refresh_mask(self, name: str) -> None:
@@ -205,7 +240,7 @@ class MaskGuard:
         for edit in self.edits:
             edit(items)
         self._before = {}
-        for guarded in self._guarded:
+        for guarded in self._projected:
             if id(guarded.item.stepped) in stepped:
                 guarded.project(self.slices.moments(guarded.item))
 
