@@ -175,7 +175,7 @@ def state_bytes(
         "gradients": covered_bytes(_gradients(engine)),
         "master": storage_bytes(master),
         "moments": storage_bytes(moments),
-        "indices": storage_bytes(_indices(engine.module)),
+        "indices": storage_bytes([*_indices(engine.module), *built.guard.masks]),
         "kept": storage_bytes(kept_matrices(engine.module)),
     }
     return {**found, "state": sum(found.values())}

@@ -213,6 +213,11 @@ class MaskGuard:
                 value = values[guarded.item.name]
                 zero_absent((value,), guarded.dead.to(value.device))
 
+    @property
+    def masks(self) -> list[torch.Tensor]:
+        """bool, of absent weights, as they are projected."""
+        return [guarded.dead for guarded in self._projected if guarded.anchor is None]
+
     def close(self) -> None:
         """Remove the hooks from the optimizer."""
         for hook in self._hooks:
