@@ -142,16 +142,18 @@ class MaskGuard:
 
     def refresh(self) -> None:
         """Take masks and holds again: one of them has changed. Local."""
-        absent: list[_Guarded] = []
-        self._projected: list[_Guarded] = []
+        self._absent: list[_Guarded] = []
+        self._joined: list[_Guarded] = []  # the same, what is stepped as one in one
         for items in _by_stepped(item for item in self.slices if item.name in self._dead):
             masks = [item.part(self._dead[item.name]).to(item.master.device) for item in items]
             whole, parts = _joined(items, masks)
-            absent += [_Guarded(item, part, None) for item, part in zip(items, parts, strict=True)]
-            self._projected.append(whole)
-        held = [_Guarded(*held) for held in self.holds]
-        self._guarded = absent + held
-        self._projected += held
+            self._absent += [_Guarded(*each, None) for each in zip(items, parts, strict=True)]
+            self._joined.append(whole)
+        self._take_holds()
+
+    def _take_holds(self) -> None:
+        held = [_Guarded(*each) for each in self.holds]
+        self._guarded, self._projected = self._absent + held, self._joined + held
 
     @torch.no_grad()
     def refresh_mask(self, name: str) -> None:
@@ -175,12 +177,12 @@ class MaskGuard:
         held = self.holds.find(name)
         if held is not None:
             zero_absent(self.slices.moments(item).values(), held)
-        self.refresh()
+        self._take_holds()
 
     def release(self) -> None:
         """End all holds of methods. Local."""
         self.holds.release()
-        self.refresh()
+        self._take_holds()
 
     @torch.no_grad()
     def still(self, *, absent: bool = False) -> bool:
@@ -216,7 +218,7 @@ class MaskGuard:
     @property
     def masks(self) -> list[torch.Tensor]:
         """bool, of absent weights, as they are projected."""
-        return [guarded.dead for guarded in self._projected if guarded.anchor is None]
+        return [guarded.dead for guarded in self._joined]
 
     def close(self) -> None:
         """Remove the hooks from the optimizer."""
