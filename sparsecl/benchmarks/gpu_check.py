@@ -45,7 +45,7 @@ SECTIONS = (
     Section("repeat", 150, "killed and resumed against not: the same bits"),
     Section("waits", 60, "a micro-batch in which the host may not wait for the device"),
     Section("nccl", 60, "collectives of every type in use, in a world of one"),
-    Section("compile", 120, "compiled blocks: losses beside those of plain ones"),
+    Section("compile", 180, "compiled blocks: losses beside those of plain ones; their graphs"),
     Section("speed", 180, "tokens/s of 124M and 1.3B, micro-batches of 8 and 32"),
 )
 

@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -326,6 +327,45 @@ def compiled() -> Iterator[Row]:
         )
         row = {"precision": precision, "storage": storage, "stage": 1}
         yield compared(row, found, plain, TOLERANCE[precision])
+    yield from compile_times()
+
+
+def compile_times() -> Iterator[Row]:
+    """The graphs that all blocks share, and the first pass forward and backward of two of them:
+    without any cache, and with what torch has then kept on disk for the next process."""
+    on_cpu_only = ("packed_native", "packed_csr") if is_tiny() else ()
+    for precision in ("fp32", "bf16") if is_tiny() else ("bf16",):
+        for storage in (BASELINE, "masked", "packed", *on_cpu_only):
+            yield {"precision": precision, "storage": storage, **_compile_time(storage, precision)}
+
+
+def _compile_time(storage: str, precision: str) -> Row:
+    import torch
+    from torch._dynamo.utils import counters
+    from torch._inductor.utils import fresh_cache
+
+    from sparsecl import dist
+    from sparsecl.engine.topology import DTYPES
+    from sparsecl.model.build import build_gpt
+    from sparsecl.model.compiled import compile_blocks
+
+    given, row = replace(sizes(), layers=2), Row()
+    config = run_config(storage, precision, given)
+    with fresh_cache():
+        for name in ("cold", "cached"):
+            torch._dynamo.reset()
+            counters.clear()
+            model = build_gpt(config.model, config.topology, vocab_size=given.vocab, seed=0)
+            model.to(dist.device(), DTYPES[precision])
+            compile_blocks(model)
+            tokens = torch.zeros(MICRO, given.context + 1, dtype=torch.int64, device=dist.device())
+            begin = time.perf_counter()
+            losses, _ = model(tokens[:, :-1], tokens[:, 1:])
+            losses.mean().backward()
+            row |= {"graphs": counters["stats"]["unique_graphs"]}
+            row |= {f"seconds {name}": time.perf_counter() - begin}
+    torch._dynamo.reset()
+    return row
 
 
 def speed() -> Iterator[Row]:
@@ -381,9 +421,10 @@ SECTIONS = {
     "nccl": nccl,
     "compile": compiled,
     "speed": speed,
-    # Parts of `losses`.
+    # Parts of `losses`, and of `compile`.
     "tiny": lambda: on_cpu(TINY),
     "full": lambda: on_cpu(FULL),
+    "compile_times": compile_times,
 }
 
 

@@ -102,7 +102,8 @@ def ledger(
 
     config, schedule, topologies = prepared.config, prepared.schedule, prepared.topologies
     gpu = dist.device().type == "cuda"
-    layout = replace(rank_layout(config, schedule, prepared.deepspeed, gpu=gpu), length=length)
+    layout = rank_layout(config, schedule, prepared.deepspeed, vocab_size, gpu=gpu)
+    layout = replace(layout, length=length)
     found = memory_per_rank(
         schedule.shape, vocab_size, topologies, config.topology, layout, backends=backends
     )
@@ -175,7 +176,7 @@ def state_bytes(
         "gradients": covered_bytes(_gradients(engine)),
         "master": storage_bytes(master),
         "moments": storage_bytes(moments),
-        "indices": storage_bytes(_indices(engine.module)),
+        "indices": storage_bytes([*_indices(engine.module), *built.guard.masks]),
         "kept": storage_bytes(kept_matrices(engine.module)),
     }
     return {**found, "state": sum(found.values())}

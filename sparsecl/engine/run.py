@@ -139,7 +139,7 @@ def dry_run(prepared: Prepared) -> str:
         _start_folder(Path(config.init_from))
     vocab = vocabulary(config)
     counts = ledger.count(config, vocab, prepared.topologies)
-    layout = rank_layout(config, schedule, prepared.deepspeed, gpu=_on_gpu())
+    layout = rank_layout(config, schedule, prepared.deepspeed, vocab, gpu=_on_gpu())
     sizes = known_tokens(config.data, config.tokenizer, seed=config.seed)
     train_tokens = {name: train for name, (train, _) in sizes.items()}
     warnings = pass_warnings(planned_tokens(config, schedule), train_tokens)
@@ -380,7 +380,8 @@ def _assemble(
             folder.describe(configs.dump(config), prepared.deepspeed.config)
             opened.append(log)
             warnings = (*prepared.deepspeed.warnings, *prepared.warnings)
-            layout = rank_layout(config, schedule, prepared.deepspeed, gpu=_on_gpu())
+            vocab = data.tokenizer.vocab_size
+            layout = rank_layout(config, schedule, prepared.deepspeed, vocab, gpu=_on_gpu())
             start = RunStart(config, schedule, data, texts, built, backends, layout, warnings)
             start.write(log, new=new)
             for note in notes:

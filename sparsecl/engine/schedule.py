@@ -7,7 +7,12 @@ from sparsecl.engine.deepspeed.ds_config import Resolved, accumulation, sums_in_
 from sparsecl.engine.run_config import PhasesConfig, RunConfig
 from sparsecl.errors import UserError
 from sparsecl.methods.facts import RunFacts, error_text
-from sparsecl.model.config import ModelShape, check_tensor_parallel
+from sparsecl.model.config import (
+    ModelShape,
+    check_tensor_parallel,
+    loss_chunk,
+    padded_vocabulary,
+)
 from sparsecl.model.memory import Layout
 from sparsecl.model.shapes import layer_shapes
 from sparsecl.optim.config import StageConfig
@@ -128,14 +133,19 @@ def make_schedule(config: RunConfig, *, world_size: int) -> Schedule:
     )
 
 
-def rank_layout(config: RunConfig, schedule: Schedule, deepspeed: Resolved, *, gpu: bool) -> Layout:
+def rank_layout(
+    config: RunConfig, schedule: Schedule, deepspeed: Resolved, vocab_size: int, *, gpu: bool
+) -> Layout:
     """What the ledger of memory (model/memory.py) needs to know of a run."""
+    tp = config.parallel.tensor
+    rows = padded_vocabulary(vocab_size, tp) // tp
+    chunk = loss_chunk(config.speed.loss_chunk, rows=rows, gpu=gpu)
     momentum = int(config.optimizer.momentum > 0)
     zero = deepspeed.config["zero_optimization"]
     return Layout(
         zero_stage=deepspeed.stage,
         precision=config.precision,
-        tp_size=config.parallel.tensor,
+        tp_size=tp,
         dp_size=schedule.dp_size,
         micro=schedule.micro,
         replayed=config.methods.replayed_share,
@@ -145,7 +155,7 @@ def rank_layout(config: RunConfig, schedule: Schedule, deepspeed: Resolved, *, g
         num_moments=2 if config.optimizer.kind != "sgd" else momentum,
         accumulates=schedule.accumulation > 1,
         sums_in_fp32=sums_in_fp32(deepspeed.config),
-        loss_chunk=0 if config.methods.keeps_logits else config.speed.loss_chunk,
+        loss_chunk=0 if config.methods.keeps_logits else chunk,
         # DeepSpeed's own default, if the JSON does not say.
         persistence=int(zero.get("stage3_param_persistence_threshold", 100_000)),
     )

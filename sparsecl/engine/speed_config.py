@@ -8,7 +8,6 @@ from annotated_types import Ge, Gt, Le
 from sparsecl.bounds import check_bounds
 from sparsecl.config import younger
 from sparsecl.errors import UserError
-from sparsecl.model.config import LOSS_CHUNK
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +45,11 @@ class SpeedConfig:
     flash kernel (and the plain one) is used, and operations that add in any order are replaced or
     refused. Slower."""
 
-    loss_chunk: Annotated[int, Ge(0)] = younger(LOSS_CHUNK)
-    """Tokens of a micro-batch whose logits exist at once, 8 bytes for each token id while they
-    do; 0 = those of all tokens, kept until the backward pass. On a GPU more may be faster. A method
-    that asks for logits (derpp, lwf) keeps them all in any case."""
+    loss_chunk: Annotated[int | None, Ge(0)] = younger(None)
+    """Tokens of a micro-batch whose logits exist at once, 8 to 10 bytes for each token id while
+    they do; 0 = those of all tokens, kept until the backward pass; null = 1024 on a CPU, on a GPU
+    at least 4096, and as many as have 1 GiB of fp32 logits. The header says how many were taken. A
+    method that asks for logits (derpp, lwf) keeps them all in any case."""
 
     peak_tflops: Annotated[float | None, Gt(0)] = None
     """Dense matrix TFLOP/s of one device, of which model FLOPs utilisation is a share; null = the

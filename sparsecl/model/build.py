@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from sparsecl.model.config import LOSS_CHUNK, ModelConfig, ModelShape
+from sparsecl.model.config import ModelConfig, ModelShape
 from sparsecl.model.gpt import GPT
 from sparsecl.model.init import initialize
 from sparsecl.model.shapes import layer_shapes
@@ -21,7 +21,7 @@ def build_gpt(
     topologies: Mapping[str, LayerTopology] | None = None,
     backends: Mapping[str, BackendName] | None = None,
     sequence: bool = False,
-    loss_chunk: int = LOSS_CHUNK,
+    loss_chunk: int | None = None,
     shape: ModelShape | None = None,
 ) -> GPT:
     """This rank's share of an initialised model, on the CPU in fp32.

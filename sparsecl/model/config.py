@@ -15,7 +15,11 @@ Form = Literal["gpt", "gpt2", "llama"]
 
 LAYER_NORM_EPS = 1e-5  # nn.LayerNorm's default, GPT-2's and Llama 2's
 ROPE_THETA = 10_000.0  # Su et al. 2021; Llama 3 has 500,000
-LOSS_CHUNK = 1024  # tokens whose logits exist at once (chunked.py), if nobody says otherwise
+# Tokens whose logits exist at once (chunked.py), if nobody says how many. A CPU keeps a few in
+# its cache. On a GPU every chunk also reads and writes the gradient of the head, so there it is as
+# many as have so many bytes of fp32 logits, and no fewer than fill it with work: both assumed.
+LOSS_CHUNK = 1024
+GPU_LOGIT_BYTES, GPU_LEAST_CHUNK = 2**30, 4096
 LLAMA_MULTIPLE = 64  # hidden units of a gated part: 8/3 width is rarely whole
 
 # layers, width, heads, context. Names count the weights of the blocks, 12 * layers * width^2,
@@ -293,6 +297,19 @@ def check_tensor_parallel(shape: ModelShape, tp_size: int, *, sequence: bool = F
             f"which parallel.sequence=true spreads positions. Use model.context={choices}, or "
             "parallel.sequence=false."
         )
+
+
+def loss_chunk(asked: int | None, *, rows: int, gpu: bool) -> int:
+    """Tokens whose logits exist at once; 0 = those of all.
+
+    Args:
+        asked: speed.loss_chunk; None = what suits the device.
+        rows: of the head on this tensor-parallel rank, padding included.
+    """
+    if asked is not None or not gpu:
+        return LOSS_CHUNK if asked is None else asked
+    fitting = GPU_LOGIT_BYTES // (4 * rows)
+    return max(GPU_LEAST_CHUNK, fitting - fitting % LOSS_CHUNK)
 
 
 def padded_vocabulary(vocab_size: int, tp_size: int) -> int:

@@ -20,7 +20,7 @@ from sparsecl import dist
 from sparsecl.model import columns
 from sparsecl.model.chunked import Asked
 from sparsecl.model.columns import Columns, Heard, Lateral
-from sparsecl.model.config import LOSS_CHUNK, ModelShape, check_tensor_parallel
+from sparsecl.model.config import ModelShape, check_tensor_parallel, loss_chunk
 from sparsecl.model.entropy import NO_TARGET, best_token, cross_entropy
 from sparsecl.model.rotary import Rotary, rotate
 from sparsecl.model.shapes import block_shapes
@@ -221,7 +221,7 @@ class GPT(nn.Module):
         options: Mapping[str, LinearOptions] | None = None,
         activation_checkpointing: bool = False,
         sequence: bool = False,
-        loss_chunk: int = LOSS_CHUNK,
+        loss_chunk: int | None = None,
         column: int = 0,
     ) -> None:
         """Allocate this rank's share, on the CPU in fp32.
@@ -232,7 +232,7 @@ class GPT(nn.Module):
             options: storage and backend by layer name; the default for one that is not named.
             sequence: spread positions over tp ranks between the linears (parallel.sequence).
             loss_chunk: tokens whose logits exist at once, where no more than the loss is asked
-                for (model/chunked.py); 0 = of all.
+                for (model/chunked.py); 0 = of all, None = as many as suit the device.
             column: which one this is; the first holds the others.
 
         Raises:
@@ -367,6 +367,11 @@ class GPT(nn.Module):
         divides = tokens.shape[1] % dist.tp_size() == 0
         return self.sequence and dist.tp_size() > 1 and divides and torch.is_grad_enabled()
 
+    def _chunk(self, features: Tensor) -> int:
+        rows = self._head.num_embeddings // dist.tp_size()  # ZeRO-3 hides the matrix here
+        gpu = features.device.type != "cpu"
+        return loss_chunk(self.loss_chunk, rows=rows, gpu=gpu)
+
     def _score(
         self,
         tokens: Tensor,
@@ -379,10 +384,9 @@ class GPT(nn.Module):
         """See `forward`; all are [T, B] if spread, `weight` too."""
         features = self.features(tokens, spread)
         losses_go_back = torch.is_grad_enabled() and weight is None
-        if self.loss_chunk and not with_logits and not losses_go_back:
-            asked = Asked(
-                targets=targets, weight=weight, answers=not self.training, chunk=self.loss_chunk
-            )
+        chunk = self._chunk(features)
+        if chunk and not with_logits and not losses_go_back:
+            asked = Asked(targets=targets, weight=weight, answers=not self.training, chunk=chunk)
             losses, correct, total = self._head(features, spread, asked)
             return (losses, correct) if total is None else (losses, correct, total / losses.numel())
         logits = self.scores(features, spread)

@@ -100,7 +100,8 @@ class RankMemory:
     """fp32 initial values that absent weights are held at (role update)."""
 
     indices: int
-    """Masks of masked storage, index of packed storage, plans of sparse backends. Not sharded."""
+    """Masks of masked storage, index of packed storage, plans of sparse backends. Not sharded, but
+    for the mask beside masters."""
 
     kept: int
     """Matrices that keep_expansion holds beside packed values."""
@@ -195,7 +196,8 @@ def memory_per_rank(
         master=4 * num_state if own_master else 0,
         moments=4 * layout.num_moments * num_state,
         anchors=4 * layout.share(_anchored(parts, config)),
-        indices=sum(_index_bytes(part, config) for part in parts),
+        indices=sum(_index_bytes(part, config) for part in parts)
+        + (layout.share(_projected(parts, config)) if layout.zero_stage else 0),
         kept=e * sum(part.cells for part in parts if config.keep_expansion and _expands(part)),
         activations=activations,
         transient=max(head, block + matrices, (3 if shape.tied else 1) * table - activations),
@@ -410,6 +412,12 @@ def _index_bytes(part: _Part, config: TopologyConfig) -> int:
     if not masked or part.backend != "dense":
         total += live_index_bytes(part.cells, part.num_live)
     return total + _plan_bytes(part, config)
+
+
+def _projected(parts: list[_Part], config: TopologyConfig) -> int:
+    """Bytes of the mask that lies beside masters which are stepped as one (optim/masking.py)."""
+    masked = config.storage == "masked" and config.role == "topology"
+    return sum(part.cells for part in parts if part.sparse) if masked else 0
 
 
 def _plan_bytes(part: _Part, config: TopologyConfig) -> int:

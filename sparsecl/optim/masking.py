@@ -16,8 +16,8 @@ Weights that are held (optim/holding.py) go through the same three lines, with t
 had when the hold began in place of zero. Role `update` is a hold of all absent weights.
 """
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -61,6 +61,37 @@ class _Guarded:
             bits = BITS[tensor.element_size()]
             wrong = tensor.view(bits) != expected.view(bits)
         return (wrong & self.dead.to(tensor.device)).sum()
+
+
+def _by_stepped(items: Iterable[Slice]) -> Iterable[list[Slice]]:
+    """The slices of each tensor that the optimizer steps, in the order in which they lie there."""
+    found: dict[int, list[Slice]] = {}
+    for item in sorted(items, key=lambda item: item.stepped_start):
+        found.setdefault(id(item.stepped), []).append(item)
+    return found.values()
+
+
+def _joined(
+    items: Sequence[Slice], masks: Sequence[torch.Tensor]
+) -> tuple[_Guarded, Sequence[torch.Tensor]]:
+    """What lies between the first and the last of some slices of one tensor, as one slice, with its
+    mask; and the views of it that are the masks of the slices.
+
+    ZeRO steps all matrices of a group as one tensor. Its projection is then one kernel for each
+    copy in place of one for each matrix, which are too small to keep a GPU busy; the price is the
+    mask once more, a byte for each cell of this rank's shard.
+    """
+    first, last = items[0], items[-1]
+    if first is last:
+        return _Guarded(first, masks[0], None), masks
+    begin = first.stepped_start
+    size = last.stepped_start + last.numel - begin
+    whole = torch.zeros(size, dtype=torch.bool, device=masks[0].device)
+    places = (
+        slice(item.stepped_start - begin, item.stepped_start - begin + item.numel) for item in items
+    )
+    parts = [whole[place].copy_(mask) for place, mask in zip(places, masks, strict=True)]
+    return _Guarded(replace(first, numel=size), whole, None), parts
 
 
 Edit = Callable[[Collection[Slice]], None]
@@ -111,12 +142,18 @@ class MaskGuard:
 
     def refresh(self) -> None:
         """Take masks and holds again: one of them has changed. Local."""
-        self._guarded = [
-            _Guarded(item, item.part(self._dead[item.name]).to(item.master.device), None)
-            for item in self.slices
-            if item.name in self._dead
-        ]
-        self._guarded += [_Guarded(*held) for held in self.holds]
+        self._absent: list[_Guarded] = []
+        self._joined: list[_Guarded] = []  # the same, what is stepped as one in one
+        for items in _by_stepped(item for item in self.slices if item.name in self._dead):
+            masks = [item.part(self._dead[item.name]).to(item.master.device) for item in items]
+            whole, parts = _joined(items, masks)
+            self._absent += [_Guarded(*each, None) for each in zip(items, parts, strict=True)]
+            self._joined.append(whole)
+        self._take_holds()
+
+    def _take_holds(self) -> None:
+        held = [_Guarded(*each) for each in self.holds]
+        self._guarded, self._projected = self._absent + held, self._joined + held
 
     @torch.no_grad()
     def refresh_mask(self, name: str) -> None:
@@ -140,12 +177,12 @@ class MaskGuard:
         held = self.holds.find(name)
         if held is not None:
             zero_absent(self.slices.moments(item).values(), held)
-        self.refresh()
+        self._take_holds()
 
     def release(self) -> None:
         """End all holds of methods. Local."""
         self.holds.release()
-        self.refresh()
+        self._take_holds()
 
     @torch.no_grad()
     def still(self, *, absent: bool = False) -> bool:
@@ -178,6 +215,11 @@ class MaskGuard:
                 value = values[guarded.item.name]
                 zero_absent((value,), guarded.dead.to(value.device))
 
+    @property
+    def masks(self) -> list[torch.Tensor]:
+        """bool, of absent weights, as they are projected."""
+        return [guarded.dead for guarded in self._joined]
+
     def close(self) -> None:
         """Remove the hooks from the optimizer."""
         for hook in self._hooks:
@@ -205,7 +247,7 @@ class MaskGuard:
         for edit in self.edits:
             edit(items)
         self._before = {}
-        for guarded in self._guarded:
+        for guarded in self._projected:
             if id(guarded.item.stepped) in stepped:
                 guarded.project(self.slices.moments(guarded.item))
 

@@ -78,7 +78,8 @@ def estimate(subject: Subject, machine: Machine, gpus: int, *, disk: float) -> E
     resolved = ds_config.resolve(subject.ds_path, numbers)
     zero = resolved.config["zero_optimization"]
     overlap = bool(zero.get("overlap_comm", resolved.stage == 3))
-    layout = rank_layout(config, schedule, resolved, gpu=not machine.name.startswith("CPU"))
+    gpu = not machine.name.startswith("CPU")
+    layout = rank_layout(config, schedule, resolved, vocabulary(config), gpu=gpu)
     found, largest = _fit(
         subject, config, schedule, layout, machine, zero, resolved.offload, overlap
     )

@@ -26,6 +26,7 @@ resumed run must have the bits of one that never stopped.
 # Triton is installed on GPU machines only, and its language is no Python to a type checker.
 
 import functools
+from typing import Any
 
 import torch
 import triton
@@ -71,6 +72,18 @@ def _sum_configs() -> list[triton.Config]:
     return [triton.Config({}, num_warps=w, num_stages=s) for w in (4, 8) for s in (3, 4, 5)]
 
 
+def _tuned(configs: list[triton.Config], *keys: str) -> Any:
+    """Take the fastest config for each value of `keys` and each magnitude of the number of tokens:
+    a short batch at the end of an evaluation must not choose for training. What was found lies
+    among Triton's compiled kernels, so that ranks and runs that begin later need not try again."""
+    return triton.autotune(configs=configs, key=[*keys, "magnitude"], cache_results=True)
+
+
+def _magnitude(num_tokens: int) -> int:
+    """The next power of two. Below 16 Triton would compile a kernel of its own for each."""
+    return max(16, 1 << (num_tokens - 1).bit_length())
+
+
 @triton.jit
 def _multiply_add(left, right, total):
     """left @ right + total in fp32. fp32 factors are not rounded to tf32."""
@@ -89,7 +102,7 @@ def _tile(rows, firsts, widths, tile, end):
     return row, first, tl.load(widths + tile, mask=there, other=0)
 
 
-@triton.autotune(configs=_token_configs(), key=["num_rows", "num_columns", "SIZE"])
+@_tuned(_token_configs(), "num_rows", "num_columns", "SIZE")
 @triton.jit
 def _forward(
     x,
@@ -98,6 +111,7 @@ def _forward(
     row_starts,
     columns,
     num_tokens,
+    magnitude,  # of num_tokens: only a key of the tuner
     num_rows,
     num_columns,  # tile columns: only a key of the tuner
     x_token,
@@ -137,7 +151,7 @@ def _forward(
     tl.store(target, total.to(y.dtype.element_ty), mask=inside)
 
 
-@triton.autotune(configs=_token_configs(), key=["num_rows", "num_columns", "SIZE"])
+@_tuned(_token_configs(), "num_rows", "num_columns", "SIZE")
 @triton.jit
 def _grad_input(
     dy,
@@ -148,6 +162,7 @@ def _grad_input(
     firsts,
     widths,
     num_tokens,
+    magnitude,  # of num_tokens: only a key of the tuner
     num_rows,  # tile rows: only a key of the tuner
     num_columns,
     dy_token,
@@ -182,7 +197,7 @@ def _grad_input(
     tl.store(target, total.to(dx.dtype.element_ty), mask=inside)
 
 
-@triton.autotune(configs=_sum_configs(), key=["num_tiles", "SIZE"])
+@_tuned(_sum_configs(), "num_tiles", "SIZE")
 @triton.jit
 def _grad_values(
     dy,
@@ -192,6 +207,7 @@ def _grad_values(
     tile_rows,
     columns,
     num_tokens,
+    magnitude,  # of num_tokens: only a key of the tuner
     num_tiles,
     tokens_per_part,
     num_values,
@@ -242,6 +258,7 @@ def forward_product(
             row_starts,
             columns,
             x.shape[0],
+            _magnitude(x.shape[0]),
             num_rows,
             num_columns,
             *_strides(x),
@@ -270,6 +287,7 @@ def grad_input(
             out,
             *transposed,
             dy.shape[0],
+            _magnitude(dy.shape[0]),
             num_rows,
             num_columns,
             *_strides(dy),
@@ -313,6 +331,7 @@ def grad_values(
             tile_rows,
             columns,
             num_tokens,
+            _magnitude(num_tokens),
             num_tiles,
             tokens_per_part,
             out.numel(),

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sparsecl.model.build import build_gpt
-from sparsecl.model.config import ModelConfig, ModelShape
+from sparsecl.model.config import ModelConfig, ModelShape, loss_chunk
 from sparsecl.model.memory import Layout, live_index_bytes, memory_per_rank, rank_sizes
 from sparsecl.model.shapes import layer_shapes
 from sparsecl.sparse.index import LiveIndex
@@ -50,6 +50,8 @@ def test_state_by_stage_over_four_ranks(
     assert [found.weights, found.gradients, found.master, found.moments] == expected
     # Packed: a bitmap of 8 or 32 bytes and one start for each of 4 small and 2 large matrices.
     indices = CELLS if storage == "masked" else CELLS // 8 + 4 * 12
+    if storage == "masked" and stage:  # and once more beside the masters, which are cut in four
+        indices += CELLS // 4
     assert (found.indices, found.kept, found.anchors) == (indices, 0, 0)
     assert found.state == sum(expected) + indices
     assert found.total == found.state + found.activations + found.transient
@@ -189,6 +191,22 @@ def test_a_loss_in_chunks_by_hand(precision, e):
     assert found.activations == at().activations
     assert at(loss_chunk=1200).transient == at(loss_chunk=5000).transient
     assert at().transient == norm + 3 * 4 * 1200 * 128
+
+
+@pytest.mark.parametrize(
+    ("asked", "rows", "gpu", "expected"),
+    [
+        (None, 50304, False, 1024),
+        (None, 50304, True, 5120),  # 2^30 / (4 * 50304) = 5336, in steps of 1024
+        (None, 50304 // 8, True, 41984),  # 42690
+        (None, 128256, True, 4096),  # 2093 would leave a GPU idle
+        (0, 50304, True, 0),
+        (100, 50304, True, 100),
+        (100, 50304, False, 100),
+    ],
+)
+def test_chunks_of_the_loss_are_larger_on_a_gpu(asked, rows, gpu, expected):
+    assert loss_chunk(asked, rows=rows, gpu=gpu) == expected
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

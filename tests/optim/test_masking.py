@@ -3,10 +3,11 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsecl.errors import InvariantError
 from sparsecl.optim.masking import MaskGuard
-from tests.optim.by_hand import slices_of
+from tests.optim.by_hand import FlatSlices, slices_of
 
 DEAD = torch.tensor([[False, True, False, True], [True, True, False, False]])
 NAN = float("nan")
@@ -50,6 +51,50 @@ def test_garbage_is_gone_after_a_step(kind, garbage):
     assert torch.isfinite(weight).all()
     assert (weight[~DEAD] < clean[~DEAD]).all()  # momentum goes on at live weights
     assert guard.audit(2) == 0
+
+
+class Selections(TorchDispatchMode):
+    """Counts what sets absent entries to zero, on a CPU and elsewhere."""
+
+    number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.number += func.overloadpacket.__name__ in ("masked_fill_", "bitwise_and_")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])  # tensors of the latter have no content
+def test_what_is_stepped_as_one_is_projected_as_one(device):
+    flat = nn.Parameter(torch.zeros(30, device=device))
+    optimizer = torch.optim.Adam([flat])
+    state = {name: torch.zeros(30, device=device) for name in ("exp_avg", "exp_avg_sq")}
+    optimizer.state[flat] = state
+    guard = MaskGuard(FlatSlices(["a", "b", "c"], flat, optimizer), {"a": DEAD, "c": ~DEAD})
+    with Selections() as seen:
+        guard._after_step(optimizer, (), {})
+    assert seen.number == 3  # of the master and both moments
+
+
+def test_a_part_of_what_is_stepped_as_one_keeps_every_bit_but_the_absent():
+    flat = nn.Parameter(torch.zeros(30))
+    optimizer = torch.optim.SGD([flat], lr=0.1)
+    mask = DEAD.clone()
+    guard = MaskGuard(FlatSlices(["a", "b", "c"], flat, optimizer), {"a": mask, "c": ~DEAD})
+
+    def zeros() -> list[int]:
+        flat.data.fill_(NAN)
+        guard._after_step(optimizer, (), {})
+        return (flat == 0).nonzero()[:, 0].tolist()
+
+    assert zeros() == [1, 3, 4, 5, 20, 22, 26, 27]
+    assert int(flat.isnan().sum()) == 22
+    mask[0, 0], mask[0, 1] = True, False  # an edge has moved
+    guard.refresh_mask("a")
+    assert zeros() == [0, 3, 4, 5, 20, 22, 26, 27]
+    flat.data.zero_()[21] = 1.0
+    assert {name: int(n) for (name, _), n in guard.counts().items()} == {"a": 0, "c": 0}
+    flat.data[20] = 1.0
+    assert int(guard.counts()["c", "master"]) == 1
 
 
 @pytest.mark.parametrize("garbage", [1e-30, NAN])

@@ -3,14 +3,17 @@ no GPU and no toolkit is needed. What runs on none is still checked for what it 
 """
 
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
+from triton.runtime import driver
 from triton.runtime.autotuner import Autotuner
 
 from sparsecl.sparse import block_kernels, packed_kernels
@@ -85,3 +88,28 @@ def test_packed_kernels(capability, dtype, name):
     moved = dict.fromkeys(("values", "dense", "out"), f"*{INTS[dtype]}")
     types = {**moved, "bits": "*u8", "starts": "*i32", "index": "*i32", "num_cells": "i64"}
     check(compiled(getattr(packed_kernels, name), capability, types, GROUP=GROUP), capability)
+
+
+@pytest.mark.fault("G14")
+def test_tuned_once_for_each_magnitude_of_tokens_and_kept(monkeypatch, tmp_path):
+    """Without a GPU: what is timed and launched is counted in its place."""
+    kernel, tried = block_kernels._forward, []
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    target = SimpleNamespace(get_current_target=lambda: GPUTarget("cuda", 90, 32))
+    monkeypatch.setattr(driver, "_active", target)
+    monkeypatch.setattr(kernel, "_bench", lambda *_, config, **__: tried.append(config) or 1.0)
+    monkeypatch.setattr(kernel.fn, "run", lambda *_, **__: None)
+    monkeypatch.setattr(kernel, "cache", {})
+    starts, columns = torch.tensor([0, 1]), torch.tensor([0])
+
+    def trials(num_tokens):
+        x, tried[:] = torch.zeros(num_tokens, 16), ()
+        out = torch.zeros(num_tokens, 16)
+        block_kernels.forward_product(x, x[0], starts, columns, size=16, out=out)
+        return len(tried)
+
+    every = len(kernel.configs)
+    found = [trials(number) for number in (256, 129, 128, 257, 1, 16)]
+    assert found == [every, 0, every, every, every, 0]
+    kernel.cache.clear()  # another process
+    assert trials(200) == 0 and kernel.best_config in kernel.configs

@@ -63,7 +63,8 @@ def header(
         "memory": f"{_bytes(memory.total)} per rank: "
         + ", ".join(f"{part} {_bytes(size)}" for part, size in _memory_parts(memory).items()),
         "batch": f"{config.batch.sequences} sequences = {schedule.tokens_per_step:,} tokens per "
-        f"step, {schedule.accumulation} x {schedule.micro} per rank",
+        f"step, {schedule.accumulation} x {schedule.micro} per rank"
+        + (f"; logits of {layout.loss_chunk:,} tokens at a time" if layout.loss_chunk else ""),
         "data": data,
         "phases": ", ".join(
             f"{schedule.domain_name(phase)} {phase.num_steps}" for phase in schedule.phases

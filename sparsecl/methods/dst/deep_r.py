@@ -43,8 +43,8 @@ class DeepR(Rewirer):
         self.signs: dict[str, Tensor] = {}
         """By parameter, int32 [O, I] of the global matrix: +1 or -1. On the CPU."""
         self.walks: dict[str, Tensor] = {}
-        """soft: theta of what is absent, fp32 [O, I], 0 where it lives. On the CPU, where all
-        cells are drawn for."""
+        """soft: theta of what is absent, fp32 [O, I], 0 where it lives. On the CPU, and on the
+        device of the weights while a matrix walks."""
         self.start: dict[str, int] = {}
         """Live weights of each matrix at the start."""
 
@@ -83,7 +83,7 @@ class DeepR(Rewirer):
         if self.config.variant == "soft":
             rate = context.slices.optimizer.param_groups[0]["lr"]
             for name in context.sparse:
-                self._walk(context, look(context, name).cpu(), rate)
+                self._walk(context, look(context, name), rate)
             return
         views = {name: look(context, name) for name in context.sparse}
         lost = {name: view.places[places(view.values == 0.0)] for name, view in views.items()}
@@ -133,10 +133,10 @@ class DeepR(Rewirer):
     def _walk(self, context: MethodContext, choice: LayerView, rate: float) -> None:
         """One step of the absent weights of a matrix, and the change of sides."""
         name, l1, noise = choice.name, self.config.l1, self.config.noise
-        signs, theta = self.signs[name].view(-1), self.walks[name].view(-1)
-        live, absent = choice.places, choice.absent
+        live, absent, device = choice.places, choice.absent, choice.live.device
+        signs, theta = (of[name].view(-1).to(device) for of in (self.signs, self.walks))
         rng = context.generator(self.name, "walk", name, context.progress.step)
-        drawn = torch.from_numpy(rng.standard_normal(absent.numel(), dtype=np.float32))
+        drawn = torch.from_numpy(rng.standard_normal(absent.numel(), dtype=np.float32)).to(device)
         p = self.start[name] / choice.live.numel()
         floor = -(1.0 - p) * rate * noise**2 / (2.0 * p * l1)
         theta[absent] = (theta[absent] + rate * noise * drawn).clamp_(min=floor)
@@ -147,7 +147,7 @@ class DeepR(Rewirer):
         fresh = mask & ~choice.live
         if not torch.equal(mask, choice.live):
             self._begin(context, choice, mask, fresh, theta * signs)
-        theta[mask] = 0.0
+        self.walks[name] = theta.masked_fill_(mask, 0.0).view(choice.shape).cpu()
 
     def _begin(
         self,

@@ -109,7 +109,8 @@ class Context:
     def __init__(self, far: bool) -> None:
         rng, self.far = np.random.default_rng(0), far
         self.progress = replace(START, step=1, total_steps=100, phase_steps=100)
-        self.slices = SimpleNamespace(find=lambda name: None)
+        optimizer = SimpleNamespace(param_groups=[{"lr": 0.1}])
+        self.slices = SimpleNamespace(find=lambda name: None, optimizer=optimizer)
         self.sparse, self.given = {}, {}
         self.update_skipped = True
         for name, (rows, columns) in zip(NAMES, ((24, 16), (16, 24)), strict=True):
@@ -178,6 +179,7 @@ CASES = {
     "granet": Granet(GranetConfig(every=1, final_density=0.1)),
     "granet by layer": Granet(GranetConfig(every=1, final_density=0.1, scope="layer")),
     "deep_r": DeepR(DeepRConfig(every=1)),
+    "deep_r soft": DeepR(DeepRConfig(every=1, variant="soft", l1=1e-3, noise=1e-2)),
     "cht": Cht(ChtConfig(every=1, score="ch3_l3n")),
     "chts": Chts(ChtsConfig(every=1)),
     "chts top": Chts(ChtsConfig(every=1, growth="top", removal="magnitude")),
