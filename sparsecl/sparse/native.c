@@ -166,6 +166,26 @@ CLONES static void unpack(const float *block, void *y, int64_t features, int64_t
 
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
+INLINE void add_weight(floats sum[TILE / LANES], const float *tile, int32_t column, float weight) {
+    const floats *x = (const floats *)(tile + (int64_t)column * TILE);
+    for (int part = 0; part < TILE / LANES; part++) sum[part] += x[part] * weight;
+}
+
+/* One row of W with the tile [in, TILE] -> y [TILE]. Two sums, each of every second weight: a
+   multiply-add waits for the one before it in the same sum. */
+INLINE void multiply_row(const float *tile, const int32_t *columns, const float *values,
+                         int32_t live, float *y) {
+    floats even[TILE / LANES] = {0}, odd[TILE / LANES] = {0};
+    int32_t j = 0;
+    for (; j + 1 < live; j += 2) {
+        add_weight(even, tile, columns[j], values[j]);
+        add_weight(odd, tile, columns[j + 1], values[j + 1]);
+    }
+    if (j < live) add_weight(even, tile, columns[j], values[j]);
+    for (int part = 0; part < TILE / LANES; part++) even[part] += odd[part];
+    memcpy(y, even, sizeof even);
+}
+
 CLONES static void multiply_tiles(const struct call *call, int64_t begin, int64_t end,
                                   float *scratch, float *gradient) {
     (void)gradient;
@@ -178,14 +198,9 @@ CLONES static void multiply_tiles(const struct call *call, int64_t begin, int64_
         for (int64_t first = 0; first < call->out; first += LANES) {
             int64_t width = smaller(LANES, call->out - first);
             for (int64_t row = 0; row < width; row++) {
-                floats sum[TILE / LANES] = {0};
-                int32_t last = call->starts[first + row + 1];
-                for (int32_t j = call->starts[first + row]; j < last; j++) {
-                    const floats *x = (const floats *)(tile + (int64_t)columns[j] * TILE);
-                    float weight = values[j];
-                    for (int part = 0; part < TILE / LANES; part++) sum[part] += x[part] * weight;
-                }
-                memcpy(block + row * TILE, sum, sizeof sum);
+                int32_t start = call->starts[first + row], last = call->starts[first + row + 1];
+                multiply_row(tile, columns + start, values + start, last - start,
+                             block + row * TILE);
             }
             unpack(block, call->y, call->out, token, count, first, width, call->bf16);
         }
