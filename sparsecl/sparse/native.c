@@ -233,7 +233,8 @@ CLONES static void gradient_of_tiles(const struct call *call, int64_t begin, int
     float *tile = scratch, *block = scratch + call->in * WIDE_TILE;
     const int32_t *columns = call->columns;
     memset(gradient, 0, (size_t)call->starts[call->out] * sizeof(float));
-    for (int64_t token = begin * WIDE_TILE; token < smaller(end * WIDE_TILE, call->tokens); token += WIDE_TILE) {
+    int64_t stop = smaller(end * WIDE_TILE, call->tokens);
+    for (int64_t token = begin * WIDE_TILE; token < stop; token += WIDE_TILE) {
         int64_t count = smaller(WIDE_TILE, call->tokens - token);
         floats *waiting = (floats *)(block + LANES * WIDE_TILE); /* one vector of sums for each weight */
         int64_t done = 0; /* weights whose sums have been added */
