@@ -2,10 +2,10 @@
 
 Passes that will go backward are compiled, all others (evaluation, probes) are not: they come in
 other shapes, each of which would have to be compiled, and hooks look into them. A block is one
-graph: the products of a dense or masked linear are compiled, those of packed ones and of tiles on a
-GPU are operators in it (sparse/operators.py). Other backends, and the exchange over tensor-parallel
-ranks, stay outside and cut it into several. All blocks share these graphs, so a deep model compiles
-no longer than a flat one.
+graph: the products of a dense or masked linear are compiled, those of packed ones, of native and of
+tiles on a GPU are operators in it (sparse/operators.py). Other backends, and the exchange over
+tensor-parallel ranks, stay outside and cut it into several. All blocks share these graphs, so a
+deep model compiles no longer than a flat one.
 """
 
 import functools

@@ -21,6 +21,11 @@
 #define LANES 16
 #define MAX_THREADS 256
 
+/* Features of a row between what is read, or written, and what is fetched for later: rows are far
+   apart in memory, and the processor sees no pattern in a few vectors of each. */
+#define READ_AHEAD 64
+#define WRITE_AHEAD 32
+
 /* A copy of every loop for each level of x86-64, picked when the library is loaded. GCC's vector
    types compile for any machine; elsewhere the flags of the compiler decide. */
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
@@ -75,6 +80,15 @@ INLINE floats load(const void *from, int64_t at, int bf16) {
     return (floats)(__builtin_convertvector(half, words) << 16);
 }
 
+/* An address outside does no harm. */
+INLINE void fetch(const void *from, int64_t at, int to_write, int bf16) {
+    const char *address = (const char *)from + at * (bf16 ? 2 : 4);
+    if (to_write)
+        __builtin_prefetch(address, 1);
+    else
+        __builtin_prefetch(address);
+}
+
 INLINE void store(void *to, int64_t at, floats value, int bf16) {
     if (bf16)
         *(loose_halves *)((uint16_t *)to + at) = narrow(value);
@@ -104,8 +118,11 @@ CLONES static void pack(const void *x, int64_t features, int64_t token, int64_t 
         int64_t whole = width / LANES * LANES, left = count - part * LANES;
         const int64_t origin = (token + part * LANES) * features + first;
         for (int64_t f = 0; f < whole; f += LANES) {
-            for (int r = 0; r < LANES; r++)
-                block[r] = r < left ? load(x, origin + r * features + f, bf16) : (floats){0};
+            for (int r = 0; r < LANES; r++) {
+                int64_t at = origin + r * features + f;
+                block[r] = r < left ? load(x, at, bf16) : (floats){0};
+                fetch(x, at + READ_AHEAD, 0, bf16);
+            }
             transpose(block);
             for (int r = 0; r < LANES; r++)
                 *(floats *)(tile + (f + r) * size + part * LANES) = block[r];
@@ -133,6 +150,7 @@ CLONES static void unpack(const float *block, void *y, int64_t features, int64_t
         for (int r = 0; r < LANES && r < left; r++) {
             if (width == LANES) {
                 store(y, origin + r * features, m[r], bf16);
+                fetch(y, origin + r * features + WRITE_AHEAD, 1, bf16);
                 continue;
             }
             halves half = narrow(m[r]);
@@ -148,6 +166,26 @@ CLONES static void unpack(const float *block, void *y, int64_t features, int64_t
 
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
+INLINE void add_weight(floats sum[TILE / LANES], const float *tile, int32_t column, float weight) {
+    const floats *x = (const floats *)(tile + (int64_t)column * TILE);
+    for (int part = 0; part < TILE / LANES; part++) sum[part] += x[part] * weight;
+}
+
+/* One row of W with the tile [in, TILE] -> y [TILE]. Two sums, each of every second weight: a
+   multiply-add waits for the one before it in the same sum. */
+INLINE void multiply_row(const float *tile, const int32_t *columns, const float *values,
+                         int32_t live, float *y) {
+    floats even[TILE / LANES] = {0}, odd[TILE / LANES] = {0};
+    int32_t j = 0;
+    for (; j + 1 < live; j += 2) {
+        add_weight(even, tile, columns[j], values[j]);
+        add_weight(odd, tile, columns[j + 1], values[j + 1]);
+    }
+    if (j < live) add_weight(even, tile, columns[j], values[j]);
+    for (int part = 0; part < TILE / LANES; part++) even[part] += odd[part];
+    memcpy(y, even, sizeof even);
+}
+
 CLONES static void multiply_tiles(const struct call *call, int64_t begin, int64_t end,
                                   float *scratch, float *gradient) {
     (void)gradient;
@@ -160,25 +198,33 @@ CLONES static void multiply_tiles(const struct call *call, int64_t begin, int64_
         for (int64_t first = 0; first < call->out; first += LANES) {
             int64_t width = smaller(LANES, call->out - first);
             for (int64_t row = 0; row < width; row++) {
-                floats sum[TILE / LANES] = {0};
-                int32_t last = call->starts[first + row + 1];
-                for (int32_t j = call->starts[first + row]; j < last; j++) {
-                    const floats *x = (const floats *)(tile + (int64_t)columns[j] * TILE);
-                    float weight = values[j];
-                    for (int part = 0; part < TILE / LANES; part++) sum[part] += x[part] * weight;
-                }
-                memcpy(block + row * TILE, sum, sizeof sum);
+                int32_t start = call->starts[first + row], last = call->starts[first + row + 1];
+                multiply_row(tile, columns + start, values + start, last - start,
+                             block + row * TILE);
             }
             unpack(block, call->y, call->out, token, count, first, width, call->bf16);
         }
     }
 }
 
+/* Of two vectors: lanes that differ in bit `s` of their number are added up. What belongs to the
+   first is in lanes without the bit, what belongs to the second in lanes with it. */
+#define KEPT(s, i) ((i) & (s) ? (i) + LANES : (i))
+#define CROSSED(s, i) (KEPT(s, i) ^ (s))
+#define EACH(f, s) \
+    f(s, 0), f(s, 1), f(s, 2), f(s, 3), f(s, 4), f(s, 5), f(s, 6), f(s, 7), f(s, 8), f(s, 9), \
+        f(s, 10), f(s, 11), f(s, 12), f(s, 13), f(s, 14), f(s, 15)
+#define FOLD(v, s) \
+    for (int i = 0; i < (s); i++) \
+        v[i] = __builtin_shufflevector(v[i], v[i + (s)], EACH(KEPT, s)) + \
+               __builtin_shufflevector(v[i], v[i + (s)], EACH(CROSSED, s))
+
 /* The sums of the lanes of 16 vectors, in their order. */
 INLINE floats sum_lanes(floats v[LANES]) {
-    for (int half = LANES / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++)
-            v[i] = LOW(v[i], v[i + half]) + HIGH(v[i], v[i + half]);
+    FOLD(v, 8);
+    FOLD(v, 4);
+    FOLD(v, 2);
+    FOLD(v, 1);
     return v[0];
 }
 
@@ -187,7 +233,8 @@ CLONES static void gradient_of_tiles(const struct call *call, int64_t begin, int
     float *tile = scratch, *block = scratch + call->in * WIDE_TILE;
     const int32_t *columns = call->columns;
     memset(gradient, 0, (size_t)call->starts[call->out] * sizeof(float));
-    for (int64_t token = begin * WIDE_TILE; token < smaller(end * WIDE_TILE, call->tokens); token += WIDE_TILE) {
+    int64_t stop = smaller(end * WIDE_TILE, call->tokens);
+    for (int64_t token = begin * WIDE_TILE; token < stop; token += WIDE_TILE) {
         int64_t count = smaller(WIDE_TILE, call->tokens - token);
         floats *waiting = (floats *)(block + LANES * WIDE_TILE); /* one vector of sums for each weight */
         int64_t done = 0; /* weights whose sums have been added */

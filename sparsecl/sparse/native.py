@@ -48,6 +48,10 @@ def slow(reason: str) -> str:
 class NativeBackend(CsrBackend):
     """Products over the indices of csr; fp64 and fp16 are multiplied as csr does it."""
 
+    def is_row_major(self, device: torch.device) -> bool:
+        """In fp32 and bf16; what csr gives in other precisions, operators.py copies."""
+        return True
+
     def fold(self, x: Tensor) -> Tensor:
         """[1, T, F]: tiles may hold tokens of two sequences."""
         return x.reshape(1, -1, x.shape[-1])

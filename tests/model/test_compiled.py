@@ -14,6 +14,7 @@ from sparsecl.model.compiled import compile_blocks
 from sparsecl.model.config import ModelConfig
 from sparsecl.model.surgery import GptSide
 from sparsecl.sparse import operators
+from sparsecl.sparse.native import missing
 from sparsecl.sparse.tap import DenseTap
 from sparsecl.topology.config import OverrideConfig, TopologyConfig
 
@@ -25,7 +26,11 @@ KINDS = {
     "packed, kept": {"density": 0.3, "storage": "packed", "keep_expansion": True},
     "packed, uneven": {"density": 0.3, "storage": "packed", "overrides": UNEVEN},
     "csr": {"density": 0.3, "storage": "packed", "backend": "csr"},
+    "native": {"density": 0.3, "storage": "packed", "backend": "native"},
 }
+NATIVE = pytest.param(
+    "native", marks=pytest.mark.skipif(missing() is not None, reason="the kernels are not built")
+)
 
 
 def build(kind, sequence=False, **fields):
@@ -61,7 +66,7 @@ def graphs():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("kind", ["dense", "masked", "packed", "packed, kept"])
+@pytest.mark.parametrize("kind", ["dense", "masked", "packed", "packed, kept", NATIVE])
 def test_all_blocks_share_one_graph_that_holds_everything(kind, graphs):
     found, backend = graphs
     model = build(kind)
