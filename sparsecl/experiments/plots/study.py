@@ -35,10 +35,18 @@ MOVEMENT = (
     "domain's training (log scale). Line: through the means of each rate."
 )
 
-
 ONSET = (
     "A model that has learned so many phases of the stream learns a domain that the stream does "
     "not have. Dashed: the margin; ring: onset against a fresh model; dot: against its best probe."
+)
+
+MATRICES = (
+    "Mean over seeds of the loss on each domain (columns), before training and after each phase "
+    "(rows), in nats per token; one colour scale for all. Framed: the domain just trained."
+)
+PARETO = (
+    "Means over seeds; ringed and joined: arms that no other beats in both measures. Lower and "
+    "further left is better."
 )
 
 
@@ -86,13 +94,7 @@ def study_figures(study: Study, comparison: Comparison, trends: Trends) -> list[
                 "less lies further right; it has less to forget.",
                 points.level_figure(study, comparison, arms),
             ),
-            (
-                "matrices",
-                "Mean over seeds of the loss on each domain (columns), before training and after "
-                "each phase (rows), in nats per token; one colour scale for all. Framed: the "
-                "domain just trained.",
-                _matrices(study, comparison, arms),
-            ),
+            ("matrices", MATRICES, _matrices(study, comparison, arms)),
             (
                 "crossover",
                 f"Above: loss after each phase, band: {interval}. Below: difference from the "
@@ -105,17 +107,8 @@ def study_figures(study: Study, comparison: Comparison, trends: Trends) -> list[
                 "The same for the core domain by itself.",
                 lines.crossover_figure(study, shown, trends.crossovers, core) if core else None,
             ),
-            (
-                "pareto",
-                "Means over seeds; ringed and joined: arms that no other beats in both measures. "
-                "Lower and further left is better.",
-                points.pareto_figure(study, trends.fronts),
-            ),
-            (
-                "frontier",
-                _frontier_text(trends),
-                frontier.frontier_figure(trends.families),
-            ),
+            ("pareto", PARETO, points.pareto_figure(study, trends.fronts)),
+            ("frontier", _frontier_text(trends), frontier.frontier_figure(trends.families)),
             ("movement", MOVEMENT, frontier.movement_figure(trends.families)),
             (
                 "density",
