@@ -22,6 +22,8 @@ from sparsecl.opening import plain  # noqa: E402
 
 PRELOAD = (
     "deepspeed",
+    # Every engine imports it when it is made, and with it all of torch.compile.
+    "deepspeed.runtime.zero.muon.muon_optimizer",
     "torch.utils.tensorboard",
     "sparsecl.engine.run",
     "sparsecl.experiments.plots",
