@@ -32,7 +32,8 @@ demo: $(STAMP)
 
 # One thread per process: tests that start several gloo ranks would fight for the cores otherwise.
 # Two workers: ranks wait for one another more than half of the time. A file stays with one worker.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+# The last lines tell which tests took longest.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=25
 
 test: $(STAMP)
 	$(PYTEST) -m "not slow" $(ARGS)

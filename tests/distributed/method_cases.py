@@ -273,17 +273,13 @@ STEPWISE = (
     "set",
     "rigl",
     "per_weight",
-    "mest",
     "snfs",
     "granet",
-    "granet, layer",
     "deep_r",
-    "deep_r, global",
     "deep_r, soft",
     "cht",
     "chts",
     "chtss",
-    "em_s by head",
     "afaf",
     "dst_cl",
     "sparcl",
@@ -297,7 +293,8 @@ SPLIT = (
     *("cbp", "o_lora", "derpp", "rigl", "packnet", "deep_r", "cht", "chtss", "springs"),
     *("self_replay", "osft", "dst_cl", "memory", "sleep_replay", "hst"),
 )
-# Parts of "springs" and "n_lora", or like them: seen in one layout, in the slow tests.
+# Parts of "springs" and "n_lora", or a score or a scope apart from another: seen in one layout, in
+# the slow tests.
 PARTS = {
     "ewc, true": ("zero2", 2, 1),
     "si": ("zero3", 1, 2),
@@ -310,6 +307,10 @@ PARTS = {
     "memory, spread": ("zero3", 2, 1),
     "osft, fixed": ("zero2", 2, 1),
     "sleep_replay, packed": ("zero2", 2, 1),
+    "mest": ("zero2", 2, 1),
+    "granet, layer": ("zero3", 2, 1),
+    "deep_r, global": ("zero2", 2, 2),
+    "em_s by head": ("zero3", 2, 1),
     "dst_cl, unfired": ("zero3", 1, 2),
     "dst_cl, gradient": ("zero2", 2, 1),
     "sparcl, all": ("zero3", 1, 2),
@@ -318,6 +319,7 @@ PARTS = {
     "hst, dense": ("zero3", 1, 2),
     "wscl, described": ("zero2", 2, 1),
     "dst_cl, momentum": ("zero3", 1, 2),
+    "l1, subgradient": ("zero2", 2, 1),
     "l2": ("zero2", 2, 1),
     "redo, keep": ("zero2", 2, 1),
     "dropout, spread": ("zero3", 2, 1),
@@ -326,8 +328,13 @@ PARTS = {
     "upgd, feature": ("zero3", 2, 2),
 }
 WHOLE = [name for name in CASES if name not in PARTS]
-# Made of what others are seen with in every layout: seen in three.
-BRIEF = ("redo", "upgd", "dropout", "l2_init")
+# Made of what others are seen with in every stage: seen in two layouts.
+BRIEF = (
+    *("cbp, packed", "per_weight", "deep_r, soft", "chts", "shrink_perturb, packed"),
+    *("redo", "upgd", "dropout", "l2_init"),
+)
+# Those that the project's proofs stand on: seen in every stage and layout.
+PROOFS = ("ewc", "set", "packnet")
 
 
 def overrides_of(name: str, tp: int, dp: int) -> tuple[str, ...]:

@@ -97,7 +97,7 @@ def test_the_audit_names_layer_copy_and_rank(pool, shared_cache, stage, copy):
     assert messages[0].startswith("audit at step 2: ")
 
 
-@pytest.fixture(scope="module", params=STAGES)
+@pytest.fixture(scope="module")
 def undisturbed(request, pool, shared_cache, tmp_path_factory) -> tuple[str, list[float]]:
     """A stage, and the losses of its run when nobody disturbs it."""
     folder = str(tmp_path_factory.mktemp("clean"))
@@ -106,9 +106,21 @@ def undisturbed(request, pool, shared_cache, tmp_path_factory) -> tuple[str, lis
     return request.param, runs[0]["losses"]
 
 
+NAN = float("nan")
+GARBAGE = [
+    *((stage, "master", NAN) for stage in STAGES),
+    cases.slow("zero3", "master", 1.0),
+    *(cases.slow(stage, "exp_avg", NAN if turn % 2 else 1.0) for turn, stage in enumerate(STAGES)),
+    *(
+        cases.slow(stage, "exp_avg_sq", 1.0 if turn % 2 else NAN)
+        for turn, stage in enumerate(STAGES)
+    ),
+]
+"""Every copy in every stage; every value in each of them."""
+
+
 @pytest.mark.fault("N5")
-@pytest.mark.parametrize("copy", ["master", *slow("exp_avg", "exp_avg_sq")])
-@pytest.mark.parametrize("value", [*slow(1.0), float("nan")])
+@pytest.mark.parametrize(("undisturbed", "copy", "value"), GARBAGE, indirect=["undisturbed"])
 def test_garbage_in_state_is_gone_after_the_step(
     pool, shared_cache, tmp_path, undisturbed, copy, value
 ):
@@ -124,9 +136,14 @@ def test_garbage_in_state_is_gone_after_the_step(
     check_zeros(shared_cache, tmp_path)
 
 
+OTHERS = [(stage, (0.5, float("inf"))[turn % 2]) for turn, stage in enumerate(STAGES)]
+
+
 @pytest.mark.fault("N5")
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("value", [*slow(0.5, float("inf")), float("nan")])
+@pytest.mark.parametrize(
+    ("stage", "value"),
+    [*((stage, NAN) for stage in STAGES), *(cases.slow(*other) for other in OTHERS)],
+)
 def test_a_gradient_of_an_absent_weight_ends_the_run(pool, shared_cache, tmp_path, stage, value):
     overrides = ("phases.steps=8", "audit.every=1")
     results = pool.run(

@@ -60,13 +60,6 @@ def test_a_discarded_step_changes_nothing_of_a_method(pool, shared_cache, tmp_pa
     assert any(changed) == (name in STEPWISE)
 
 
-@pytest.mark.parametrize(("name", "stage", "tp", "dp"), TURNS)
-def test_bf16_passes_its_audits(pool: Pool, shared_cache, tmp_path, name, stage, tp, dp):
-    overrides = (*overrides_of(name, tp, dp), "precision=bf16")
-    for rank in pool.run(cases.train, tp * dp, str(shared_cache), stage, overrides, str(tmp_path)):
-        assert rank["audit"][0] >= 4 and rank["audit"][1] == 0
-
-
 def go_on(cache: str, stage: str, overrides: tuple[str, ...], folder: str, out: str) -> Any:
     """From a checkpoint in `folder` to the end; losses, and the weights in `out`."""
     trainer, *_ = cases.assemble(cases.load(cache, overrides), stage, out)
@@ -75,14 +68,21 @@ def go_on(cache: str, stage: str, overrides: tuple[str, ...], folder: str, out: 
     return trainer.losses()
 
 
+BF16 = ("precision=bf16", "checkpoint.every=3", "checkpoint.keep=9")
+
+
 @pytest.mark.parametrize(("name", "stage", "tp", "dp"), TURNS)
-def test_a_resume_in_the_middle_is_no_stop(pool: Pool, shared_cache, tmp_path, name, stage, tp, dp):
-    """From step 13, in the middle of the second phase, bit for bit."""
-    overrides = (*overrides_of(name, tp, dp), "checkpoint.every=3", "checkpoint.keep=9")
+def test_bf16_passes_its_audits_and_a_resume_is_no_stop(
+    pool: Pool, shared_cache, tmp_path, name, stage, tp, dp
+):
+    """From step 13, in the middle of the second phase, bit for bit: weights are rounded, and what a
+    method keeps beside them is not."""
     whole, rest = tmp_path / "whole", tmp_path / "rest"
-    run = (tp * dp, str(shared_cache), stage, overrides)
-    losses = pool.run(cases.train, *run, str(whole))[0]["losses"]
-    assert pool.run(go_on, *run, str(whole), str(rest))[0] == losses[13:]
+    run = (tp * dp, str(shared_cache), stage, (*overrides_of(name, tp, dp), *BF16))
+    ranks = pool.run(cases.train, *run, str(whole))
+    for rank in ranks:
+        assert rank["audit"][0] >= 4 and rank["audit"][1] == 0
+    assert pool.run(go_on, *run, str(whole), str(rest))[0] == ranks[0]["losses"][13:]
     once, twice = cases.masters(whole), cases.masters(rest)
     assert all(once[name].equal(twice[name]) for name in once)
 

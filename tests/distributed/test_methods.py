@@ -1,4 +1,4 @@
-"""Every method in every layout, against a reference of some 30 lines in plain PyTorch.
+"""Every method in every ZeRO stage, against a reference of some 30 lines in plain PyTorch.
 
 20 steps over two domains, fp32: losses, gradient norms and final weights agree to 1e-5, and absent
 and held weights pass the audits. test_method_laws.py has what holds beside it.
@@ -10,40 +10,51 @@ from typing import Any
 import pytest
 
 from tests.distributed import cases
-from tests.distributed.method_cases import BRIEF, CASES, PARTS, SPLIT, overrides_of
+from tests.distributed.method_cases import BRIEF, CASES, PARTS, PROOFS, SPLIT, WHOLE, overrides_of
 from tests.distributed.pool import Pool
 from tests.distributed.references.run import ReferenceRun, Trace
 
 pytestmark = pytest.mark.dist
 
 STAGES = ("zero0", "zero1", "zero2", "zero3")
-LAYOUTS = [
+GRID = [
     *((stage, tp, dp) for stage in STAGES for tp, dp in ((1, 2), (2, 1))),
-    ("zero2", 2, 2),
+    *(("zero2", 2, 2), ("zero3", 2, 2)),
 ]
+TURNS = (
+    (("zero2", 1, 2), ("zero0", 2, 1), ("zero1", 1, 2), ("zero3", 2, 2)),
+    (("zero3", 1, 2), ("zero0", 1, 2), ("zero1", 2, 1), ("zero2", 2, 2)),
+)
+"""A method is seen in each stage once, and with the splits apart and together. The next one has the
+other turn: two neighbours see each stage with and without tensor parallelism."""
 OFFLOAD = ("zero2_offload", 1, 2)
-OFFLOADED = ("springs", "rigl", "chtss", "derpp", "o_lora", "cbp", "dst_cl")
+OFFLOADED = ("springs", "rigl", "chtss", "o_lora", "cbp")
 """One of each kind of state is enough where only the optimizer's place is another."""
 
 
-def layouts(name: str) -> list[tuple[str, int, int]]:
+def turn(name: str) -> tuple[tuple[str, int, int], ...]:
+    kind = [other for other in WHOLE if (other in BRIEF) == (name in BRIEF)]
+    return TURNS[kind.index(name) % 2]
+
+
+def layouts(name: str) -> tuple[list[tuple[str, int, int]], list[tuple[str, int, int]]]:
+    """Where a method is seen by the fast tests, and by the slow ones."""
     if name in PARTS:
-        return [PARTS[name]]
+        return [], [PARTS[name]]
+    first, *others = turn(name)
+    fast = [first, *([("zero2", 2, 1)] if name in SPLIT else [])]
+    if name in PROOFS:
+        return fast, [layout for layout in GRID if layout not in fast]
     if name in BRIEF:
-        return [("zero0", 1, 2), ("zero2", 2, 1), ("zero3", 1, 2)]
-    return [*LAYOUTS, *([OFFLOAD] if name in OFFLOADED else [])]
-
-
-def is_fast(name: str, layout: tuple[str, int, int]) -> bool:
-    if name in PARTS or (name == "n_lora" and layout[0] == "zero3"):
-        return False
-    return layout == ("zero3", 1, 2) or (layout == ("zero2", 2, 1) and name in SPLIT)
+        return fast, others[-1:]
+    return fast, [*others, *([OFFLOAD] if name in OFFLOADED else [])]
 
 
 EACH = [
-    (name, *layout) if is_fast(name, layout) else cases.slow(name, *layout)
+    case
     for name in CASES
-    for layout in layouts(name)
+    for fast, late in [layouts(name)]
+    for case in (*((name, *one) for one in fast), *(cases.slow(name, *one) for one in late))
 ]
 
 
@@ -98,7 +109,7 @@ def test_a_method_is_its_reference(
     }
     record_property("parity", [name, stage, tp, dp, max(apart.values())])
     assert max(apart.values()) < CASES[name].tolerance, max(apart, key=lambda key: apart[key])
-    if (stage, tp) == ("zero2", 2):
+    if (tp, dp) == (2, 1):
         run = (str(shared_cache), stage, overrides, str(tmp_path), str(tmp_path / "again"))
         assert all(pool.run(at_the_end, tp * dp, *run))
 
@@ -114,7 +125,7 @@ def at_the_end(cache: str, stage: str, overrides: tuple[str, ...], folder: str, 
     return (trainer.context.progress.phase, trainer.context.domain) == (last, domain)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [cases.slow(name) if name in PARTS else name for name in CASES])
 def test_a_method_does_something(plain, references, name):
     """Else agreement with the reference would say nothing."""
     apart = [abs(a - b) for a, b in zip(plain(name), references(name).losses, strict=False)]

@@ -55,7 +55,7 @@ CASES = [
     cases.slow("zero3", 1, 2, KEPT),
     cases.slow("zero2", 1, 2, CSR),
     cases.slow("zero3", 1, 2, CSR),
-    *(cases.slow(stage, 1, 2, NATIVE) for stage in ("zero0", "zero1", "zero2")),
+    *(cases.slow(stage, 1, 2, NATIVE) for stage in ("zero0", "zero2")),
     ("zero3", 1, 2, NATIVE),
 ]
 
@@ -74,7 +74,7 @@ def test_packed_equals_masked(pool, shared_cache, tmp_path, masked, stage, tp, d
         assert found[name].sub(weight).abs().max() < 1e-5, name
 
 
-@pytest.mark.parametrize("stage", ["zero0", cases.slow("zero2"), cases.slow("zero3")])
+@pytest.mark.parametrize("stage", ["zero0", cases.slow("zero3")])
 def test_packed_equals_masked_in_bf16(pool, shared_cache, tmp_path, masked, stage):
     losses, _, weights, _ = masked(2, 2, stage, "bf16")
     overrides = (*split(2, 2), "precision=bf16", PACKED)
@@ -134,7 +134,7 @@ def sizes(cache: str, stage: str, overrides: tuple[str, ...], folder: str) -> di
 ODD = ("model.context=12", "model.mlp_ratio=5", "phases.steps=2", "audit.every=1")
 
 
-@pytest.mark.parametrize("stage", ["zero0", cases.slow("zero1"), cases.slow("zero2"), "zero3"])
+@pytest.mark.parametrize("stage", ["zero0", cases.slow("zero2"), "zero3"])
 def test_deepspeed_holds_live_weights_only(pool, shared_cache, tmp_path, stage):
     overrides = (*ODD, *split(2, 2), PACKED)
     ranks = pool.run(sizes, 4, str(shared_cache), stage, overrides, str(tmp_path))
@@ -187,7 +187,7 @@ def go_on(cache: str, stage: str, overrides: tuple[str, ...], folder: str, out: 
 
 @pytest.mark.parametrize(
     ("stage", "layout"),
-    [("zero1", (1, 1)), cases.slow("zero2", (1, 2)), cases.slow("zero3", (2, 1))],
+    [("zero1", (1, 1)), cases.slow("zero3", (2, 1))],
 )
 def test_each_storage_loads_the_other(pool, shared_cache, tmp_path, masked, stage, layout):
     *_, folder = masked(2, 2, "zero2", "fp32")

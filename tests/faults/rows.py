@@ -45,7 +45,7 @@ ROWS = (
         "75",
         "the signal alone; requeueing belongs to the scripts in slurm/",
     ),
-    Row("P9", "twenty random kills in one run of two ranks", "bit for bit"),
+    Row("P9", "ten random kills in one run of two ranks", "bit for bit"),
     Row("P10", "an exception on one rank", "70 there, 76 on the others, in 60 s on a busy machine"),
     Row(
         "P11",

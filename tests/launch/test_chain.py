@@ -54,7 +54,7 @@ def test_killed_at_every_link_it_ends_with_the_same_tickets(study, tmp_path):
     process = start(study, whole)
     out, err = process.communicate(timeout=HANG)
     assert process.returncode == 0, err
-    for arm in ("dense", "imp.1", "imp.2"):
+    for arm in ("imp.1", "imp.2"):
         process, records = start(study, cut), cut / "runs" / arm / "seed0" / "scalars.jsonl"
         wait_for(
             lambda r=records: r.exists() and len(r.read_bytes().splitlines()) > 12,

@@ -45,7 +45,6 @@ def finish(starter: Starter, stage: str, precision: str, world_size: int) -> Non
     [
         ("zero2", "fp32"),
         pytest.param("zero0", "fp32", marks=pytest.mark.slow),
-        pytest.param("zero3", "fp32", marks=pytest.mark.slow),
         pytest.param("zero1", "bf16", marks=pytest.mark.slow),
         pytest.param("zero3", "bf16", marks=pytest.mark.slow),
     ],
@@ -88,7 +87,6 @@ def test_many_kills_in_one_run(starter, uninterrupted):
     ("stage", "precision", "victims"),
     [
         ("zero2", "fp32", (0,)),
-        ("zero2", "fp32", (1,)),
         ("zero2", "fp32", (0, 1)),
         ("zero3", "bf16", (1,)),
     ],

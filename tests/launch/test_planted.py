@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +65,11 @@ def remove(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def runs(server, tmp_path_factory, shared_cache) -> dict[str, Path]:
-    """A finished run, and one that was stopped after 6 of 24 steps."""
+    """A finished run, and one that was stopped after 20 of 24 steps."""
     starter = Starter(tmp_path_factory.mktemp("runs"), shared_cache)
     done, half = starter.folder / "done", starter.folder / "half"
     assert starter.run("--run_dir", str(done)).code == 0
-    assert starter.run("--run_dir", str(half), "--inject", "usr1@step:6").code == 75
+    assert starter.run("--run_dir", str(half), "--inject", "usr1@step:20").code == 75
     return {"done": done, "half": half}
 
 
@@ -132,10 +133,13 @@ def test_a_run_is_not_started_over_them(starter, runs, victim, state, inside, ki
 @pytest.mark.parametrize("state", ["half", "done"])
 @pytest.mark.parametrize("kind", list(PLANTS))
 def test_nothing_that_a_run_has_is_followed(starter, runs, victim, state, kind):
+    """All of a finished run, which trains no more; in the other each has two of the kinds."""
     names = [path.relative_to(runs[state]) for path in sorted(runs[state].rglob("*"))]
     assert len(names) > 15
-    for name in names:
-        again(starter, runs[state], str(name), kind, victim)
+    pairs = list(combinations(PLANTS, 2))
+    for number, name in enumerate(names):
+        if state == "done" or kind in pairs[number % len(pairs)]:
+            again(starter, runs[state], str(name), kind, victim)
 
 
 @pytest.mark.fault("F2")

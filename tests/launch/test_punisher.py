@@ -1,4 +1,4 @@
-"""Twenty kills in one run of two ranks, anywhere, also inside saves: the end is the same."""
+"""Ten kills in one run of two ranks, anywhere, also inside saves: the end is the same."""
 
 import hashlib
 
@@ -8,7 +8,7 @@ import torch
 from tests.launch import outcome
 from tests.launch.starter import Done, Starter
 
-KILLS = 20
+KILLS = 10
 
 
 def start(starter: Starter, *more: str) -> list[Done]:
@@ -27,7 +27,7 @@ def digest(end: outcome.Outcome) -> str:
 
 @pytest.mark.fault("P9")
 @pytest.mark.slow
-def test_twenty_kills(server, tmp_path, tmp_path_factory, shared_cache):
+def test_ten_kills(server, tmp_path, tmp_path_factory, shared_cache):
     calm = Starter(tmp_path_factory.mktemp("calm"), shared_cache)
     assert [end.code for end in start(calm)] == [0, 0]
     whole = outcome.read(calm.folder / "run")

@@ -87,8 +87,7 @@ def test_a_study_that_is_stopped_ends_as_one_that_is_not(study, tmp_path):
     first = start(study, cut)
     _, err = stop_after(first, cut, 20, signal.SIGHUP)
     assert first.returncode == 130 and err.endswith("the same command goes on from here\n")
-    stop_after(start(study, cut), cut, 25, signal.SIGKILL)
-    stop_after(start(study, cut), cut, 25, signal.SIGTERM)
+    stop_after(start(study, cut), cut, 35, signal.SIGKILL)
     last = start(study, cut)
     out, _ = last.communicate(timeout=HANG)
     assert last.returncode == 1  # a run has failed
