@@ -1,6 +1,6 @@
 """The process that runs of a study on a CPU are forked from (experiments/running/warm.py asks it).
 
-It imports what a run imports, once. Then each line on stdin is a request, and each line on stdout
+It imports what a run imports, once: on text, or on a stream, as its one word says. Then each line on stdin is a request, and each line on stdout
 the answer: it forks a run, or tells how one has ended. It ends with its stdin, its runs with it.
 """
 
@@ -20,13 +20,20 @@ from sparsecl import command  # noqa: E402
 from sparsecl.experiments.running.local import die_with_parent  # noqa: E402
 from sparsecl.opening import plain  # noqa: E402
 
-PRELOAD = (
-    "deepspeed",
-    "torch.utils.tensorboard",
-    "sparsecl.engine.run",
-    "sparsecl.experiments.plots",
-)
-"""What a run imports."""
+PRELOAD = {
+    "text": (
+        "deepspeed",
+        "torch.utils.tensorboard",
+        "sparsecl.engine.run",
+        "sparsecl.experiments.plots",
+    ),
+    "stream": (
+        "torch.utils.tensorboard",
+        "sparsecl.streams.run",
+        "sparsecl.experiments.plots.streams",
+    ),
+}
+"""What a run imports, by what it is on."""
 
 
 def serve() -> NoReturn:
@@ -60,7 +67,7 @@ def _import_all() -> None:
 
     train.quiet()  # variables that libraries read while they are imported
     os.environ.setdefault("DS_ACCELERATOR", dist.device().type)
-    for name in PRELOAD:
+    for name in PRELOAD[sys.argv[1]]:
         importlib.import_module(name)
 
 
