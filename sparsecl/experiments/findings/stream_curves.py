@@ -19,8 +19,8 @@ OF_A_TASK = (LEARNED, "p")
 def stream_curve(study: Study, arm: str, figure: str) -> Curve | None:
     """One figure of all networks of an arm; None if none of them has it.
 
-    What a task sums up is averaged over WINDOW tasks, fewer if there are not so many, and stands at
-    the middle of them; the first task is 1. The others stand at the number of tasks learned.
+    What a task sums up is averaged over WINDOW tasks, or a quarter of all if these are fewer, and
+    stands at the middle of them; the first task is 1. The others stand at the tasks learned.
     """
     rows = {}
     for result in study.done(arm):
@@ -33,7 +33,7 @@ def stream_curve(study: Study, arm: str, figure: str) -> Curve | None:
     values = np.array(list(rows.values()), dtype=np.float64)
     x = np.arange(values.shape[1], dtype=np.float64)
     if figure in OF_A_TASK:
-        size = min(WINDOW, values.shape[1])
+        size = max(1, min(WINDOW, values.shape[1] // 4))
         kernel = np.full(size, 1.0 / size)
         values = np.array([np.convolve(row, kernel, "valid") for row in values])
         x = np.arange(values.shape[1]) + (size + 1) / 2

@@ -31,7 +31,7 @@ def stream_figures(study: Study, comparison: Comparison) -> list[StudyFigure]:
         (
             "tasks",
             f"Line: mean over seeds; band: {interval}, pointwise. Accuracy and p(Z) are means over "
-            f"{WINDOW} tasks, at the middle of them; the other figures are taken before each task "
+            f"{WINDOW} tasks (a quarter of all, if fewer), at their middle; the other figures are taken before each task "
             "and after the last, on its first samples.",
             tasks_figure(study),
         ),
