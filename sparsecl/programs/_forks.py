@@ -1,7 +1,8 @@
 """The process that runs of a study on a CPU are forked from (experiments/running/warm.py asks it).
 
-It imports what a run imports, once: on text, or on a stream, as its one word says. Then each line on stdin is a request, and each line on stdout
-the answer: it forks a run, or tells how one has ended. It ends with its stdin, its runs with it.
+It imports what a run imports, once: on text, or on a stream, as its one word says. Then each line
+on stdin is a request, and each line on stdout the answer: it forks a run, or tells how one has
+ended. It ends with its stdin, its runs with it.
 """
 
 import importlib

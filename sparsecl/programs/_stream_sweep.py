@@ -58,9 +58,7 @@ def _size() -> Callable[[StreamRunConfig], NetworkSize]:
     return size
 
 
-def open_streams(
-    folder: Path, plan: StudyPlan, configs: dict[str, StreamRunConfig]
-) -> StudyPlan:
+def open_streams(folder: Path, plan: StudyPlan, configs: dict[str, StreamRunConfig]) -> StudyPlan:
     """As open_study; and write down what the runs are made with."""
     from sparsecl.engine.resume.environment import environment
 

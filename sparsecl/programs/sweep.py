@@ -12,8 +12,8 @@ is neither done nor in the queue, and returns at once. With --power it runs noth
 study folder and prints what each planned contrast can show, and how many seeds an effect needs.
 A study with a block `tune` is tuned first: with --where slurm, call it again when the trials are
 done. A study whose base has a block `stream` is one of streams: each arm is one run of
-launch/stream.py with all seeds side by side. --only runs some arms of the test, by name or pattern ('*_ewc'); the report shows what there
-is.
+launch/stream.py with all seeds side by side. --only runs some arms of the test, by name or pattern
+('*_ewc'); the report shows what there is.
 """
 
 import argparse
@@ -333,9 +333,7 @@ def run(folder: Path, plan: StudyPlan, options: argparse.Namespace) -> bool:
     if gpus or sys.platform != "linux":
         place = LocalPlace(slots=slots, threads=options.threads, gpus=gpus)
     else:
-        place = WarmPlace(
-            slots=slots, threads=options.threads, server=FORKS, subject=plan.subject
-        )
+        place = WarmPlace(slots=slots, threads=options.threads, server=FORKS, subject=plan.subject)
     script = python_script(STREAM if plan.subject == "stream" else TRAIN)
     with contextlib.closing(place):
         return Runner(folder, plan, place, train=script, watch=Overview()).run()

@@ -20,7 +20,7 @@ SEEDS, TASKS = range(7), 12
 
 
 def falling(seed, task):
-    """0.8 in the first ten tasks, 0.5 in the last two; a seed has a hundredth more than the last."""
+    """0.8 in the first ten tasks, 0.5 in the last two; each seed has a hundredth more."""
     return (0.8 if task < 10 else 0.5) + seed / 100
 
 
@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
 
 def test_the_measures_are_those_of_the_definitions(folder):
     study = collect(folder)
-    # The best window is the first ten tasks; the last third is tasks 8 to 11: two at 0.8, two at 0.5.
+    # Best window: the first ten tasks. Last third: tasks 8 to 11, two at 0.8 and two at 0.5.
     expected = {
         "best_window": 0.8, "last_third": 0.65, "lost": 0.15, "accuracy": 0.75, "p": 0.325,
         "dead": 1.7, "dormant": 1.7, "erank": 1.7, "stable_rank": 1.7, "srank99": 1.7,

@@ -183,7 +183,9 @@ def start(study, folder):
 
 @pytest.mark.slow
 def test_a_study_that_is_killed_ends_as_one_that_is_not(study, tmp_path):
-    study.write_text(STUDY.replace("tasks: 4, samples_per_task: 40", "tasks: 30, samples_per_task: 100"))
+    study.write_text(
+        STUDY.replace("tasks: 4, samples_per_task: 40", "tasks: 30, samples_per_task: 100")
+    )
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     process = start(study, whole)
     out, err = process.communicate(timeout=HANG)

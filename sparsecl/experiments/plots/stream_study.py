@@ -31,8 +31,8 @@ def stream_figures(study: Study, comparison: Comparison) -> list[StudyFigure]:
         (
             "tasks",
             f"Line: mean over seeds; band: {interval}, pointwise. Accuracy and p(Z) are means over "
-            f"{WINDOW} tasks (a quarter of all, if fewer), at their middle; the other figures are taken before each task "
-            "and after the last, on its first samples.",
+            f"{WINDOW} tasks (a quarter of all, if fewer), at their middle; the other figures are "
+            "taken before each task and after the last, on the first samples of the task to come.",
             tasks_figure(study),
         ),
     )

@@ -274,7 +274,9 @@ def _cost(m: Material) -> Markup:
 def _definitions(m: Material) -> Markup:
     figures = m.comparison.figures.values()
     known = any(figure.estimate is not None and figure.estimate.t for figure in figures)
-    return m.table(tables.definitions_table(m.study)) + bullets([*DEFINITIONS, *INTERVALS[: int(known)]])
+    return m.table(tables.definitions_table(m.study)) + bullets(
+        [*DEFINITIONS, *INTERVALS[: int(known)]]
+    )
 
 
 DEFINITIONS = (

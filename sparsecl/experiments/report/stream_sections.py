@@ -108,19 +108,18 @@ def _definitions(m: Material) -> Markup:
 
 
 DEFINITIONS = (
-    "Accuracy is online: of each task's samples before they were trained; in image_pairs it is that "
-    "on held-out images at the end of a task.",
-    "best_window: the ten tasks in a row in which the mean over the arm's networks is highest. Every "
-    "network counts with its own accuracy there. Arms have best windows of their own, and the highest "
-    "of many windows is a little too high, so lost is a little too large, for all arms alike.",
+    "Accuracy is online: of each task's samples before they were trained; in image_pairs it is "
+    "that on held-out images at the end of a task.",
+    "best_window: the ten tasks in a row in which the mean over the arm's networks is highest; "
+    "each network counts with its own accuracy there. The highest of many windows is a little too "
+    "high, so lost is a little too large, in every arm.",
     "Figures after the last task are taken on the first samples of a further task that is never "
-    "trained. Means over hidden layers. erank: exp of the entropy of the singular values of a layer's "
-    "activations; stable rank: their squared Frobenius norm over the largest one's square; srank 99 %: "
-    "singular values that make 99 % of their sum. What of weight size and ranks is better is a "
-    "convention here: the direction says which way plasticity is lost in the literature.",
-    "equal_parameters: the reference, dense and narrower, with as many weights and biases as the arm "
-    "has live ones, within 2 %. The width of its first layer is the one with which the others are most "
-    "in the proportions of the reference.",
+    "trained; means over hidden layers. erank: exp of the entropy of the singular values of a "
+    "layer's activations; stable rank: their squared Frobenius norm over the square of the largest "
+    "singular value; srank 99 %: singular values that make 99 % of their sum. Which way of weight "
+    "size and ranks is better is a convention: lost plasticity goes the other way in the papers.",
+    "equal_parameters: the reference, dense and narrower, with as many weights and biases as the "
+    "arm has live ones, within 2 %; of all widths that fit, those most in its proportions.",
 )
 
 SECTIONS: Sections = (

@@ -73,6 +73,7 @@ def narrower(
     if best is None:
         raise UserError(
             f"controls.equal_parameters: no dense network with {len(units)} hidden layers comes "
-            f"within {100 * TOLERANCE:g} % of the {target:,} live parameters of {name}; leave it out"
+            f"within {100 * TOLERANCE:g} % of the {target:,} live parameters of {name}; leave it "
+            "out"
         )
     return best[1]

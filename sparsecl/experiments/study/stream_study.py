@@ -93,9 +93,14 @@ class StreamStudyConfig:
         check_names(name=[self.name], arms=self.arms, scales=self.scales)
         if not self.arms:
             raise ValueError("arms is empty: a study needs arms")
-        for key, value in (("core", self.analysis.core), ("interference", self.analysis.interference)):
+        for key, value in (
+            ("core", self.analysis.core),
+            ("interference", self.analysis.interference),
+        ):
             if value:
-                raise ValueError(f"analysis.{key} is about text; leave it out in a study of streams")
+                raise ValueError(
+                    f"analysis.{key} is about text; leave it out in a study of streams"
+                )
 
 
 @dataclass(frozen=True)
@@ -162,8 +167,8 @@ def read_stream_study(
             arm = laid(arm, size.arms[name], f"arms.{name} of the scale")
         if arm.stream.kind not in SHARED:
             raise UserError(
-                f"{path}: arms.{name}: stream.kind={arm.stream.kind} has other figures than a study "
-                f"compares; launch/stream.py runs it. A study takes {', '.join(SHARED)}"
+                f"{path}: arms.{name}: stream.kind={arm.stream.kind} has other figures than a "
+                f"study compares; launch/stream.py runs it. A study takes {', '.join(SHARED)}"
             )
         arms[name] = replace(arm, name=name, seed=chosen[0], seeds=len(chosen))
     check_twins({n: configs.digest(replace(arm, name="")) for n, arm in arms.items()}, path)

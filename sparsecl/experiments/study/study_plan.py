@@ -4,8 +4,8 @@ A study folder:
 
     plan.json                   this file's StudyPlan
     configs/ARM.yaml            the resolved run config of an arm, for the first seed
-    runs/ARM/seedK/             run folders; ORDER-seedK in a study of several orders, `seeds` in one
-                                of streams
+    runs/ARM/seedK/             run folders; ORDER-seedK in a study of several orders, `seeds` in
+                                one of streams
     failures/ARM-seedK.json     how the last attempt of a run failed
     logs/ARM-seedK.txt          what its process printed
     environment.json            of streams: commit and versions of the last start

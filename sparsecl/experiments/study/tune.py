@@ -77,7 +77,9 @@ class TuneConfig:
                     f"got {list(values)}"
                 )
         if self.by not in TEXT_MEASURES:
-            raise ValueError(f"by: there is no measure {self.by}; there are {', '.join(TEXT_MEASURES)}")
+            raise ValueError(
+                f"by: there is no measure {self.by}; there are {', '.join(TEXT_MEASURES)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

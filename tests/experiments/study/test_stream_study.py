@@ -100,14 +100,14 @@ def test_a_dense_control_has_as_many_parameters(read):
         ("tasks: 4,", "tasks: 4, kind: class_incremental,",
          "stream.kind=class_incremental has other figures"),
         ("arms:\n  dense", "analysis: {core: a}\narms:\n  dense", "core is about text"),
-        ("arms:\n  dense", "analysis: {reference: x}\narms:\n  dense", "reference: there is no arm x"),
+        ("arms:\n  dense", "analysis: {reference: x}\narms:\n  dense", "reference: there is no arm"),
         ("arms:\n  dense", "analysis: {metrics: [F_last]}\narms:\n  dense",
          "there is no measure F_last; there are best_window, last_third, lost"),
         ("arms:\n  dense", "analysis: {contrasts: [{arm: x, against: dense}]}\narms:\n  dense",
          "contrasts: there is no arm x"),
         ("arms:\n  dense", "controls: {equal_parameters: [x]}\narms:\n  dense",
          "equal_parameters: there is no arm x"),
-        ("lr: 0.01}}", "lr: 0.01}, stream: {tasks: 5}}", "fast minus dense is no contrast of pairs"),
+        ("lr: 0.01}}", "lr: 0.01}, stream: {tasks: 5}}", "fast minus dense is no contrast of"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(read, old, new, text):
