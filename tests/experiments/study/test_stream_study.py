@@ -100,7 +100,7 @@ def test_a_dense_control_has_as_many_parameters(read):
         ("tasks: 4,", "tasks: 4, kind: class_incremental,",
          "stream.kind=class_incremental has other figures"),
         ("arms:\n  dense", "analysis: {core: a}\narms:\n  dense", "core is about text"),
-        ("arms:\n  dense", "analysis: {reference: x}\narms:\n  dense", "reference: there is no arm"),
+        ("arms:\n  dense", "analysis: {reference: x}\narms:\n  dense", "reference: there is no"),
         ("arms:\n  dense", "analysis: {metrics: [F_last]}\narms:\n  dense",
          "there is no measure F_last; there are best_window, last_third, lost"),
         ("arms:\n  dense", "analysis: {contrasts: [{arm: x, against: dense}]}\narms:\n  dense",
