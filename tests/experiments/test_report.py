@@ -20,7 +20,7 @@ from sparsecl.experiments.report.page import STYLE
 from sparsecl.experiments.report.results import interference_table
 from sparsecl.experiments.report.table import Column, Table, as_csv, as_html, as_latex, shown
 from sparsecl.experiments.report.tables import cost_table, seeds_table
-from sparsecl.experiments.study.measures import MEASURES
+from sparsecl.experiments.study.measures import TEXT_MEASURES
 from sparsecl.experiments.study.study_plan import AnalysisConfig
 from sparsecl.metrics.power import detectable
 from sparsecl.metrics.records import read_records
@@ -100,7 +100,7 @@ def test_the_runs_by_seed_are_those_of_the_records(made):
     assert len(rows) == 21
     (failed,) = [row for row in rows if row["status"] != "done"]
     assert (failed["arm"], failed["seed"], failed["status"]) == ("er", "6", "failed")
-    assert not any(failed[name] for name in MEASURES)
+    assert not any(failed[name] for name in TEXT_MEASURES)
     for row in rows:
         if row is failed:
             continue
@@ -504,4 +504,4 @@ def test_the_crossover_is_marked_or_denied(tmp_path):
 
 def test_every_measure_is_defined(made):
     _, report, _ = made
-    assert [row["measure"] for row in table(report, "definitions")] == list(MEASURES)
+    assert [row["measure"] for row in table(report, "definitions")] == list(TEXT_MEASURES)
