@@ -389,7 +389,7 @@ DENSITIES = [
 
 def page_of(tmp_path, monkeypatch, seeds):
     """The page without figures, as text that a reader sees."""
-    monkeypatch.setattr(write, "study_figures", lambda *_: [])
+    monkeypatch.setattr(write, "figures_of", lambda *_: [])
     folder = write_study(tmp_path / "study", DENSITIES, seeds=range(seeds), order=(0, 1, 2) * 2)
     return Page(write_report(collect(folder), tmp_path / "out").read_text())
 
@@ -460,7 +460,7 @@ def test_what_methods_measure_of_themselves_is_a_table(tmp_path):
 
 def test_a_report_replaces_a_report_and_nothing_else(tmp_path, monkeypatch):
     study = collect(write_study(tmp_path / "study", ARMS[:1], seeds=[0]))
-    monkeypatch.setattr(write, "study_figures", lambda *_: [])
+    monkeypatch.setattr(write, "figures_of", lambda *_: [])
     target = tmp_path / "out"
     first = write_report(study, target).read_bytes()
     (target / "old").write_text("")
