@@ -89,6 +89,6 @@ def server() -> Iterator[None]:
         patch.setenv("DS_ACCELERATOR", "cpu")
         for name in RANK_VARIABLES:
             patch.delenv(name, raising=False)
-        forkserver.set_forkserver_preload(list(PRELOAD))
+        forkserver.set_forkserver_preload([*PRELOAD["text"], "tests.launch.preload"])
         forkserver.ensure_running()
     yield

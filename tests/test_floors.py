@@ -62,7 +62,17 @@ FLOORS: dict[str, tuple[int, tuple[str, ...]]] = {
         5,
         ("topology", "metrics", "data", "sparse", "optim", "model", "methods", "checkpoint"),
     ),
-    "experiments": (6, ("engine.run_config", "methods.facts", "analysis", "metrics")),
+    "experiments": (
+        6,
+        (
+            "engine.run_config",
+            "methods.facts",
+            "analysis",
+            "metrics",
+            "streams.config",
+            "streams.records",
+        ),
+    ),
     "conversions": (6, ("topology", "data", "model", "checkpoint", "engine")),
     "benchmarks": (
         6,

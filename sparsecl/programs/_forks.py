@@ -1,7 +1,8 @@
 """The process that runs of a study on a CPU are forked from (experiments/running/warm.py asks it).
 
-It imports what a run imports, once. Then each line on stdin is a request, and each line on stdout
-the answer: it forks a run, or tells how one has ended. It ends with its stdin, its runs with it.
+It imports what a run imports, once: on text, or on a stream, as its one word says. Then each line
+on stdin is a request, and each line on stdout the answer: it forks a run, or tells how one has
+ended. It ends with its stdin, its runs with it.
 """
 
 import importlib
@@ -20,13 +21,20 @@ from sparsecl import command  # noqa: E402
 from sparsecl.experiments.running.local import die_with_parent  # noqa: E402
 from sparsecl.opening import plain  # noqa: E402
 
-PRELOAD = (
-    "torch._dynamo",  # of torch's optimizers, which import it as they are built
-    "torch.utils.tensorboard",
-    "sparsecl.engine.run",
-    "sparsecl.experiments.plots",
-)
-"""What a run imports."""
+PRELOAD = {
+    "text": (
+        "torch._dynamo",  # of torch's optimizers, which import it as they are built
+        "torch.utils.tensorboard",
+        "sparsecl.engine.run",
+        "sparsecl.experiments.plots",
+    ),
+    "stream": (
+        "torch.utils.tensorboard",
+        "sparsecl.streams.run",
+        "sparsecl.experiments.plots.streams",
+    ),
+}
+"""What a run imports, by what it is on."""
 
 
 def serve() -> NoReturn:
@@ -60,11 +68,12 @@ def _import_all() -> None:
 
     train.quiet()  # variables that libraries read while they are imported
     os.environ.setdefault("DS_ACCELERATOR", dist.device().type)
-    for name in PRELOAD:
+    for name in PRELOAD[sys.argv[1]]:
         importlib.import_module(name)
-    from sparsecl.engine.build import import_deepspeed
+    if sys.argv[1] == "text":
+        from sparsecl.engine.build import import_deepspeed
 
-    import_deepspeed()
+        import_deepspeed()
 
 
 def _be(request: dict[str, Any], parent: int) -> NoReturn:

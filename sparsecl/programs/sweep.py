@@ -3,6 +3,7 @@
     python launch/sweep.py launch/experiments/exp1_density.yaml
     python launch/sweep.py launch/experiments/exp2_topology.yaml --scale 100m --jobs 8 --dry_run
     python launch/sweep.py launch/experiments/exp2_topology.yaml --scale 100m --where slurm
+    python launch/sweep.py launch/streams/studies/permuted_mnist.yaml
     python launch/sweep.py studies/density --power --effect 0.05
 
 It may be stopped (Ctrl-C, kill) and started again with the same command: what is done stays done,
@@ -10,8 +11,9 @@ and runs that were going on continue from their last checkpoint. With --where sl
 is neither done nor in the queue, and returns at once. With --power it runs nothing: it reads a
 study folder and prints what each planned contrast can show, and how many seeds an effect needs.
 A study with a block `tune` is tuned first: with --where slurm, call it again when the trials are
-done. --only runs some arms of the test, by name or pattern ('*_ewc'); the report shows what there
-is.
+done. A study whose base has a block `stream` is one of streams: each arm is one run of
+launch/stream.py with all seeds side by side. --only runs some arms of the test, by name or pattern
+('*_ewc'); the report shows what there is.
 """
 
 import argparse
@@ -45,10 +47,13 @@ from sparsecl.experiments.running.tuning import tune, tuned_before
 from sparsecl.experiments.running.warm import WarmPlace
 from sparsecl.experiments.study.build_plan import make_plan, open_study, plan_text
 from sparsecl.experiments.study.controls import Priced
+from sparsecl.experiments.study.stream_plan import stream_plan_text
+from sparsecl.experiments.study.stream_study import StreamStudyConfig, is_of_streams
 from sparsecl.experiments.study.study_file import ScaledStudy, StudyConfig, read_study
 from sparsecl.experiments.study.study_plan import PLAN, TUNING, StudyPlan, read_plan
 from sparsecl.experiments.study.trials import priced_once, trials_plan, tuning_text
 from sparsecl.locks import lock_folder
+from sparsecl.programs._stream_sweep import STREAM, open_streams, plan_streams
 
 FORKS = Path(__file__).with_name("_forks.py")
 INTERFERENCE = ROOT / "tools" / "interference.py"
@@ -57,7 +62,8 @@ RUN_FAILED = 1  # exit code: the study is finished as far as it can be, but a ru
 
 def help_study() -> str:
     """Every key of a study file with its type, default and meaning."""
-    return help_text(StudyConfig)
+    of_streams = help_text(StreamStudyConfig)
+    return f"{help_text(StudyConfig)}\n\nWith base.stream, a study of streams:\n\n{of_streams}"
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -139,6 +145,8 @@ def sweep(options: argparse.Namespace) -> int:
         return show_power(options)
     if options.effect is not None:
         raise UserError("--effect says what to count seeds for; it needs --power")
+    if is_of_streams(options.study):
+        return sweep_streams(options)
     from sparsecl import dist
 
     # DeepSpeed warns on stderr when it has to find this out by itself.
@@ -197,6 +205,27 @@ def sweep(options: argparse.Namespace) -> int:
         measured = not (whole and plan.analysis.interference) or measure_interference(folder)
         show(folder)
         return 0 if finished and measured else RUN_FAILED
+
+
+def sweep_streams(options: argparse.Namespace) -> int:
+    """The same for a study of streams."""
+    plan, configs = plan_streams(options)
+    some = only(plan, options.only)
+    folder = options.study_dir or Path("studies") / f"{plan.name}-{plan.scale}-{plan.digest[:8]}"
+    if options.dry_run:
+        print(f"{stream_plan_text(plan)}\n\nStudy folder: {folder}")
+        if (folder / PLAN).exists():
+            print(status_text(folder, plan))
+        return 0
+    with lock_folder(folder, "--study_dir"):
+        plan = open_streams(folder, plan, configs)
+        print(f"{stream_plan_text(plan)}\n\nStudy folder: {folder}\n", flush=True)
+        try:
+            finished = run(folder, some, options)
+        except KeyboardInterrupt:
+            return stopped()
+        show(folder)
+        return 0 if finished else RUN_FAILED
 
 
 def only(plan: StudyPlan, arms: Sequence[str] | None) -> StudyPlan:
@@ -304,9 +333,10 @@ def run(folder: Path, plan: StudyPlan, options: argparse.Namespace) -> bool:
     if gpus or sys.platform != "linux":
         place = LocalPlace(slots=slots, threads=options.threads, gpus=gpus)
     else:
-        place = WarmPlace(slots=slots, threads=options.threads, server=FORKS)
+        place = WarmPlace(slots=slots, threads=options.threads, server=FORKS, subject=plan.subject)
+    script = python_script(STREAM if plan.subject == "stream" else TRAIN)
     with contextlib.closing(place):
-        return Runner(folder, plan, place, train=python_script(TRAIN), watch=Overview()).run()
+        return Runner(folder, plan, place, train=script, watch=Overview()).run()
 
 
 def on_slurm(folder: Path, plan: StudyPlan, options: argparse.Namespace) -> bool:

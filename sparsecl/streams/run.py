@@ -45,7 +45,18 @@ def check(config: StreamRunConfig, folder: Path | None) -> Prepared:
     Raises:
         UserError: with the key as the user wrote it.
     """
-    images = _read(config.stream)
+    images = read(config.stream)
+    check_config(config, images)
+    default = Path("runs") / f"{config.name}-{configs.digest(config)[:10]}"
+    return Prepared(config, images, folder or default)
+
+
+def check_config(config: StreamRunConfig, images: Images) -> None:
+    """Check what depends on the data.
+
+    Raises:
+        UserError: with the key as the user wrote it.
+    """
     try:
         check_methods(config, config.learner.shapes(images.num_inputs, images.num_classes))
     except ValueError as error:
@@ -55,11 +66,10 @@ def check(config: StreamRunConfig, folder: Path | None) -> Prepared:
             f"panel.samples={config.panel.samples} is more than a task has "
             f"(stream.samples_per_task={config.stream.samples_per_task})"
         )
-    default = Path("runs") / f"{config.name}-{configs.digest(config)[:10]}"
-    return Prepared(config, images, folder or default)
 
 
-def _read(stream: StreamConfig) -> Images:
+def read(stream: StreamConfig) -> Images:
+    """The images of a stream. Raises UserError, MissingInputError or DataError for its data."""
     if stream.kind == "image_pairs":
         return read_pairs(stream.data, test_per_class=stream.test_per_class)
     return read_images(stream.data)

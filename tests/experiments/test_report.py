@@ -20,7 +20,7 @@ from sparsecl.experiments.report.page import STYLE
 from sparsecl.experiments.report.results import interference_table
 from sparsecl.experiments.report.table import Column, Table, as_csv, as_html, as_latex, shown
 from sparsecl.experiments.report.tables import cost_table, seeds_table
-from sparsecl.experiments.study.measures import MEASURES
+from sparsecl.experiments.study.measures import TEXT_MEASURES
 from sparsecl.experiments.study.study_plan import AnalysisConfig
 from sparsecl.metrics.power import detectable
 from sparsecl.metrics.records import read_records
@@ -100,7 +100,7 @@ def test_the_runs_by_seed_are_those_of_the_records(made):
     assert len(rows) == 21
     (failed,) = [row for row in rows if row["status"] != "done"]
     assert (failed["arm"], failed["seed"], failed["status"]) == ("er", "6", "failed")
-    assert not any(failed[name] for name in MEASURES)
+    assert not any(failed[name] for name in TEXT_MEASURES)
     for row in rows:
         if row is failed:
             continue
@@ -389,7 +389,7 @@ DENSITIES = [
 
 def page_of(tmp_path, monkeypatch, seeds):
     """The page without figures, as text that a reader sees."""
-    monkeypatch.setattr(write, "study_figures", lambda *_: [])
+    monkeypatch.setattr(write, "figures_of", lambda *_: [])
     folder = write_study(tmp_path / "study", DENSITIES, seeds=range(seeds), order=(0, 1, 2) * 2)
     return Page(write_report(collect(folder), tmp_path / "out").read_text())
 
@@ -460,7 +460,7 @@ def test_what_methods_measure_of_themselves_is_a_table(tmp_path):
 
 def test_a_report_replaces_a_report_and_nothing_else(tmp_path, monkeypatch):
     study = collect(write_study(tmp_path / "study", ARMS[:1], seeds=[0]))
-    monkeypatch.setattr(write, "study_figures", lambda *_: [])
+    monkeypatch.setattr(write, "figures_of", lambda *_: [])
     target = tmp_path / "out"
     first = write_report(study, target).read_bytes()
     (target / "old").write_text("")
@@ -512,4 +512,4 @@ def test_after_one_phase_nothing_can_cross(tmp_path):
 
 def test_every_measure_is_defined(made):
     _, report, _ = made
-    assert [row["measure"] for row in table(report, "definitions")] == list(MEASURES)
+    assert [row["measure"] for row in table(report, "definitions")] == list(TEXT_MEASURES)

@@ -275,11 +275,26 @@ def inspect_tool(arguments: list[str], workspace: Workspace) -> None:
 def sweep_tool(arguments: list[str], workspace: Workspace) -> None:
     """Planned as it stands; a small one is run by tests/launch/test_sweep.py."""
     words = [word for word in arguments if word != "--dry_run"]
+    of_streams = "streams" in Path(words[0]).parts
+    if of_streams:
+        two_images(workspace.folder / "mnist")
     output = workspace.run(sys.executable, "launch/sweep.py", *words, "--dry_run")
-    scale = words[words.index("--scale") + 1] if "--scale" in words else "demo"
+    scale = (
+        words[words.index("--scale") + 1]
+        if "--scale" in words
+        else ("small" if of_streams else "demo")
+    )
     assert SWEEPS[Path(words[0]).stem, scale] in output
     if "--where" in words:
         assert "sbatch" in output and "--array=0-23 " in output  # its tuning comes first
+
+
+def two_images(folder: Path) -> None:
+    """Of two classes, four pixels each."""
+    folder.mkdir(exist_ok=True)
+    pixels = bytes((0, 0, 8, 3, *[0, 0, 0, 2] * 3, *b"x" * 8))
+    (folder / "train-images-idx3-ubyte").write_bytes(pixels)
+    (folder / "train-labels-idx1-ubyte").write_bytes(bytes((0, 0, 8, 1, 0, 0, 0, 2, 0, 1)))
 
 
 def ten_classes(folder: Path) -> None:
@@ -310,11 +325,7 @@ def stream_tool(arguments: list[str], workspace: Workspace) -> None:
         return
     if options.run_dir is None:
         for folder in (workspace.folder / "mnist", workspace.folder / "emnist"):
-            folder.mkdir(exist_ok=True)
-            (folder / "train-images-idx3-ubyte").write_bytes(
-                bytes((0, 0, 8, 3, *[0, 0, 0, 2] * 3, *b"x" * 8))
-            )
-            (folder / "train-labels-idx1-ubyte").write_bytes(bytes((0, 0, 8, 1, 0, 0, 0, 2, 0, 1)))
+            two_images(folder)
         (workspace.folder / "omniglot").mkdir(exist_ok=True)
         small_omniglot(workspace.folder / "omniglot/images_small.zip", {"Greek": 2})
         kind = options.config.stem
@@ -413,6 +424,8 @@ SWEEPS = {
     ("rewiring", "laptop_05"): "13 arms x 8 seeds = 104 runs",
     ("exp3_crossover", "laptop"): "3 arms x 8 seeds = 24 runs",
     ("tickets", "demo"): "24 arms x 8 seeds = 192 runs",
+    ("permuted_mnist", "small"): "9 arms, 10 seeds each",
+    ("permuted_mnist", "laptop"): "9 arms, 10 seeds each",
 }
 SCRIPTS: dict[str, Callable[[list[str], Workspace], None]] = {
     "launch/prepare_data.py": prepare_data,

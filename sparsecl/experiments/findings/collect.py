@@ -8,14 +8,20 @@ import contextlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from sparsecl.errors import DataError, UserError
-from sparsecl.experiments.study.measures import counted_shares, measures
+from sparsecl.experiments.study.measures import (
+    BY_SUBJECT,
+    Measure,
+    counted_shares,
+    measures,
+)
+from sparsecl.experiments.study.stream_measures import stream_curves, stream_measures
 from sparsecl.experiments.study.study_plan import (
     Run,
     StudyPlan,
@@ -55,6 +61,9 @@ class RunResult:
     shares: dict[str, float] | None = None
     """NF by domain, of the domains that count."""
 
+    curves: Mapping[str, Sequence[float]] | None = None
+    """Of a network on a stream: figure -> its value by task (streams/records.py)."""
+
     @property
     def matrix(self) -> ResultMatrix | None:
         """The result matrix of a run that is done."""
@@ -85,6 +94,16 @@ class Study:
     plan: StudyPlan
     results: tuple[RunResult, ...]
     """One for each run of the plan, in its order."""
+
+    @property
+    def measures(self) -> dict[str, Measure]:
+        """What is measured of its runs."""
+        return BY_SUBJECT[self.plan.subject]
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Run that failed -> why."""
+        return {r.run.name: r.reason for r in self.results if r.status == "failed"}
 
     def of(self, arm: str) -> list[RunResult]:
         """All runs of an arm, in the order of the seeds."""
@@ -168,7 +187,9 @@ def collect(folder: Path) -> Study:
         DataError: if the records or the results of a run that is done are damaged.
     """
     plan = read_plan(folder)
-    return Study(folder=folder, plan=plan, results=tuple(_result(folder, run) for run in plan.runs))
+    read = _networks if plan.subject == "stream" else _result
+    results = tuple(result for run in plan.runs for result in read(folder, run))
+    return Study(folder=folder, plan=plan, results=results)
 
 
 def status_of(folder: Path, run: Run) -> tuple[Status, str]:
@@ -196,14 +217,15 @@ def status_text(folder: Path, plan: StudyPlan) -> str:
     return "\n".join(lines)
 
 
-def _result(folder: Path, run: Run) -> RunResult:
+def _result(folder: Path, run: Run) -> list[RunResult]:
+    """That of a run on text."""
     place = run_folder(folder, run)
     if not has_ended(place):
         status, reason = status_of(folder, run)
-        return RunResult(run=run, folder=place, status=status, reason=reason)
+        return [RunResult(run=run, folder=place, status=status, reason=reason)]
     records = read_ended(place)
     summary = summarize(records)
-    return RunResult(
+    found = RunResult(
         run=run,
         folder=place,
         status="done",
@@ -212,6 +234,26 @@ def _result(folder: Path, run: Run) -> RunResult:
         values=measures(summary),
         shares=counted_shares(summary),
     )
+    return [found]
+
+
+def _networks(folder: Path, run: Run) -> list[RunResult]:
+    """One for each network that a run on a stream has; its `run` has that network's seed."""
+    place = run_folder(folder, run)
+    each = {seed: replace(run, seed=seed) for seed in run.seeds}
+    if not has_ended(place):
+        status, reason = status_of(folder, run)
+        return [
+            RunResult(run=one, folder=place, status=status, reason=reason) for one in each.values()
+        ]
+    curves = stream_curves(place)
+    values = stream_measures(curves)
+    if set(curves) != set(each):
+        raise DataError(f"{place}: has the seeds {sorted(curves)}, planned were {list(run.seeds)}")
+    return [
+        RunResult(run=one, folder=place, status="done", values=values[seed], curves=curves[seed])
+        for seed, one in each.items()
+    ]
 
 
 def _reason(file: Path) -> str:

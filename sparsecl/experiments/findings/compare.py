@@ -113,7 +113,7 @@ def compare(study: Study) -> Comparison:
     figures = {
         (arm.name, measure): arm_figure(study, arm.name, measure)
         for arm in study.plan.arms
-        for measure in MEASURES
+        for measure in study.measures
     }
     contrasts: list[Contrast] = []
     for k, measure in enumerate(analysis.metrics):

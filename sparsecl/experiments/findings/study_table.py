@@ -6,12 +6,23 @@ from sparsecl.experiments.findings.collect import Study, nf_notes, pairing_probl
 from sparsecl.experiments.findings.compare import Comparison, Contrast, Figure, compare
 from sparsecl.experiments.findings.frontier import families, family_contrasts, frontier_text
 from sparsecl.experiments.study.measures import MEASURES
+from sparsecl.experiments.study.subject import Subject
 from sparsecl.metrics.bootstrap import MIN_SEEDS
 from sparsecl.metrics.columns import align, column_widths
 from sparsecl.metrics.table import WIDTH, clip, number
 
 MAX_ARM = 24
-COLUMNS = (("NF", "NF"), ("final_loss", "final loss"), ("learned_loss", "learned"))
+COLUMNS: dict[Subject, dict[str, str]] = {
+    "text": {"NF": "NF", "final_loss": "final loss", "learned_loss": "learned"},
+    "stream": {
+        "last_third": "last third",
+        "lost": "lost",
+        "dead": "dead",
+        "erank": "eff. rank",
+        "weight_size": "mean |w|",
+    },
+}
+"""Measure -> heading of its column, beside the primary one."""
 
 
 def study_table(study: Study, comparison: Comparison | None = None) -> str:
@@ -34,7 +45,7 @@ def study_table(study: Study, comparison: Comparison | None = None) -> str:
 
 def _over_rates(study: Study) -> list[str]:
     """Families of arms that differ in the learning rate alone, in one line each comparison."""
-    lines, found = [], families(study)
+    lines, found = [], families(study) if study.plan.subject == "text" else []
     for text in frontier_text(family_contrasts(study, found)):
         lines += textwrap.wrap(text, WIDTH, subsequent_indent="  ")
     of_trials = ", trials of the tuning" if any(family.trials for family in found) else ""
@@ -57,7 +68,7 @@ def _table(study: Study, comparison: Comparison) -> list[str]:
     """Header and rows; columns are as wide as their widest cell."""
     primary = study.plan.analysis.metrics[0]
     shown = [level] if (level := _level(study, comparison)) else []
-    others = _others(primary)
+    others = _others(study)
     names = ["arm", "runs", primary, *shown, *others.values(), "p (Holm)"]
     rows = [names]
     for arm in study.plan.arms:
@@ -96,15 +107,17 @@ def _against_reference(study: Study, comparison: Comparison, arm: str) -> Contra
     return next(found, None)
 
 
-def _others(primary: str) -> dict[str, str]:
+def _others(study: Study) -> dict[str, str]:
     """The further columns: measure -> heading."""
-    return {key: text for key, text in COLUMNS if key != primary}
+    primary = study.plan.analysis.metrics[0]
+    return {key: text for key, text in COLUMNS[study.plan.subject].items() if key != primary}
 
 
 def _legend(study: Study, comparison: Comparison) -> list[str]:
     primary = study.plan.analysis.metrics[0]
     reference = clip(study.plan.analysis.reference, MAX_ARM)
-    meanings = {name: _meaning(key) for key, name in {primary: primary, **_others(primary)}.items()}
+    columns = {primary: primary, **_others(study)}
+    meanings = {name: _meaning(key) for key, name in columns.items()}
     if _level(study, comparison):
         meanings["interval"] = "of the mean: Student's t over seeds"
     meanings["p (Holm)"] = f"planned test of {primary} with {reference}, corrected; -: none"
@@ -125,9 +138,7 @@ def _meaning(key: str) -> str:
 def _notes(study: Study, comparison: Comparison) -> list[str]:
     """What stands between the table and a conclusion."""
     notes = [
-        f"{result.run.name} failed and is in no figure: {result.reason}"
-        for result in study.results
-        if result.status == "failed"
+        f"{name} failed and is in no figure: {reason}" for name, reason in study.failures.items()
     ]
     primary = comparison.family("primary")
     notes += dict.fromkeys(f"no p: {c.test.why}" for c in primary if c.test.why and c.pairs.seeds)

@@ -134,8 +134,26 @@ class Trends:
     interference_problems: tuple[str, ...]
 
 
+NO_TRENDS = Trends(
+    crossovers=(),
+    fronts=(),
+    densities=(),
+    sizes=(),
+    families=(),
+    family_contrasts=(),
+    trials=None,
+    stops=(),
+    alone=(),
+    orders=(),
+    interference=(),
+    interference_problems=(),
+)
+
+
 def trends(study: Study) -> Trends:
-    """Compute everything. Same records, same result."""
+    """Compute everything. Same records, same result. Of a study of streams there are none."""
+    if study.plan.subject == "stream":
+        return NO_TRENDS
     interference, problems = interference_figures(study)
     trials = read_trials(study)
     over_rates = families(study, trials)

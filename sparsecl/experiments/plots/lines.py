@@ -49,17 +49,17 @@ def curves_figure(study: Study, arms: Sequence[Arm]) -> Figure | None:
     curves = {d: {arm.name: domain_curve(study, arm.name, d) for arm in arms} for d in domains}
     if not any(curve for by_arm in curves.values() for curve in by_arm.values()):
         return None
-    figure, panels = _panels(len(domains), 2.9)
+    figure, panels = make_panels(len(domains), 2.9)
     for axes, domain in zip(panels, domains, strict=True):
         for phase, index in enumerate(order_of(study)):
             if domains[index] == domain:
                 axes.axvspan(phase, phase + 1, color=GRID, lw=0, zorder=0)
-        _draw_arms(axes, study, arms, curves[domain])
+        draw_arms(axes, study, arms, curves[domain])
         _cut_the_fall(axes, study, domain, [c for c in curves[domain].values() if c])
         axes.set_title(plain(domain), loc="left", fontsize=10, color=INK)
         axes.set_xlabel("phases trained", fontsize=9)
         axes.set_ylabel("loss, nats per token", fontsize=9)
-    _legend(figure, study, arms)
+    legend(figure, study, arms)
     return figure
 
 
@@ -93,7 +93,7 @@ def crossover_figure(
         return None
     figure = Figure(figsize=(WIDTH, 5.6), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
-    _draw_arms(top, study, arms, curves)
+    draw_arms(top, study, arms, curves)
     what = "mean of all domains" if domain is None else plain(domain)
     top.set_ylabel(f"loss, nats per token\n({what})", fontsize=9)
     bottom.axhline(0.0, color=INK, linewidth=0.9)
@@ -107,7 +107,7 @@ def crossover_figure(
     clean(bottom)
     side = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.15), "frameon": False}
     bottom.legend(fontsize=8.5, labelcolor=INK, **side)
-    _legend(figure, study, arms)
+    legend(figure, study, arms)
     return figure
 
 
@@ -143,14 +143,14 @@ def plasticity_figure(study: Study, arms: Sequence[Arm]) -> Figure | None:
     drawn = [(name, title) for name, title in PANELS if name in measured]
     if not drawn:
         return None
-    figure, panels = _panels(len(drawn), 2.4)
+    figure, panels = make_panels(len(drawn), 2.4)
     for axes, (name, title) in zip(panels, drawn, strict=True):
-        _draw_arms(
+        draw_arms(
             axes, study, arms, {arm.name: plasticity_curve(study, arm.name, name) for arm in arms}
         )
         axes.set_title(title, loc="left", fontsize=9.5, color=INK)
         axes.set_xlabel("phases trained", fontsize=9)
-    _legend(figure, study, arms)
+    legend(figure, study, arms)
     return figure
 
 
@@ -159,7 +159,7 @@ def arm_style(study: Study, name: str) -> tuple[str, Any]:
     return line_style([arm.name for arm in study.plan.arms].index(name))
 
 
-def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
+def make_panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
     """A figure with `count` panels, three in a row at most."""
     columns = min(3, count)
     rows = -(-count // columns)
@@ -170,7 +170,7 @@ def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
     return figure, panels[:count]
 
 
-def _draw_arms(
+def draw_arms(
     axes: Axes, study: Study, arms: Sequence[Arm], curves: dict[str, Curve | None]
 ) -> None:
     """Mean with its band for each arm, single seeds faintly behind."""
@@ -189,7 +189,7 @@ def _draw_arms(
     clean(axes)
 
 
-def _legend(figure: Figure, study: Study, arms: Sequence[Arm]) -> None:
+def legend(figure: Figure, study: Study, arms: Sequence[Arm]) -> None:
     """Lines and names of the arms, above the panels."""
     handles = []
     for arm in arms:

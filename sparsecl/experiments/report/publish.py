@@ -17,10 +17,10 @@ from sparsecl.experiments.findings.collect import Study
 from sparsecl.experiments.findings.compare import compare
 from sparsecl.experiments.findings.frontier import frontier_text
 from sparsecl.experiments.findings.trends import Trends, trends
-from sparsecl.experiments.plots.study import study_figures
 from sparsecl.experiments.plots.style import save_png
 from sparsecl.experiments.report import answer, results
-from sparsecl.experiments.report.sections import Material, sections
+from sparsecl.experiments.report.contents import figures_of, sections_of
+from sparsecl.experiments.report.sections import Material
 from sparsecl.experiments.report.setting import origins
 from sparsecl.experiments.report.table import Cell, as_csv
 from sparsecl.experiments.report.write import check_place, replace_folder
@@ -31,7 +31,7 @@ MARK = "tables/seeds.csv"
 """What tells such a folder from others, from that of a study above all."""
 
 FIGURES = ("tuning", "frontier", "arms", "density", "tickets", "crossover", "core", "movement")
-FIGURES += ("pareto",)
+FIGURES += ("pareto", "tasks")
 
 
 def publish(study: Study, folder: Path) -> Path:
@@ -64,11 +64,11 @@ def _fill(study: Study, folder: Path) -> None:
     plan = json.dumps(configs.to_dict(study.plan), indent=1)
     (folder / PLAN).write_text(plan + "\n", encoding="utf-8")
     (folder / "figures").mkdir()
-    shown = [one for one in study_figures(study, comparison, found) if one.name in FIGURES]
+    shown = [one for one in figures_of(study, comparison, found) if one.name in FIGURES]
     for one in shown:
         save_png(one.figure, folder / "figures" / f"{one.name}.png")
     material = Material(study, comparison, found, {})
-    sections(material)
+    sections_of(material)
     (folder / "tables").mkdir()
     for table in material.tables.values():
         (folder / "tables" / f"{table.name}.csv").write_text(as_csv(table), encoding="utf-8")

@@ -1,6 +1,6 @@
 """The sections of the page, each from tables, figures and a few words; in the order of reading."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from markupsafe import Markup
@@ -52,17 +52,22 @@ class Material:
         return self.plots.get(name, Markup())
 
 
+Sections = Sequence[tuple[str, str, Callable[[Material], Markup]]]
+"""Name, title, and what builds it."""
+
+
+def built(parts: Sections, material: Material) -> list[Section]:
+    """All sections that have something to say."""
+    made = ((name, title, build(material)) for name, title, build in parts)
+    return [Section(name, title, body) for name, title, body in made if body]
+
+
 def sections(material: Material) -> list[Section]:
-    """All sections; a question without an answer keeps its place and says why."""
-    made = []
-    for name, title, build in SECTIONS:
-        body = build(material)
-        if body:
-            made.append(Section(name, title, body))
-    return made
+    """Those of a study of text; a question without an answer keeps its place and says why."""
+    return built(SECTIONS, material)
 
 
-def _question(m: Material) -> Markup:
+def question(m: Material) -> Markup:
     study, analysis = m.study, m.study.plan.analysis
     primary = MEASURES[analysis.metrics[0]]
     planned = [f"{c.arm} minus {c.against}" for c in study.plan.contrasts()]
@@ -91,7 +96,7 @@ def _question(m: Material) -> Markup:
     )
 
 
-def _answer(m: Material) -> Markup:
+def answer_in_short(m: Material) -> Markup:
     over_rates = frontier_text(m.trends.family_contrasts)
     return join(
         (
@@ -160,7 +165,7 @@ def _many_passes(m: Material) -> list[Markup]:
     return [bullets(list(lines))]
 
 
-def _tests(m: Material) -> Markup:
+def tests(m: Material) -> Markup:
     text = paragraph(
         "p: sign-flip permutation test of the paired differences, exact up to 20 seeds; for "
         "unpaired arms a permutation test of the two groups; none where that number of seeds could "
@@ -276,7 +281,9 @@ def _cost(m: Material) -> Markup:
 def _definitions(m: Material) -> Markup:
     figures = m.comparison.figures.values()
     known = any(figure.estimate is not None and figure.estimate.t for figure in figures)
-    return m.table(tables.definitions_table()) + bullets([*DEFINITIONS, *INTERVALS[: int(known)]])
+    return m.table(tables.definitions_table(m.study)) + bullets(
+        [*DEFINITIONS, *INTERVALS[: int(known)]]
+    )
 
 
 DEFINITIONS = (
@@ -309,20 +316,20 @@ INTERVALS = (
 )
 
 
-def _repeat(m: Material) -> Markup:
+def repeat(m: Material) -> Markup:
     return setting.repeat(m.study)
 
 
-SECTIONS: tuple[tuple[str, str, Callable[[Material], Markup]], ...] = (
-    ("question", "Question and hypothesis", _question),
-    ("answer", "Answer in short", _answer),
+SECTIONS: Sections = (
+    ("question", "Question and hypothesis", question),
+    ("answer", "Answer in short", answer_in_short),
     ("setting", "Setting", _setting),
     ("runs", "Arms and runs", _runs),
     ("tuning", "Tuning before the test", _tuning),
     ("figures", "Results of the arms", _figures),
     ("curves", "Forgetting curves", _curves),
     ("matrices", "Loss matrices", _matrices),
-    ("tests", "Planned tests", _tests),
+    ("tests", "Planned tests", tests),
     ("orders", "By order of the domains", _orders),
     ("controls", "Controls", _controls),
     ("crossover", "Crossover", _crossover),
@@ -336,5 +343,5 @@ SECTIONS: tuple[tuple[str, str, Callable[[Material], Markup]], ...] = (
     ("methods", "What the methods need", _methods),
     ("cost", "Cost", _cost),
     ("definitions", "Definitions", _definitions),
-    ("repeat", "How to repeat it", _repeat),
+    ("repeat", "How to repeat it", repeat),
 )

@@ -2,16 +2,17 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from sparsecl.experiments.findings.collect import Study
+from sparsecl.experiments.findings.collect import RunResult, Study
 from sparsecl.experiments.findings.compare import unprobed
 from sparsecl.experiments.report import page
 from sparsecl.experiments.report.page import bullets, facts, fold, heading, listing, paragraph
 from sparsecl.experiments.report.table import Cell, Column, Table
-from sparsecl.experiments.study.study_plan import arm_config
+from sparsecl.experiments.study.study_plan import ENVIRONMENT, StudyPlan, arm_config
 from sparsecl.opening import read_plain
 
 SHOWN_DIGITS = 16
@@ -25,7 +26,7 @@ def banner(study: Study) -> Markup:
         return Markup()
     texts = [f"{counts['done']} of {len(study.results)} runs are done"]
     texts += [f"{counts[name]} {name}" for name in ("failed", "begun", "missing") if counts[name]]
-    failed = [f"{r.run.name}: {r.reason}" for r in study.results if r.status == "failed"]
+    failed = [f"{name}: {reason}" for name, reason in study.failures.items()]
     lead = ", ".join(texts) + ". Averages are over the runs that are done."
     return page.banner(lead, failed)
 
@@ -39,7 +40,7 @@ def plan_facts(study: Study) -> Markup:
             ("scale", plan.scale),
             ("seeds", ", ".join(map(str, plan.seeds))),
             ("reference", plan.analysis.reference),
-            ("DeepSpeed config", plan.ds_config),
+            *_deepspeed(plan),
             ("CPU threads of a run", str(plan.threads)),
             ("size of the tests", f"{plan.analysis.alpha:g}"),
             ("plan digest", plan.digest),
@@ -102,17 +103,28 @@ def origins(study: Study) -> list[tuple[str, str]]:
     versions: dict[str, set[str]] = {}
     for result in study.results:
         if result.status == "done":
-            found = _environment(result.folder / "environment.json")
+            found = _environment(_made_with(study, result))
             commits[str(found.get("commit") or "unknown")] += 1
             for name, value in (found.get("versions") or {}).items():
                 versions.setdefault(str(name), set()).add(str(value))
-    pairs = [("plan digest", study.plan.digest), ("DeepSpeed config", study.plan.ds_config)]
+    pairs = [("plan digest", study.plan.digest), *_deepspeed(study.plan)]
     pairs += [
         ("commit", f"{name} ({count} runs)" if len(commits) > 1 else name)
         for name, count in sorted(commits.items())
     ]
     pairs += [(name, ", ".join(sorted(found))) for name, found in sorted(versions.items())]
     return pairs
+
+
+def _made_with(study: Study, result: RunResult) -> Path:
+    """Where it stands what a run was made with; a run on a stream leaves it to its study."""
+    of_study = study.plan.subject == "stream"
+    return (study.folder if of_study else result.folder) / ENVIRONMENT
+
+
+def _deepspeed(plan: StudyPlan) -> list[tuple[str, str]]:
+    """Nothing in a study of streams."""
+    return [("DeepSpeed config", plan.ds_config)] if plan.ds_config else []
 
 
 def repeat(study: Study) -> Markup:
@@ -136,7 +148,7 @@ def repeat(study: Study) -> Markup:
     )
 
 
-def _environment(file: Any) -> dict[str, Any]:
+def _environment(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(read_plain(file))
     except (OSError, ValueError, RecursionError):

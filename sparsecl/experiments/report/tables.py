@@ -1,6 +1,6 @@
 """Tables of a report: the arms, their runs and figures, and what they cost."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sparsecl.experiments.findings.collect import RunResult, Study
@@ -72,7 +72,7 @@ def status_table(study: Study) -> Table:
 def failures_table(study: Study) -> Table:
     """Runs that failed, and why."""
     columns = (Column(key="run", heading="run"), Column(key="reason", heading="reason"))
-    rows = tuple((r.run.name, r.reason) for r in study.results if r.status == "failed")
+    rows = tuple(study.failures.items())
     return Table(name="failures", caption="Runs that failed.", columns=columns, rows=rows)
 
 
@@ -159,7 +159,7 @@ def means_table(study: Study, comparison: Comparison) -> Table:
     columns = [ARM, Column(key="seeds", heading="runs done")]
     columns += [
         Column(key=name, heading=name, digits=DIGITS.get(name, 3))
-        for name in MEASURES
+        for name in study.measures
         if name != "BWT"  # F_last with the other sign
     ]
     rows = []
@@ -181,14 +181,14 @@ def seeds_table(study: Study) -> Table:
         Column(key="order", heading="order"),
         Column(key="seed", heading="seed"),
         Column(key="status", heading="status"),
-        *measure_columns(),
+        *measure_columns(study.measures),
         # A contrast in NF averages anew, over the domains that count on both sides of it.
         *(Column(key=f"NF_{name}", heading=f"NF, {name}", csv_only=True) for name in names),
     )
     rows = tuple(
         (
             *(result.run.arm, result.run.order or None, result.run.seed, result.status),
-            *measure_cells(result),
+            *measure_cells(study.measures, result),
             *((result.shares or {}).get(name) for name in names),
         )
         for result in study.results
@@ -197,15 +197,15 @@ def seeds_table(study: Study) -> Table:
     return Table(name="seeds", caption=caption, columns=columns, rows=rows)
 
 
-def measure_columns() -> tuple[Column, ...]:
+def measure_columns(names: Iterable[str]) -> tuple[Column, ...]:
     """One for each measure."""
-    return tuple(Column(key=name, heading=name, digits=DIGITS.get(name, 4)) for name in MEASURES)
+    return tuple(Column(key=name, heading=name, digits=DIGITS.get(name, 4)) for name in names)
 
 
-def measure_cells(result: RunResult | None) -> tuple[Cell, ...]:
+def measure_cells(names: Iterable[str], result: RunResult | None) -> tuple[Cell, ...]:
     """The measures of a run, without values if it is not done."""
     values = {} if result is None else result.values or {}
-    return tuple(values.get(name) for name in MEASURES)
+    return tuple(values.get(name) for name in names)
 
 
 def cost_table(study: Study, comparison: Comparison) -> Table:
@@ -291,7 +291,7 @@ def _row_name(study: Study, row: int, num_rows: int) -> str:
     return f"{row - 1} {domains_of(study)[order[row - 1]]}" if known else str(row - 1)
 
 
-def definitions_table() -> Table:
+def definitions_table(study: Study) -> Table:
     """Every measure in words."""
     columns = (
         Column(key="measure", heading="measure"),
@@ -299,7 +299,7 @@ def definitions_table() -> Table:
         Column(key="better", heading="better"),
         Column(key="meaning", heading="meaning"),
     )
-    rows = tuple((name, m.unit, m.better, m.text) for name, m in MEASURES.items())
+    rows = tuple((name, m.unit, m.better, m.text) for name, m in study.measures.items())
     return Table(name="definitions", caption="The measures.", columns=columns, rows=rows)
 
 

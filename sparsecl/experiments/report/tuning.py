@@ -8,7 +8,7 @@ from sparsecl.experiments.findings.collect import Study
 from sparsecl.experiments.report.page import join, paragraph
 from sparsecl.experiments.report.table import Cell, Column, Table
 from sparsecl.experiments.report.tables import measure_cells, measure_columns
-from sparsecl.experiments.study.measures import MEASURES
+from sparsecl.experiments.study.measures import MEASURES, TEXT_MEASURES
 from sparsecl.experiments.study.trials import trial_name
 from sparsecl.experiments.study.tune import TunedArm, Tuning
 
@@ -96,7 +96,7 @@ def trials_table(tuning: Tuning, trials: Study | None) -> Table | None:
         *(Column(key=key, heading=key, digits=4, significant=True) for key in tuning.keys),
         Column(key="seed", heading="seed"),
         Column(key="status", heading="status"),
-        *measure_columns(),
+        *measure_columns(TEXT_MEASURES),
     )
     found = {(result.run.arm, result.run.seed): result for result in trials.results}
     rows: list[tuple[Cell, ...]] = []
@@ -106,7 +106,7 @@ def trials_table(tuning: Tuning, trials: Study | None) -> Table | None:
                 result = found.get((trial_name(one.arm, trial.values), seed))
                 status = "missing" if result is None else result.status
                 values = (trial.values.get(key) for key in tuning.keys)
-                rows.append((one.arm, *values, seed, status, *measure_cells(result)))
+                rows.append((one.arm, *values, seed, status, *measure_cells(TEXT_MEASURES, result)))
     caption = "Every run of the tuning, one line each; figures of those that are done."
     return Table(name="trials", caption=caption, columns=columns, rows=tuple(rows))
 

@@ -14,10 +14,11 @@ from sparsecl.errors import CannotCreateError
 from sparsecl.experiments.findings.collect import Study
 from sparsecl.experiments.findings.compare import compare
 from sparsecl.experiments.findings.trends import trends
-from sparsecl.experiments.plots.study import StudyFigure, study_figures
+from sparsecl.experiments.plots.study import StudyFigure
 from sparsecl.experiments.plots.style import save_pdf, save_png, svg
+from sparsecl.experiments.report.contents import figures_of, sections_of
 from sparsecl.experiments.report.page import page, plot
-from sparsecl.experiments.report.sections import Material, sections
+from sparsecl.experiments.report.sections import Material
 from sparsecl.experiments.report.setting import banner
 from sparsecl.experiments.report.table import Table, as_csv, as_latex
 from sparsecl.files import temporary_folder, writing
@@ -60,10 +61,10 @@ def check_place(folder: Path, mark: str, what: str) -> None:
 
 def _fill(study: Study, folder: Path) -> None:
     comparison, found = compare(study), trends(study)
-    figures = study_figures(study, comparison, found)
+    figures = figures_of(study, comparison, found)
     plots = {item.name: _figure(item, folder / "figures") for item in figures}
     material = Material(study, comparison, found, plots)
-    parts = sections(material)
+    parts = sections_of(material)
     counts = study.counts()
     lead = (
         f"{len(study.plan.arms)} arms, {len(study.plan.seeds)} seeds, "

@@ -4,8 +4,8 @@ import sys
 import time
 from typing import TextIO
 
-from sparsecl.experiments.running.runner import Runner, steps_done
-from sparsecl.experiments.study.study_plan import Run, run_folder
+from sparsecl.experiments.running.runner import Runner
+from sparsecl.experiments.study.study_plan import Run
 
 QUIET = 30.0  # seconds between lines where nothing can be redrawn
 REDRAW = 1.0
@@ -69,7 +69,7 @@ class Overview:
         """Steps of one run that count as done; what has failed will not be waited for."""
         if runner.status[run.name] in ("done", "failed"):
             return planned
-        return steps_done(run_folder(runner.folder, run)) if run.name in going else 0
+        return runner.steps_done(run) if run.name in going else 0
 
     def _eta(self, done: float, total: float) -> str:
         spent = time.monotonic() - self._begun

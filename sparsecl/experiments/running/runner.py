@@ -78,7 +78,7 @@ class Runner:
     """One study folder and a place.
 
     Args:
-        train: the command that trains one run, up to its options.
+        train: the command that does one run, up to its options.
         watch: called every tick with the runner, to show where things stand.
     """
 
@@ -144,8 +144,15 @@ class Runner:
             self._fail(run, None, str(error))
             return
         self.status[run.name] = "begun"
-        begun_at = steps_done(run_folder(self.folder, run))
+        begun_at = self.steps_done(run)
         self.active.append(Active(run, process, slot, time.monotonic(), begun_at))
+
+    def steps_done(self, run: Run) -> int:
+        """Optimizer steps of a run as far as it has written them; 0 if it has not begun."""
+        place = run_folder(self.folder, run)
+        if self.plan.subject == "stream":
+            return int(self.plan.arm(run.arm).steps * share_done(place))
+        return steps_done(place)
 
     def command(self, run: Run) -> list[str]:
         """The command of one run: what a user would type for it."""
@@ -171,7 +178,7 @@ class Runner:
     def _may_go_on(self, active: Active) -> bool:
         """False for a run that is stopped again and again before it has done a step."""
         name = active.run.name
-        moved = steps_done(run_folder(self.folder, active.run)) > active.first_step
+        moved = self.steps_done(active.run) > active.first_step
         self.idle_stops[name] = 0 if moved else self.idle_stops.get(name, 0) + 1
         return self.idle_stops[name] < MAX_IDLE_STOPS
 
@@ -183,11 +190,13 @@ class Runner:
 
 
 def run_options(folder: Path, plan: StudyPlan, run: Run) -> list[str]:
-    """The options of launch/train.py for one run.
+    """The options of launch/train.py, or of launch/stream.py, for one run.
 
     Raises:
         UserError: the run that it needs is not done, or its losses are not known.
     """
+    if plan.subject == "stream":
+        return [str(arm_config(folder, run.arm)), "--run_dir", str(run_folder(folder, run))]
     settings = [f"seed={run.seed}", f"name={slug(run)}"]
     if run.order:
         settings.append(f"phases.order=[{', '.join(plan.orders[run.order])}]")
@@ -270,6 +279,17 @@ def steps_done(run_dir: Path) -> int:
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue
     return 0
+
+
+def share_done(run_dir: Path) -> float:
+    """Share of its tasks, of all networks, that a run on a stream has written; 0 before it has."""
+    try:
+        lines = read_plain(run_dir / "scalars.jsonl").splitlines()
+        header = json.loads(lines[0])
+        whole = header["tasks"] * len(header["seeds"])
+        return sum(b'"kind": "task"' in line for line in lines) / whole
+    except (OSError, ValueError, KeyError, TypeError, IndexError, ZeroDivisionError):
+        return 0.0
 
 
 def python_script(script: Path) -> list[str]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from sparsecl.experiments.running.local import PATIENCE, LocalPlace
 from sparsecl.experiments.running.runner import Process
+from sparsecl.experiments.study.subject import Subject
 from sparsecl.files import writing
 from sparsecl.opening import make_folder, plain
 
@@ -55,11 +56,14 @@ class WarmPlace(LocalPlace):
         slots: runs at the same time.
         threads: CPU threads of each; None = each takes what it finds.
         server: the script of the process that they are forked from (programs/_forks.py).
+        subject: what the runs are, and so what that process imports.
     """
 
-    def __init__(self, *, slots: int, threads: int | None, server: Path) -> None:
+    def __init__(
+        self, *, slots: int, threads: int | None, server: Path, subject: Subject = "text"
+    ) -> None:
         super().__init__(slots=slots, threads=threads)
-        self._script = server
+        self._words = (server, subject)
         self._server: Server | None = None
 
     def start(self, command: Sequence[str], *, log: Path, slot: int) -> Process:
@@ -68,7 +72,7 @@ class WarmPlace(LocalPlace):
             make_folder(log.parent)
             open(log, "ab", opener=plain).close()  # a log that cannot be is told here
         if self._server is None or not self._server.alive:
-            self._server = Server(self._script, self.environment(slot))
+            self._server = Server(self._words, self.environment(slot))
         request = {"words": list(command[1:]), "log": str(log.resolve()), "folder": os.getcwd()}
         pid = self._server.ask(request, lost=None)
         if pid is None:
@@ -85,9 +89,9 @@ class Server:
     """The process that has imported everything, as its client sees it. It ends with its client,
     and its runs with it."""
 
-    def __init__(self, script: Path, environment: dict[str, str]) -> None:
+    def __init__(self, words: Sequence[Path | str], environment: dict[str, str]) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, str(script)],
+            [sys.executable, *map(str, words)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,

@@ -14,7 +14,7 @@ from sparsecl.errors import UserError
 from sparsecl.experiments.study import pairing
 from sparsecl.experiments.study.chain import LinkConfig, link_lines, linked_run, stand_in
 from sparsecl.experiments.study.controls import Control, Priced, controls, own_references
-from sparsecl.experiments.study.measures import MEASURES
+from sparsecl.experiments.study.measures import BY_SUBJECT
 from sparsecl.experiments.study.probes import with_probes
 from sparsecl.experiments.study.study_file import ScaledStudy, Setting
 from sparsecl.experiments.study.study_plan import (
@@ -111,7 +111,7 @@ def make_plan(
     return plan, by_name
 
 
-def open_study(folder: Path, plan: StudyPlan, arm_configs: dict[str, RunConfig]) -> StudyPlan:
+def open_study(folder: Path, plan: StudyPlan, arm_configs: Mapping[str, object]) -> StudyPlan:
     """Write a new study folder, or find the same study in an old one; it is locked.
 
     Returns:
@@ -297,11 +297,20 @@ def _check_analysis(plan: StudyPlan, by_name: Mapping[str, RunConfig]) -> None:
             f"analysis.core: there is no domain {plan.analysis.core}; there are "
             f"{', '.join(domains)}"
         )
-    names = [arm.name for arm in plan.arms]
+    check_compared(plan)
+
+
+def check_compared(plan: StudyPlan) -> None:
+    """Refuse measures and arms of the analysis that are not there.
+
+    Raises:
+        UserError: with what there is.
+    """
+    names, measures = [arm.name for arm in plan.arms], BY_SUBJECT[plan.subject]
     for name in (*plan.analysis.metrics, *plan.analysis.margins):
-        if name not in MEASURES:
+        if name not in measures:
             raise UserError(
-                f"analysis: there is no measure {name}; there are {', '.join(MEASURES)}"
+                f"analysis: there is no measure {name}; there are {', '.join(measures)}"
             )
     for contrast in plan.analysis.contrasts:
         for name in (contrast.arm, contrast.against):
@@ -343,15 +352,18 @@ def plan_text(plan: StudyPlan) -> str:
     work = sum(plan.arm(run.arm).flops for run in plan.runs)
     lines.append(f"{'in all':<{left}}  {'':>8} {'':>13} {work:>12.3e} {tokens:>14,}")
     lines.append("(in all: FLOPs and tokens of all runs; FLOPs by live weights)")
+    return "\n".join([*lines, *contrasts_text(plan)])
+
+
+def contrasts_text(plan: StudyPlan) -> list[str]:
+    """Lines that say what is compared, and whether the seeds can show it."""
     planned, alpha = plan.contrasts(), plan.analysis.alpha
-    if planned:
-        lines += [
-            "",
-            f"planned contrasts on {plan.analysis.metrics[0]} (Holm over {len(planned)}):",
-        ]
-        lines += [f"  {line}" for line in pairing.contrast_lines(plan)]
-        paired = any(map(plan.paired, planned))
-        sizes = (len(plan.seeds),) if paired else (len(plan.seeds),) * 2
-        short = reach(*sizes, alpha=alpha, num_contrasts=len(planned))
-        lines += [f"  note: {short}"] if short else []
-    return "\n".join(lines)
+    if not planned:
+        return []
+    metric = plan.analysis.metrics[0]
+    lines = ["", f"planned contrasts on {metric} (Holm over {len(planned)}):"]
+    lines += [f"  {line}" for line in pairing.contrast_lines(plan)]
+    paired = any(map(plan.paired, planned))
+    sizes = (len(plan.seeds),) if paired else (len(plan.seeds),) * 2
+    short = reach(*sizes, alpha=alpha, num_contrasts=len(planned))
+    return [*lines, *([f"  note: {short}"] if short else [])]

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from sparsecl.experiments.study.subject import Subject
 from sparsecl.metrics import forgetting
 from sparsecl.metrics.forgetting import exposed_rows, finite, last_rows, mean
 from sparsecl.metrics.matrix import FloatArray, finished_phases
@@ -23,7 +24,7 @@ class Measure:
 
 NATS = "nats per token"
 
-MEASURES: dict[str, Measure] = {
+TEXT_MEASURES: dict[str, Measure] = {
     "F_last": Measure(NATS, "lower", "mean rise of the loss since each domain's own training"),
     "F_std": Measure(NATS, "lower", "the same, since the best row from its training on"),
     "F_seed": Measure(NATS, "lower", "since the best row after any phase, all trained domains"),
@@ -40,6 +41,27 @@ MEASURES: dict[str, Measure] = {
     "seconds": Measure("s", "lower", "wall time of the run"),
     "tokens_per_second": Measure("1/s", "higher", "new training tokens per second"),
 }
+"""Of a run on text."""
+
+STREAM_MEASURES: dict[str, Measure] = {
+    "best_window": Measure("share", "higher", "accuracy in the arm's best window of ten tasks"),
+    "last_third": Measure("share", "higher", "accuracy in the last third of the tasks"),
+    "lost": Measure("share", "lower", "best_window - last_third"),
+    "accuracy": Measure("share", "higher", "accuracy, mean over all tasks"),
+    "p": Measure("share", "higher", "p(Z), what an update gains, in the last third of the tasks"),
+    "dead": Measure("share", "lower", "units that say nothing, after the last task"),
+    "dormant": Measure("share", "lower", "units that say nothing on 99 % of the samples, likewise"),
+    "erank": Measure("units", "higher", "effective rank of a hidden layer, likewise"),
+    "stable_rank": Measure("units", "higher", "stable rank (Frobenius) of a layer, likewise"),
+    "srank99": Measure("units", "higher", "srank 99 % of a layer, likewise"),
+    "weight_size": Measure("-", "lower", "mean |w| of the weights that are there, likewise"),
+}
+"""Of one network of a stream. Accuracy is online, or on held-out images at the end of a task."""
+
+MEASURES = {**TEXT_MEASURES, **STREAM_MEASURES}
+
+BY_SUBJECT: dict[Subject, dict[str, Measure]] = {"text": TEXT_MEASURES, "stream": STREAM_MEASURES}
+"""What a study measures of its runs."""
 
 
 def counted_shares(summary: dict[str, Any]) -> dict[str, float]:

@@ -6,11 +6,11 @@ an error that names its line.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from annotated_types import Ge
 from yaml.nodes import MappingNode, Node
@@ -28,9 +28,16 @@ from sparsecl.experiments.study.tune import TuneConfig
 
 GIVEN = {
     "seed": "a study gives every run its seed; list them under seeds, or use --seeds",
+    "seeds": "a study gives every run its seed; list them under seeds, or use --seeds",
     "name": "a study names its runs, by arm and seed; leave it out",
 }
-"""Keys of a run config that would have no effect in a study."""
+"""Keys of the config of a run or a stream that would have no effect in a study."""
+
+C = TypeVar("C")
+"""Config of the runs of a study."""
+
+S = TypeVar("S")
+"""One of its scales."""
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,80}")
 
@@ -180,17 +187,30 @@ class StudyConfig:
     that they are made of."""
 
     def __post_init__(self) -> None:
-        named = {"name": [self.name], "arms": self.arms, "scales": self.scales}
-        named["chains"] = self.chains
-        for key, names in {**named, "orders": self.orders}.items():
-            for name in names:
-                if not NAME.fullmatch(name):
-                    raise ValueError(
-                        f"{key}: {name!r} must be letters, digits, _ - . (81 at most, not - or . "
-                        "first), for it names files"
-                    )
+        check_names(
+            name=[self.name],
+            arms=self.arms,
+            scales=self.scales,
+            chains=self.chains,
+            orders=self.orders,
+        )
         if not self.arms and not self.grids:
             raise ValueError("arms is missing: a study needs arms, or grids that make them")
+
+
+def check_names(**named: Iterable[str]) -> None:
+    """Raise ValueError for a name that cannot name files.
+
+    Args:
+        named: key of the study -> names that stand under it.
+    """
+    for key, names in named.items():
+        for name in names:
+            if not NAME.fullmatch(name):
+                raise ValueError(
+                    f"{key}: {name!r} must be letters, digits, _ - . (81 at most, not - or . "
+                    "first), for it names files"
+                )
 
 
 @dataclass(frozen=True)
@@ -240,21 +260,18 @@ def read_study(
         UserError: one line with the place and the key.
     """
     study = configs.load(StudyConfig, path)
-    scale, size = _scale(study, scale, path)
+    scale, found = scale_of(study.scales, scale, path)
+    size = found or ScaleConfig()
     config = RunConfig()
     if study.base is not None:
-        config = _laid(config, study.base, "base")
+        config = laid(config, study.base, "base")
     if size.base is not None:
-        config = _with_file(config, shipped(Path(size.base)))
+        config = with_file(config, shipped(Path(size.base)))
     if size.run is not None:
-        config = _laid(config, size.run, f"scales.{scale}.run")
+        config = laid(config, size.run, f"scales.{scale}.run")
     if base is not None:
-        config = _with_file(config, base)
-    if overrides:
-        root = empty_mapping("defaults")
-        for text in overrides:
-            override(root, text)
-        config = _laid(config, root, "")
+        config = with_file(config, base)
+    config = overridden(config, overrides)
     study = replace(study, grids=study.grids if size.grids is None else size.grids)
     settings = _settings(study, size, config, path)
     if size.sizes:
@@ -270,15 +287,25 @@ def read_study(
         config=study,
         scale=scale,
         ds_config=shipped(Path(size.ds_config or study.ds_config)),
-        seeds=_seeds(seeds or size.seeds or study.seeds),
+        seeds=seeds_of(seeds or size.seeds or study.seeds),
         settings=tuple(settings),
         orders=orders,
     )
 
 
-def _with_file(config: RunConfig, path: Path) -> RunConfig:
-    """`config` with a run config file laid over it as it stands; it may have a name."""
-    return _laid(config, configs.read_nodes(path, RunConfig), "", allowed=("name",))
+def with_file(config: C, path: Path, allowed: Sequence[str] = ("name",)) -> C:
+    """`config` with a file of its kind laid over it as it stands; it may have a name."""
+    return laid(config, configs.read_nodes(path, type(config)), "", allowed=allowed)
+
+
+def overridden(config: C, overrides: Sequence[str]) -> C:
+    """`config` with "a.b=value" texts laid over it."""
+    if not overrides:
+        return config
+    root = empty_mapping("defaults")
+    for text in overrides:
+        override(root, text)
+    return laid(config, root, "")
 
 
 def _named_tuning(tune: TuneConfig | None, domains: Sequence[str]) -> TuneConfig | None:
@@ -316,7 +343,7 @@ def _at_sizes(
         key = f"scales.{scale}.sizes"
         if not NAME.fullmatch(size):
             raise UserError(f"{path}: {key}: {size!r} must be letters, digits, _ - .")
-        config = _laid(base, node, f"{key}.{size}")
+        config = laid(base, node, f"{key}.{size}")
         settings += [
             replace(
                 setting,
@@ -353,8 +380,8 @@ def _at_sizes(
     return replace(study, analysis=analysis, controls=controls, labels=labels), settings
 
 
-def _laid(base: RunConfig, node: Node, key: str, allowed: Sequence[str] = ()) -> RunConfig:
-    """`base` with a piece of a run config laid over it; what the study sets itself is refused."""
+def laid(base: C, node: Node, key: str, allowed: Sequence[str] = ()) -> C:
+    """`base` with a piece of a config laid over it; what the study sets itself is refused."""
     pairs = node.value if isinstance(node, MappingNode) else ()
     for key_node, _ in pairs:
         if key_node.value in GIVEN and key_node.value not in allowed:
@@ -362,17 +389,23 @@ def _laid(base: RunConfig, node: Node, key: str, allowed: Sequence[str] = ()) ->
     return configs.overlay(base, node, key)
 
 
-def _scale(study: StudyConfig, name: str | None, path: Path) -> tuple[str, ScaleConfig]:
-    if not study.scales and name is None:
-        return "base", ScaleConfig()
-    name = name or next(iter(study.scales))
-    if name not in study.scales:
-        known = ", ".join(study.scales) or "none"
+def scale_of(scales: Mapping[str, S], name: str | None, path: Path) -> tuple[str, S | None]:
+    """One scale of a study and its name, the first if none is asked for; None if it has none.
+
+    Raises:
+        UserError: it has others.
+    """
+    if not scales and name is None:
+        return "base", None
+    name = name or next(iter(scales))
+    if name not in scales:
+        known = ", ".join(scales) or "none"
         raise UserError(f"--scale {name}: {path} has no such scale; it has {known}")
-    return name, study.scales[name]
+    return name, scales[name]
 
 
-def _seeds(given: int | tuple[int, ...]) -> tuple[int, ...]:
+def seeds_of(given: int | tuple[int, ...]) -> tuple[int, ...]:
+    """The seeds of a study, by their number or by themselves."""
     seeds = tuple(range(given)) if isinstance(given, int) else given
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise UserError(f"seeds: must be at least one, >= 0 and distinct, got {given}")
@@ -382,22 +415,15 @@ def _seeds(given: int | tuple[int, ...]) -> tuple[int, ...]:
 def _settings(study: StudyConfig, scale: ScaleConfig, base: RunConfig, path: Path) -> list[Setting]:
     """Arms as written, then those of the grids, then those of the chains; of two equal ones the
     first is kept."""
-    for key, names in (("links", study.links), ("arms of a scale", scale.arms)):
-        for name in names:
-            if name not in study.arms:
-                known = ", ".join(study.arms)
-                raise UserError(f"{path}: {key}: there is no arm {name}; there are {known}")
+    check_known("links", study.links, study.arms, path)
+    check_known("arms of a scale", scale.arms, study.arms, path)
     found = []
     for name, node in study.arms.items():
-        config = _laid(base, node, f"arms.{name}")
+        config = laid(base, node, f"arms.{name}")
         if name in scale.arms:
-            config = _laid(config, scale.arms[name], f"arms.{name} of the scale")
+            config = laid(config, scale.arms[name], f"arms.{name} of the scale")
         found.append(Setting(name, config, link=study.links.get(name, LinkConfig())))
-    written: dict[object, str] = {}
-    for setting in found:
-        twin = written.setdefault((configs.digest(setting.config), setting.link), setting.name)
-        if twin != setting.name:
-            raise UserError(f"{path}: arms.{setting.name}: is the same as {twin}; leave one out")
+    check_twins({one.name: (configs.digest(one.config), one.link) for one in found}, path)
     for number, grid in enumerate(study.grids):
         found += _grid(grid, base, f"grids.{number}")
     kept: dict[object, Setting] = {}
@@ -414,10 +440,29 @@ def _settings(study: StudyConfig, scale: ScaleConfig, base: RunConfig, path: Pat
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"{path}: two arms are named {name}; rename an arm, an axis or a level")
-    for name in study.labels:
-        if name not in names:
-            raise UserError(f"{path}: labels: there is no arm {name}; there are {', '.join(names)}")
+    check_known("labels", study.labels, names, path)
     return with_kept(settings, str(path), lambda setting, config: replace(setting, config=config))
+
+
+def check_twins(found: Mapping[str, object], path: Path) -> None:
+    """Refuse arms that are run in the same way.
+
+    Args:
+        found: arm -> what tells it from others.
+    """
+    written: dict[object, str] = {}
+    for name, what in found.items():
+        twin = written.setdefault(what, name)
+        if twin != name:
+            raise UserError(f"{path}: arms.{name}: is the same as {twin}; leave one out")
+
+
+def check_known(key: str, names: Iterable[str], arms: Iterable[str], path: Path) -> None:
+    """Refuse names under a key of a study that are not among its arms."""
+    arms = list(arms)
+    for name in names:
+        if name not in arms:
+            raise UserError(f"{path}: {key}: there is no arm {name}; there are {', '.join(arms)}")
 
 
 def _chained(study: StudyConfig, settings: Sequence[Setting], path: Path) -> list[Setting]:
@@ -430,7 +475,7 @@ def _chained(study: StudyConfig, settings: Sequence[Setting], path: Path) -> lis
             known = ", ".join(by_name)
             raise UserError(f"{path}: {key}.of: there is no arm {chain.of}; there are {known}")
         arm = by_name[chain.of]
-        finding = None if chain.find is None else _laid(arm, chain.find, f"{key}.find")
+        finding = None if chain.find is None else laid(arm, chain.find, f"{key}.find")
         made += [
             Setting(one.name, one.config, link=one.link, role=one.role, of=one.of)
             for one in chained(name, chain, arm, finding)
@@ -466,6 +511,6 @@ def _cell(
     """One combination of levels; its name tells what is off the centre."""
     config = base
     for axis, level in chosen.items():
-        config = _laid(config, grid.axes[axis][level], f"{key}.axes.{axis}.{level}")
+        config = laid(config, grid.axes[axis][level], f"{key}.axes.{axis}.{level}")
     moved = [f"{axis}_{level}" for axis, level in chosen.items() if level != centre[axis]]
     return Setting("-".join(moved) or "centre", config, chosen)

@@ -4,9 +4,11 @@ A study folder:
 
     plan.json                   this file's StudyPlan
     configs/ARM.yaml            the resolved run config of an arm, for the first seed
-    runs/ARM/seedK/             run folders; ORDER-seedK in a study of several orders
+    runs/ARM/seedK/             run folders; ORDER-seedK in a study of several orders, `seeds` in
+                                one of streams
     failures/ARM-seedK.json     how the last attempt of a run failed
     logs/ARM-seedK.txt          what its process printed
+    environment.json            of streams: commit and versions of the last start
     report/                     what tools/report.py makes
     tuning/  tuning_wider/      study folders of the trials, where the study is tuned; plan.json
                                 is then written when they are done
@@ -20,10 +22,11 @@ from typing import Literal
 
 from sparsecl import config as configs
 from sparsecl.errors import MissingInputError
+from sparsecl.experiments.study.subject import Subject
 from sparsecl.experiments.study.tune import Tuning
 from sparsecl.files import check_entries, write_json
 
-PLAN = "plan.json"
+PLAN, ENVIRONMENT = "plan.json", "environment.json"
 PARTS = ("configs", "failures", "logs", "runs")
 """Folders of a study."""
 
@@ -107,7 +110,7 @@ class Arm:
 
     role: Role = "arm"
     """arm: stated in the study; trial: of its tuning; link: finds tickets for other arms; probe:
-    see experiments/study/probes.py. The others are controls, see controls.py and chain.py there."""
+    see probes.py in experiments/study. The others are controls: controls.py, chain.py, narrow.py."""
 
     of: str | None = None
     """Controls and probes: the arm it belongs to."""
@@ -140,7 +143,7 @@ class Arm:
     total: int
     flops_per_token: int
     """Training FLOPs per token by live weights (model/flops.py, `useful`); where methods change
-    their number, the mean over a run."""
+    their number, the mean over a run. 0 in a study of streams: not counted."""
 
     gradient_flops: int = 0
     """Of one run: gradients of absent weights, which methods ask for."""
@@ -149,10 +152,11 @@ class Arm:
     """Of one run: scores of the graph."""
 
     steps: int
-    """Optimizer steps of one run (an upper bound if a phase may end early)."""
+    """Optimizer steps of one run (an upper bound if a phase may end early); in a study of streams
+    of each network."""
 
     tokens: int
-    """Training tokens of one run, likewise."""
+    """Training tokens of one run, likewise; in a study of streams samples of each network."""
 
     @property
     def flops(self) -> int:
@@ -187,6 +191,10 @@ class Run:
     weights_step: int | None = None
     """After which of its steps; 0 = its initial weights, None = its last."""
 
+    seeds: tuple[int, ...] = ()
+    """Of a stream: its networks, which one run trains side by side; `seed` is the first of them.
+    Empty: a run of one seed."""
+
     def __post_init__(self) -> None:
         # A plan that somebody else has written may not name folders outside of the study's.
         for key, name in (("arm", self.arm), ("order", self.order or "none")):
@@ -201,7 +209,9 @@ class Run:
 
     @property
     def place(self) -> str:
-        """seedK or ORDER-seedK: the run among those of its arm."""
+        """seedK or ORDER-seedK: the run among those of its arm; `seeds` if it is of all."""
+        if self.seeds:
+            return "seeds"
         return f"{self.order}-seed{self.seed}" if self.order else f"seed{self.seed}"
 
 
@@ -236,6 +246,9 @@ class StudyPlan:
     tuning: Tuning | None = None
     """How the values of the arms were found, where the study is tuned; without arms before that,
     and then it is not written."""
+
+    subject: Subject = "text"
+    """What the runs are."""
 
     @property
     def is_tuning(self) -> bool:
@@ -274,7 +287,8 @@ class StudyPlan:
 
     def seeds_of(self, arm: str) -> list[int]:
         """Seeds with which an arm is run."""
-        return list(dict.fromkeys(run.seed for run in self.runs_of(arm)))
+        runs = self.runs_of(arm)
+        return list(dict.fromkeys(seed for run in runs for seed in run.seeds or (run.seed,)))
 
     @property
     def shown_order(self) -> str:
@@ -347,7 +361,7 @@ def check_study(folder: Path, plan: StudyPlan) -> None:
     Raises:
         CannotCreateError: with the path and what is there.
     """
-    files = [folder / PLAN, folder / "slurm" / "jobs.json"]
+    files = [folder / PLAN, folder / ENVIRONMENT, folder / "slurm" / "jobs.json"]
     folders = [folder / part for part in (*PARTS, *TUNING, "report", "slurm")]
     for arm in plan.arms:
         files.append(arm_config(folder, arm.name))

@@ -16,7 +16,7 @@ from sparsecl import config as configs
 from sparsecl.config_nodes import empty_mapping, override
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import UserError
-from sparsecl.experiments.study.measures import MEASURES
+from sparsecl.experiments.study.measures import MEASURES, TEXT_MEASURES
 from sparsecl.experiments.study.orders import Order
 
 Number = int | float
@@ -76,8 +76,10 @@ class TuneConfig:
                     f"keys.{key} must be at least two values, each larger than the one before, "
                     f"got {list(values)}"
                 )
-        if self.by not in MEASURES:
-            raise ValueError(f"by: there is no measure {self.by}; there are {', '.join(MEASURES)}")
+        if self.by not in TEXT_MEASURES:
+            raise ValueError(
+                f"by: there is no measure {self.by}; there are {', '.join(TEXT_MEASURES)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from sparsecl.experiments.plots import style
 from sparsecl.experiments.plots.frontier import frontier_figure
 from sparsecl.experiments.plots.study import study_figures
 from sparsecl.experiments.report import write_report
-from sparsecl.experiments.study.measures import MEASURES
+from sparsecl.experiments.study.measures import TEXT_MEASURES
 from sparsecl.experiments.study.study_plan import AnalysisConfig, run_folder
 from sparsecl.experiments.study.trials import trial_name
 from sparsecl.experiments.study.tune import Trial, TuneConfig, TuneOn, Tuning, choose, points
@@ -348,7 +348,7 @@ def test_the_report_says_where_the_points_come_from_and_has_them(trap, tmp_path,
             assert row["status"] == "done"
             assert float(row["learned_loss"]) == point.learned
             assert float(row["F_last"]) == point.forgotten
-    assert list(rows[0]) == ["arm", KEY, "seed", "status", *MEASURES]
+    assert list(rows[0]) == ["arm", KEY, "seed", "status", *TEXT_MEASURES]
 
 
 def test_the_table_of_runs_has_all_that_its_contrasts_are_made_of(trap, tmp_path, quick):
@@ -361,7 +361,7 @@ def test_the_table_of_runs_has_all_that_its_contrasts_are_made_of(trap, tmp_path
         (tmp_path / "aside").rename(run_folder(trap, study.plan.runs[-1]) / "results.json")
     rows = table(page, "seeds")
     assert [row["status"] for row in rows] == ["done"] * 15 + ["begun"]
-    assert not any(rows[-1][name] for name in MEASURES)
+    assert not any(rows[-1][name] for name in TEXT_MEASURES)
     for row in rows[:-1]:
         run = trap / "runs" / row["arm"] / f"seed{row['seed']}"
         assert float(row["F_last"]) == summarize(read_records(run))["forgetting"]["F_last"]

@@ -43,7 +43,7 @@ def swept(tmp_path_factory):
         patch.setattr(sweep, "TRAIN", place / "train.py")
         patch.setattr(sweep, "prepare_data", lambda *_: None)
         patch.setattr(runner, "TICK", 0.005)
-        patch.setattr(write, "study_figures", lambda *_: [])
+        patch.setattr(write, "figures_of", lambda *_: [])
         assert sweep.main([str(path), "--study_dir", str(folder), "--jobs", "2"]) == 0
     return folder
 
