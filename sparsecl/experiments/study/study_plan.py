@@ -110,7 +110,7 @@ class Arm:
 
     role: Role = "arm"
     """arm: stated in the study; trial: of its tuning; link: finds tickets for other arms; probe:
-    see probes.py in experiments/study. The others are controls: controls.py, chain.py, narrow.py."""
+    see probes.py. The others are controls, see controls.py, chain.py and narrow.py."""
 
     of: str | None = None
     """Controls and probes: the arm it belongs to."""
