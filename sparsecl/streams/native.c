@@ -371,7 +371,9 @@ INLINE int64_t watch(struct net *net, struct layer *layer) {
         layer->trace[j] = layer->trace[j] * keep + add * value;
         mature += layer->age[j] > net->maturity;
     }
-    *layer->due += net->rate * mature;
+    /* Rounded by itself, as in Python: whether a unit is due must not hang on a last bit. */
+    volatile double expected = net->rate * mature;
+    *layer->due += expected;
     layer->num_due = (int64_t)*layer->due;
     *layer->due -= (double)layer->num_due;
     return layer->num_due;

@@ -85,10 +85,10 @@ class Cbp(Renewal):
         if not applied:
             return
         figures = context.unit_figures()
+        for name in context.units:  # all, before the first one gets other weights
+            self._update(context, name, self.groups[name], figures[name])
         for name, group in context.units.items():
-            traces = self.groups[name]
-            self._update(context, name, traces, figures[name])
-            num = self._num_due(context, name, traces)
+            num = self._num_due(context, name, self.groups[name])
             # Only where units are due does anybody wait for the device.
             for network in np.ndindex(context.networks) if num.any() else ():
                 if num[network]:
