@@ -89,6 +89,9 @@ class Pack:
         self.many = None
         """Who makes steps without the hooks; None = each is made by itself."""
 
+        self.num_native = 0
+        """Steps that it has made."""
+
         if not self.methods.overrides("batch") and native.takes(self.model, self.optimizer, batch):
             self.many = native.Steps(self.model, self.context, self.methods)
         self._correct = torch.zeros(num, dtype=torch.int64, device=dist.device())
@@ -202,6 +205,7 @@ class Pack:
         if found is None:
             return False
         losses, correct = found
+        self.num_native += losses.shape[1]
         self._correct += correct
         self._losses += losses.sum(1)
         if every and self.position.step % every == 0:
