@@ -150,8 +150,9 @@ class Steps:
         names, group = self._moments()
         context, model = self.context, self.model
         layers = (LayerOf * len(model.layers))()
-        net = Net(num_layers=len(layers), layers=ctypes.addressof(layers), kind=KINDS[
-            type(context.slices.optimizer)], lr=group["lr"], decay=group["weight_decay"])  # fmt: skip
+        net = Net(num_layers=len(layers), layers=ctypes.addressof(layers))
+        net.kind = KINDS[type(context.slices.optimizer)]
+        net.lr, net.decay = group["lr"], group["weight_decay"]
         net.row, net.drawn = _pointers(*self._rows)
         net.momentum, net.eps = group.get("momentum", 0.0), group.get("eps", 0.0)
         net.beta1, net.beta2 = group.get("betas", (0.0, 0.0))

@@ -149,8 +149,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(name, tmp_path, monkeypatch):
         signals.forget()
     monkeypatch.setattr(Pack, "_many_steps", many)
     run.run(prepared("stopped"))
-    ends = [next((tmp_path / n / "checkpoints").glob("*.safetensors")) for n in ("whole", "stopped")]
-    assert ends[0].read_bytes() == ends[1].read_bytes()
+    ends = [(tmp_path / n / "checkpoints").glob("*.safetensors") for n in ("whole", "stopped")]
+    assert next(ends[0]).read_bytes() == next(ends[1]).read_bytes()
 
 
 def test_what_it_does_not_know_is_left_to_torch(monkeypatch):
