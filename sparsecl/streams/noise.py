@@ -1,11 +1,11 @@
 """Normal noise for every weight of every network, at every step, without its being the whole cost.
 
 A network draws for all its weights at once, and the random bits of `BLOCK` steps at a time. A draw
-is the sum of two values that 8 bits each choose among 256, at equal distances of probability and of
-variance 1/2: so |noise| < 4.1, its excess of kurtosis is -0.04, and what streams/native.c looks up
-lies in the first-level cache. On one core of an EPYC a draw takes 1.4 ns here, where torch's normal_
-takes 3.6 and the noise of a GPT (methods/noise.py), which any rank can draw from any place, some ten
-times as much.
+is the sum of two values that 8 bits each choose among 256, at equal distances of probability and
+of variance 1/2: so |noise| < 4.1, its excess of kurtosis is -0.04, and what streams/native.c looks
+up lies in the first-level cache. On one core of an EPYC a draw takes 1.4 ns here, where torch's
+normal_ takes 3.6 and the noise of a GPT (methods/noise.py), which any rank can draw from any
+place, some ten times as much.
 """
 
 from collections.abc import Callable
