@@ -26,6 +26,7 @@ GROUND = (
     "config_nodes",
     "dist",
     "errors",
+    "extension",
     "faults",
     "files",
     "locks",

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 
 from sparsecl.methods.context import Batch, MethodContext, Outputs, SliceTensors
+from sparsecl.methods.many_steps import ManySteps
 from sparsecl.methods.model_side import ModelSide
 from sparsecl.optim.slice import Slice
 
@@ -100,6 +101,16 @@ class Method:
         """The optimizer has stepped, and absent weights are absent; or the step was discarded, and
         then the method's state must be what it was before it. A step whose update a method has
         skipped looks the same to the others."""
+
+    def many_steps(self, context: MethodContext) -> ManySteps | None:
+        """What the hooks of the steps from now on come to, so that a loop need not call them; None
+        = it must call them at the next step. Asked between steps, by streams of small networks."""
+        hooks = ("step_start", "batch", "loss", "after_backward", "after_update", "after_step")
+        spared = all(getattr(type(self), hook) is getattr(Method, hook) for hook in hooks)
+        return ManySteps() if spared else None
+
+    def made_steps(self, num: int) -> None:
+        """The loop has made `num` steps without the hooks."""
 
     def phase_trained(self, context: MethodContext) -> None:
         """After the last step of a phase, before its evaluation, which sees what is written here.

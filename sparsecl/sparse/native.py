@@ -10,13 +10,13 @@ same, and `slow` says what that costs.
 
 import ctypes
 import functools
-import importlib.machinery
 import threading
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from sparsecl.extension import load_extension
 from sparsecl.sparse.csr import CsrBackend
 
 TILE, LANES = 64, 16  # tokens of the widest tile and of a vector, as in native.c
@@ -145,14 +145,5 @@ def _call(
 @functools.cache
 def _library() -> ctypes.CDLL | None:
     """What setuptools has built beside this file; None if it has not, or for another machine."""
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(f"_native{suffix}")
-        if path.is_file():
-            try:
-                library = ctypes.CDLL(str(path))
-            except OSError:
-                return None
-            for name in ("sparsecl_multiply", "sparsecl_gradient"):
-                getattr(library, name).restype = None
-            return library
-    return None
+    functions = ("sparsecl_multiply", "sparsecl_gradient")
+    return load_extension(Path(__file__).with_name("_native"), functions)

@@ -149,15 +149,18 @@ class StreamContext(WeightContext):
         """
         *head, step = names
         assert isinstance(step, int), names
-        if tuple(head) not in self._noise:
+        drawn = self.noise_stream(*head).at(step)[:, self._places[item.name]]
+        return (drawn if self.networks else drawn[0]).to(dist.device())
+
+    def noise_stream(self, *names: str | int) -> NoiseStream:
+        """The draws of all steps."""
+        if names not in self._noise:
 
             def key(network: int, block: int) -> int:
-                return seeding.stream_key(self.seeds[network], "noise", *head, block)
+                return seeding.stream_key(self.seeds[network], "noise", *names, block)
 
-            stream = NoiseStream(len(self.seeds), self._num_weights, key)
-            self._noise[tuple(head)] = stream
-        drawn = self._noise[tuple(head)].at(step)[:, self._places[item.name]]
-        return (drawn if self.networks else drawn[0]).to(dist.device())
+            self._noise[names] = NoiseStream(len(self.seeds), self._num_weights, key)
+        return self._noise[names]
 
     def mean_gradients(
         self,

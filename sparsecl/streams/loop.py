@@ -18,7 +18,7 @@ from sparsecl.errors import InvariantError, Preempted
 from sparsecl.methods.context import Batch
 from sparsecl.methods.table import build_methods
 from sparsecl.optim.masking import MaskGuard
-from sparsecl.streams import checkpoint
+from sparsecl.streams import checkpoint, native
 from sparsecl.streams.config import StepConfig, StreamRunConfig
 from sparsecl.streams.context import StreamContext, StreamModel, as_rows
 from sparsecl.streams.figures import panel
@@ -33,7 +33,7 @@ from sparsecl.streams.slices import NetworkSlices
 from sparsecl.streams.tasks import Tasks
 from sparsecl.topology.build import build_topologies
 
-CHUNK = 64
+CHUNK = 100
 """Steps whose images are read at once."""
 
 MIN_LOSS = 1e-8  # nats; keeps p(Z) finite, as in the code of Elsayed & Mahmood 2024
@@ -87,6 +87,15 @@ class Pack:
             config.stream, self.model, self.slices, self.guard, self.methods,
             seeds=seeds, tasks=self.tasks, position=self.position,
         )  # fmt: skip
+        batch = config.stream.batch
+        self.many = None
+        """Who makes steps without the hooks; None = each is made by itself."""
+
+        self.num_native = 0
+        """Steps that it has made."""
+
+        if not self.methods.overrides("batch") and native.takes(self.model, self.optimizer, batch):
+            self.many = native.Steps(self.model, self.context, self.methods)
         self._correct = torch.zeros(num, dtype=torch.int64, device=dist.device())
         self._losses = torch.zeros(num, device=dist.device())
         self._asks_batch = self.methods.overrides("batch")
@@ -181,8 +190,10 @@ class Pack:
             first = position.step
             end = min(first - first % CHUNK + CHUNK, stream.steps_per_task)
             x, y = self._read(orders, first * stream.batch, end * stream.batch)
-            for k in range(end - first):
-                self._step(x[:, k], y[:, k])
+            while position.step < end:
+                k = position.step - first
+                if not self._many_steps(x[:, k:], y[:, k:]):
+                    self._step(x[:, k], y[:, k])
                 if signals.received() and position.step < stream.steps_per_task:
                     self._collect()
                     save(self)
@@ -200,6 +211,22 @@ class Pack:
         x, y = (torch.from_numpy(np.stack(found)) for found in zip(*pairs, strict=True))
         shape = (len(pairs), -1, batch)
         return x.view(*shape, x.shape[-1]).to(dist.device()), y.view(shape).to(dist.device())
+
+    def _many_steps(self, x: Tensor, y: Tensor) -> bool:
+        """Some of the steps on x [N, steps, B, inputs], y [N, steps, B], if that can be done."""
+        every = self.config.panel.every
+        num = every - self.position.step % every if every else x.shape[1]
+        found = self.many.train(x[:, :num], y[:, :num]) if self.many is not None else None
+        if found is None:
+            return False
+        losses, correct = found
+        self.num_native += losses.shape[1]
+        self._correct += correct
+        self._losses += losses.sum(1)
+        if every and self.position.step % every == 0:
+            last = losses.shape[1] - 1
+            self._look_back(x[:, last], y[:, last], losses[:, last:])
+        return True
 
     def _step(self, x: Tensor, y: Tensor) -> None:
         """x [N, B, inputs], y [N, B]."""

@@ -235,7 +235,7 @@ class Layer(nn.Module):
         return torch.zeros_like(self.matrices), torch.zeros_like(self.shared_bias[:, 0])
 
     @cached_property
-    def _keep(self) -> Tensor | None:
+    def keep(self) -> Tensor | None:
         """Of the weights' bits: none where a weight is absent; see optim/zeroing.py."""
         return None if self.dead is None else self.dead.view_as(self.matrices).int().sub_(1)
 
@@ -248,8 +248,8 @@ class Layer(nn.Module):
         else:
             torch.bmm(delta.transpose(1, 2), x, out=of_weight)
             torch.sum(delta, 1, out=of_bias)
-        if self._keep is not None:
-            of_weight.view(torch.int32).bitwise_and_(self._keep)
+        if self.keep is not None:
+            of_weight.view(torch.int32).bitwise_and_(self.keep)
         self.weight.grad = of_weight.view(self.weight.shape)
         self.bias.grad = of_bias.view(self.bias.shape)
 

@@ -78,7 +78,7 @@ def results(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "summary": summary([table[counts] for table in per_seed.values()], counts),
         "per_seed": {str(seed): table for seed, table in per_seed.items()},
         **{key: header[key] for key in ("methods", "parameters", "data", "config")},
-        **{key: end[key] for key in ("audit", "seconds")},
+        **{key: end[key] for key in ("audit", "steps", "seconds") if key in end},
     }
 
 

@@ -107,6 +107,7 @@ class Run:
         self.folder, self.checkpoints = prepared.folder, checkpoints
         self.packs = self.config.packs
         self.nonzero = 0
+        self.native = False
         self.begun = time.monotonic()
 
     def run(self) -> dict[str, Any]:
@@ -186,6 +187,7 @@ class Run:
             "end",
             sealed=True,
             audit={"checks": checks, "nonzero": self.nonzero},
+            steps="native" if self.native else "torch",
             seconds=self._seconds(),
         )
 
@@ -210,6 +212,7 @@ class Run:
 
         pack.train(record, self._save, advance)
         self.nonzero += pack.nonzero
+        self.native |= getattr(pack, "num_native", 0) > 0
 
     def _draw(self, pack: Any, task: int, found: Mapping[str, list[float]]) -> None:
         """Means over the networks of a pack; with several packs each has its curves."""

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from sparsecl import dist
 from sparsecl.methods.context import MethodContext, SliceTensors
+from sparsecl.methods.many_steps import ManySteps, Watch
 from sparsecl.methods.plasticity.config import CbpConfig
 from sparsecl.methods.plasticity.renewal import Renewal
 from sparsecl.methods.units import UnitFigures
@@ -84,10 +85,10 @@ class Cbp(Renewal):
         if not applied:
             return
         figures = context.unit_figures()
+        for name in context.units:  # all, before the first one gets other weights
+            self._update(context, name, self.groups[name], figures[name])
         for name, group in context.units.items():
-            traces = self.groups[name]
-            self._update(context, name, traces, figures[name])
-            num = self._num_due(context, name, traces)
+            num = self._num_due(context, name, self.groups[name])
             # Only where units are due does anybody wait for the device.
             for network in np.ndindex(context.networks) if num.any() else ():
                 if num[network]:
@@ -187,6 +188,30 @@ class Cbp(Renewal):
             value = context.matrix(bias).clone()
             value[network] += lost
             context.write(bias, context.local_of(bias, value))
+
+    def many_steps(self, context: MethodContext) -> ManySteps | None:
+        config, kind = self.config, self.config.utility
+        # Draws of every step are made by its hooks.
+        drawn = kind == "random" or not config.accumulate
+        if drawn or not self.groups or self.restart.kind != "global":
+            return None
+        figures = context.unit_figures
+
+        def replace(name: str, network: int, num: int) -> None:
+            self._replace(context, name, context.units[name], figures()[name], num, (network,))
+
+        return ManySteps(
+            watch=Watch(
+                self.groups,
+                decay=config.decay,
+                rate=config.rate,
+                maturity=config.maturity,
+                of="distance" if kind in DISTANCES else "size" if kind == "contribution" else "one",
+                weighed=kind in WEIGHED,
+                adaptable=kind in ADAPTABLE,
+                replace=replace,
+            )
+        )
 
     def state_dict(self) -> tuple[Mapping[str, SliceTensors], Mapping[str, Any]]:
         groups = {

@@ -10,6 +10,8 @@ Differs: vectors (norms, biases) are left alone unless `vectors` is set; `optimi
 """
 
 from sparsecl.methods.context import MethodContext
+from sparsecl.methods.many_steps import ManySteps
+from sparsecl.methods.many_steps import Pull as PullInNumbers
 from sparsecl.methods.plasticity.config import L2Config
 from sparsecl.methods.plasticity.pull import Pull
 
@@ -24,3 +26,9 @@ class L2(Pull):
         if self.config.strength:
             for item in self.own(context.slices):
                 context.add_gradient(item, self.distance(item), self.config.strength)
+
+    def many_steps(self, context: MethodContext) -> ManySteps:
+        config = self.config
+        if not config.strength:
+            return ManySteps()
+        return ManySteps(pull=PullInNumbers(config.strength, config.vectors, self.start))

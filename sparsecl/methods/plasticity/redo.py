@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from sparsecl.methods.context import MethodContext, SliceTensors
+from sparsecl.methods.many_steps import ManySteps
 from sparsecl.methods.plasticity.config import RedoConfig
 from sparsecl.methods.plasticity.renewal import Renewal
 
@@ -45,6 +46,12 @@ class Redo(Renewal):
                 if len(units):
                     moments = self.config.moments == "reset"
                     self.renew(context, name, group, units, network, moments=moments)
+
+    def many_steps(self, context: MethodContext) -> ManySteps | None:
+        if self.restart.kind != "global":
+            return None
+        every = self.config.every
+        return ManySteps(idle=every - 1 - context.progress.step % every)
 
     def state_dict(self) -> tuple[Mapping[str, SliceTensors], Mapping[str, Any]]:
         return self.restart.state(), {"num_replaced": self.num_replaced}

@@ -14,6 +14,7 @@ from collections.abc import Collection
 
 from sparsecl.methods.base import Method
 from sparsecl.methods.context import MethodContext
+from sparsecl.methods.many_steps import ManySteps, Shake
 from sparsecl.methods.plasticity.config import ShrinkPerturbConfig
 from sparsecl.optim.slice import Slice
 
@@ -33,3 +34,7 @@ class ShrinkPerturb(Method):
                 if self.config.sigma:
                     noise = context.noise(item, self.name, step)
                     item.master.add_(noise, alpha=self.config.sigma)
+
+    def many_steps(self, context: MethodContext) -> ManySteps:
+        config = self.config
+        return ManySteps(shake=Shake(config.shrink, config.sigma, config.vectors, self.name))

@@ -37,6 +37,7 @@ from torch import Tensor
 from sparsecl import dist
 from sparsecl.methods.base import Method, Order
 from sparsecl.methods.context import MethodContext, SliceTensors
+from sparsecl.methods.many_steps import Gate, ManySteps
 from sparsecl.methods.model_side import ModelSide
 from sparsecl.methods.plasticity.config import UpgdConfig
 from sparsecl.optim.slice import Slice
@@ -184,6 +185,29 @@ class Upgd(Method):
             self.count += 1
             self.units.update(self._next_units)
         self._forget_step()
+
+    def many_steps(self, context: MethodContext) -> ManySteps | None:
+        config = self.config
+        if not config.active:
+            return ManySteps()
+        second = getattr(config, "order", 1) == 2
+        if second or self.of_units or config.scope != "global" or not self.utility:
+            return None
+        return ManySteps(
+            gate=Gate(
+                self.utility,
+                beta=config.beta,
+                count=self.count,
+                sigma=config.sigma,
+                protecting=config.protecting,
+                uncorrected=config.scaling == "code",
+                name=self.name,
+            )
+        )
+
+    def made_steps(self, num: int) -> None:
+        if self.config.active:
+            self.count += num
 
     def _forget_step(self) -> None:
         self._next, self._next_units, self._norms = {}, {}, {}
