@@ -190,8 +190,7 @@ class Upgd(Method):
         config = self.config
         if not config.active:
             return ManySteps()
-        second = getattr(config, "order", 1) == 2
-        if second or self.of_units or config.scope != "global" or not self.utility:
+        if config.order == 2 or self.of_units or config.scope != "global" or not self.utility:
             return None
         return ManySteps(
             gate=Gate(
