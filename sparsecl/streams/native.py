@@ -196,7 +196,7 @@ class Steps:
 
     def _noise(self, net: Net, network: int, terms: Sequence[ManySteps], num: int) -> Any:
         """The noise of the steps to come, if there is any. Returns its states, which are kept."""
-        found = [term.shake or term.gate for term in terms if term.shake or term.gate]
+        found = [drawn for term in terms if (drawn := term.shake or term.gate) is not None]
         if not found or not found[0].sigma:
             return None
         step = self.context.progress.step

@@ -16,12 +16,14 @@ from sparsecl.engine.loop.phase_data import Stream
 from sparsecl.engine.position import Position
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.engine.schedule import Phase, Schedule
+from sparsecl.errors import InvariantError
 from sparsecl.methods.context import Outputs, Progress, SliceTensors
 from sparsecl.methods.several import Methods
 from sparsecl.methods.weights import WeightContext
 from sparsecl.model.frozen_copy import frozen_copy
 from sparsecl.model.generate import sample_rows
 from sparsecl.optim.moving import joined
+from sparsecl.optim.slice import Slice
 from sparsecl.sparse.linear import SparseLinear
 
 # Keeps fp16 gradients of single sequences clear of underflow, and of overflow by the scale alone.
@@ -93,6 +95,9 @@ class RunContext(WeightContext):
 
     def generator(self, *names: str | int) -> np.random.Generator:
         return seeding.stream(self.config.seed, *names)
+
+    def curvature(self, item: Slice) -> torch.Tensor:
+        raise InvariantError(f"{item.name}: a GPT has no rule for the diagonal of its Hessian")
 
     def mean_gradients(
         self,

@@ -145,6 +145,7 @@ NO_TRENDS = Trends(
     stops=(),
     alone=(),
     orders=(),
+    probed=(),
     interference=(),
     interference_problems=(),
 )
