@@ -11,8 +11,8 @@ RUN = frozenset(
     "precision parallel speed eval audit plasticity checkpoint log health".split()
 )
 STUDY = frozenset(
-    "name question base scales seeds orders ds_config arms labels grids links chains controls tune "
-    "analysis".split()
+    "name question base scales seeds orders ds_config arms labels grids links chains probes "
+    "controls tune analysis".split()
 )
 STREAM = frozenset(
     "name seed seeds together stream learner optimizer topology methods panel checkpoint".split()

@@ -69,8 +69,9 @@ MODES = {
     "gpu_table": "tokens/s, MFU and memory of --presets: dense, masked, packed, tiles",
     "checkpoints": "bytes of a checkpoint, and how long training waits for it",
 }
-# What --vs knows, and the mode that it is.
 OTHERS = ("nanogpt",)
+"""What --vs knows; each is the mode of its name."""
+
 # Kinds that --density does not describe.
 KINDS = tuple(kind for kind in get_args(TopologyKind) if kind not in ("dense", *ON_DISK))
 
@@ -82,7 +83,9 @@ class _Versus(argparse.Action):
         kind, path = values
         if kind not in OTHERS:
             raise argparse.ArgumentError(self, f"invalid choice: {kind!r} (choose nanogpt)")
-        namespace.mode, namespace.vs = kind, Path(path)
+        namespace.vs = Path(path)
+        if namespace.mode == "steps":
+            namespace.mode = kind
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -117,7 +120,7 @@ def parser() -> argparse.ArgumentParser:
         modes.add_argument(
             f"--{name}", *aliases, dest="mode", action="store_const", const=name, help=text
         )
-    modes.add_argument(
+    result.add_argument(
         "--vs",
         nargs=2,
         action=_Versus,
@@ -224,6 +227,8 @@ def check_flags(options: argparse.Namespace) -> None:
         raise UserError(f"--arms {tiled[0]} needs tiles: add --block, for example --block 16")
     if options.mode == "wire" and options.device == "cuda":
         raise UserError("--wire counts on the CPU: leave --device cuda out")
+    if options.vs and options.mode not in OTHERS:
+        raise UserError(f"--vs is a measurement of its own: leave --{options.mode} out")
     if options.mode == "nanogpt":
         nanogpt.find_model(options.vs)
         if options.precision == "fp16":

@@ -18,6 +18,7 @@ from sparsecl.methods.plasticity.config import (
     UpgdConfig,
 )
 from sparsecl.streams import native, run
+from sparsecl.streams.activations import ACTIVATIONS
 from sparsecl.streams.config import LearnerConfig, PanelConfig, StepConfig
 from sparsecl.streams.loop import Pack
 from sparsecl.topology.config import TopologyConfig
@@ -153,7 +154,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(name, tmp_path, monkeypatch):
     assert next(ends[0]).read_bytes() == next(ends[1]).read_bytes()
 
 
-def test_what_it_does_not_know_is_left_to_torch(monkeypatch):
+def test_what_it_does_not_know_is_left_to_torch():
     for more, steps in (
         ({"batch": 2}, 70),
         ({"methods": {"l1": L1Config()}}, 140),
@@ -165,6 +166,5 @@ def test_what_it_does_not_know_is_left_to_torch(monkeypatch):
         assert trained("sgd", **more)[2] == steps, more
     made = Pack(settings("sgd"), images(inputs=50), 0)
     layer: Any = made.model.layers[0]
-    monkeypatch.setattr(type(layer), "squash", torch.tanh, raising=False)
-    layer.squash = torch.tanh
+    layer.activation = ACTIVATIONS["tanh"]
     assert not native.takes(made.model, made.optimizer, 1)

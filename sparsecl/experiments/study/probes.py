@@ -18,7 +18,8 @@ from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import UserError
 from sparsecl.experiments.study.chain import with_kept
 from sparsecl.experiments.study.controls import Control, Priced
-from sparsecl.experiments.study.study_file import ProbesConfig, Setting
+from sparsecl.experiments.study.probes_config import ProbesConfig
+from sparsecl.experiments.study.study_file import Setting
 
 
 def with_probes(

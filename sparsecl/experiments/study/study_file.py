@@ -10,19 +10,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Literal, TypeVar
 
-from annotated_types import Ge
 from yaml.nodes import MappingNode, Node
 
 from sparsecl import config as configs
-from sparsecl.bounds import check_bounds
 from sparsecl.checkout import shipped
 from sparsecl.config_nodes import empty_mapping, fail, join, override
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import UserError
 from sparsecl.experiments.study.chain import ChainConfig, LinkConfig, chained, with_kept
 from sparsecl.experiments.study.orders import Order, named
+from sparsecl.experiments.study.probes_config import ProbesConfig
 from sparsecl.experiments.study.study_plan import AnalysisConfig, Role, at_size
 from sparsecl.experiments.study.tune import TuneConfig
 
@@ -108,30 +107,6 @@ class ControlsConfig:
 
     alone: tuple[str, ...] = ()
     """Each domain alone from the initial weights: the reference for learning speed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProbesConfig:
-    """What every arm still learns of a domain that it has never seen, after some of its phases
-    (study/probes.py)."""
-
-    domain: str
-    """It is scored and never trained in the stream: phases.order must leave it out."""
-
-    after: tuple[int, ...]
-    """Phases of the stream that are trained before; a probe of a fresh model, 0, is always run."""
-
-    length: Annotated[int, Ge(1)] = 1
-    """Of a probe, as a multiple of a phase of the stream."""
-
-    def __post_init__(self) -> None:
-        check_bounds(self)
-        if len(set(self.after)) < len(self.after) or min(self.after, default=-1) < 0:
-            raise ValueError(
-                f"after must be distinct counts of phases >= 0, got {list(self.after)}"
-            )
-        if not any(self.after):
-            raise ValueError("after needs a count of phases >= 1: 0, a fresh model, is always run")
 
 
 @dataclass(frozen=True, kw_only=True)
