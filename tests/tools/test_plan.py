@@ -303,8 +303,12 @@ def compare(stage: str, storage: str, tensor: int, ranks: list) -> None:
     )
     assert sum(sizes) == measured["parameters"], case
     for part in ("weights", "gradients", "master", "moments", "indices"):
-        expected = getattr(made.fit.memory, part)
-        assert measured["state"][part] == pytest.approx(expected, rel=0.05), (*case, part)
+        expected, found = getattr(made.fit.memory, part), measured["state"][part]
+        if part == "indices":
+            # A group's mask has a byte for each cell of a shard. Shards have unequally many, since
+            # the embedding lies in one of them: the plan counts their mean.
+            found = sum(rank["state"][part] for rank in ranks) / len(ranks)
+        assert found == pytest.approx(expected, rel=0.05), (*case, part)
     names = {"all_reduce": "allreduce", "reduce_scatter": "reduce_scatter_base"}
     names["all_gather"] = "allgather_base"
     for collective, name in names.items():
