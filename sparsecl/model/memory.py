@@ -101,7 +101,7 @@ class RankMemory:
 
     indices: int
     """Masks of masked storage, index of packed storage, plans of sparse backends. Not sharded, but
-    for the mask beside masters."""
+    for the mask beside masters, of which it is the mean over shards."""
 
     kept: int
     """Matrices that keep_expansion holds beside packed values."""

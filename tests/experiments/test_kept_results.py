@@ -79,20 +79,22 @@ def test_the_p_of_every_planned_contrast_is_that_of_its_signs(kept):
     assert sorted(float(row["p_corrected"]) for row in told) == pytest.approx(list(holm))
 
 
-def test_each_arm_has_the_rate_with_the_best_mean_of_its_trials(kept):
+def test_each_arm_has_the_values_with_the_best_mean_of_its_trials(kept):
     plan = json.loads((kept / "plan.json").read_text())
     if not plan["tuning"]:
         return
-    by, key = plan["tuning"]["config"]["by"], "optimizer.lr"
+    by = plan["tuning"]["config"]["by"]
     for arm in plan["tuning"]["arms"]:
+        keys = list(arm["best"])
         scores = defaultdict(list)
         for row in rows(kept, "trials"):
             if row["arm"] == arm["arm"]:
-                scores[float(row[key])].append(float(row[by]))
-        means = {rate: np.mean(values) for rate, values in scores.items()}
-        assert arm["best"][key] == min(means, key=lambda rate: means[rate])
-        as_good = [arm["best"][key], *(tie[key] for tie in arm["ties"])]
-        assert arm["taken"][key] in as_good
+                scores[tuple(float(row[key]) for key in keys)].append(float(row[by]))
+        means = {values: np.mean(found) for values, found in scores.items()}
+        best = min(means, key=lambda values: means[values])
+        assert tuple(arm["best"].values()) == pytest.approx(best)
+        as_good = [arm["best"], *({key: tie[key] for key in keys} for tie in arm["ties"])]
+        assert arm["taken"] in as_good
 
 
 def test_what_is_kept_is_small_and_names_no_machine(kept):
