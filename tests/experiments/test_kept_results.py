@@ -290,7 +290,7 @@ def test_the_page_tells_of_graphs_that_move_at_5_percent_as_the_tables_do():
 @pytest.mark.skipif(not (RESULTS / "tickets").exists(), reason="not kept")
 def test_what_the_page_of_the_studies_tells_of_tickets():
     text = " ".join((RESULTS.parent / "README.md").read_text().split())
-    text = text[text.index("**Tickets**") :]
+    text = text[text.index("**Tickets**") : text.index("**Methods**")]
     folder = RESULTS / "tickets"
 
     def interval(arm: str, against: str, sign: int = 1) -> str:
@@ -317,3 +317,24 @@ def test_what_the_page_of_the_studies_tells_of_tickets():
     least, most = min(ratios, key=ratios.__getitem__), max(ratios, key=ratios.__getitem__)
     assert (set(least), set(most)) == ({"legal", "dialogue"}, {"math", "manual"})
     assert f"{ratios[least]:.2f} (legal, dialogue) to {ratios[most]:.2f} times (math" in text
+
+
+@pytest.mark.skipif(not (RESULTS / "compare_methods").exists(), reason="not kept")
+def test_what_the_page_of_the_studies_tells_of_methods():
+    text = " ".join((RESULTS.parent / "README.md").read_text().split())
+    text = text[text.index("**Methods**") : text.index("## The plan for sizes")]
+    folder, names = RESULTS / "compare_methods", ("ewc", "si", "replay", "derpp", "o_lora")
+    pairs = [(f"{kind}_{name}", kind) for kind in ("dense", "sparse") for name in names]
+    told = re.findall(r"(-?[\d.]+) \[(-?[\d.]+), (-?[\d.]+)\]", text)
+    for numbers, (arm, against) in zip(told, [*pairs, ("sparse", "dense")], strict=True):
+        values = differences(folder, arm, against, "F_last")
+        half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+        again = [values.mean(), values.mean() - half, values.mean() + half]
+        assert list(map(float, numbers)) == pytest.approx(again, abs=5.1e-4)
+    ends = [
+        f"{np.mean(list(by_seed(folder, arm, 'final_loss').values())):.3f}"
+        for name in ("derpp", "replay", "", "o_lora")
+        for arm in (f"dense_{name}".rstrip("_"), f"sparse_{name}".rstrip("_"))
+    ]
+    assert re.findall(r"\d\.\d{3}", text[text.index("Final loss") :])[:8] == ends
+    assert min(float(row["p_corrected"]) for row in rows(folder, "tests-primary")) > 0.343
