@@ -25,8 +25,8 @@ SPARSE = "all_sparse"
 """In a list of arms: all that are not dense."""
 
 
-class Priced(Protocol):
-    """What a run costs before it starts; engine/price.py."""
+class Sized(Protocol):
+    """How large a model is; of networks on streams: streams/size.py."""
 
     @property
     def live(self) -> int: ...
@@ -34,6 +34,11 @@ class Priced(Protocol):
     def total(self) -> int: ...
     @property
     def density(self) -> float: ...
+
+
+class Priced(Sized, Protocol):
+    """What a run costs before it starts; engine/price.py."""
+
     @property
     def flops_per_token(self) -> int: ...
     @property

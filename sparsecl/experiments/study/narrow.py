@@ -2,25 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
 
 from sparsecl.errors import UserError
+from sparsecl.experiments.study.controls import Sized
 from sparsecl.streams.config import StreamRunConfig
 
 TOLERANCE = 0.02
 """Relative difference of parameters that still counts as equal: in a network of a few hundred
 weights one unit more is some percent."""
-
-
-class Sized(Protocol):
-    """How large the networks of a config are; streams/size.py."""
-
-    @property
-    def live(self) -> int: ...
-    @property
-    def total(self) -> int: ...
-    @property
-    def density(self) -> float: ...
 
 
 def narrower(

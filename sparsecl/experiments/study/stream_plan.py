@@ -8,8 +8,8 @@ from dataclasses import replace
 from sparsecl import config as configs
 from sparsecl.errors import UserError
 from sparsecl.experiments.study.build_plan import check_compared, contrasts_text
-from sparsecl.experiments.study.controls import SPARSE
-from sparsecl.experiments.study.narrow import Sized, narrower
+from sparsecl.experiments.study.controls import SPARSE, Sized
+from sparsecl.experiments.study.narrow import narrower
 from sparsecl.experiments.study.stream_study import StreamStudy
 from sparsecl.experiments.study.study_plan import Arm, Run, StudyPlan
 from sparsecl.files import sha256_text
