@@ -173,3 +173,13 @@ def test_reach_and_spectrum_show_their_numbers():
     topology._draw_spectrum(axes, mask_picture(np.eye(3, dtype=bool)))
     assert list(axes.lines[0].get_ydata()) == [3.0, 1.5]
     assert list(axes.lines[1].get_ydata()) == [2.0, 2.0]
+
+
+@pytest.mark.parametrize("num_arms", [12, 71])
+def test_a_long_legend_leaves_the_panels_their_height(num_arms):
+    figure = Figure(figsize=(10, 3.9), layout="constrained")
+    axes = figure.subplots()
+    names = [f"sparse_method_{k}" for k in range(num_arms)]
+    style.legend_above(figure, [axes.plot([0, 1], [0, 1])[0] for _ in names], names)
+    style.freeze(figure)
+    assert axes.get_position().height * figure.get_figheight() > 2.7

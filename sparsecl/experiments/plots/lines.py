@@ -21,7 +21,7 @@ from sparsecl.experiments.findings.curves import (
     round_curve,
 )
 from sparsecl.experiments.findings.trends import ArmCrossover
-from sparsecl.experiments.plots.style import GRID, INK, clean, line_style, plain
+from sparsecl.experiments.plots.style import GRID, INK, clean, legend_above, line_style, plain
 from sparsecl.experiments.study.study_plan import Arm
 
 WIDTH = 10.0
@@ -195,12 +195,4 @@ def legend(figure: Figure, study: Study, arms: Sequence[Arm]) -> None:
     for arm in arms:
         colour, dash = arm_style(study, arm.name)
         handles.append(Line2D([], [], color=colour, linestyle=dash, linewidth=2))
-    figure.legend(
-        handles,
-        [plain(arm.label) for arm in arms],
-        loc="outside upper left",
-        ncols=4,
-        frameon=False,
-        fontsize=9,
-        labelcolor=INK,
-    )
+    legend_above(figure, handles, [plain(arm.label) for arm in arms])

@@ -12,7 +12,15 @@ from sparsecl.experiments.findings.compare import Comparison
 from sparsecl.experiments.findings.compare import Figure as Values
 from sparsecl.experiments.findings.trends import INTERFERENCE_FIGURES, DensityTrend, Front, Trends
 from sparsecl.experiments.plots.lines import WIDTH, arm_style
-from sparsecl.experiments.plots.style import COLOURS, FAINT, INK, MARKERS, clean, plain
+from sparsecl.experiments.plots.style import (
+    COLOURS,
+    FAINT,
+    INK,
+    MARKERS,
+    clean,
+    legend_above,
+    plain,
+)
 from sparsecl.experiments.study.measures import MEASURES
 from sparsecl.experiments.study.study_plan import Arm
 
@@ -206,9 +214,7 @@ def pareto_figure(study: Study, fronts: Sequence[Front]) -> Figure | None:
             label(f"{measure}, {MEASURES[measure].unit}", fontsize=9)
         clean(axes)
         axes.margins(0.12)
-    handles, labels = panels[0].get_legend_handles_labels()
-    where = {"loc": "outside upper left", "ncols": 4}
-    figure.legend(handles, labels, frameon=False, fontsize=9, labelcolor=INK, **where)
+    legend_above(figure, *panels[0].get_legend_handles_labels())
     return figure
 
 
@@ -236,9 +242,7 @@ def interference_figure(study: Study, trends: Trends) -> Figure | None:
         unit = INTERFERENCE_FIGURES[name][0]
         axes.set_ylabel(f"{name}, {unit}" if unit else name, fontsize=9)
         clean(axes)
-    handles, labels = panels[0].get_legend_handles_labels()
-    where = {"loc": "outside upper left", "ncols": 4}
-    figure.legend(handles, labels, frameon=False, fontsize=9, labelcolor=INK, **where)
+    legend_above(figure, *panels[0].get_legend_handles_labels())
     return figure
 
 

@@ -6,10 +6,12 @@ one figure reaches the next.
 
 import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
@@ -25,6 +27,8 @@ DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK, FAINT, GRID = "#333333", "#BBBBBB", "#EEEEEE"
 DPI = 150
+LEGEND_LINE = 0.19
+"""Inches of a line of a legend."""
 PDF_FONT = 42
 """TrueType letters: most publishers refuse matplotlib's default, Type 3."""
 
@@ -51,6 +55,14 @@ def clean(axes: Axes) -> None:
     axes.yaxis.label.set_color(INK)
     axes.grid(axis="y", color=GRID, zorder=0)
     axes.set_axisbelow(True)
+
+
+def legend_above(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
+    """Four names a line above the panels; lines beyond the third make the figure taller."""
+    lines = -(-len(labels) // 4)
+    figure.set_figheight(figure.get_figheight() + LEGEND_LINE * max(0, lines - 3))
+    where = {"loc": "outside upper left", "ncols": 4, "frameon": False}
+    figure.legend(handles, labels, fontsize=9, labelcolor=INK, **where)
 
 
 def freeze(figure: Figure) -> Figure:
