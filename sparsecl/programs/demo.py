@@ -185,8 +185,8 @@ def answer(dense: dict[str, Any], sparse: dict[str, Any]) -> str:
         return "Answer: none, for no domain was followed by another."
     word = "less" if now < before else "more" if now > before else "as much"
     said = (
-        f"Answer: with {density:.0%} of the weights of its masked matrices the model forgot {word}: "
-        f"F_last {versus('forgotten')} nats; it had learned to {versus('learned')}, and ended at "
+        f"Answer: with {density:.0%} of the weights of its masked matrices the model forgot "
+        f"{word}: F_last {versus('forgotten')} nats; it had learned to {versus('learned')}, and ended at "
         f"{versus('final')}."
     )
     caveat = (
