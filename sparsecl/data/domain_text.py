@@ -102,7 +102,8 @@ class DomainText:
         self._check_not_empty()
 
     def _check_not_empty(self) -> None:
-        """A split without a document cannot be mended by a smaller context: say what can be."""
+        """A split without a document is not mended by a smaller context, nor by a smaller
+        data.max_document_bytes, which leaves a document on its side: say what does it."""
         counts = {split: self.manifest[split]["documents"] for split in SPLITS}
         for split in SPLITS:
             if counts[split]:
@@ -111,9 +112,9 @@ class DomainText:
             raise DataError(
                 f"domain {self.domain.name}: {split} has no documents ({sum(counts.values())} in "
                 f"all, {dropped['duplicate']} duplicates and {dropped['empty']} empty ones "
-                f"dropped); give validation text of its own, more documents, another "
-                f"data.validation_share, or cut them by separator or a smaller "
-                f"data.max_document_bytes"
+                f"dropped): each one's digest decides its side. Cut plain text at a separator "
+                r'("\n\n": paragraphs), or give more documents, another data.validation_share, '
+                "or validation text of its own"
             )
 
     def check_trained(self) -> None:

@@ -183,11 +183,11 @@ def answer(dense: dict[str, Any], sparse: dict[str, Any]) -> str:
     before, now = of_dense["forgotten"], of_sparse["forgotten"]
     if before is None or now is None:
         return "Answer: none, for no domain was followed by another."
-    word = "less" if now < before else "no less"
+    word = "less" if now < before else "more" if now > before else "as much"
     said = (
-        f"Answer: with {density:.0%} of the weights the model forgot {word}: F_last "
-        f"{versus('forgotten')} nats; it had learned to {versus('learned')}, and ended at "
-        f"{versus('final')}."
+        f"Answer: with {density:.0%} of the weights of its masked matrices the model forgot "
+        f"{word}: F_last {versus('forgotten')} nats; it had learned to {versus('learned')}, "
+        f"and ended at {versus('final')}."
     )
     caveat = (
         "Caveat: one seed, a model this small, and one learning rate for both, which may suit one "

@@ -338,6 +338,19 @@ def test_the_arms_are_drawn_in_what_they_forget_and_in_what_they_are_in_the_end(
     assert all(axes.lines for axes in arms.axes)
 
 
+def test_the_last_domain_is_drawn_whole_and_the_others_from_their_training_on(made):
+    study, _, _ = made
+    figure = lines.curves_figure(study, study.plan.arms)
+    assert figure is not None
+    *earlier, last = figure.axes
+
+    def top(axes):
+        return max(np.max(line.get_ydata()) for line in axes.lines)
+
+    assert all(axes.get_ylim()[1] < top(axes) for axes in earlier)
+    assert last.get_ylim()[1] > top(last)
+
+
 def test_figures_shrink_with_the_window():
     figure = re.search(r"svg.figure \{([^}]*)\}", STYLE)
     assert figure is not None and "width: 100%; height: auto" in figure[1]

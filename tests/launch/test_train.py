@@ -156,6 +156,7 @@ def test_dry_run_creates_nothing(starter):
     assert (done.code, done.err) == (0, "")
     for text in ("15,040 live of 33,472", "FLOPs", "density: 0.25", str(starter.folder / "run")):
         assert text in done.out
+    assert re.search(r"^  methods +none$", done.out, re.M)
     assert {path for path in starter.folder.rglob("*") if "job_" not in str(path)} == before
 
 

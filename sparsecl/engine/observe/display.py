@@ -57,6 +57,7 @@ def header(
         "parameters": f"{counts.live:,} live of {counts.total:,} (density "
         f"{counts.density_model:.3f}; masked matrices {counts.density_masked:.3f})",
         "topology": describe(config.topology, topologies) + role,
+        "methods": ", ".join(config.methods.used()) or "none",
         "layout": f"{world_size} process{'es' if world_size > 1 else ''}: tp "
         f"{layout.tp_size}{' (positions spread)' if layout.sequence and layout.tp_size > 1 else ''}"
         f" x dp {layout.dp_size}, ZeRO {layout.zero_stage}, {config.precision}",

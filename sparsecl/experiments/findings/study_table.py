@@ -131,7 +131,7 @@ def _legend(study: Study, comparison: Comparison) -> list[str]:
 
 def _meaning(key: str) -> str:
     measure = MEASURES[key]
-    unit = "" if measure.unit == "share" else f", {measure.unit}"
+    unit = "" if measure.unit in ("share", "-") else f", {measure.unit}"
     return f"{measure.text}{unit}; {measure.better} is better"
 
 

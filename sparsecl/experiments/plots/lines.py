@@ -65,9 +65,10 @@ def curves_figure(study: Study, arms: Sequence[Arm]) -> Figure | None:
 
 def _cut_the_fall(axes: Axes, study: Study, domain: str, curves: Sequence[Curve]) -> None:
     """Let the axis span what follows the domain's first training: the fall from the loss of an
-    untrained model is ten times what the figure is about."""
+    untrained model is ten times what the figure is about. A domain that nothing follows has the
+    fall alone, and keeps it."""
     trained = [domains_of(study)[index] for index in order_of(study)]
-    if domain not in trained:
+    if domain not in trained[:-1]:
         return
     begin = trained.index(domain) + 1
     later = [curve.values[:, curve.x >= begin].ravel() for curve in curves]
@@ -190,8 +191,8 @@ def draw_arms(
 
 
 def legend(figure: Figure, study: Study, arms: Sequence[Arm]) -> None:
-    """Lines and names of the arms, above the panels."""
-    handles = []
+    """Lines and names of the arms that have a run to draw, above the panels."""
+    handles, arms = [], [arm for arm in arms if study.done(arm.name)]
     for arm in arms:
         colour, dash = arm_style(study, arm.name)
         handles.append(Line2D([], [], color=colour, linestyle=dash, linewidth=2))

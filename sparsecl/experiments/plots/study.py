@@ -42,7 +42,8 @@ ONSET = (
 
 MATRICES = (
     "Mean over seeds of the loss on each domain (columns), before training and after each phase "
-    "(rows), in nats per token; one colour scale for all. Framed: the domain just trained."
+    "(rows), in nats per token; one colour scale for all. Framed: the domain just trained. The "
+    "reference comes first, then the others, the best one in front."
 )
 PARETO = (
     "Means over seeds; ringed and joined: arms that no other beats in both measures. Lower and "
@@ -85,7 +86,8 @@ def study_figures(study: Study, comparison: Comparison, trends: Trends) -> list[
                 "curves",
                 "Validation loss of each domain while all are trained in turn; grey: while the "
                 f"domain itself is trained. Line: mean; band: {interval}; thin lines: seeds. The "
-                "first fall from the untrained model's loss leaves the axis.",
+                "first fall from the untrained model's loss leaves the axis, except of the last "
+                "domain.",
                 lines.curves_figure(study, shown),
             ),
             (

@@ -49,14 +49,15 @@ STREAM_MEASURES: dict[str, Measure] = {
     "lost": Measure("share", "lower", "best_window - last_third"),
     "accuracy": Measure("share", "higher", "accuracy, mean over all tasks"),
     "p": Measure("share", "higher", "p(Z), what an update gains, in the last third of the tasks"),
-    "dead": Measure("share", "lower", "units that say nothing, after the last task"),
-    "dormant": Measure("share", "lower", "units that say nothing on 99 % of the samples, likewise"),
-    "erank": Measure("units", "higher", "effective rank of a hidden layer, likewise"),
-    "stable_rank": Measure("units", "higher", "stable rank (Frobenius) of a layer, likewise"),
-    "srank99": Measure("units", "higher", "srank 99 % of a layer, likewise"),
-    "weight_size": Measure("-", "lower", "mean |w| of the weights that are there, likewise"),
+    "dead": Measure("share", "lower", "units that say nothing, at the end"),
+    "dormant": Measure("share", "lower", "units that say nothing on 99 % of samples, at the end"),
+    "erank": Measure("units", "higher", "effective rank of a hidden layer, at the end"),
+    "stable_rank": Measure("units", "higher", "stable rank (Frobenius) of a layer, at the end"),
+    "srank99": Measure("units", "higher", "srank 99 % of a layer, at the end"),
+    "weight_size": Measure("-", "lower", "mean |w| of the weights that are there, at the end"),
 }
-"""Of one network of a stream. Accuracy is online, or on held-out images at the end of a task."""
+"""Of one network of a stream. Accuracy is online, or on held-out images at the end of a task;
+"at the end" is after the last one."""
 
 MEASURES = {**TEXT_MEASURES, **STREAM_MEASURES}
 
