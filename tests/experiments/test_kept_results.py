@@ -13,13 +13,15 @@ from scipy import stats
 from scipy.interpolate import CubicSpline
 
 RESULTS = Path(__file__).resolve().parents[2] / "launch" / "experiments" / "results"
-KEPT = sorted(RESULTS.glob("*/"))
+STREAMS = RESULTS.parents[1] / "streams" / "results"
+KEPT = sorted(RESULTS.glob("*/")) + sorted(STREAMS.glob("*/"))
 DOMAINS = ("code", "math", "medical", "legal", "dialogue")
 SENTENCE = re.compile(
     r"^- (\S+) minus (\S+), (\w+): ([+-]?[\d.]+) \S.*?"
-    r"95 % interval \[([+-]?[\d.]+), ([+-]?[\d.]+)\], (\d+) of (\d+) seeds",
+    r"(95 % interval|seeds from) \D*?([+-]?[\d.]+)\D+?([+-]?[\d.]+)[\])], (\d+) of (\d+) seeds",
     re.MULTILINE,
 )
+"""Below 6 seeds there is no interval, and the range of the seeds in its place."""
 
 
 def rows(folder: Path, name: str) -> list[dict[str, str]]:
@@ -55,12 +57,15 @@ def test_the_sentences_are_those_of_the_runs(kept):
     text = (kept / "README.md").read_text()
     found = SENTENCE.findall(text)
     assert found, "no sentence with an interval"
-    for arm, against, measure, mean, low, high, n, planned in found:
+    for arm, against, measure, mean, what, low, high, n, planned in found:
         values = differences(kept, arm, against, measure)
         assert len(values) == int(n) <= int(planned)
         half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+        ends = values.mean() + np.array([-half, half])
+        if what == "seeds from":
+            ends = np.array([values.min(), values.max()])
         told = [float(mean), float(low), float(high)]
-        again = [values.mean(), values.mean() - half, values.mean() + half]
+        again = [values.mean(), *ends]
         assert told == pytest.approx(again, abs=6e-5, rel=6e-4), (arm, against, measure)
 
 
