@@ -56,6 +56,17 @@ def check_entries(folder: Path, *, files: Iterable[str] = (), folders: Iterable[
             continue
 
 
+def check_output(option: str, path: Path) -> None:
+    """Refuse a file that could not be written, before the work that it is to hold.
+
+    Args:
+        option: what named it, for the error.
+    """
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir() or not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise CannotCreateError(one_line(f"{option} {path}: cannot be written; name another file"))
+
+
 def cannot_write(path: Path, error: OSError, option: str = "", more: str = "") -> UserError:
     """The error of one line for a file or folder that cannot be written: 73 or 74.
 

@@ -56,8 +56,8 @@ from sparsecl.benchmarks.tables import as_table
 # None of these imports torch: a typo in a flag costs no wait.
 from sparsecl.checkout import ROOT, ZERO1
 from sparsecl.engine.run_config import RunConfig
-from sparsecl.errors import CannotCreateError, UserError
-from sparsecl.files import write_json
+from sparsecl.errors import UserError
+from sparsecl.files import check_output, write_json
 from sparsecl.model.config import PRESETS
 from sparsecl.topology.config import ON_DISK, TopologyKind
 
@@ -240,14 +240,7 @@ def check_flags(options: argparse.Namespace) -> None:
     for flag in ("out", "plot"):
         path = getattr(options, flag)
         if path:
-            _check_output(flag, path)
-
-
-def _check_output(flag: str, path: Path) -> None:
-    """Found out now, not after the measurement."""
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if path.is_dir() or not (folder.is_dir() and os.access(folder, os.W_OK)):
-        raise CannotCreateError(f"--{flag} {path}: cannot be written; name another file")
+            check_output(f"--{flag}", path)
 
 
 def make_configs(options: argparse.Namespace) -> dict[float, dict[str, RunConfig]]:

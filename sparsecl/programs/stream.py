@@ -10,6 +10,8 @@ import argparse
 from pathlib import Path
 from typing import Any, NoReturn
 
+from yaml.nodes import MappingNode
+
 from sparsecl import command, signals
 from sparsecl import config as configs
 from sparsecl.checkout import SMALL_STREAM, beside, stream_file
@@ -90,8 +92,8 @@ def _config_type(path: Path) -> type[Any]:
     from sparsecl.streams.config import StreamRunConfig
 
     for key, value in configs.read_nodes(path).value:
-        for inner, kind in value.value if key.value == "stream" else ():
-            if (getattr(inner, "value", ""), getattr(kind, "value", "")) == ("kind", ANT):
+        if key.value == "stream" and isinstance(value, MappingNode):
+            if any((inner.value, kind.value) == ("kind", ANT) for inner, kind in value.value):
                 return AntRunConfig
     return StreamRunConfig
 

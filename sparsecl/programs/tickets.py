@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from sparsecl import command
 from sparsecl.checkout import SMALL_STREAM, stream_file
 from sparsecl.errors import MissingInputError, UserError
-from sparsecl.files import write_json
+from sparsecl.files import check_output, write_json
 
 if TYPE_CHECKING:
     from sparsecl.analysis.tickets import Distance, Overlap, Shared
@@ -91,6 +91,9 @@ def parser() -> argparse.ArgumentParser:
 
 def work(options: argparse.Namespace) -> None:
     """Measure, print, write, draw."""
+    for flag in ("json", "plot"):
+        if (path := getattr(options, flag, None)) is not None:
+            check_output(f"--{flag}", path)
     found, text = {"overlap": overlap, "early": early, "stream": stream}[options.verb](options)
     print(text)
     if options.json is not None:

@@ -23,6 +23,7 @@ from sparsecl.streams.slippery_ant import (
     check_installed,
     friction,
 )
+from sparsecl.topology.build import build_topologies
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,8 @@ def check(config: AntRunConfig, folder: Path | None) -> Prepared:
         check_methods(config, (*policy, *value))
     except ValueError as error:
         raise UserError(one_line(str(error))) from None
+    # Is there such a graph?
+    build_topologies(config.topology, (*policy[:-1], *value[:-1]), seed=config.seed)
     default = Path("runs") / f"{config.name}-{configs.digest(config)[:10]}"
     return Prepared(config, folder or default)
 

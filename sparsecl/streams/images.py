@@ -75,6 +75,9 @@ def read_images(folder: Path | None) -> Images:
         raise DataError(
             one_line(f"{images}: has {len(pixels)} images, {labels} has {len(numbers)} labels")
         )
+    if not pixels.size:
+        height, width = pixels.shape[1:]
+        raise DataError(one_line(f"{images}: has images of {height} x {width} pixels"))
     return Images(pixels.reshape(len(pixels), -1), numbers.astype(np.int64), 255, str(folder))
 
 

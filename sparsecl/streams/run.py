@@ -23,6 +23,7 @@ from sparsecl.streams.config import StreamConfig, StreamRunConfig, check_methods
 from sparsecl.streams.images import Images, read_images
 from sparsecl.streams.loop import Pack
 from sparsecl.streams.pair_sets import read_pairs
+from sparsecl.streams.size import network_size
 
 FILES = ("config.yaml", "scalars.jsonl", "results.json", "log.txt", "stream.png")
 FOLDERS = ("checkpoints", "tb")
@@ -47,6 +48,7 @@ def check(config: StreamRunConfig, folder: Path | None) -> Prepared:
     """
     images = read(config.stream)
     check_config(config, images)
+    network_size(config, images.num_inputs, images.num_classes)  # is there such a graph?
     default = Path("runs") / f"{config.name}-{configs.digest(config)[:10]}"
     return Prepared(config, images, folder or default)
 

@@ -10,6 +10,7 @@ from sparsecl.experiments.findings.compare import compare
 from sparsecl.experiments.findings.onset import probed_arms
 from sparsecl.experiments.plots.onset import onset_figure
 from sparsecl.experiments.report.onset import onset_table, probes_table
+from sparsecl.experiments.report.publish import publish
 from sparsecl.experiments.report.table import as_csv
 from sparsecl.experiments.report.tables import measure_table
 from sparsecl.experiments.study.study_plan import AnalysisConfig, ContrastConfig
@@ -59,6 +60,12 @@ def test_onsets_are_where_they_were_planted(folder):
     assert dense.loss.mean == pytest.approx(LEVELS["dense"], abs=0.1)
     change = np.subtract(LEVELS["dense"], LEVELS["dense"][0])
     assert dense.change.mean == pytest.approx(change, abs=0.1) and not dense.change.mean[0]
+
+
+def test_what_is_kept_of_a_study_has_the_figure(tmp_path):
+    study = collect(write_study(tmp_path / "s", ARMS, order=(0, 1), analysis=ANALYSIS))
+    text = publish(study, tmp_path / "kept").read_text()
+    assert "(figures/onset.png)" in text and (tmp_path / "kept" / "figures" / "onset.png").is_file()
 
 
 def test_the_figure_has_a_line_for_each_arm_and_marks_its_onset(folder):

@@ -41,6 +41,7 @@ def test_a_folder_of_idx_files_packed_or_not(tmp_path):
         (idx(PIXELS) + b"x", idx(NUMBERS), "has more entries than the 24"),
         (idx(PIXELS), idx(NUMBERS[:3]), "has 4 images, .* has 3 labels"),
         (idx(PIXELS), idx(PIXELS), "no idx file of bytes in 1 dims"),
+        (idx(PIXELS[:, :0]), idx(NUMBERS), "has images of 0 x 2 pixels"),
         (b"\0\0\x08\x03" + b"\xff" * 12, idx(NUMBERS), "which is too many"),
     ],
 )

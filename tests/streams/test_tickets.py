@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparsecl.errors import UserError
+from sparsecl.errors import CannotCreateError, UserError
 from sparsecl.methods.plasticity.config import CbpConfig
 from sparsecl.programs import tickets as program
 from sparsecl.streams.config import LearnerConfig, StepConfig, StreamConfig
@@ -119,6 +119,15 @@ def test_the_command_writes_a_table_a_file_and_a_picture(tmp_path, capsys):
     assert found["measure"] == "online_accuracy" and len(found["densities"]) == 2
     assert (tmp_path / "t.png").read_bytes()[:4] == b"\x89PNG"
     assert "online accuracy on task 2; 2 seeds" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["--json", "--plot"])
+def test_a_file_that_cannot_be_written_is_told_before_the_work(flag, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(program, "stream", lambda options: pytest.fail("work was begun"))
+    (tmp_path / "file").touch()
+    place = tmp_path / "file" / "t.png"
+    assert program.main(["stream", flag, str(place)]) == CannotCreateError.exit_code
+    assert f"{flag} {place}: cannot be written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ MARK = "tables/seeds.csv"
 """What tells such a folder from others, from that of a study above all."""
 
 FIGURES = ("tuning", "frontier", "arms", "density", "tickets", "crossover", "core", "movement")
-FIGURES += ("pareto", "tasks")
+FIGURES += ("pareto", "onset", "tasks")
 
 
 def publish(study: Study, folder: Path) -> Path:

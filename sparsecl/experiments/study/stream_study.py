@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from yaml.nodes import Node
+from yaml.nodes import MappingNode, Node
 
 from sparsecl import config as configs
 from sparsecl.checkout import shipped
@@ -126,8 +126,8 @@ def is_of_streams(path: Path) -> bool:
         UserError, MissingInputError, DataError: it cannot be read, or is no mapping.
     """
     for key, value in configs.read_nodes(path).value:
-        if key.value == "base" and isinstance(value.value, list):
-            return any(getattr(pair[0], "value", "") == "stream" for pair in value.value)
+        if key.value == "base" and isinstance(value, MappingNode):
+            return any(inner.value == "stream" for inner, _ in value.value)
     return False
 
 

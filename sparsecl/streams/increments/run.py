@@ -25,6 +25,7 @@ from sparsecl.streams.increments.data import (
 )
 from sparsecl.streams.increments.pack import IncrementPack
 from sparsecl.streams.increments.training import NetworkPack
+from sparsecl.topology.build import build_topologies
 from sparsecl.topology.layer import LayerShape
 
 
@@ -49,9 +50,10 @@ def check(config: StreamRunConfig, folder: Path | None) -> Prepared:
             "of an image's side"
         )
     try:
-        check_methods(config, _shapes(config, split))
+        check_methods(config, shapes := _shapes(config, split))
     except ValueError as error:
         raise UserError(one_line(str(error))) from None
+    build_topologies(config.topology, shapes[:-1], seed=config.seed)  # is there such a graph?
     default = Path("runs") / f"{config.name}-{configs.digest(config)[:10]}"
     return Prepared(config, split.train, folder or default, split)
 
