@@ -1,6 +1,7 @@
-"""Bounds of numbers in the types of a config: `every: Annotated[int, Ge(1)]`."""
+"""Bounds of numbers in the types of a config, `every: Annotated[int, Ge(1)]`; and names of runs."""
 
 import operator
+import re
 from dataclasses import fields
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -23,6 +24,12 @@ def check_bounds(instance: Any) -> None:
         bounds = _bounds(hints[field.name]) if value is not None else []
         if not all(test(value, bound) for _, bound, test in bounds):
             raise ValueError(f"{field.name} must be {bounds_text(hints[field.name])}, got {value}")
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError for what cannot be the name of a run, which is in its folder's name."""
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
+        raise ValueError(f"name must be made of letters, digits, '.', '_' and '-', got {name!r}")
 
 
 def bounds_text(tp: Any) -> str:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from sparsecl.bounds import check_bounds
+from sparsecl.bounds import check_bounds, check_name
 from sparsecl.config import younger
 from sparsecl.data.config import DataConfig, TokenizerConfig
 from sparsecl.engine.speed_config import SpeedConfig
@@ -269,11 +269,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
-        allowed = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
-        if not self.name or not set(self.name) <= allowed or self.name.startswith("."):
-            raise ValueError(
-                f"name must be made of letters, digits, '.', '_' and '-', got {self.name!r}"
-            )
+        check_name(self.name)
 
     @property
     def num_phases(self) -> int:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from sparsecl.bounds import check_bounds
+from sparsecl.bounds import check_bounds, check_name
 from sparsecl.methods.config import MethodsConfig
 from sparsecl.streams.config import (
     ActivationKind,
@@ -118,7 +118,7 @@ class AntRunConfig:
     name: str = "slippery_ant"
     """For people, and for the run folder."""
 
-    seed: int = 0
+    seed: Annotated[int, Ge(0)] = 0
     """Decides frictions, episodes, actions, weights, graph and all that methods draw."""
 
     seeds: Annotated[int, Ge(1)] = 1
@@ -134,6 +134,7 @@ class AntRunConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        check_name(self.name)
         check_topology(self.topology)
 
     @property

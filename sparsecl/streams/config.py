@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from sparsecl.bounds import check_bounds
+from sparsecl.bounds import check_bounds, check_name
 from sparsecl.config import younger
 from sparsecl.methods.config import MethodsConfig
 from sparsecl.methods.facts import RunFacts, error_text
@@ -194,7 +194,7 @@ class StreamRunConfig:
     name: str = "stream"
     """For people, and for the run folder."""
 
-    seed: int = 0
+    seed: Annotated[int, Ge(0)] = 0
     """Decides order, permutations, weights, graph and all that methods draw."""
 
     seeds: Annotated[int, Ge(1)] = 1
@@ -214,6 +214,7 @@ class StreamRunConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        check_name(self.name)
         check_topology(self.topology)
         check_increments(self)
         _check_norm(self)

@@ -35,3 +35,18 @@ def test_a_block_that_is_no_mapping_is_one_line(value, tmp_path, monkeypatch, ca
     assert "a.yaml:1: stream: expected" in capsys.readouterr().err
     path.write_text(f"base: {value}\n")
     assert not is_of_streams(path)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [("name: ../../x", "name must be made of"), ("seed: -1", "seed must be >= 0, got -1")],
+)
+@pytest.mark.parametrize("kind", ["permuted_mnist", "slippery_ant"])
+def test_names_and_seeds_are_bounded_as_those_of_text(
+    kind, given, text, tmp_path, monkeypatch, capsys
+):
+    path = tmp_path / "a.yaml"
+    path.write_text(f"stream: {{kind: {kind}}}\n{given}\n")
+    monkeypatch.setattr("sys.argv", ["stream.py", str(path), "--dry_run"])
+    assert stream.main() == UserError.exit_code
+    assert text in capsys.readouterr().err
