@@ -327,7 +327,7 @@ def test_what_the_page_of_the_studies_tells_of_tickets():
 @pytest.mark.skipif(not (RESULTS / "compare_methods").exists(), reason="not kept")
 def test_what_the_page_of_the_studies_tells_of_methods():
     text = " ".join((RESULTS.parent / "README.md").read_text().split())
-    text = text[text.index("**Methods**") : text.index("## The plan for sizes")]
+    text = text[text.index("**Methods**") : text.index("**All methods, a first look**")]
     folder, names = RESULTS / "compare_methods", ("ewc", "si", "replay", "derpp", "o_lora")
     pairs = [(f"{kind}_{name}", kind) for kind in ("dense", "sparse") for name in names]
     told = re.findall(r"(-?[\d.]+) \[(-?[\d.]+), (-?[\d.]+)\]", text)
@@ -343,3 +343,35 @@ def test_what_the_page_of_the_studies_tells_of_methods():
     ]
     assert re.findall(r"\d\.\d{3}", text[text.index("Final loss") :])[:8] == ends
     assert min(float(row["p_corrected"]) for row in rows(folder, "tests-primary")) > 0.343
+
+
+@pytest.mark.skipif(not (RESULTS / "all_methods").exists(), reason="not kept")
+def test_what_the_page_of_the_studies_tells_of_all_methods():
+    text = " ".join((RESULTS.parent / "README.md").read_text().split())
+    text = text[text.index("**All methods, a first look**") : text.index("## The plan for sizes")]
+    folder, kinds = RESULTS / "all_methods", ("dense", "sparse")
+    told = {row["arm"]: row for row in rows(folder, "told")}
+
+    def mean(arm: str, measure: str = "F_last") -> float:
+        return float(np.mean(list(by_seed(folder, arm, measure).values())))
+
+    names = ("ewc", "si", "mas", "lwf", "agem", "gem", "replay", "self_replay", "derpp")
+    again = [mean(arm) for k in kinds for arm in (k, *(f"{k}_{name}" for name in names))]
+    again += [float(told[f"{kind}_xdg"]["F_last told"]) for kind in kinds]
+    again += [mean("sparse_xdg")]
+    ends = [*kinds, "dense_o_lora", "sparse_o_lora", "dense_memory", "sparse_memory"]
+    again += [mean(arm, "final_loss") for arm in ends]
+    assert re.findall(r"-?\d\.\d{3}", text) == [f"{value:.3f}" for value in again]
+    for kind, name in itertools.product(kinds, ("lwf", "si", "derpp")):
+        assert differences(folder, f"{kind}_{name}", kind, "F_last").max() < 0
+    for kind in kinds:
+        for name in ("packnet", "progressive"):
+            assert float(told[f"{kind}_{name}"]["F_last told"]) == 0
+        assert float(told[f"{kind}_xdg"]["F_last told"]) < mean(kind)
+        for name in ("cbp", "redo", "shrink_perturb"):
+            assert abs(mean(f"{kind}_{name}") - mean(kind)) < 0.02
+    hardly = {f"{k}_{n}" for k in kinds for n in ("packnet", "lora", "o_lora", "n_lora", "memory")}
+    for arm in (*hardly, "sparse_dst_cl"):
+        kind = arm.split("_")[0]
+        assert differences(folder, arm, kind, "final_loss").min() > 0
+        assert mean(arm, "learned_loss") > mean(kind, "learned_loss") + 0.9

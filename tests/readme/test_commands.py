@@ -424,6 +424,8 @@ SWEEPS = {
     ("rewiring", "laptop_05"): "13 arms x 8 seeds = 104 runs",
     ("exp3_crossover", "laptop"): "3 arms x 8 seeds = 24 runs",
     ("compare_methods", "laptop"): "12 arms x 6 seeds = 72 runs",
+    ("all_methods", "demo"): "71 arms x 3 seeds = 213 runs",
+    ("hst", "demo"): "17 arms x 3 seeds = 51 runs",
     ("tickets", "demo"): "24 arms x 8 seeds = 192 runs",
     ("permuted_mnist", "small"): "9 arms, 10 seeds each",
     ("permuted_mnist", "laptop"): "9 arms, 10 seeds each",

@@ -64,7 +64,10 @@ def _fill(study: Study, folder: Path) -> None:
     plan = json.dumps(configs.to_dict(study.plan), indent=1)
     (folder / PLAN).write_text(plan + "\n", encoding="utf-8")
     (folder / "figures").mkdir()
-    shown = [one for one in figures_of(study, comparison, found) if one.name in FIGURES]
+    # Below six seeds no arm is tested for one, and a line for each says nothing.
+    tested = any(item.result and not item.result.why for item in found.crossovers)
+    names = set(FIGURES) - (set() if tested else {"crossover", "core"})
+    shown = [one for one in figures_of(study, comparison, found) if one.name in names]
     for one in shown:
         save_png(one.figure, folder / "figures" / f"{one.name}.png")
     material = Material(study, comparison, found, {})
@@ -78,7 +81,7 @@ def _fill(study: Study, folder: Path) -> None:
         f"**{answer.headline(study, comparison)}**",
         _bullets(answer.sentences(study, comparison)),
         *_section("Learning rates taken out (not planned):", frontier_text(found.family_contrasts)),
-        *_section("Crossover with the reference:", _crossovers(study, found)),
+        *_section("Crossover with the reference:", _crossovers(study, found) if tested else []),
         *_section("What to hold against it:", answer.cautions(study, comparison, found)),
         *(f"![{one.caption}](figures/{one.name}.png)" for one in shown),
         "Every number is in `tables/`: `seeds.csv` has each run. It was made by",
