@@ -37,8 +37,9 @@ def test_every_number_can_be_made_again_from_what_is_kept(tmp_path):
 
 @pytest.mark.parametrize("num_seeds", [5, 6])
 def test_crossovers_are_kept_where_an_arm_was_tested_for_one(num_seeds, tmp_path):
-    given = {"seeds": range(num_seeds), "order": (0, 1, 0, 1, 0, 1)}
-    text = publish(collect(write_study(tmp_path / "s", ARMS, **given)), tmp_path / "kept").read_text()
+    order = (0, 1, 0, 1, 0, 1)
+    study = collect(write_study(tmp_path / "s", ARMS, seeds=range(num_seeds), order=order))
+    text = publish(study, tmp_path / "kept").read_text()
     assert ("Crossover with the reference" in text) == (num_seeds == 6)
     assert (tmp_path / "kept" / "figures" / "crossover.png").exists() == (num_seeds == 6)
 
