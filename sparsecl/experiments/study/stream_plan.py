@@ -83,7 +83,7 @@ def _arm(
     name: str, config: StreamRunConfig, study: StreamStudy, of: dict[str, str], size: Sized
 ) -> Arm:
     reference = study.arms[study.config.analysis.reference]
-    old, new = (configs.to_dict(replace(one, name="")) for one in (reference, config))
+    old, new = (configs.to_dict(replace(one, name="any")) for one in (reference, config))
     labels = study.config.labels
     label = labels.get(name, name)
     if name in of:

@@ -171,7 +171,7 @@ def read_stream_study(
                 f"study compares; launch/stream.py runs it. A study takes {', '.join(SHARED)}"
             )
         arms[name] = replace(arm, name=name, seed=chosen[0], seeds=len(chosen))
-    check_twins({n: configs.digest(replace(arm, name="")) for n, arm in arms.items()}, path)
+    check_twins({n: configs.digest(replace(arm, name="any")) for n, arm in arms.items()}, path)
     return StreamStudy(study, scale, arms)
 
 
