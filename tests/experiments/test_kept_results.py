@@ -348,7 +348,7 @@ def test_what_the_page_of_the_studies_tells_of_methods():
 @pytest.mark.skipif(not (RESULTS / "all_methods").exists(), reason="not kept")
 def test_what_the_page_of_the_studies_tells_of_all_methods():
     text = " ".join((RESULTS.parent / "README.md").read_text().split())
-    text = text[text.index("**All methods, a first look**") : text.index("## The plan for sizes")]
+    text = text[text.index("**All methods, a first look**") : text.index("**Sleep, down-scaling")]
     folder, kinds = RESULTS / "all_methods", ("dense", "sparse")
     told = {row["arm"]: row for row in rows(folder, "told")}
 
@@ -375,3 +375,52 @@ def test_what_the_page_of_the_studies_tells_of_all_methods():
         kind = arm.split("_")[0]
         assert differences(folder, arm, kind, "final_loss").min() > 0
         assert mean(arm, "learned_loss") > mean(kind, "learned_loss") + 0.9
+
+
+@pytest.mark.skipif(not (RESULTS / "hst").exists(), reason="not kept")
+def test_what_the_page_of_the_studies_tells_of_the_four_switches():
+    text = " ".join((RESULTS.parent / "README.md").read_text().split())
+    text = text[text.index("**Sleep, down-scaling") : text.index("## The plan for sizes")]
+    folder, switches = RESULTS / "hst", ("sleep", "down", "rewire", "sparse")
+
+    def mean(arm: str, measure: str = "F_last") -> str:
+        return f"{np.mean(list(by_seed(folder, arm, measure).values())):.3f}"
+
+    def arm(on: set[str]) -> str:
+        return "_".join(switch for switch in switches if switch in on) or "plain"
+
+    def told(values: np.ndarray) -> str:
+        return f"{values.mean():.3f} (seeds from {values.min():.3f} to {values.max():.3f})"
+
+    def effect(switch: str, measure: str) -> np.ndarray:
+        """Of a switch over the eight pairs of arms that it alone sets apart, by seed."""
+        others = [one for one in switches if one != switch]
+        subsets = [set(on) for k in range(4) for on in itertools.combinations(others, k)]
+        pairs = [differences(folder, arm(on | {switch}), arm(on), measure) for on in subsets]
+        assert len(pairs) == 8
+        return np.mean(pairs, axis=0)
+
+    words = {"sleep": "sleep", "down-scaling": "down", "rewiring": "rewire"}
+    table = re.findall(r"\| ([a-z+ -]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", text)
+    assert len({name for name, *_ in table}) == 8
+    for name, *numbers in table:
+        on = {words[word] for word in name.split(" + ")} if name != "none" else set()
+        arms = (arm(on), arm(on | {"sparse"}))
+        assert numbers == [mean(a, m) for m in ("F_last", "final_loss") for a in arms]
+    for switch, name in (("sparse", "sparse connection"), ("rewire", "rewiring")):
+        assert f"{name} by {told(differences(folder, switch, 'plain', 'F_last'))}" in text
+    for switch, name in (("sleep", "sleep changes `F_last`"), ("down", "down-scaling")):
+        assert f"{name} by {told(differences(folder, switch, 'plain', 'F_last'))}" in text
+    assert f"sleep changes it by {told(effect('sleep', 'F_last'))}" in text
+    assert f"and final loss by {told(effect('sleep', 'final_loss'))}" in text
+    learned = [mean(a, "learned_loss") for a in ("sparse", "plain", "rewire_sparse")]
+    assert "({} against {})".format(*learned[:2]) in text and f"({learned[2]})" in text
+    assert learned[2] < learned[1] < learned[0]
+    assert abs(differences(folder, "sparse", "plain", "final_loss").mean()) < 0.02
+    for on in ({"sleep"}, {"sleep", "down"}, {"sleep", "rewire"}, {"sleep", "down", "rewire"}):
+        assert differences(folder, arm(on | {"sparse"}), arm(on), "F_last").min() > 0
+    rates = {row["arm"]: row["optimizer.lr_taken"] for row in rows(folder, "tuned")}
+    fast = {name for name in rates if "sparse" in name and "sleep" in name} | {"rewire_sparse"}
+    assert {name for name, rate in rates.items() if rate == "0.008"} == fast
+    assert set(rates.values()) == {"0.004", "0.008"}
+    assert f"Dense: {mean('dense')} and {mean('dense', 'final_loss')}." in text
