@@ -429,6 +429,7 @@ SWEEPS = {
     ("tickets", "demo"): "24 arms x 8 seeds = 192 runs",
     ("permuted_mnist", "small"): "9 arms, 10 seeds each",
     ("permuted_mnist", "laptop"): "9 arms, 10 seeds each",
+    ("density", "laptop"): "13 arms, 10 seeds each",
 }
 SCRIPTS: dict[str, Callable[[list[str], Workspace], None]] = {
     "launch/prepare_data.py": prepare_data,

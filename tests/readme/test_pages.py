@@ -28,7 +28,8 @@ from tests.readme.pages import (
 )
 from tests.test_floors import FLOORS, GROUND
 
-KEPT = "launch/experiments/results/"  # pages that tools/report.py --publish writes
+# Pages that tools/report.py --publish writes.
+KEPT = ("launch/experiments/results/", "launch/streams/results/")
 WRITTEN = [page for page in PAGES if not page.startswith(KEPT)]
 # Pages with a file tree -> names of the files that it must have.
 TREES = {
