@@ -38,3 +38,36 @@ def test_what_the_page_of_the_streams_tells_of_permuted_mnist():
         "0.012"
     }
     assert re.search(r"each p 0\.012, Holm over six", text)
+
+
+@pytest.mark.skipif(not (STREAMS / "density").exists(), reason="not kept")
+def test_what_the_page_of_the_streams_tells_of_density():
+    text = " ".join((STREAMS.parent / "README.md").read_text().split())
+    text = text[text.index("**Density**") : text.index("## Slippery Ant")]
+    folder, shares = STREAMS / "density", {f"er{n:02}": f"{n} %" for n in (1, 5, 10, 20, 30)}
+
+    def mean(arm: str, measure: str) -> str:
+        return f"{np.mean(list(by_seed(folder, arm, measure).values())):.3f}"
+
+    def interval(arm: str, against: str) -> str:
+        values = differences(folder, arm, against, "last_third")
+        half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+        return f"{values.mean():.3f} [{values.mean() - half:.3f}, {values.mean() + half:.3f}]"
+
+    lost = ", ".join(f"{mean(arm, 'lost')} at {share}" for arm, share in shares.items())
+    assert f"{lost} against {mean('dense', 'lost')}" in text
+    ends = ", ".join(mean(arm, "last_third") for arm in shares)
+    assert f"({ends} against {mean('dense', 'last_third')}; each p 0.023, Holm over" in text
+    small = [mean(f"{arm}.equal_parameters", "lost") for arm in ("er10", "er30")]
+    assert "ends {} below its best at the size of 10 % and {} at".format(*small) in text
+    for arm, share in shares.items():
+        assert differences(folder, arm, "dense", "lost").mean() < 0
+        assert interval(arm, f"{arm}.equal_parameters") in text, share
+        if arm != "er01":
+            assert differences(folder, arm, f"{arm}.equal_parameters", "lost").max() < 0
+    verdicts = {(r["arm"], r["against"]): r["verdict"] for r in rows(folder, "tests-primary")}
+    assert {verdicts[arm, "dense"] for arm in shares} == {"worse"}
+    small = [verdicts[arm, f"{arm}.equal_parameters"] for arm in shares]
+    assert small == ["worse", "worse", "difference not shown", "better", "better"]
+    for arm in ("brf10", "expander10"):
+        assert verdicts[arm, "er10"] == "difference not shown" and interval(arm, "er10") in text
