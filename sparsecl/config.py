@@ -139,14 +139,21 @@ def digest(instance: Any) -> str:
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Lines "key: old -> new" for each leaf in which two `to_dict` results differ."""
+    """Lines "key: old -> new" for each leaf in which two `to_dict` results differ. A block in the
+    place of null, or null in its place, is told by the leaves of the block alone."""
     old, new = dict(_leaves(a, "")), dict(_leaves(b, ""))
     lines = []
     for key in [*old, *(key for key in new if key not in old)]:
         left, right = (json.dumps(d[key]) if key in d else "(absent)" for d in (old, new))
-        if key not in old or key not in new or old[key] != new[key]:
+        differs = key not in old or key not in new or old[key] != new[key]
+        if differs and not (_is_block(key, old, new) or _is_block(key, new, old)):
             lines.append(f"{key}: {left} -> {right}")
     return lines
+
+
+def _is_block(key: str, leaves: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
+    """Is a leaf null, and a block among the others?"""
+    return leaves.get(key, 0) is None and any(one.startswith(f"{key}.") for one in others)
 
 
 class FieldHelp(NamedTuple):

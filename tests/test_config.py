@@ -372,6 +372,14 @@ def test_differences_name_the_leaf_and_both_values():
     ]
 
 
+def test_a_block_in_the_place_of_null_is_told_by_its_leaves():
+    off, on = {"ewc": None, "n": 1}, {"ewc": {"strength": 2.0}, "n": 1.0}
+    assert config.differences(off, on) == ["ewc.strength: (absent) -> 2.0"]
+    assert config.differences(on, off) == ["ewc.strength: 2.0 -> (absent)"]
+    assert config.differences(off, {**off, "ewc": {}}) == ["ewc: null -> {}"]
+    assert config.differences(off, {"n": 1}) == ["ewc: null -> (absent)"]
+
+
 def test_describe_lists_every_leaf_with_the_text_under_it():
     rows = {row.key: row for row in config.describe(Run)}
     assert rows["lr"] == ("lr", "a number", "0.0003", "Peak learning rate.")

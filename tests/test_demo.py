@@ -106,6 +106,19 @@ def test_the_means_are_the_named_figures(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(("now", "word"), [(0.5, "less"), (1.5, "more"), (1.0, "as much")])
+def test_the_answer_says_what_the_numbers_say(
+    now: float, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    means = {"forgotten": 1.0, "learned": 4.0, "final": 5.0}
+    monkeypatch.setattr(demo, "losses_by_domain", lambda run, *_, **__: {MEAN: run["means"]})
+    dense, sparse = (
+        {"domains": [], "means": means | {"forgotten": value}, "density": {"masked": 0.1}}
+        for value in (1.0, now)
+    )
+    assert f"the model forgot {word}: F_last" in " ".join(demo.answer(dense, sparse).split())
+
+
 def test_many_runs_are_parted_into_blocks_that_fit(tmp_path: Path) -> None:
     runs = [summarize(read_records(write_run(tmp_path / n, name=n))) for n in "abcdefg"]
     text = by_domain(runs)

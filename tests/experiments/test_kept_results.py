@@ -419,6 +419,7 @@ def test_what_the_page_of_the_studies_tells_of_the_four_switches():
     assert abs(differences(folder, "sparse", "plain", "final_loss").mean()) < 0.02
     for on in ({"sleep"}, {"sleep", "down"}, {"sleep", "rewire"}, {"sleep", "down", "rewire"}):
         assert differences(folder, arm(on | {"sparse"}), arm(on), "F_last").min() > 0
+        assert differences(folder, arm(on | {"sparse"}), arm(on), "final_loss").mean() < 0
     rates = {row["arm"]: row["optimizer.lr_taken"] for row in rows(folder, "tuned")}
     fast = {name for name in rates if "sparse" in name and "sleep" in name} | {"rewire_sparse"}
     assert {name for name, rate in rates.items() if rate == "0.008"} == fast

@@ -357,6 +357,15 @@ def test_figures_shrink_with_the_window():
     assert "min-width" not in "".join(re.findall(r"(?:\.plot|svg)[^{]*\{[^}]*\}", STYLE))
 
 
+def test_a_legend_names_the_arms_that_have_a_run(tmp_path):
+    nothing = [(ARMS[-1].name, seed) for seed in range(2)]
+    study = collect(write_study(tmp_path / "study", ARMS, seeds=range(2), missing=nothing))
+    figure = lines.curves_figure(study, study.plan.arms)
+    assert figure is not None
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert named == [style.plain(study.plan.arm(arm.name).label) for arm in ARMS[:-1]]
+
+
 def test_no_finished_run_still_makes_a_page(tmp_path):
     nothing = [(arm.name, seed) for arm in ARMS for seed in range(2)]
     folder = write_study(tmp_path / "study", ARMS, seeds=range(2), missing=nothing)

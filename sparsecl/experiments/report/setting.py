@@ -50,13 +50,11 @@ def plan_facts(study: Study) -> Markup:
 
 def differences(study: Study) -> Markup:
     """What sets each arm apart from the reference."""
-    # A block where there was none is told by its keys.
-    told = {
-        arm.name: [line for line in arm.differences if not line.endswith(": null -> (absent)")]
+    lines = [
+        f"{arm.name}: {'; '.join(arm.differences) or 'as the reference'}"
         for arm in unprobed(study.plan.arms)
         if not study.plan.is_reference(arm)
-    }
-    lines = [f"{name}: {'; '.join(found) or 'as the reference'}" for name, found in told.items()]
+    ]
     if not lines:
         return Markup()
     of_its_size = " of its size" if study.plan.sizes() else ""
