@@ -14,12 +14,15 @@ from sparsecl.methods.context import SliceTensors
 
 @dataclass(frozen=True)
 class Pull:
-    """`after_backward`: the gradient gains strength (w - start)."""
+    """What draws d = w - start to zero. square: the gradient gains strength d, sign: strength
+    sign(d), both in `after_backward`; soft: |d| loses lr strength, in `after_update`."""
 
     strength: float
     vectors: bool
     start: SliceTensors
     """Empty = zero."""
+
+    form: Literal["square", "sign", "soft"] = "square"
 
 
 @dataclass(frozen=True)

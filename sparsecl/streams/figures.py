@@ -6,6 +6,7 @@ layers count alike in a mean; `final_` is the last one. Under crelu a unit is it
 it is dead where z is always 0. Ranks are those of activations, which the next layer sees.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sparsecl.metrics.plasticity import flat_figures
-from sparsecl.metrics.ranks import rank_figures
+from sparsecl.metrics.ranks import erank, rank_figures, singular_values
 from sparsecl.metrics.units import unit_figures
 from sparsecl.sparse.units import by_unit
 from sparsecl.streams.models import Networks
@@ -57,6 +58,18 @@ def layer_figures(h: Tensor, columns: int = 1) -> list[dict[str, float]]:
         {**unit_figures(s, a, h.shape[1]), **rank_figures(g)}
         for s, a, g in zip(sums, active, gram.cpu().numpy(), strict=True)
     ]
+
+
+def change_eranks(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> list[float]:
+    """Effective rank of what has changed in weights [N, O, I], by layer: the directions that a task
+    has used. Mean over layers, of each network; no layers: empty."""
+    found = []
+    for name, weight in now.items():
+        change = (weight.detach() - before[name]).double()
+        turned = change.transpose(1, 2)
+        gram = change @ turned if change.shape[1] < change.shape[2] else turned @ change
+        found.append([erank(singular_values(one)) for one in gram.cpu().numpy()])
+    return np.mean(found, axis=0).tolist() if found else []
 
 
 def weight_figures(model: Networks) -> list[dict[str, float]]:

@@ -21,7 +21,7 @@ from sparsecl.optim.masking import MaskGuard
 from sparsecl.streams import checkpoint, native
 from sparsecl.streams.config import StepConfig, StreamRunConfig
 from sparsecl.streams.context import StreamContext, StreamModel, as_rows
-from sparsecl.streams.figures import panel
+from sparsecl.streams.figures import change_eranks, panel
 from sparsecl.streams.image_pairs import ImagePairs, accuracy_after, zero_head
 from sparsecl.streams.images import Images
 from sparsecl.streams.input_permuted import InputPermuted
@@ -99,6 +99,7 @@ class Pack:
         self._correct = torch.zeros(num, dtype=torch.int64, device=dist.device())
         self._losses = torch.zeros(num, device=dist.device())
         self._asks_batch = self.methods.overrides("batch")
+        self._began = {name: weight.clone() for name, weight in self._hidden().items()}
 
     @property
     def num_steps(self) -> int:
@@ -118,13 +119,18 @@ class Pack:
     def state(self) -> tuple[checkpoint.Tensors, Mapping[str, Any]]:
         """What a checkpoint keeps beside the position."""
         tensors, values = checkpoint.gather(self.slices, self.methods)
-        own = {f"norm/{name}": stats.cpu() for name, stats in self._stats().items()}
-        return tensors | own, values
+        return tensors | {name: value.cpu() for name, value in self._own().items()}, values
 
-    def _stats(self) -> Mapping[str, Tensor]:
-        """What norms have seen, by name."""
+    def _own(self) -> Mapping[str, Tensor]:
+        """What norms have seen, and the weights of hidden layers as the task found them."""
         buffers = self.model.named_buffers()
-        return {name: value for name, value in buffers if name.endswith(".norm.stats")}
+        stats = {f"norm/{name}": x for name, x in buffers if name.endswith(".norm.stats")}
+        return stats | {f"began/{name}": value for name, value in self._began.items()}
+
+    def _hidden(self) -> dict[str, Tensor]:
+        """[N, O, I] of each hidden layer."""
+        layers: list[Any] = list(self.model.layers)
+        return {layer.shape.name: layer.matrices for layer in layers[:-1]}
 
     def go_on(self, saved: checkpoint.Saved) -> None:
         """Be where a checkpoint was written.
@@ -133,11 +139,11 @@ class Pack:
             DataError: the checkpoint cannot be true.
         """
         num, tensors = len(self.seeds), dict(saved.tensors)
-        for name, stats in self._stats().items():
-            value = tensors.pop(f"norm/{name}", None)
-            if value is None or value.shape != stats.shape or not value.isfinite().all():
-                raise saved.wrong(f"norm/{name}: is missing, of another shape, or not finite")
-            stats.copy_(value)
+        for name, kept in self._own().items():
+            value = tensors.pop(name, None)
+            if value is None or value.shape != kept.shape or not value.isfinite().all():
+                raise saved.wrong(f"{name}: is missing, of another shape, or not finite")
+            kept.copy_(value)
         rest = replace(saved, tensors=tensors)
         checkpoint.put_back(rest, self.slices, self.methods)
         try:
@@ -170,6 +176,8 @@ class Pack:
         while position.task < stream.tasks:
             if position.step == 0:
                 self._look_ahead(record)
+                for name, weight in self._hidden().items():
+                    self._began[name].copy_(weight)
                 if self.pairs:
                     zero_head(self.model)
                 self.methods.phase_start(self.context)
@@ -314,12 +322,15 @@ class Pack:
         self.guard.audit(context.progress.step)
         position.checks += 1
         after = accuracy_after(self.model, self.pairs, position.task)
+        eranks = change_eranks(self._began, self._hidden())
         for k, seed in enumerate(self.seeds):
             p = position.p[:, k] / max(position.looks, 1)
             looked: Mapping[str, Any] = {"p": p[0], "p_unclamped": p[1]} if position.looks else {}
             share = float(position.correct[k]) / self.config.stream.samples_per_task
             tested = {"accuracy_after": after[k]} if after else {}
-            record("task", seed=seed, task=position.task, online_accuracy=share, **tested, **looked)
+            changed = {"change_erank": eranks[k]} if eranks else {}
+            given = {**tested, **looked, **changed}
+            record("task", seed=seed, task=position.task, online_accuracy=share, **given)
         self.methods.phase_end(context)
         position.task, position.step = position.task + 1, 0
         position.cleared(len(self.seeds))

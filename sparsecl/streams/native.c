@@ -31,7 +31,8 @@ struct part {
     float *first, *second; /* momentum, or Adam's moments; NULL = none */
     float *utility;        /* NULL = this part is not gated */
     const float *start;    /* what it is pulled to; NULL = zero */
-    float pull, shrink, sigma;
+    float pull, sign, soft; /* of the distance from `start`, see many_steps.py; 0 = none */
+    float shrink, sigma;
 };
 
 struct layer {
@@ -215,6 +216,12 @@ INLINE void gradient(const struct part *part, int64_t at, int64_t num, float d,
         for (int64_t j = 0; j < num; j++) g[j] += part->pull * (value[j] - start[j]);
     } else if (part->pull) {
         for (int64_t j = 0; j < num; j++) g[j] += part->pull * value[j];
+    } else if (part->sign) {
+        const float *restrict start = from((float *)part->start, at);
+        for (int64_t j = 0; j < num; j++) {
+            float away = start ? value[j] - start[j] : value[j];
+            g[j] += part->sign * (float)((away > 0) - (away < 0));
+        }
     }
     if (part->keep) mask(g, part->keep + at, num);
 }
@@ -272,6 +279,14 @@ INLINE void step(const struct net *net, const struct part *part, int64_t at, int
             value[j] = value[j] * left - size * (first[j] / (sqrtf(second[j]) / root + eps));
         }
     }
+    if (part->soft) {
+        const float *restrict start = from((float *)part->start, at);
+        for (int64_t j = 0; j < num; j++) {
+            float origin = start ? start[j] : 0, away = value[j] - origin;
+            float left = fabsf(away) - part->soft;
+            value[j] = origin + copysignf(left > 0 ? left : 0, away);
+        }
+    }
     if (part->shrink != 1)
         for (int64_t j = 0; j < num; j++) value[j] *= part->shrink;
     if (part->sigma != 0)
@@ -326,8 +341,8 @@ INLINE void update(struct net *net, const float *x) {
         const float *in = k ? layer[-1].h : x;
         const struct part *part = &layer->weight;
         /* A gradient of zero changes nothing, if nothing else does. */
-        int idle = net->kind == SGD && !net->decay && !part->first && !part->pull &&
-                   part->shrink == 1 && !net->rows && !part->utility;
+        int idle = net->kind == SGD && !net->decay && !part->first && !part->pull && !part->sign &&
+                   !part->soft && part->shrink == 1 && !net->rows && !part->utility;
         for (int64_t i = 0; i < layer->out; i++) {
             if (idle && layer->delta[i] == 0) continue;
             gradient(part, i * layer->in, layer->in, layer->delta[i], in, net->row);

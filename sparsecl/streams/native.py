@@ -29,6 +29,7 @@ from sparsecl.streams.noise import BLOCK, NoiseStream, half_values
 
 KINDS = {torch.optim.SGD: 0, torch.optim.Adam: 1, torch.optim.AdamW: 2}
 MOMENTS = {0: ("momentum_buffer",), 1: ("exp_avg", "exp_avg_sq"), 2: ("exp_avg", "exp_avg_sq")}
+PULLS = {"square": "pull", "sign": "sign", "soft": "soft"}
 MEASURES = ("one", "size", "distance")
 POINTER, INT, FLOAT, DOUBLE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_double
 
@@ -40,7 +41,7 @@ def _fields(**given: Any) -> list[tuple[str, Any]]:
 
 class Part(ctypes.Structure):
     _fields_ = _fields(
-        value__keep__first__second__utility__start=POINTER, pull__shrink__sigma=FLOAT
+        value__keep__first__second__utility__start=POINTER, pull__sign__soft__shrink__sigma=FLOAT
     )
 
 
@@ -130,7 +131,7 @@ class Steps:
         for name in ("pull", "watch"):
             if sum(getattr(term, name) is not None for term in terms) > 1:
                 return None
-        if sum((term.shake or term.gate) is not None for term in terms) > 1:
+        if sum(_moves(term) for term in terms) > 1:
             return None
         wanted, _ = self._moments()
         states = self.context.slices.optimizer.state
@@ -186,7 +187,8 @@ class Steps:
         for term in terms:
             pull, shake, gate = term.pull, term.shake, term.gate
             if pull is not None and (matrix or pull.vectors):
-                part.pull = pull.strength
+                rate = self.context.slices.lr(item) if pull.form == "soft" else 1.0
+                setattr(part, PULLS[pull.form], rate * pull.strength)
                 part.start = _at(pull.start[name], network) if pull.start else None
             if shake is not None and (matrix or shake.vectors):
                 rate = self.context.slices.lr(item) * shake.shrink
@@ -223,6 +225,12 @@ class Steps:
                 for index, layer in enumerate(list[Any](self.model.layers)[:-1]):
                     if layers[index].num_due:
                         term.watch.replace(layer.shape.name, network, layers[index].num_due)
+
+
+def _moves(term: ManySteps) -> bool:
+    """It moves weights after the optimizer; in which order two do is not said."""
+    soft = term.pull is not None and term.pull.form == "soft"
+    return soft or term.shake is not None or term.gate is not None
 
 
 def _gate(net: Net, gate: Gate) -> None:

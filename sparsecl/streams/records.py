@@ -36,6 +36,9 @@ COLUMNS = {
 """What the screen shows, with its heading."""
 
 
+BY_TASK = ("p", "p_unclamped", "change_erank")
+"""Figures of a task that has been learned."""
+
 SAID = {"accuracy_after": "Accuracy at the end of a task", "online_accuracy": "Online accuracy"}
 """What a summary may be of."""
 
@@ -73,7 +76,7 @@ def results(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         **tested,
         "online_accuracy": mean.pop("online_accuracy"),
         "accuracy_before": before[:-1],
-        **({"p": mean.pop("p"), "p_unclamped": mean.pop("p_unclamped")} if "p" in mean else {}),
+        **{name: mean.pop(name) for name in BY_TASK if name in mean},
         "panel": mean,
         "summary": summary([table[counts] for table in per_seed.values()], counts),
         "per_seed": {str(seed): table for seed, table in per_seed.items()},

@@ -48,7 +48,7 @@ def write_run(
     """The records of a run.
 
     Args:
-        accuracy: (seed, task) -> online accuracy; p(Z) is half of it.
+        accuracy: (seed, task) -> online accuracy; p(Z) is half of it, change_erank ten times.
         panel: (seed, tasks learned) -> every figure of the panel.
     """
     tasks = plan.arm(run.arm).steps // 20
@@ -63,6 +63,7 @@ def write_run(
             if task < tasks:
                 a = accuracy(seed, task)
                 online = {"online_accuracy": a, "p": a / 2, "p_unclamped": a / 2}
+                online |= {"change_erank": 10 * a}
                 lines.append({"kind": "task", **place, **online})
     place = run_folder(folder, run)
     place.mkdir(parents=True)

@@ -50,12 +50,12 @@ def test_the_measures_are_those_of_the_definitions(folder):
     # Best window: the first ten tasks. Last third: tasks 8 to 11, two at 0.8 and two at 0.5.
     expected = {
         "best_window": 0.8, "last_third": 0.65, "lost": 0.15, "accuracy": 0.75, "p": 0.325,
-        "dead": 1.7, "dormant": 1.7, "erank": 1.7, "stable_rank": 1.7, "srank99": 1.7,
-        "weight_size": 1.7,
+        "change_erank": 6.5, "dead": 1.7, "dormant": 1.7, "erank": 1.7, "stable_rank": 1.7,
+        "srank99": 1.7, "weight_size": 1.7,
     }  # fmt: skip
     assert list(study.measures) == list(expected)
     for name, value in expected.items():
-        step = {"lost": 0.0, "p": 0.005}.get(name, 0.01)
+        step = {"lost": 0.0, "p": 0.005, "change_erank": 0.1}.get(name, 0.01)
         found = study.values("bp", name)
         assert found == pytest.approx({seed: value + step * seed for seed in SEEDS}), name
     assert study.counts() == {"done": 14, "failed": 7, "begun": 7, "missing": 0}

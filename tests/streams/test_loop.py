@@ -23,6 +23,7 @@ from sparsecl.methods.plasticity.config import (
 )
 from sparsecl.streams import run
 from sparsecl.streams.config import LearnerConfig, StepConfig, StreamRunConfig
+from sparsecl.streams.figures import change_eranks
 from sparsecl.streams.loop import Pack
 from sparsecl.topology.config import TopologyConfig
 from tests.streams.small import config, images
@@ -226,12 +227,21 @@ def test_results_are_what_the_records_give(tmp_path):
     assert len(found["online_accuracy"]) == len(found["accuracy_before"]) == len(found["p"]) == 4
     for name in ("dead", "dormant", "erank", "srank99", "stable_rank_F", "weight_mean_abs"):
         assert len(found["panel"][name]) == 5
+    assert len(found["change_erank"]) == 4 and "change_erank" not in found["panel"]
     each = [found["per_seed"][seed]["online_accuracy"] for seed in ("0", "1")]
     assert found["online_accuracy"] == pytest.approx(np.mean(each, 0).tolist())
     assert found["audit"] == {"checks": 4, "nonzero": 0}
     assert run.run(prepared(tmp_path, tasks=4)) == found  # shown again
     with pytest.raises(UserError, match="another config .stream.tasks: 4 -> 5"):
         run.run(prepared(tmp_path, tasks=5))
+
+
+def test_the_directions_that_a_task_uses_by_hand():
+    before = {"a": torch.rand(2, 3, 4), "b": torch.rand(2, 2, 2)}
+    now = {name: weight.clone() for name, weight in before.items()}
+    now["a"][0] += torch.outer(torch.tensor([1.0, 2.0, 0.0]), torch.tensor([1.0, 0.0, 1.0, 3.0]))
+    now["b"] += torch.eye(2)  # two directions of equal size; layer a of network 1 stays
+    assert change_eranks(before, now) == pytest.approx([(1 + 2) / 2, (0 + 2) / 2], abs=1e-3)
 
 
 def test_what_cannot_run_is_said_before_any_work(tmp_path):

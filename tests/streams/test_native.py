@@ -48,6 +48,12 @@ ARMS: dict[str, dict[str, Any]] = {
     },
     "l2 and cbp": {"methods": {"l2": L2Config(strength=0.01), "cbp": CbpConfig(**CBP)}},
     "l2 init": {"methods": {"l2_init": L2InitConfig(strength=0.05, vectors=True)}},
+    "l1": {"methods": {"l1": L1Config(strength=0.05)}, "topology": SPARSE},
+    "l1, to the start": {
+        "methods": {"l1": L1Config(strength=0.1, towards="start", vectors=True)},
+        "optimizer": ADAM,
+    },
+    "l1, subgradient": {"methods": {"l1": L1Config(strength=0.01, form="subgradient")}},
     "upgd": {"methods": {"upgd": UpgdConfig(sigma=0.1, beta=0.9)}, "topology": SPARSE},
     "upgd of the code": {
         "methods": {"upgd": UpgdConfig(sigma=0.1, scaling="code", vectors=True)},
@@ -157,7 +163,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(name, tmp_path, monkeypatch):
 def test_what_it_does_not_know_is_left_to_torch():
     for more, steps in (
         ({"batch": 2}, 70),
-        ({"methods": {"l1": L1Config()}}, 140),
+        ({"methods": {"l1": L1Config(), "shrink_perturb": ShrinkPerturbConfig()}}, 140),
         ({"methods": {"cbp": CbpConfig(utility="random")}}, 140),
         ({"methods": {"upgd": UpgdConfig(utility="feature")}}, 140),
         ({"methods": {"l2": L2Config(), "l2_init": L2InitConfig()}}, 140),

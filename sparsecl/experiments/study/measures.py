@@ -49,6 +49,9 @@ STREAM_MEASURES: dict[str, Measure] = {
     "lost": Measure("share", "lower", "best_window - last_third"),
     "accuracy": Measure("share", "higher", "accuracy, mean over all tasks"),
     "p": Measure("share", "higher", "p(Z), what an update gains, in the last third of the tasks"),
+    "change_erank": Measure(
+        "directions", "lower", "effective rank of what a task changes in a layer, in the last third"
+    ),
     "dead": Measure("share", "lower", "units that say nothing, at the end"),
     "dormant": Measure("share", "lower", "units that say nothing on 99 % of samples, at the end"),
     "erank": Measure("units", "higher", "effective rank of a hidden layer, at the end"),

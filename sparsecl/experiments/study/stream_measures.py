@@ -15,6 +15,9 @@ Curves = Mapping[str, Sequence[float]]
 LEARNED = ("accuracy_after", "online_accuracy")
 """What a network has learned of a task; the first one that was measured counts."""
 
+LATE = ("p", "change_erank")
+"""Figures of tasks, of which the last third counts."""
+
 PANEL = {
     "dead": "dead",
     "dormant": "dormant",
@@ -64,7 +67,7 @@ def stream_measures(networks: Mapping[int, Curves]) -> dict[int, dict[str, float
             "last_third": late,
             "lost": best - late,
             "accuracy": float(curve.mean()),
-            "p": float(np.mean(own["p"][last:])) if "p" in own else None,
+            **{name: float(np.mean(own[name][last:])) if name in own else None for name in LATE},
             **{name: own[key][-1] if key in own else None for name, key in PANEL.items()},
         }
     return values

@@ -14,6 +14,8 @@ from Adam. One step of Adam is about lr long: lambda is the share of it that is 
 from collections.abc import Collection
 
 from sparsecl.methods.context import MethodContext
+from sparsecl.methods.many_steps import ManySteps
+from sparsecl.methods.many_steps import Pull as PullInNumbers
 from sparsecl.methods.plasticity.config import L1Config
 from sparsecl.methods.plasticity.pull import Pull
 from sparsecl.optim.slice import Slice
@@ -44,3 +46,10 @@ class L1(Pull):
             if item.name in self.start:  # where nothing is left, the very bits of the start
                 left.add_(self.start[item.name])
             item.master.copy_(left)
+
+    def many_steps(self, context: MethodContext) -> ManySteps:
+        config = self.config
+        if not config.strength:
+            return ManySteps()
+        form = "soft" if config.form == "proximal" else "sign"
+        return ManySteps(pull=PullInNumbers(config.strength, config.vectors, self.start, form))
