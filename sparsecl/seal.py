@@ -5,10 +5,13 @@ that comma. So whoever has only the file sees whether something before its last 
 it, is not as it was written.
 """
 
+import contextlib
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 _SEAL = re.compile(rb', "sealed": "([0-9a-f]{64})"\}\n?\Z')
 
@@ -25,6 +28,14 @@ class Extent:
     def of(content: bytes) -> "Extent":
         """All of `content`."""
         return Extent(len(content), hashlib.sha256(content).hexdigest())
+
+
+def readable_lines(content: bytes) -> Iterator[dict[str, Any]]:
+    """Those lines that are JSON objects: after a power cut some are not."""
+    for line in content.splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            if isinstance(found := json.loads(line), dict):
+                yield found
 
 
 EMPTY = Extent.of(b"")

@@ -3,7 +3,6 @@
 N = networks of the pack, B = images of a step.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -313,11 +312,14 @@ class Pack:
         position, context = self.position, self.context
         self._collect()
         losses = self._losses.cpu().numpy() / self.config.stream.samples_per_task
-        if not np.isfinite(losses).all():
-            bad = [s for s, loss in zip(self.seeds, losses, strict=True) if not math.isfinite(loss)]
-            raise InvariantError(
-                f"task {position.task}: the loss of seed {bad[0]} is not finite; lower optimizer.lr"
-            )
+        weights = [param.detach().view(len(losses), -1) for param in self.model.parameters()]
+        sound = torch.stack([weight.isfinite().all(1) for weight in weights]).all(0).cpu().numpy()
+        for name, finite in (("loss is", np.isfinite(losses)), ("weights are", sound)):
+            if not finite.all():
+                seed = self.seeds[int(finite.argmin())]
+                raise InvariantError(
+                    f"task {position.task}: seed {seed}: its {name} not finite; lower optimizer.lr"
+                )
         self.methods.phase_trained(context)
         self.guard.audit(context.progress.step)
         position.checks += 1

@@ -1,5 +1,6 @@
 """A run on a stream from config to results: its folder, its records, and going on after a stop."""
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ from sparsecl.errors import DataError, UserError
 from sparsecl.files import atomic_open, check_entries, remove_leftovers, write_json
 from sparsecl.locks import lock_folder
 from sparsecl.log import RunLog
-from sparsecl.opening import make_folder
+from sparsecl.opening import make_folder, read_plain
 from sparsecl.progress import ProgressBar
+from sparsecl.seal import readable_lines
 from sparsecl.streams import checkpoint, records
 from sparsecl.streams.config import StreamConfig, StreamRunConfig, check_methods
 from sparsecl.streams.images import Images, read_images
@@ -27,6 +29,9 @@ from sparsecl.streams.size import network_size
 
 FILES = ("config.yaml", "scalars.jsonl", "results.json", "log.txt", "stream.png")
 FOLDERS = ("checkpoints", "tb")
+PLACES = {"before": "task", "rollout": "rollout"}
+"""Kind of a record -> what of it counts checkpoints (`checkpoint.every`)."""
+
 FREE = ("name", "together", "checkpoint.every")
 """Keys that change no result: a run goes on with others."""
 
@@ -117,7 +122,10 @@ class Run:
             self._check_config(records.read_lines(self.folder)[0]["config"])
             return self._finish()
         saved = checkpoint.load(self.checkpoints)
-        if saved is not None:
+        given_up = 0
+        if saved is None:
+            given_up = self._check_unbegun()
+        else:
             self._check_config(saved.config)
         self.before = 0.0 if saved is None else float(saved.value["seconds"])
         with atomic_open(self.folder / "config.yaml") as file:
@@ -125,11 +133,36 @@ class Run:
         resume = None if saved is None else saved.records
         first = 0 if saved is None else self._first_pack(saved)
         self.log = RunLog(self.folder, resume_at=resume, purge_tokens=self._samples(saved))
+        if given_up:
+            self.log.say(f"Begins anew: {given_up} records, and no checkpoint")
         try:
             self._train(first, saved)
         finally:
             self.log.close()
         return self._finish()
+
+    def _check_unbegun(self) -> int:
+        """Refuse to begin anew over a run whose checkpoints are gone, or over that of another
+        config: one that was killed before its first checkpoint has nothing to go on from, but
+        whoever ended, or went on behind it, had one. Returns how many records are given up.
+
+        Raises:
+            DataError: a checkpoint was there.
+        """
+        found, had_one = [], False
+        with contextlib.suppress(FileNotFoundError):
+            found = list(readable_lines(read_plain(self.folder / records.SCALARS)))
+        if found and found[0].get("kind") == "stream":
+            self._check_config(found[0].get("config"))
+        every = self.config.checkpoint.every
+        for record in found:
+            place = record.get(PLACES.get(str(record.get("kind")), ""))
+            had_one |= record.get("kind") == "end" or (type(place) is int and place > every)
+        if had_one:
+            text = f"{self.checkpoints}: no checkpoint is left of the run in this folder. Restore"
+            way_out = "it, or start in another --run_dir; to give that run up, remove"
+            raise DataError(one_line(f"{text} {way_out} {self.folder}."))
+        return len(found)
 
     def _check_config(self, old: Any) -> None:
         """Refuse to go on with another config."""

@@ -1,6 +1,7 @@
 """Networks side by side are what each would be alone, step for step; and a plain reference."""
 
 import json
+import shutil
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from sparsecl import signals
-from sparsecl.errors import Preempted, UserError
+from sparsecl.errors import DataError, InvariantError, Preempted, UserError
 from sparsecl.methods.cl.config import EwcConfig, LwfConfig, MasConfig, ReplayConfig, SiConfig
 from sparsecl.methods.plasticity.config import (
     CbpConfig,
@@ -21,7 +22,7 @@ from sparsecl.methods.plasticity.config import (
     ShrinkPerturbConfig,
     UpgdConfig,
 )
-from sparsecl.streams import run
+from sparsecl.streams import native, run
 from sparsecl.streams.config import LearnerConfig, StepConfig, StreamRunConfig
 from sparsecl.streams.figures import change_eranks
 from sparsecl.streams.loop import Pack
@@ -234,6 +235,39 @@ def test_results_are_what_the_records_give(tmp_path):
     assert run.run(prepared(tmp_path, tasks=4)) == found  # shown again
     with pytest.raises(UserError, match="another config .stream.tasks: 4 -> 5"):
         run.run(prepared(tmp_path, tasks=5))
+
+
+def test_a_run_begins_anew_only_if_it_can_have_had_no_checkpoint(tmp_path, capsys):
+    run.run(prepared(tmp_path, tasks=4))
+    lines = (tmp_path / "scalars.jsonl").read_text().splitlines(keepends=True)
+    for name in ("results.json", "checkpoints"):
+        path = tmp_path / name
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+    for kept in (lines, [line for line in lines if '"end"' not in line]):
+        (tmp_path / "scalars.jsonl").write_text("".join(kept))
+        with pytest.raises(DataError, match="no checkpoint is left .* to give that run up, remove"):
+            run.run(prepared(tmp_path, tasks=4))
+    (tmp_path / "scalars.jsonl").write_text("".join(lines[:2]) + '\0\0torn {"')
+    with pytest.raises(UserError, match="another config .stream.tasks: 4 -> 5"):
+        run.run(prepared(tmp_path, tasks=5))
+    run.run(prepared(tmp_path, tasks=4))
+    assert "Begins anew: 2 records, and no checkpoint" in capsys.readouterr().out
+    again = (tmp_path / "scalars.jsonl").read_text().splitlines(keepends=True)
+    assert again[:-1] == lines[:-1]
+
+
+def test_weights_that_the_last_step_has_made_infinite_are_told(tmp_path, monkeypatch):
+    step = Pack._step
+
+    def spoiled(pack: Pack, x: Any, y: Any) -> None:
+        step(pack, x, y)
+        if pack.num_done == 30:
+            next(pack.model.parameters()).data[1, 0, 0] = torch.inf
+
+    monkeypatch.setattr(native, "takes", lambda *args: False)
+    monkeypatch.setattr(Pack, "_step", spoiled)
+    with pytest.raises(InvariantError, match="task 0: seed 1: its weights are not finite; lower"):
+        run.run(prepared(tmp_path))
 
 
 def test_the_directions_that_a_task_uses_by_hand():

@@ -1,7 +1,6 @@
 """The run folder: made, locked, and described. The only interface to everything offline."""
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from sparsecl.files import atomic_open, check_entries, remove_leftovers, write_j
 from sparsecl.locks import FolderLock, lock_folder
 from sparsecl.metrics.records import SCALARS
 from sparsecl.opening import read_plain
+from sparsecl.seal import readable_lines
 
 FILES = (
     "config.yaml",
@@ -85,15 +85,8 @@ class RunFolder:
         return [f"begins anew: {steps} steps in {SCALARS}, and no checkpoint"] if steps else []
 
     def _records(self) -> Iterator[dict[str, Any]]:
-        """Those lines of scalars.jsonl that can be read: after a power cut some cannot."""
-        try:
-            lines = read_plain(self.path / SCALARS).splitlines()
-        except FileNotFoundError:
-            return
-        for line in lines:
-            with contextlib.suppress(ValueError, RecursionError):
-                if isinstance(found := json.loads(line), dict):
-                    yield found
+        with contextlib.suppress(FileNotFoundError):
+            yield from readable_lines(read_plain(self.path / SCALARS))
 
     def is_complete(self) -> bool:
         """True if a run has ended here."""
