@@ -4,7 +4,7 @@ Gradients are unscaled here, whatever the precision; a slice tensor is this rank
 parameter, flat. Methods of the context are local unless they say otherwise.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -88,8 +88,7 @@ class Batch:
         )
 
     def replaced(self, places: np.ndarray, rows: np.ndarray, origin: np.ndarray) -> "Batch":
-        """This batch with `rows` [n, context + 1] from `origin` [n, 2] at its places, int64 [n],
-        which keep their weights."""
+        """With `rows` [n, context + 1] of `origin` [n, 2] at places int64 [n], at their weights."""
         now, whence = self.rows.copy(), self.origin.copy()
         now[places], whence[places] = rows, origin
         return replace(self, rows=now, origin=whence)
@@ -226,6 +225,10 @@ class MethodContext(Protocol):
         """`generator` of one network: what it would be if it were alone."""
         ...
 
+    def each(self) -> "Sequence[MethodContext]":
+        """This one; of networks side by side each alone, where whole matrices are chosen over."""
+        ...
+
     def begin_anew(
         self,
         group: UnitGroup,
@@ -241,9 +244,8 @@ class MethodContext(Protocol):
         ...
 
     def noise(self, item: Slice, *names: str | int) -> torch.Tensor:
-        """Standard normal fp32 [numel] on the master's device: an element's draw depends on the
-        names, the parameter and its place in the global matrix, not on the layout; 0 in padding.
-        """
+        """Standard normal fp32 [numel] on the master's device: a draw depends on the names, the
+        parameter and the place in the global matrix, not on the layout; 0 in padding."""
         ...
 
     # Gradients: in `after_backward` only.
@@ -402,8 +404,7 @@ class MethodContext(Protocol):
         ...
 
     def live_values(self, name: str) -> torch.Tensor:
-        """Master values fp32 [N] of the live weights of this tp slice, row-major. Collective over
-        dp."""
+        """Masters fp32 [N] of this tp slice's live weights, row-major. Collective over dp."""
         ...
 
     def whole(self, name: str, values: SliceTensors | None = None) -> torch.Tensor:
@@ -434,8 +435,7 @@ class MethodContext(Protocol):
 
     def write(self, name: str, value: torch.Tensor, where: torch.Tensor | None = None) -> None:
         """Set a parameter from its tp-local value: master and the copy that the forward pass uses.
-        Every dp rank passes the same. Between steps only; in `after_update` change `item.master`.
-        What is held must keep its value.
+        Every dp rank passes the same. Between steps only; what is held must keep its value.
 
         Args:
             where: bool of its shape: all else keeps its bits, and so does what is absent.

@@ -78,6 +78,9 @@ class RunFacts:
     """A step can show the diagonal of the Hessian of its loss by HesScale, without what methods
     have added (MethodContext.curvature; not to be written to)."""
 
+    dense_gradients: bool = True
+    """A step can show the gradients of absent weights (MethodContext.dense_gradient)."""
+
     paired_units: bool = False
     """A hidden unit gives two activations, max(z, 0) and max(-z, 0), and methods see its z."""
 

@@ -5,7 +5,7 @@ here, once for all methods.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import nn
 
 from sparsecl import dist
 from sparsecl.methods import lines, noise
-from sparsecl.methods.context import SliceTensors
+from sparsecl.methods.context import MethodContext, SliceTensors
 from sparsecl.methods.several import Methods
 from sparsecl.methods.units import UnitFigures, begin_anew, unit_figures
 from sparsecl.optim.deepspeed.parameters import local_shape
@@ -163,6 +163,9 @@ class WeightContext:
     @property
     def networks(self) -> tuple[int, ...]:
         return ()
+
+    def each(self) -> Sequence[MethodContext]:
+        return (self.own(),)
 
     def network_generator(self, network: tuple[int, ...], *names: str | int) -> np.random.Generator:
         assert network == (), network

@@ -283,10 +283,15 @@ def _check_linear(topology: TopologyConfig, methods: MethodsConfig) -> None:
 
 def check_methods(config: StreamRunConfig, shapes: tuple[LayerShape, ...]) -> None:
     """Raise ValueError, with the key as the user wrote it, for methods that cannot run here."""
-    where = "the networks of a stream"
-    curvature = config.learner.norm == "none"
-    able, size = ("one", "many"), config.stream.batch
-    check_blocks(config, shapes, able=able, where=where, micro=size, curvature=curvature)
+    check_blocks(
+        config,
+        shapes,
+        able=("one", "many"),
+        where="the networks of a stream",
+        micro=config.stream.batch,
+        curvature=config.learner.norm == "none",
+        moving=True,
+    )
 
 
 def check_blocks(
@@ -297,17 +302,20 @@ def check_blocks(
     where: str,
     micro: int,
     curvature: bool = False,
+    moving: bool = False,
 ) -> None:
     """`check_methods` of any config of a stream.
 
     Args:
         able: of which `MethodConfig.networks` methods run here.
         micro: samples of an optimizer step.
-        curvature: methods may ask for it (MethodContext.curvature).
+        curvature: a step can be made again, so methods may ask for `curvature` and
+            `dense_gradient` of it (MethodContext).
+        moving: graphs may move.
     """
     used = config.methods.used()
     for name, block in used.items():
-        if block.networks not in able:
+        if block.networks not in able or (block.rewires and not moving):
             raise ValueError(f"methods.{name}: it does not run on {where}")
         facts = RunFacts(
             dense=config.topology.kind == "dense",
@@ -321,6 +329,7 @@ def check_blocks(
             layers=shapes,
             others=tuple(other for other in used if other != name),
             curvature=curvature,
+            dense_gradients=curvature,
             paired_units=config.learner.activation == "crelu",
         )
         try:

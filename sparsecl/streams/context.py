@@ -4,6 +4,7 @@ A row is an image and its label, fp32 [inputs + 1]; a phase is a task.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
 
@@ -14,13 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sparsecl import dist, seeding
-from sparsecl.methods.context import Outputs, Progress, SliceTensors
+from sparsecl.methods.context import MethodContext, Outputs, Progress, SliceTensors
 from sparsecl.methods.lines import matrix_of
 from sparsecl.methods.several import Methods
 from sparsecl.methods.units import UnitFigures
 from sparsecl.methods.weights import WeightContext
 from sparsecl.methods.work import Moment
 from sparsecl.optim.masking import MaskGuard
+from sparsecl.optim.moving import clear
 from sparsecl.optim.slice import Slice
 from sparsecl.sparse.units import UnitGroup
 from sparsecl.streams.config import StreamConfig
@@ -97,6 +99,9 @@ class StreamContext(WeightContext):
         self._noise: dict[tuple[str | int, ...], NoiseStream] = {}
         self._seen: Any = ()
         self._curvature: dict[str, Tensor] = {}
+        self._armed = False
+        self.dense_gradients: dict[str, Tensor] = {}
+        """Of the last step that was armed."""
 
     @property
     def networks(self) -> tuple[int, ...]:
@@ -191,6 +196,11 @@ class StreamContext(WeightContext):
         """Take note of a step's images x [N, B, inputs], y [N, B] and their weights in the loss [B]
         (None = all are 1), before the methods see its gradients."""
         self._seen, self._curvature = (x, y, weight), {}
+        if self._armed:
+            self.dense_gradients, self._armed = self.model.dense_gradients(x, y, weight), False
+
+    def arm_dense_gradients(self) -> None:
+        self._armed = True
 
     def curvature(self, item: Slice) -> Tensor:
         if not self._curvature:
@@ -214,6 +224,34 @@ class StreamContext(WeightContext):
     def of_lines(self, item: Slice, found: Tensor, dim: int) -> Tensor:
         shape = (*self.networks, *matrix_of(self.global_shape(item.name)))
         return found.unsqueeze(-2 if dim else -1).expand(shape).reshape(*self.networks, -1)
+
+    # Graphs.
+
+    def each(self) -> Sequence[MethodContext]:
+        if not self.networks:
+            return (cast(MethodContext, OneNetwork(self, 0)),)
+        return [cast(MethodContext, OneNetwork(self, k)) for k in range(len(self.seeds))]
+
+    @torch.no_grad()
+    def rewire_one(self, network: int, name: str, drop: Tensor, grow: Tensor) -> Tensor:
+        """`rewire` of one network."""
+        layer = self._layer(name)
+        dead = layer.dead.view(len(self.seeds), -1)[network]
+        assert not dead[drop].any() and dead[grow].all() and drop.shape == grow.shape, name
+        fresh = torch.zeros_like(layer.dead)
+        of_one = fresh.view(len(self.seeds), -1)[network]
+        of_one[grow] = True
+        grown = fresh.clone()
+        of_one[drop] = True
+        dead[drop], dead[grow] = True, False
+        clear(self.slices, name, fresh, self.methods.slice_tensors())
+        self.mask_changed(name)
+        return grown
+
+    def mask_changed(self, name: str) -> None:
+        """The guard and the layer take a mask again that has changed in place."""
+        self._layer(name).__dict__.pop("keep", None)
+        self.guard.refresh_mask(name)
 
     # Hidden units.
 
@@ -269,6 +307,59 @@ class StreamContext(WeightContext):
         if layer.dead is not None and param is layer.weight:
             new = torch.where(layer.dead, param, new)
         param.copy_(new)
+
+
+@dataclass(frozen=True, eq=False)
+class _Graph:
+    """Of one network, as sparse/rewire.py reads a layer in masked storage."""
+
+    dead: Tensor
+    """bool [O, I], True = absent."""
+
+    topology: str = "drawn"
+    packed: bool = False
+    tp_size: int = 1
+
+    def live_mask(self) -> Tensor:
+        return ~self.dead
+
+
+@dataclass(frozen=True, eq=False)
+class _OnGraph:
+    layer: _Graph
+
+
+class OneNetwork:
+    """One network of a StreamContext, for methods that choose over whole matrices."""
+
+    def __init__(self, context: StreamContext, network: int) -> None:
+        self._all, self._network = context, network
+        self.slices, self.progress = context.slices, context.progress
+
+    @property
+    def sparse(self) -> Mapping[str, _OnGraph]:
+        """By parameter name, as the matrices on a topology of a GPT."""
+        return {
+            name: _OnGraph(_Graph(dead.view(-1, *dead.shape[-2:])[self._network]))
+            for name, dead in self._all.model.masks().items()
+        }
+
+    def matrix(self, name: str) -> Tensor:
+        """fp32 [O, I], a view."""
+        weight = self._all.slices.parameters()[name].detach()
+        return weight.view(-1, *weight.shape[-2:])[self._network]
+
+    def joined(self, name: str, local: Tensor) -> Tensor:
+        return local
+
+    def dense_gradient(self, name: str) -> Tensor:
+        return self._all.dense_gradients[name][self._network]
+
+    def generator(self, *names: str | int) -> np.random.Generator:
+        return seeding.stream(self._all.seeds[self._network], *names)
+
+    def rewire(self, name: str, drop: Tensor, grow: Tensor) -> Tensor:
+        return self._all.rewire_one(self._network, name, drop, grow)
 
 
 class _Figures:

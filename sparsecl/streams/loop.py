@@ -68,6 +68,9 @@ class Pack:
         shapes = config.learner.shapes(images.num_inputs, images.num_classes)
         graphs = [build_topologies(config.topology, shapes[:-1], seed=seed) for seed in seeds]
         used = config.methods.used().values()
+        self._moves = any(block.rewires for block in used)
+        """Graphs are part of the state."""
+
         apart = any(block.networks == "one" for block in used)
         learner: Any = {"activation": config.learner.activation, "norm": config.learner.norm}
         self.model = Networks(shapes, seeds, graphs, apart=apart, **learner)
@@ -121,10 +124,13 @@ class Pack:
         return tensors | {name: value.cpu() for name, value in self._own().items()}, values
 
     def _own(self) -> Mapping[str, Tensor]:
-        """What norms have seen, and the weights of hidden layers as the task found them."""
+        """What norms have seen, graphs that move, and the weights of hidden layers as the task
+        found them."""
         buffers = self.model.named_buffers()
         stats = {f"norm/{name}": x for name, x in buffers if name.endswith(".norm.stats")}
-        return stats | {f"began/{name}": value for name, value in self._began.items()}
+        masks = self.model.masks() if self._moves else {}
+        graphs = {f"absent/{name}": dead for name, dead in masks.items()}
+        return stats | graphs | {f"began/{name}": value for name, value in self._began.items()}
 
     def _hidden(self) -> dict[str, Tensor]:
         """[N, O, I] of each hidden layer."""
@@ -143,6 +149,8 @@ class Pack:
             if value is None or value.shape != kept.shape or not value.isfinite().all():
                 raise saved.wrong(f"{name}: is missing, of another shape, or not finite")
             kept.copy_(value)
+        for name in self.model.masks():
+            self.context.mask_changed(name)
         rest = replace(saved, tensors=tensors)
         checkpoint.put_back(rest, self.slices, self.methods)
         try:

@@ -97,6 +97,30 @@ class Networks(nn.Module):
         Returns:
             Logits [N, B, classes], and the loss of each image in nats, [N, B].
         """
+        logits, losses, found = self._backward(x, y)
+        for layer, delta, given in found:
+            layer.set_gradient(delta, given)
+        return logits, losses
+
+    @torch.no_grad()
+    def dense_gradients(self, x: Tensor, y: Tensor, weight: Tensor | None) -> dict[str, Tensor]:
+        """Gradients of all cells of the matrices, absent ones too, [N, O, I] by parameter name, of
+        the mean loss of each network; without gates.
+
+        Args:
+            weight: of an image in the loss, [B]; None = all are 1.
+        """
+        found = self._backward(x, y, weight)[2]
+        return {
+            f"{layer.shape.name}.weight": delta.transpose(1, 2) @ given
+            for layer, delta, given in found
+        }
+
+    def _backward(
+        self, x: Tensor, y: Tensor, weight: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, list[tuple[Any, Tensor, Tensor]]]:
+        """Logits, losses, and for each layer from the last to the first the gradient of what it
+        gives, [N, B, O], and what it was given, [N, B, I]."""
         layers: list[Any] = list(self.layers)
         inputs = [x]
         for layer in layers:
@@ -109,13 +133,16 @@ class Networks(nn.Module):
         delta.scatter_add_(-1, y.unsqueeze(-1), delta.new_full((), -1.0).expand(*y.shape, 1))
         if y.shape[1] > 1:
             delta /= y.shape[1]
+        if weight is not None:
+            delta *= weight[:, None]
+        found = []
         for layer in reversed(layers):
             given = inputs.pop()
-            layer.set_gradient(delta, given)
+            found.append((layer, delta, given))
             if inputs:
                 delta = torch.bmm(delta, layer.matrices)
                 delta = layer.activation.backward(delta, given)
-        return logits, losses
+        return logits, losses, found
 
     @property
     def is_plain(self) -> bool:

@@ -8,6 +8,7 @@ import torch
 
 from sparsecl import signals
 from sparsecl.errors import Preempted
+from sparsecl.methods.dst.config import RiglConfig, SetConfig
 from sparsecl.methods.plasticity.config import (
     CbpConfig,
     L1Config,
@@ -54,6 +55,12 @@ ARMS: dict[str, dict[str, Any]] = {
         "optimizer": ADAM,
     },
     "l1, subgradient": {"methods": {"l1": L1Config(strength=0.01, form="subgradient")}},
+    "set": {
+        "methods": {"set": SetConfig(every=10), "cbp": CbpConfig(**CBP)},
+        "optimizer": ADAM,
+        "topology": SPARSE,
+    },
+    "rigl": {"methods": {"rigl": RiglConfig(every=10, end=1.0)}, "topology": SPARSE},
     "upgd": {"methods": {"upgd": UpgdConfig(sigma=0.1, beta=0.9)}, "topology": SPARSE},
     "upgd of the code": {
         "methods": {"upgd": UpgdConfig(sigma=0.1, scaling="code", vectors=True)},
@@ -109,7 +116,7 @@ def numbers(value: Any) -> Iterator[float]:
 @pytest.mark.parametrize("name", ARMS)
 def test_it_does_what_torch_does(name, monkeypatch):
     fast, records, steps = trained(name)
-    assert steps == {"redo": 20}.get(name, steps) and steps <= 20
+    assert steps == {"redo": 20, "set": 15, "rigl": 14}.get(name, steps) and steps <= 20
     monkeypatch.setattr(native, "_library", lambda: None)
     plain, others, steps = trained(name)
     assert steps == 140
@@ -139,7 +146,9 @@ def test_networks_are_each_by_itself(name):
             assert torch.equal(a[k], b[0])
 
 
-@pytest.mark.parametrize("name", ["cbp under adam", "shrink and perturb", "upgd of the code"])
+@pytest.mark.parametrize(
+    "name", ["cbp under adam", "set", "shrink and perturb", "upgd of the code"]
+)
 def test_a_stopped_run_goes_on_bit_for_bit(name, tmp_path, monkeypatch):
     def prepared(folder: str) -> run.Prepared:
         return run.Prepared(settings(name), images(inputs=50), tmp_path / folder)

@@ -19,6 +19,7 @@ from sparsecl.methods.context import MethodContext, Progress, SliceTensors
 from sparsecl.methods.dst.choice import largest, places, smallest
 from sparsecl.methods.dst.clock import ahead
 from sparsecl.methods.dst.config import RewireConfig
+from sparsecl.methods.many_steps import ManySteps
 from sparsecl.methods.restart import AdamRestart
 from sparsecl.optim.slice import Slice
 from sparsecl.sparse.rewire import choices
@@ -105,6 +106,20 @@ class Rewirer(Method):
     def is_due_before(self, context: MethodContext) -> bool:
         """In `step_start`: `is_due_after` will hold once this step is applied."""
         return self.config.is_due(ahead(context.progress))
+
+    def is_due(self, progress: Progress) -> bool:
+        """The graph moves here."""
+        return self.config.is_due(progress)
+
+    def idle_steps(self, context: MethodContext, at: Progress) -> ManySteps | None:
+        """For `many_steps`: none of the next steps moves the graph, of which `at` is the first that
+        may."""
+        if self.restart.kind != "global":
+            return None
+        idle = 0
+        while idle < self.config.every and not self.is_due(at):
+            at, idle = ahead(at), idle + 1
+        return ManySteps(idle=idle)
 
     def fraction(self, progress: Progress) -> float:
         """The drop fraction of this moment."""

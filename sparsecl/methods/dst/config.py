@@ -65,6 +65,14 @@ class RewireConfig(Timing, MethodConfig):
         return MethodMemory(beside=born, host=4 * rank.whole_cells)
 
 
+def check_gradients(run: RunFacts) -> None:
+    if not run.dense_gradients:
+        raise ValueError(
+            "it asks for gradients of absent weights, which networks with a norm do not show; use "
+            "learner.norm=none"
+        )
+
+
 def gradient_memory(rank: RankSizes) -> MethodMemory:
     """Of all layers at once, for the length of a step that shows them."""
     return MethodMemory(passing=4 * rank.cells)
@@ -74,12 +82,19 @@ def gradient_memory(rank: RankSizes) -> MethodMemory:
 class SetConfig(RewireConfig):
     """Zeta is `drop_fraction`."""
 
+    networks = "many"
+
     drop: Literal["per_sign", "magnitude", "mest"] = younger("per_sign")
     """per_sign: the share of the smallest positive and of the smallest negative weights (as
     published); magnitude: the smallest |w|; mest: the smallest |w| + mest_gradient |gradient|."""
 
     mest_gradient: Annotated[float, Ge(0.0)] = younger(1.0)
     """Weight of the gradient with drop mest."""
+
+    def check(self, run: RunFacts) -> None:
+        super().check(run)
+        if self.drop == "mest":
+            check_gradients(run)
 
     def memory(self, rank: RankSizes) -> MethodMemory:
         extra = gradient_memory(rank) if self.drop == "mest" else MethodMemory()
@@ -96,9 +111,14 @@ class RiglConfig(RewireConfig):
     """Grows where the gradient is large."""
 
     flags = {"C": "dense gradients at rewires, which take the place of a step"}
+    networks = "many"
 
     schedule: Literal["cosine", "constant"] = "cosine"
     end: Annotated[float, Gt(0.0), Le(1.0)] = 0.75
+
+    def check(self, run: RunFacts) -> None:
+        super().check(run)
+        check_gradients(run)
 
     def memory(self, rank: RankSizes) -> MethodMemory:
         return super().memory(rank) + gradient_memory(rank)

@@ -22,6 +22,7 @@ from sparsecl.methods.dst.base import (
     weakest,
 )
 from sparsecl.methods.dst.config import RiglConfig
+from sparsecl.methods.many_steps import ManySteps
 
 
 class Rigl(InPlaceOfAStep, DropAndGrow):
@@ -37,7 +38,11 @@ class Rigl(InPlaceOfAStep, DropAndGrow):
 
     def move(self, context: MethodContext, at: Progress) -> None:
         self._fraction = self.fraction(at)
-        self.rewire(context)
+        for one in context.each():
+            self.rewire(one)
+
+    def many_steps(self, context: MethodContext) -> ManySteps | None:
+        return self.idle_steps(context, context.progress)
 
     def drop(self, context: MethodContext, choice: LayerView) -> Tensor:
         """The weakest, whatever their sign."""

@@ -15,7 +15,9 @@ from torch import Tensor
 from sparsecl.methods.context import MethodContext
 from sparsecl.methods.dst.base import DropAndGrow, LayerView, as_chosen, random_absent, weakest
 from sparsecl.methods.dst.choice import smallest
+from sparsecl.methods.dst.clock import ahead
 from sparsecl.methods.dst.config import SetConfig
+from sparsecl.methods.many_steps import ManySteps
 
 
 class Set(DropAndGrow):
@@ -31,7 +33,11 @@ class Set(DropAndGrow):
     def after_step(self, context: MethodContext, *, applied: bool) -> None:
         """Rewire every layer when it is due."""
         if applied and self.is_due_after(context):
-            self.rewire(context)
+            for one in context.each():
+                self.rewire(one)
+
+    def many_steps(self, context: MethodContext) -> ManySteps | None:
+        return self.idle_steps(context, ahead(context.progress))
 
     def drop(self, context: MethodContext, choice: LayerView) -> Tensor:
         fraction, room = self.fraction(context.progress), choice.room

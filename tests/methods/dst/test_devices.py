@@ -125,6 +125,9 @@ class Context:
             layer.dead, *self.given[name] = map(self.on, (layer.dead, weight, gradient))
             self.sparse[name] = Entry(layer)
 
+    def each(self) -> tuple["Context"]:
+        return (self,)
+
     def on(self, tensor: torch.Tensor) -> torch.Tensor:
         return FarTensor(tensor) if self.far else tensor
 
