@@ -71,3 +71,42 @@ def test_what_the_page_of_the_streams_tells_of_density():
     assert small == ["worse", "worse", "difference not shown", "better", "better"]
     for arm in ("brf10", "expander10"):
         assert verdicts[arm, "er10"] == "difference not shown" and interval(arm, "er10") in text
+
+
+def told(title: str, until: str = "What to hold against it") -> str:
+    """What the page tells under a title, on one line."""
+    text = " ".join((STREAMS.parent / "README.md").read_text().split())
+    text = text[text.index(f"**{title}**") :]
+    return text[: text.index(until)]
+
+
+def mean_of(study: str, arm: str, measure: str, digits: int = 3) -> str:
+    return f"{np.mean(list(by_seed(STREAMS / study, arm, measure).values())):.{digits}f}"
+
+
+def interval_of(study: str, arm: str, against: str, measure: str) -> str:
+    values = differences(STREAMS / study, arm, against, measure)
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    return f"{values.mean():.3f} [{values.mean() - half:.3f}, {values.mean() + half:.3f}]"
+
+
+@pytest.mark.skipif(not (STREAMS / "upgd").exists(), reason="not kept")
+def test_what_the_page_of_the_streams_tells_of_upgd():
+    text, others = told("UPGD"), ("not_protecting", "shrink_perturb", "adam", "sgd")
+    assert f"all tasks is {mean_of('upgd', 'upgd', 'accuracy')} with UPGD" in text
+    for arm in others:
+        assert f"by {interval_of('upgd', 'upgd', arm, 'accuracy')}" in text
+    lost = [mean_of("upgd", arm, "lost") for arm in others]
+    against = "it loses {}, against {}, {}, {} and {}."
+    assert against.format(mean_of("upgd", "upgd", "lost"), *lost) in text
+    for measure, digits, words in (("dead", 3, "of its units are dead"), ("erank", 1, "against")):
+        own, *rest = (
+            mean_of("upgd", arm, measure, digits) for arm in ("upgd", "shrink_perturb", "adam")
+        )
+        assert f"{own} {words}" in text and all(value in text for value in rest)
+    assert interval_of("upgd", "not_protecting", "shrink_perturb", "accuracy") in text
+    found = rows(STREAMS / "upgd", "tests-primary")
+    assert {row["verdict"] for row in found} == {
+        "better"
+    } and "each p 0.008, Holm over four" in text
+    assert {f"{float(row['p_corrected']):.3f}" for row in found} == {"0.008"}

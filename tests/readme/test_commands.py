@@ -430,6 +430,11 @@ SWEEPS = {
     ("permuted_mnist", "small"): "9 arms, 10 seeds each",
     ("permuted_mnist", "laptop"): "9 arms, 10 seeds each",
     ("density", "laptop"): "13 arms, 10 seeds each",
+    ("density", "laptop_fast"): "13 arms, 10 seeds each",
+    ("upgd", "laptop"): "5 arms, 10 seeds each",
+    ("regularisers", "laptop"): "5 arms, 10 seeds each",
+    ("renewal", "laptop"): "7 arms, 10 seeds each",
+    ("utilities", "laptop"): "10 arms, 10 seeds each",
 }
 SCRIPTS: dict[str, Callable[[list[str], Workspace], None]] = {
     "launch/prepare_data.py": prepare_data,
