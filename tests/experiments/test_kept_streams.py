@@ -110,3 +110,25 @@ def test_what_the_page_of_the_streams_tells_of_upgd():
         "better"
     } and "each p 0.008, Holm over four" in text
     assert {f"{float(row['p_corrected']):.3f}" for row in found} == {"0.008"}
+
+
+@pytest.mark.skipif(not (STREAMS / "regularisers").exists(), reason="not kept")
+def test_what_the_page_of_the_streams_tells_of_l1_and_l2():
+    study, text = "regularisers", told("L1 or L2")
+    for arm, against in (("l2_strong", "none"), ("l1_strong", "none"), ("l1_strong", "l2_strong"),
+                         ("l2", "none"), ("l1", "none")):  # fmt: skip
+        assert interval_of(study, arm, against, "last_third") in text
+    arms = ("none", "l2_strong", "l1_strong")
+    for measure, digits in (("weight_size", 3), ("erank", 1), ("change_erank", 1)):
+        values = [mean_of(study, arm, measure, digits) for arm in arms]
+        words = "{} with none, {} with the stronger L2, {} with the stronger L1"
+        assert (words if digits == 3 else "{}, {} and {}").format(*values) in text
+    verdicts = {
+        (r["arm"], r["against"]): (r["verdict"], f"{float(r['p_corrected']):.3f}")
+        for r in rows(STREAMS / study, "tests-primary")
+    }
+    assert verdicts["l2_strong", "none"] == verdicts["l1_strong", "none"] == ("better", "0.012")
+    assert verdicts["l1_strong", "l2_strong"] == ("worse", "0.012")
+    assert verdicts["l2", "none"] == ("better", "0.035")
+    assert verdicts["l1", "none"][0] == "difference not shown"
+    assert "each p 0.012, Holm over six" in text and "(p 0.035)" in text
