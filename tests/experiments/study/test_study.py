@@ -140,7 +140,7 @@ def test_studies_of_the_project_can_be_read(path):
         names = [setting.name for setting in found.settings]
         assert found.config.analysis.reference in names
     # ZeRO 2 costs the host half as much again in every micro-batch: not where a GPU waits for it.
-    assert read_study(path, scale=scales[-1]).ds_config.name == "zero1.json"
+    assert read_study(path, scale=scales[-1]).ds_config.name in ("zero0.json", "zero1.json")
 
 
 @pytest.mark.parametrize("name", ["exp1_density", "exp2_topology", "exp3_crossover"])
