@@ -1,8 +1,8 @@
 """What the host does for a block, forward and backward: calls of Python and of C, counted.
 
-A GPU waits for it where batches are small. Times differ from machine to machine; these numbers only
-with the release of torch. Kernels of Triton are stood in for, so that the way to them is counted and
-Triton's own launch is not.
+A GPU waits for it where batches are small. Times differ from machine to machine; these numbers
+only with the release of torch. Kernels of Triton are stood in for, so that the way to them is
+counted and Triton's own launch is not.
 """
 
 import sys
