@@ -1,10 +1,14 @@
 """A wheel by itself, in an environment that cannot see the checkout."""
 
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -49,6 +53,27 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (site / "others.pth").write_text(sysconfig.get_path("purelib"))
     shutil.rmtree(root / "source")
     return root / "venv" / "bin"
+
+
+def plain(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+def test_whatever_is_imported_is_asked_for() -> None:
+    """Else it is there by chance: because another package happens to need it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lists = [project["dependencies"], *project["optional-dependencies"].values()]
+    asked = {plain(*re.findall(r"^[\w.-]+", words)) for each in lists for words in each}
+    imported: set[str] = set()
+    for path in (ROOT / "sparsecl").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {name.name.partition(".")[0] for name in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.partition(".")[0])
+    brought_by = packages_distributions()  # an extra may not be installed: its own name then
+    foreign = imported - sys.stdlib_module_names - {"sparsecl"}
+    assert not {n for n in foreign if not asked & set(map(plain, brought_by.get(n, [n])))}
 
 
 @pytest.mark.slow

@@ -8,12 +8,15 @@ import contextlib
 import io
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 
 from sparsecl.checkpoint.reader import Reader
+from sparsecl.engine import build
+from sparsecl.errors import UserError
 from sparsecl.model.shapes import layer_shapes
 from sparsecl.topology.build import build_topologies
 from tests.distributed import cases
@@ -193,6 +196,21 @@ def test_deepspeeds_own_choice_of_optimizer(pool, shared_cache, tmp_path, exact,
     result = pool.run(cases.train, 2, str(shared_cache), stage, (), str(tmp_path), json)[0]
     assert result["losses"] == pytest.approx(exact["losses"], abs=0.01)
     check_zeros(shared_cache, tmp_path)
+
+
+def built_without_a_kernel(cache: str, folder: str) -> str:
+    """The error that ends a run whose optimizer cannot be compiled."""
+    json = {"optimizer": {"type": "AdamW", "params": {"torch_adam": True}}}
+    lacking = mock.patch.object(build, "_load_kernel", side_effect=UserError("no compiler"))
+    with lacking, pytest.raises(UserError) as caught:
+        cases.assemble(cases.load(cache, ()), "zero1", folder, json)
+    return str(caught.value)
+
+
+@pytest.mark.fault("G8")
+def test_the_kernel_of_an_optimizer_is_asked_for_before_deepspeed(pool, shared_cache, tmp_path):
+    found = pool.run(built_without_a_kernel, 1, str(shared_cache), str(tmp_path))
+    assert found == ["no compiler"]
 
 
 def test_activation_checkpointing_changes_nothing(pool, shared_cache, tmp_path, exact):

@@ -5,13 +5,17 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from sparsecl.engine import devices
+from sparsecl.engine import devices, run
 from sparsecl.engine.build import _load_kernel
 from sparsecl.engine.devices import be_deterministic, check_devices
+from sparsecl.engine.resume.changes import NOTHING
+from sparsecl.engine.run_config import RunConfig
+from sparsecl.engine.speed_config import SpeedConfig
 from sparsecl.errors import UserError
 from sparsecl.model.compiled import compile_blocks
 from sparsecl.sparse import kernels
@@ -221,3 +225,21 @@ def test_another_workspace_is_refused(monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
     with pytest.raises(UserError, match="CUBLAS_WORKSPACE_CONFIG=:0:0. Unset it, or set it to"):
         be_deterministic()
+
+
+@pytest.mark.fault("G3")
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_run_that_asks_for_equal_bits_has_them_before_anything_is_on_a_gpu(monkeypatch, asked):
+    done = []
+    monkeypatch.setattr(run, "be_deterministic", lambda: done.append("bits"))
+
+    def begin(*_, **__):
+        done.append("ranks")
+        raise UserError("far enough")
+
+    monkeypatch.setattr(run.dist, "init", begin)
+    config = RunConfig(speed=SpeedConfig(deterministic=asked))
+    prepared = SimpleNamespace(config=config, deepspeed=SimpleNamespace(config={}), run_dir=ROOT)
+    with pytest.raises(UserError, match="far enough"):
+        run._run(prepared, "never", NOTHING, False, None)  # type: ignore[arg-type]
+    assert done == ["bits", "ranks"][not asked :]

@@ -360,7 +360,8 @@ ROWS = (
     ),
     Row(
         "G11",
-        "a Triton kernel that does not compile, needs too much shared memory or adds atomically",
+        "a Triton kernel that does not compile, needs too much shared memory, adds atomically or "
+        "in an order of the tuner's choice",
         "found by make test-slow",
         "compiled for sm_80 and sm_90, run on none",
     ),

@@ -39,6 +39,8 @@ def test_the_folder_holds_everything(finished):
     assert names == ["latest", "published.jsonl", "step_20", "step_24"]
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["versions"]["deepspeed"]
+    began = json.loads((folder / "scalars.jsonl").read_text().partition("\n")[0])
+    assert began["versions"]["attention"].endswith("attention")  # decides how gradients round
 
 
 def test_the_results_are_those_of_the_record(finished):

@@ -3,6 +3,8 @@ no GPU and no toolkit is needed. What runs on none is still checked for what it 
 """
 
 import re
+import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 
 pytest.importorskip("triton")
 
+import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from triton.runtime import driver
@@ -23,6 +26,7 @@ pytestmark = pytest.mark.slow
 
 # Shared memory that a program may have, by compute capability (CUDA's programming guide).
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
+MOST_STACK_BYTES = 128
 INTS = {"fp32": "i32", "bf16": "i16"}
 SIXTEEN = [["tt.divisibility", 16]]  # what the launcher finds of pointers and row lengths
 
@@ -45,49 +49,73 @@ def compiled(kernel: Any, capability: int, types: dict[str, str], **options: Any
     return compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
-def check(kernel: Any, capability: int) -> None:
+def stack_bytes(kernel: Any, folder: Path) -> int:
+    """What a thread keeps in memory because it has no registers left."""
+    (folder / "kernel.cubin").write_bytes(kernel.asm["cubin"])
+    words = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", folder / "kernel.cubin"]
+    usage = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    return max(int(number) for number in re.findall(r"STACK:(\d+)", usage))
+
+
+def check(kernel: Any, capability: int) -> frozenset[tuple[str, str]]:
+    """Returns its matrix instructions, and how many products each adds up."""
     assert kernel.metadata.shared <= SHARED_BYTES[capability]
-    assert "cubin" in kernel.asm
     # Sums in any order would not be repeatable.
     assert not re.findall(
         r"^.*\b(?:atom|red)\.(?:global|shared|relaxed).*$", kernel.asm["ptx"], re.M
     )
+    return frozenset(re.findall(r"\b(wgmma|mma)\.[\w.]*\.m\d+n\d+(k\d+)", kernel.asm["ptx"]))
+
+
+def check_choices(kinds: set[frozenset[Any]], stacks: list[int], dtype: str) -> None:
+    """Whatever the tuner takes, a sum has one order: one kind of instruction for a kernel (fp32 has
+    none). And it has something to take whose numbers fit the registers."""
+    assert [len(kind) for kind in kinds] == [dtype != "fp32"], kinds
+    assert min(stacks) <= MOST_STACK_BYTES, stacks
 
 
 @pytest.mark.fault("G11")
 @pytest.mark.parametrize("capability", SHARED_BYTES)
 @pytest.mark.parametrize("dtype", INTS)
 @pytest.mark.parametrize("size", [16, 128])
-def test_block_kernels(capability, dtype, size):
+def test_block_kernels(capability, dtype, size, tmp_path):
     indices = ("row_starts", "columns", "column_starts", "rows", "firsts", "widths", "tile_rows")
     types = dict.fromkeys(indices, "*i32")
     types |= dict.fromkeys(("x", "values", "y", "dy", "dx"), f"*{dtype}")
     step = block_kernels.STEP_FP32 if dtype == "fp32" else block_kernels.STEP
     for kernel in (block_kernels._forward, block_kernels._grad_input):
         # The configurations that need most: of registers, and of shared memory.
+        kinds, stacks = set(), []
         for config in (kernel.configs[0], kernel.configs[-1]):
             made = compiled(
                 kernel, capability, types, SIZE=size, DEPTH=min(size, step),
                 num_warps=config.num_warps, num_stages=config.num_stages, **config.kwargs,
             )  # fmt: skip
-            check(made, capability)
-    for out in {dtype, "fp32"}:  # the gradient itself, or one of several parts
-        config = block_kernels._grad_values.configs[-1]
+            kinds.add(check(made, capability))
+            stacks.append(stack_bytes(made, tmp_path))
+        check_choices(kinds, stacks, dtype)
+    kinds, stacks = set(), []
+    few, many = (block_kernels._grad_values.configs[number] for number in (0, -1))
+    # The gradient itself, or one of several parts.
+    for out, config in ((dtype, few), (dtype, many), ("fp32", many)):
         made = compiled(
             block_kernels._grad_values, capability, types | {"out": f"*{out}"}, SIZE=size,
             STEP=step, num_warps=config.num_warps, num_stages=config.num_stages,
         )  # fmt: skip
-        check(made, capability)
+        kinds.add(check(made, capability))
+        stacks.append(stack_bytes(made, tmp_path))
+    check_choices(kinds, stacks, dtype)
 
 
 @pytest.mark.fault("G11")
 @pytest.mark.parametrize("capability", SHARED_BYTES)
 @pytest.mark.parametrize("dtype", INTS)
 @pytest.mark.parametrize("name", ["expand_bitmap", "gather_bitmap", "expand_index", "gather_index"])
-def test_packed_kernels(capability, dtype, name):
+def test_packed_kernels(capability, dtype, name, tmp_path):
     moved = dict.fromkeys(("values", "dense", "out"), f"*{INTS[dtype]}")
     types = {**moved, "bits": "*u8", "starts": "*i32", "index": "*i32", "num_cells": "i64"}
-    check(compiled(getattr(packed_kernels, name), capability, types, GROUP=GROUP), capability)
+    made = compiled(getattr(packed_kernels, name), capability, types, GROUP=GROUP)
+    assert not check(made, capability) and not stack_bytes(made, tmp_path)
 
 
 @pytest.mark.fault("G14")

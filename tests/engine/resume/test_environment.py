@@ -12,7 +12,7 @@ from sparsecl.engine.resume.environment import check_deepspeed, check_environmen
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import UserError
 from sparsecl.sparse import native
-from sparsecl.topology.config import TopologyConfig
+from sparsecl.topology.config import BlockConfig, TopologyConfig
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,22 @@ def test_the_installed_release_is_what_is_checked(monkeypatch):
     monkeypatch.setattr(env.importlib.metadata, "version", lambda name: "0.18.9")
     with pytest.raises(UserError, match="DeepSpeed 0.18.9 .* precision=bf16: the last micro-batch"):
         check_environment(resolved(1), RunConfig(precision="bf16"))
+
+
+@pytest.mark.fault("G5", "G6")
+@pytest.mark.parametrize(
+    ("topology", "needed"),
+    [
+        (TopologyConfig(kind="dense", storage="packed"), False),
+        (TopologyConfig(), False),
+        (TopologyConfig(storage="packed"), True),
+        (TopologyConfig(block=BlockConfig(size=16)), True),
+    ],
+)
+def test_every_run_looks_at_its_devices(monkeypatch, topology, needed):
+    """Kernels of Triton are asked for where packed or tiled layers will launch them."""
+    monkeypatch.setattr(env, "check_devices", lambda *, needs_kernels: [f"asked: {needs_kernels}"])
+    assert check_environment(resolved(), RunConfig(topology=topology)) == [f"asked: {needed}"]
 
 
 @pytest.mark.parametrize(

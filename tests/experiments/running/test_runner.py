@@ -1,5 +1,6 @@
 """The runner: order, failures, needs, and that stopping it changes nothing."""
 
+import argparse
 import io
 import json
 import os
@@ -9,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from sparsecl.errors import UserError
 from sparsecl.experiments.findings.collect import collect, status_of, status_text
 from sparsecl.experiments.running import local
 from sparsecl.experiments.running.overview import Overview, bar, clock
@@ -25,6 +28,7 @@ from sparsecl.experiments.study.study_plan import (
     run_folder,
     write_plan,
 )
+from sparsecl.programs import sweep
 from tests.events import HANG, wait_for
 from tests.experiments import fake_train
 from tests.experiments.fake_sweep import make_runner
@@ -269,3 +273,20 @@ def test_a_slot_is_a_gpu_and_foreign_ranks_are_forgotten(tmp_path, monkeypatch):
     wait_for(lambda: process.poll() is not None, "its end")
     assert log.read_text().split() == ["5", "None", "3"]
     assert os.environ["RANK"] == "3"
+
+
+@pytest.mark.fault("G7")
+def test_a_study_begins_one_run_on_each_of_its_gpus(tmp_path, monkeypatch):
+    given = {}
+
+    def place(**arguments):
+        given.update(arguments)
+        raise UserError("far enough")
+
+    monkeypatch.setattr(sweep, "LocalPlace", place)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    plan = read_plan(write_study(tmp_path))
+    with pytest.raises(UserError, match="far enough"):
+        sweep.run(tmp_path, plan, argparse.Namespace(jobs=None, threads=3))
+    assert given == {"slots": 2, "threads": 3, "gpus": ["4", "5"]}

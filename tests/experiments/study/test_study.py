@@ -123,6 +123,7 @@ def test_a_run_config_laid_over_the_base_may_have_a_name_and_no_seed(study_of, t
     other = tmp_path / "base.yaml"
     other.write_text("name: mine\nbatch: {sequences: 4}\n")
     assert study_of(SMALL, base=other).settings[0].config.batch.sequences == 4
+    assert study_of(SMALL, base=other).ds_config.name == "zero1.json"
     other.write_text("seed: 5\n")
     with pytest.raises(UserError, match=r"base.yaml:1: seed: a study gives every run its seed"):
         study_of(SMALL, base=other)
@@ -138,6 +139,8 @@ def test_studies_of_the_project_can_be_read(path):
         assert found.config.question and len(found.seeds) >= 6
         names = [setting.name for setting in found.settings]
         assert found.config.analysis.reference in names
+    # ZeRO 2 costs the host half as much again in every micro-batch: not where a GPU waits for it.
+    assert read_study(path, scale=scales[-1]).ds_config.name in ("zero0.json", "zero1.json")
 
 
 @pytest.mark.parametrize("name", ["exp1_density", "exp2_topology", "exp3_crossover"])
