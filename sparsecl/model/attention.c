@@ -29,9 +29,10 @@
 #define LOG2_E 1.4426950408889634f
 #define LN_2 0.6931471805599453f
 
-/* A copy of every loop for each level of x86-64, as in sparse/native.c. */
+/* A copy of every loop for AVX-512, picked when the library is loaded. */
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define CLONES __attribute__((target_clones("arch=x86-64-v4", "default")))
+#define CLONED
 #else
 #define CLONES
 #endif
@@ -284,18 +285,45 @@ CLONES static void unpack(const struct call *call, const float *rows, const stru
     }
 }
 
+/* a0 b0 a1 b1 ... of the first and of the second half of two vectors. */
+#define LOW(a, b) \
+    __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+#define HIGH(a, b) \
+    __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+
+INLINE void transpose(floats m[LANES]) {
+    floats t[LANES];
+    for (int round = 0; round < 2; round++) {
+        for (int i = 0; i < 8; i++) t[2 * i] = LOW(m[i], m[i + 8]), t[2 * i + 1] = HIGH(m[i], m[i + 8]);
+        for (int i = 0; i < 8; i++) m[2 * i] = LOW(t[i], t[i + 8]), m[2 * i + 1] = HIGH(t[i], t[i + 8]);
+    }
+}
+
 /* Rows [num, width] -> panels [num / PANEL, width, PANEL]. */
 CLONES static void turn(const float *rows, int64_t num, int64_t width, float *panels) {
+    floats block[LANES];
     for (int64_t t = 0; t < num; t += LANES)
         for (int64_t d = 0; d < width; d += LANES) {
             float *to = panels + t / PANEL * PANEL * width + d * PANEL + t % PANEL;
-            const float *from = rows + t * width + d;
-            for (int i = 0; i < LANES; i++) {
-                floats column;
-                for (int r = 0; r < LANES; r++) column[r] = from[r * width + i];
-                *(floats *)(to + i * PANEL) = column;
-            }
+            for (int i = 0; i < LANES; i++) block[i] = *(const floats *)(rows + (t + i) * width + d);
+            transpose(block);
+            for (int i = 0; i < LANES; i++) *(floats *)(to + i * PANEL) = block[i];
         }
+}
+
+/* delta [room]: of each token, the sum of grad [room, padded width] times o; 0 behind the last. */
+CLONES static void products(const struct call *call, const float *grad, int64_t batch, int64_t head,
+                            int64_t room, float *delta) {
+    int64_t width = padded(call->width, LANES), whole = call->width / LANES * LANES;
+    memset(delta, 0, room * sizeof(float));
+    for (int64_t t = 0; t < call->tokens; t++, grad += width) {
+        const float *o = row_of(&call->o, batch, head, t);
+        floats sum = {0};
+        for (int64_t d = 0; d < whole; d += LANES)
+            sum += *(const floats *)(grad + d) * *(const loose *)(o + d);
+        delta[t] = sum_of(sum);
+        for (int64_t d = whole; d < call->width; d++) delta[t] += grad[d] * o[d];
+    }
 }
 
 INLINE float *take(float **scratch, int64_t num) {
@@ -358,11 +386,8 @@ static void backward(struct call *call, int64_t batch, int64_t group, float *scr
         const float *kept = call->sums + (batch * call->heads + head) * tokens;
         pack(call, &call->q, batch, head, 0, tokens, room, call->scale * LOG2_E, q);
         pack(call, &call->grad, batch, head, 0, tokens, room, 1, grad);
-        for (int64_t t = 0; t < room; t++) {
-            sums[t] = t < tokens ? kept[t] : 0, delta[t] = 0;
-            const float *o = t < tokens ? row_of(&call->o, batch, head, t) : NULL;
-            for (int64_t d = 0; o && d < call->width; d++) delta[t] += grad[t * width + d] * o[d];
-        }
+        products(call, grad, batch, head, room, delta);
+        for (int64_t t = 0; t < room; t++) sums[t] = t < tokens ? kept[t] : 0;
         memset(dq, 0, room * width * sizeof(float));
         for (int64_t key = 0; key < tokens; key += KEYS)
             for (int64_t query = key / QUERIES * QUERIES; query < tokens; query += QUERIES) {
@@ -414,6 +439,15 @@ static void share_out(struct call *call, work_fn work) {
     work_on(&workers[0]);
     for (int64_t i = 1; i < call->threads; i++)
         if (started[i]) pthread_join(threads[i], NULL);
+}
+
+/* Tiles fill the registers of AVX-512; no others were measured. */
+int sparsecl_attention_fits(void) {
+#ifdef CLONED
+    return __builtin_cpu_supports("x86-64-v4") != 0;
+#else
+    return 0;
+#endif
 }
 
 /* Floats of scratch that a thread needs. */

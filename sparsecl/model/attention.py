@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from sparsecl.extension import load_extension
 
@@ -68,6 +67,21 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
 
 
+def missing() -> str | None:
+    """Why torch computes attention on a machine that our C was written for; None = it does not."""
+    if _library() is not None or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return None
+    return (
+        "the attention kernel is not built (sparsecl was installed without a C compiler, or with a "
+        "GCC before 12: install gcc, then sparsecl again)"
+    )
+
+
+def slow(reason: str) -> str:
+    """What it means for a run that the kernel is `missing`."""
+    return f"{reason}: torch's takes its place, which needs twice as long."
+
+
 def _takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Our C knows what to do with these, and nobody wants to look into what is done."""
     if torch.compiler.is_compiling() or _library() is None:
@@ -77,6 +91,8 @@ def _takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
     if any(x.dtype != torch.float32 for x in (q, k, v)) or torch.is_autocast_enabled("cpu"):
         return False
     if torch._C._are_functorch_transforms_active() or torch.jit.is_tracing():
+        return False
+    if not torch.backends.cuda.flash_sdp_enabled():  # of a CPU too: somebody asks for torch's math
         return False
     return q.shape[-1] <= MAX_WIDTH and q.numel() > 0 and q.shape[2:] == k.shape[2:] == v.shape[2:]
 
@@ -92,8 +108,12 @@ class _Attention(Function):
         return o
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if torch.is_grad_enabled():  # create_graph; what came out would be taken for a constant
+            raise RuntimeError(
+                "our attention has no second derivative: make the forward pass in "
+                "torch.nn.attention.sdpa_kernel(SDPBackend.MATH), and torch computes it"
+            )
         q, k, v, o, sums = ctx.saved_tensors
         dq, dk, dv = (_like(x) for x in (q, k, v))
         given = {"q": q, "k": k, "v": v, "o": o, "grad": _rows(grad)}
@@ -147,10 +167,13 @@ def _scratch(wanted: int) -> Tensor:
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    """What setuptools has built beside this file; None if it has not, or for another machine."""
-    functions = ("attention", "attention_gradient", "attention_room")
+    """What setuptools has built beside this file; None if it has not, or for another machine, or if
+    this one has no AVX-512."""
+    functions = ("attention", "attention_gradient", "attention_room", "attention_fits")
     names = [f"sparsecl_{name}" for name in functions]
     library = load_extension(Path(__file__).with_name("_attention"), names)
-    if library is not None:
-        library.sparsecl_attention_room.restype = LONG
-    return library
+    if library is None:
+        return None
+    library.sparsecl_attention_room.restype = LONG
+    library.sparsecl_attention_fits.restype = ctypes.c_int
+    return library if library.sparsecl_attention_fits() else None
