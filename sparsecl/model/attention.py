@@ -1,7 +1,7 @@
 """Causal attention: by our own C (attention.c) on a CPU in fp32, by torch everywhere else.
 
-B = batch, H = heads (KV of keys and values), T = tokens, D = head width; all local. The C takes torch's
-number of threads, and gives equal bits for any.
+B = batch, H = heads (KV of keys and values), T = tokens, D = head width; all local. The C takes
+torch's number of threads, and gives equal bits for any.
 """
 
 import ctypes

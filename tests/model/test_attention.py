@@ -1,4 +1,4 @@
-"""Our attention: that of a plain softmax at any size, equal bits, nothing outside; torch's elsewhere."""
+"""Our attention: a plain softmax at any size, equal bits, nothing outside; elsewhere torch's."""
 
 import ctypes
 import functools

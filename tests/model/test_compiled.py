@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sparsecl import dist
 from sparsecl.errors import UserError
-from sparsecl.model import compiled
+from sparsecl.model import attention, compiled
 from sparsecl.model.build import build_gpt
 from sparsecl.model.compiled import compile_blocks
 from sparsecl.model.config import ModelConfig

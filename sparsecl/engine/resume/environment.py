@@ -136,7 +136,7 @@ def check_environment(resolved: Resolved, config: RunConfig) -> list[str]:
 
 
 def _native_warnings(config: RunConfig) -> list[str]:
-    """Said where a run on a CPU misses our own C: `auto` its fastest backend, fp32 its attention."""
+    """Said where a run on a CPU misses our own C, as backend of `auto` or as attention in fp32."""
     if torch.cuda.is_available():
         return []
     topology = config.topology
