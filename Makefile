@@ -3,7 +3,7 @@
 # make test-slow   the others
 # make lint   ruff (lint and format) and pyright
 # make clean  remove caches and build leftovers; the virtual environment and runs/ stay, and so do
-#             the kernels that are built beside native.c
+#             the kernels that are built beside their C
 
 PYTHON ?= python3
 VENV := .venv
@@ -21,7 +21,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # torch goes first and by its exact version: a range would fetch the newest CUDA build, and the
 # packages after it then find their requirement satisfied. The stamp is the last thing written, so
 # an interrupted installation is taken up again.
-$(STAMP): pyproject.toml constraints.txt $(wildcard sparsecl/*/native.c)
+$(STAMP): pyproject.toml constraints.txt $(wildcard sparsecl/*/*.c)
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"

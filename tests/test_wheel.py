@@ -80,8 +80,11 @@ def test_whatever_is_imported_is_asked_for() -> None:
 def test_the_wheel_brings_its_kernels(installed: Path, tmp_path: Path) -> None:
     if shutil.which("gcc") is None:
         pytest.skip("no compiler")
-    code = "from sparsecl.sparse import native; print(native.missing())"
-    assert call(installed / "python", "-c", code, cwd=tmp_path) == "None\n"
+    code = (
+        "from sparsecl.model import attention; from sparsecl.sparse import native;"
+        "print(native.missing(), attention.missing())"
+    )
+    assert call(installed / "python", "-c", code, cwd=tmp_path) == "None None\n"
 
 
 @pytest.mark.slow

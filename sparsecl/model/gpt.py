@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sparsecl import dist
 from sparsecl.model import columns
+from sparsecl.model.attention import causal_attention
 from sparsecl.model.chunked import Asked
 from sparsecl.model.columns import Columns, Heard, Lateral
 from sparsecl.model.config import ModelShape, check_tensor_parallel, loss_chunk
@@ -65,9 +66,7 @@ class Attention(nn.Module):
         )
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        # A flag and no mask tensor: only then may torch take its flash kernels (in bf16 and fp16).
-        grouped = k.shape[1] < q.shape[1]
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        y = causal_attention(q, k, v)
         y = y.permute(2, 0, 1, 3) if spread else y.transpose(1, 2)
         return self.o(y.flatten(2), spread)
 

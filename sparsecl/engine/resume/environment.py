@@ -22,8 +22,8 @@ from sparsecl.engine.deepspeed.ds_config import Resolved
 from sparsecl.engine.devices import ask, check_devices, driver
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import UserError
+from sparsecl.model import attention
 from sparsecl.sparse import native
-from sparsecl.topology.config import TopologyConfig
 
 VERSIONED = (
     "torch", "deepspeed", "megatron-core", "numpy", "scipy", "safetensors", "datasets",
@@ -131,15 +131,22 @@ def check_environment(resolved: Resolved, config: RunConfig) -> list[str]:
     return [
         *_torch_warnings(torch.__version__),
         *check_devices(needs_kernels=needs_kernels),
-        *_native_warnings(topology),
+        *_native_warnings(config),
     ]
 
 
-def _native_warnings(topology: TopologyConfig) -> list[str]:
-    """Said where `auto` will miss the fastest backend of a CPU."""
+def _native_warnings(config: RunConfig) -> list[str]:
+    """Said where a run on a CPU misses our own C, as backend of `auto` or as attention in fp32."""
+    if torch.cuda.is_available():
+        return []
+    topology = config.topology
     wanted = topology.kind != "dense" and topology.backend == "auto"
-    reason = native.missing() if wanted and not torch.cuda.is_available() else None
-    return [native.slow(reason)] if reason else []
+    backend = native.missing() if wanted else None
+    kernel = attention.missing() if config.precision == "fp32" else None
+    return [
+        *([native.slow(backend)] if backend else []),
+        *([attention.slow(kernel)] if kernel else []),
+    ]
 
 
 def _check_quantized(resolved: Resolved) -> None:

@@ -11,6 +11,7 @@ from sparsecl.engine.resume import environment as env
 from sparsecl.engine.resume.environment import check_deepspeed, check_environment, environment
 from sparsecl.engine.run_config import RunConfig
 from sparsecl.errors import UserError
+from sparsecl.model import attention
 from sparsecl.sparse import native
 from sparsecl.topology.config import BlockConfig, TopologyConfig
 
@@ -139,3 +140,14 @@ def test_auto_without_the_native_kernels_says_what_is_slower(monkeypatch, topolo
     assert len(lines) == said and all("two to three times as long" in line for line in lines)
     monkeypatch.setattr(native, "missing", lambda: None)
     assert not any("no compiler" in line for line in check_environment(given, config))
+
+
+def test_fp32_on_a_cpu_without_our_attention_says_what_is_slower(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(attention, "_library", lambda: None)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    (line,) = check_environment(resolved(), RunConfig(precision="fp32"))
+    assert "attention kernel is not built" in line and "twice as long" in line
+    assert check_environment(resolved(), RunConfig(precision="bf16")) == []
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert check_environment(resolved(), RunConfig(precision="fp32")) == []
