@@ -1,5 +1,6 @@
 """What the page of the streams tells of kept results is made again from their tables."""
 
+import json
 import re
 
 import numpy as np
@@ -132,3 +133,25 @@ def test_what_the_page_of_the_streams_tells_of_l1_and_l2():
     assert verdicts["l2", "none"] == ("better", "0.035")
     assert verdicts["l1", "none"][0] == "difference not shown"
     assert "each p 0.012, Holm over six" in text and "(p 0.035)" in text
+
+
+def test_what_the_page_of_the_streams_tells_of_tickets():
+    kept = json.loads((STREAMS / "tickets" / "stream_tickets.json").read_text())
+    text = told("Tickets once plasticity is lost")
+    ticket, mask = (
+        {n: np.mean(found[kind], axis=0) for n, found in kept["after"].items()}
+        for kind in ("ticket", "random")
+    )
+    assert list(ticket) == ["0", "10", "50", "100"] and len(kept["after"]["0"]["ticket"]) == 10
+    words = "{:.3f}, {:.3f}, {:.3f} and {:.3f}"
+    for values in (
+        [curve[0] for curve in ticket.values()],
+        [curve.max() for curve in ticket.values()],
+        gains := [curve.max() - curve[0] for curve in ticket.values()],
+    ):
+        assert words.format(*values) in text
+    assert gains[3] > gains[0] - 0.005
+    assert kept["densities"][-1] == pytest.approx(0.107, abs=0.001)
+    assert f"({ticket['100'][-1]:.3f})" in text and f"fallen to {ticket['0'][-1]:.3f}." in text
+    assert ticket["100"].max() - ticket["100"][-1] < 0.01
+    assert f"{mask['100'][-1]:.3f} against {mask['0'][-1]:.3f}" in text
