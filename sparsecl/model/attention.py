@@ -21,6 +21,10 @@ from sparsecl.extension import load_extension
 LONG = ctypes.c_int64
 MAX_THREADS, MAX_WIDTH = 256, 256
 
+# Of shorter texts the way into our C costs more than it saves, some 70 us forward and backward. The
+# number of sequences and heads has no say: a sequence has equal bits in any company.
+MIN_TOKENS = 64
+
 # Multiply-adds that pay for the start of one more thread, which takes some 30 us.
 WORTH_A_THREAD = 2**22
 
@@ -94,7 +98,9 @@ def _takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
         return False
     if not torch.backends.cuda.flash_sdp_enabled():  # of a CPU too: somebody asks for torch's math
         return False
-    return q.shape[-1] <= MAX_WIDTH and q.numel() > 0 and q.shape[2:] == k.shape[2:] == v.shape[2:]
+    if q.shape[2] < MIN_TOKENS or q.shape[-1] > MAX_WIDTH or q.numel() == 0:
+        return False
+    return q.shape[2:] == k.shape[2:] == v.shape[2:]
 
 
 class _Attention(Function):

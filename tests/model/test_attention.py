@@ -22,6 +22,11 @@ SIZES = [
 ]  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _short_texts_too(monkeypatch):
+    monkeypatch.setattr(attention, "MIN_TOKENS", 1)
+
+
 @functools.cache
 def given(size, dtype=torch.float32):
     """q, k and v as linears give them, and the gradient of the result: [B, T, heads * D]."""
@@ -170,6 +175,8 @@ def test_what_the_c_does_not_know_is_computed_by_torch(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, lambda value=value: value)
             torch.testing.assert_close(causal_attention(q, k, v), plain(q, k, v))
+    monkeypatch.setattr(attention, "MIN_TOKENS", 10)
+    torch.testing.assert_close(causal_attention(q, k, v), plain(q, k, v))
     assert not calls
 
 
