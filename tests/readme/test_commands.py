@@ -433,7 +433,7 @@ SWEEPS = {
     ("density", "laptop_fast"): "13 arms, 10 seeds each",
     ("upgd", "laptop"): "5 arms, 10 seeds each",
     ("regularisers", "laptop"): "5 arms, 10 seeds each",
-    ("renewal", "laptop"): "7 arms, 10 seeds each",
+    ("renewal", "laptop"): "8 arms, 10 seeds each",
     ("utilities", "laptop"): "10 arms, 10 seeds each",
 }
 SCRIPTS: dict[str, Callable[[list[str], Workspace], None]] = {
