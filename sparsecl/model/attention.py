@@ -88,6 +88,8 @@ def slow(reason: str) -> str:
 
 def _takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Our C knows what to do with these, and nobody wants to look into what is done."""
+    if not q.is_cpu or q.shape[2] < MIN_TOKENS:  # first, so that a GPU's host asks no more
+        return False
     if torch.compiler.is_compiling() or _library() is None:
         return False
     if any(type(x) is not Tensor or x.device.type != "cpu" for x in (q, k, v)):
@@ -98,9 +100,7 @@ def _takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
         return False
     if not torch.backends.cuda.flash_sdp_enabled():  # of a CPU too: somebody asks for torch's math
         return False
-    if q.shape[2] < MIN_TOKENS or q.shape[-1] > MAX_WIDTH or q.numel() == 0:
-        return False
-    return q.shape[2:] == k.shape[2:] == v.shape[2:]
+    return q.shape[-1] <= MAX_WIDTH and q.numel() > 0 and q.shape[2:] == k.shape[2:] == v.shape[2:]
 
 
 class _Attention(Function):

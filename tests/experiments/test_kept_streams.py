@@ -136,7 +136,7 @@ def test_what_the_page_of_the_streams_tells_of_l1_and_l2():
 
 
 def test_what_the_page_of_the_streams_tells_of_tickets():
-    kept = json.loads((STREAMS / "tickets" / "stream_tickets.json").read_text())
+    kept = json.loads((STREAMS / "stream_tickets.json").read_text())
     text = told("Tickets once plasticity is lost")
     ticket, mask = (
         {n: np.mean(found[kind], axis=0) for n, found in kept["after"].items()}
@@ -155,3 +155,23 @@ def test_what_the_page_of_the_streams_tells_of_tickets():
     assert f"({ticket['100'][-1]:.3f})" in text and f"fallen to {ticket['0'][-1]:.3f}." in text
     assert ticket["100"].max() - ticket["100"][-1] < 0.01
     assert f"{mask['100'][-1]:.3f} against {mask['0'][-1]:.3f}" in text
+
+
+@pytest.mark.skipif(not (STREAMS / "renewal").exists(), reason="not kept")
+def test_what_the_page_of_the_streams_tells_of_renewal():
+    study, text = "renewal", told("Units that begin anew, or weights that move")
+    assert f"accuracy is {mean_of(study, 'fixed', 'last_third')} on a fixed" in text
+    for arm in ("cbp", "rigl", "set_size", "set"):
+        assert interval_of(study, arm, "fixed", "last_third") in text
+    found = rows(STREAMS / study, "tests-primary")
+    verdicts = {(r["arm"], r["against"]): r["verdict"] for r in found}
+    assert verdicts.pop(("cbp", "fixed")) == "better"
+    same = {verdicts.pop((arm, "fixed")) for arm in ("rigl", "set_size")}
+    assert same == {"difference not shown"} and set(verdicts.values()) == {"worse"}
+    shown = {r["p_corrected"] for r in found if r["verdict"] != "difference not shown"}
+    assert {f"{float(p):.3f}" for p in shown} == {"0.018"} and len(found) == 9
+    dead = [mean_of(study, arm, "dead") for arm in ("rigl", "set_size", "fixed", "cbp")]
+    words = "{} with RigL, {} with SET by size, {} on the fixed graph after the last task, {} with"
+    assert words.format(*dead) in text
+    sizes = [mean_of(study, arm, "weight_size") for arm in ("set", "fixed")]
+    assert "weight is {} against {}".format(*sizes) in text
