@@ -96,7 +96,7 @@ def _takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
         return False
     if any(x.dtype != torch.float32 for x in (q, k, v)) or torch.is_autocast_enabled("cpu"):
         return False
-    if torch._C._are_functorch_transforms_active() or torch.jit.is_tracing():
+    if torch._C._are_functorch_transforms_active():
         return False
     if not torch.backends.cuda.flash_sdp_enabled():  # of a CPU too: somebody asks for torch's math
         return False
