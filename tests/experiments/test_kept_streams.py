@@ -175,3 +175,16 @@ def test_what_the_page_of_the_streams_tells_of_renewal():
     assert words.format(*dead) in text
     sizes = [mean_of(study, arm, "weight_size") for arm in ("set", "fixed")]
     assert "weight is {} against {}".format(*sizes) in text
+
+
+@pytest.mark.skipif(not (STREAMS / "utilities").exists(), reason="not kept")
+def test_what_the_page_of_the_streams_tells_of_utilities():
+    study, text = "utilities", told("Which units")
+    found = rows(STREAMS / study, "tests-primary")
+    for row in found:
+        assert interval_of(study, row["arm"], row["against"], "last_third") in text
+    better = {row["arm"] for row in found if row["verdict"] == "better"}
+    assert better == {
+        "contribution", "zero_contribution", "adaptable_contribution", "feature_by_input", "weight",
+    }  # fmt: skip
+    assert {f"{float(row['p_corrected']):.3f}" for row in found} == {"0.018"} and len(found) == 9
