@@ -53,6 +53,9 @@ def check(config: StreamRunConfig, after: Sequence[int], rounds: int, share: flo
         )
     if config.learner.norm != "none":
         raise UserError(f"learner.norm={config.learner.norm}: tickets take networks without one")
+    moving = [name for name, block in config.methods.used().items() if block.rewires]
+    if moving:
+        raise UserError(f"methods.{moving[0]}: tickets are of the graph that a network began with")
     if not after or min(after) < 0 or len(set(after)) < len(after):
         raise UserError(f"--after {list(after)}: numbers of tasks >= 0, each once")
     if rounds < 1 or not 0.0 < share < 1.0:

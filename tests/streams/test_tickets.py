@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sparsecl.errors import CannotCreateError, UserError
+from sparsecl.methods.dst.config import SetConfig
 from sparsecl.methods.plasticity.config import CbpConfig
 from sparsecl.programs import tickets as program
 from sparsecl.streams.config import LearnerConfig, StepConfig, StreamConfig
@@ -134,6 +135,7 @@ def test_a_file_that_cannot_be_written_is_told_before_the_work(flag, tmp_path, m
     ("changes", "asked", "text"),
     [
         ({"learner": LearnerConfig(kind="linear")}, ([0], 1, 0.2), "learner.kind=linear: tickets"),
+        ({"methods": {"set": SetConfig()}}, ([0], 1, 0.2), "methods.set: tickets are of the graph"),
         ({}, ([0, 0], 1, 0.2), r"--after \[0, 0\]: numbers of tasks"),
         ({}, ([0], 0, 0.2), "--rounds 0 must be"),
         ({}, ([0], 1, 1.0), "--share 1 between 0 and 1"),
